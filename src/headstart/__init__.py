@@ -1,0 +1,91 @@
+"""Compile Triton kernels before the program needs them.
+
+The modules, lowest first; each imports only from those above it:
+
+    errors, target, folders     what can go wrong; what to compile for; where things lie
+    environment, keys           what changes a compile's outcome; how identity is told
+    request                     one compile, as plain data
+    entry                       one compiled kernel, as one file
+    store, bundle, toolchain    many entries; many entries in one file; which Triton compiles
+    wire                        the messages between the processes
+    kernel, future              what a caller gets
+    service/                    the other processes: server, plan, zygote, worker
+    connection                  the client's end of the socket
+    bundler                     notes results, writes and reads bundles
+    async_compile               AsyncCompile: what a code generator calls
+    spec                        KernelSpec and plan files
+    cli/                        the `headstart` command
+
+Importing this package loads none of them: names are looked up when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AsyncCompile": "async_compile",
+    "CompiledTritonKernels": "async_compile",
+    "Span": "async_compile",
+    "Statistics": "async_compile",
+    "TritonBundler": "bundler",
+    "CompiledKernel": "kernel",
+    "LambdaFuture": "future",
+    "as_completed": "future",
+    "KernelSpec": "spec",
+    "Target": "target",
+    "cache_dir": "folders",
+    "HeadstartError": "errors",
+    "UsageError": "errors",
+    "CompileError": "errors",
+    "SourceError": "errors",
+    "OutOfResources": "errors",
+    "CompilerCrashed": "errors",
+    "CompileTimeout": "errors",
+    "CompileErrors": "errors",
+    "ServiceError": "errors",
+    "StoreUnavailable": "errors",
+    "DamagedError": "errors",
+    "FutureVersionError": "errors",
+}
+
+__all__ = [*_HOME, "keys"]
+
+if TYPE_CHECKING:
+    from headstart import keys
+    from headstart.async_compile import AsyncCompile, CompiledTritonKernels, Span, Statistics
+    from headstart.bundler import TritonBundler
+    from headstart.errors import (
+        CompileError,
+        CompileErrors,
+        CompilerCrashed,
+        CompileTimeout,
+        DamagedError,
+        FutureVersionError,
+        HeadstartError,
+        OutOfResources,
+        ServiceError,
+        SourceError,
+        StoreUnavailable,
+        UsageError,
+    )
+    from headstart.folders import cache_dir
+    from headstart.future import LambdaFuture, as_completed
+    from headstart.kernel import CompiledKernel
+    from headstart.spec import KernelSpec
+    from headstart.target import Target
+
+
+def __getattr__(name: str) -> Any:
+    if name == "keys":
+        return import_module("headstart.keys")
+    if name in _HOME:
+        return getattr(import_module(f"headstart.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'headstart' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,448 @@
+"""AsyncCompile: what a code generator calls.
+
+    triton(name, source, …) ─▶ CompiledTritonKernels: same request before? the same future
+                            └▶ bundle? a future that is done   └▶ service: Kickoff ─▶ future
+    future.result()         ─▶ finishing step, once: open the entry, check the target's limits ─▶ CompiledKernel
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart import keys, wire
+from headstart.bundle import Bundle, BundleItem
+from headstart.bundler import TritonBundler
+from headstart.connection import Kickoff, ServiceConnection
+from headstart.entry import Entry
+from headstart.environment import TOOL_VARIABLES, bypass_reason, fingerprint
+from headstart.errors import CompileError, CompileErrors, DamagedError, HeadstartError, OutOfResources, ServiceError
+from headstart.future import LambdaFuture
+from headstart.kernel import CompiledKernel
+from headstart.request import CompileRequest, to_target
+from headstart.service.launch import launch
+from headstart.settings import Settings
+from headstart.store import DiskStore
+from headstart.target import Target
+from headstart.toolchain import Toolchain, find_toolchain
+
+KernelFuture = LambdaFuture[CompiledKernel]
+
+_log = logging.getLogger("headstart")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What became of the requests so far. The last four counts add up to the first once nothing is pending.
+
+    Attributes:
+        requested: calls of `triton`.
+        compiled: answered by a worker.
+        cached: answered by the store or a bundle.
+        deduplicated: answered by the future of an earlier request.
+        failed: answered by an error.
+        cpu_s: CPU seconds of all compiles, tools included.
+        longest_s: CPU seconds of the longest one.
+        workers: how many compiles may run at once.
+    """
+
+    requested: int
+    compiled: int
+    cached: int
+    deduplicated: int
+    failed: int
+    cpu_s: float
+    longest_s: float
+    workers: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """One kernel on the timeline; times are `time.monotonic()` seconds, None where it did not happen (yet).
+
+    Attributes:
+        name: of the kernel.
+        kicked_off: when `triton` was called.
+        started: when a worker began; None if it came from a cache.
+        finished: when the result was there.
+        worker: which worker compiled it, or -1.
+        origin: `"worker"`, `"store"`, `"bundle"`, `"failed"` or `"pending"`.
+    """
+
+    name: str
+    kicked_off: float
+    started: float | None
+    finished: float | None
+    worker: int
+    origin: str
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One distinct request, for the books."""
+
+    name: str
+    kicked_off: float
+    kickoff: Kickoff | None  # None: a bundle had it
+
+    @property
+    def result(self) -> wire.Result | None:
+        """What the service answered, unless it failed or is pending."""
+        if self.kickoff is None or not self.kickoff.answer.done() or self.kickoff.answer.exception() is not None:
+            return None
+        return self.kickoff.answer.result()
+
+    @property
+    def origin(self) -> str:
+        """See `Span`."""
+        if self.kickoff is None:
+            return "bundle"
+        if not self.kickoff.answer.done():
+            return "pending"
+        if self.result is None:
+            return "failed"
+        return "store" if self.result.cached else "worker"
+
+    def span(self) -> Span:
+        kickoff, result = self.kickoff, self.result
+        if kickoff is None:
+            return Span(self.name, self.kicked_off, None, self.kicked_off, -1, "bundle")
+        started = result.started if result is not None and not result.cached else kickoff.started
+        return Span(self.name, self.kicked_off, started, kickoff.finished, kickoff.worker, self.origin)
+
+
+class CompiledTritonKernels:
+    """The in-memory future cache: one future per distinct request.
+
+    Keyed by everything that makes a kernel what it is: full source, name, signature, constants, attributes, options, target
+    and environment; the toolchain is the process's own.
+    """
+
+    def __init__(self) -> None:
+        self._futures: dict[str, KernelFuture] = {}
+        self._emitted: dict[str, Callable[[CompileRequest], KernelFuture]] = {}
+
+    def get(self, digest: str) -> KernelFuture | None:
+        """The future of the request with this digest, if it was made before."""
+        return self._futures.get(digest)
+
+    def take_emitted(self, digest: str, request: CompileRequest) -> KernelFuture | None:
+        """The future of a kernel that a bundle holds, made now, at its first request."""
+        make = self._emitted.pop(digest, None)
+        if make is None:
+            return None
+        return self.save(digest, make(request))
+
+    def save(self, digest: str, future: KernelFuture) -> KernelFuture:
+        """Remember `future`."""
+        self._futures[digest] = future
+        return future
+
+    def emit(self, digest: str, make: Callable[[CompileRequest], KernelFuture]) -> None:
+        """Offer a kernel of a bundle; `make` is called if somebody requests it."""
+        self._emitted.setdefault(digest, make)
+
+    def remove_future(self, digest: str) -> None:
+        """Forget one future; the next request is a new one."""
+        self._futures.pop(digest, None)
+
+    def cache_clear(self) -> None:
+        """Forget all futures, as at the start of another compile. What bundles hold stays on offer."""
+        self._futures.clear()
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+
+class _Answered:
+    """What the future of a bundled kernel waits for: nothing."""
+
+    answer: concurrent.futures.Future[None] = concurrent.futures.Future()
+    answer.set_result(None)
+
+    def want(self) -> None:
+        pass
+
+
+class AsyncCompile:
+    """Compiles kernels in the worker processes of a private service, which get ready in the background.
+
+    Args:
+        target: what to compile for, e.g. `"cuda:90"`; may be given per kernel instead.
+        workers: compiles that may run at once; default: the CPUs this process may use.
+        cache_dir: where compiled kernels are kept; default: `HEADSTART_CACHE_DIR`, or the platform's cache folder.
+        bundle: a bundle file. If it exists, its kernels are there without compiling, and no service starts until one is
+            missing. What was missing is added to it by `close`.
+        use_store: whether results may be looked up in, and kept in, the store.
+
+    Raises:
+        UsageError: an argument or one of headstart's environment variables is not valid.
+    """
+
+    def __init__(
+        self,
+        target: str | Target | None = None,
+        *,
+        workers: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        bundle: str | os.PathLike[str] | None = None,
+        use_store: bool = True,
+    ) -> None:
+        settings = Settings.load(workers=workers, cache_dir=cache_dir)
+        self._target = None if target is None else Target.parse(target)
+        self._cache_dir = settings.cache_dir
+        self._workers = settings.workers
+        self._use_store = use_store
+        self._bundle = None if bundle is None else Path(bundle)
+        self._store = DiskStore(settings.cache_dir)
+        self._lock = threading.Lock()
+        self._requests: list[_Request] = []
+        self._deduplicated = 0
+        self._toolchain: Toolchain | None = None
+        self.kernels = CompiledTritonKernels()
+        self.bundler = TritonBundler(self._emit)
+        self._connection = ServiceConnection(
+            lambda: launch(
+                cache_dir=str(settings.cache_dir),
+                workers=settings.workers,
+                time_limit=settings.time_limit,
+                store_limit=settings.store_limit,
+            ),
+            self._find_toolchain,
+            self._note,
+        )
+        self._finalizer = weakref.finalize(self, ServiceConnection.close, self._connection)
+        if self._bundle is None or not self._read_bundle(self._bundle):
+            self._connection.start()
+
+    def triton(
+        self,
+        name: str,
+        source: str,
+        *,
+        signature: Mapping[str, str] | str,
+        constants: Mapping[Any, Any] | None = None,
+        attrs: Mapping[Any, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        target: str | Target | None = None,
+        filename: str | None = None,
+    ) -> KernelFuture:
+        """Kick off the compile of one kernel. Returns at once; the same request again returns the same future.
+
+        Args:
+            name: the `@triton.jit` function.
+            source: Python text that defines it.
+            signature: `{"x": "*fp32", "n": "i32"}`, where constexprs may be left out, or Triton's ahead-of-time string, as in
+                `"*fp32:16, i32, 1024"`.
+            constants: values of constexpr parameters, by name.
+            attrs: facts about arguments: `{"x": 16}`, or Triton's `{(0,): [["tt.divisibility", 16]]}`.
+            options: the backend's: `num_warps`, `num_stages`, …
+            target: overrides that of this AsyncCompile.
+            filename: what debug lines and tracebacks show; default: `name` + `.py`.
+
+        Raises:
+            UsageError: an argument has the wrong form. What only Triton can tell comes with the future.
+        """
+        request = CompileRequest.make(
+            name,
+            source,
+            signature=signature,
+            constants=constants,
+            attrs=attrs,
+            options=options,
+            target=str(to_target(target, self._target)),
+            filename=filename,
+        )
+        digest = request.digest()
+        with self._lock:
+            future = self.kernels.get(digest)
+            if future is not None:
+                self._deduplicated += 1
+                return future
+            future = self.kernels.take_emitted(digest, request)
+            if future is not None:
+                return future
+            kickoff = self._connection.submit(request, self._use_store)
+            self._requests.append(_Request(name, kickoff.kicked_off, kickoff))
+            return self.kernels.save(digest, LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer)))
+
+    def wait(self, scope: MutableMapping[str, Any]) -> None:
+        """Replace every LambdaFuture in `scope` by its CompiledKernel.
+
+        Everything is left to finish, and every good kernel put in place, before an error is raised.
+
+        Raises:
+            CompileErrors: all the kernels that failed.
+            ServiceError: there is nothing to compile with.
+        """
+        futures = {name: value for name, value in scope.items() if isinstance(value, LambdaFuture)}
+        for future in futures.values():
+            future.want()
+        errors: dict[int, HeadstartError] = {}
+        for name, future in futures.items():
+            try:
+                scope[name] = future.result()
+            except (CompileError, DamagedError) as error:
+                errors.setdefault(id(future), error)
+        if errors:
+            raise CompileErrors(list(errors.values()))
+
+    def close(self) -> None:
+        """End the service. Compiles still in flight are abandoned; a bundle that was given gets what was missing in it."""
+        try:
+            if self._bundle is not None and self.bundler.noted:
+                self._bundle.parent.mkdir(parents=True, exist_ok=True)
+                self.bundler.collect(self._bundle)
+        except OSError as error:
+            _log.warning("cannot write the bundle %s: %s", self._bundle, error.strerror)
+        finally:
+            self.bundler.end_compile()
+            self._finalizer()
+
+    def __enter__(self) -> AsyncCompile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where compiled kernels are kept."""
+        return self._cache_dir
+
+    @property
+    def services_started(self) -> int:
+        """How many services this client has started: none while a bundle has everything, two after one died."""
+        return self._connection.launches
+
+    @property
+    def statistics(self) -> Statistics:
+        """What became of the requests so far."""
+        with self._lock:
+            origins = [request.origin for request in self._requests]
+            seconds = [request.result.cpu_s for request in self._requests if request.result is not None]
+            return Statistics(
+                requested=len(origins) + self._deduplicated,
+                compiled=origins.count("worker"),
+                cached=origins.count("store") + origins.count("bundle"),
+                deduplicated=self._deduplicated,
+                failed=origins.count("failed"),
+                cpu_s=sum(seconds),
+                longest_s=max(seconds, default=0.0),
+                workers=self._workers,
+            )
+
+    @property
+    def timeline(self) -> list[Span]:
+        """One span per distinct request, in the order of the requests."""
+        with self._lock:
+            return [request.span() for request in self._requests]
+
+    def in_flight(self) -> list[tuple[str, float]]:
+        """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""
+        running = [(kickoff.request.name, kickoff.started or 0.0) for kickoff in self._connection.in_flight()]
+        return sorted(running, key=lambda item: item[1])
+
+    # Results of the service
+
+    def _note(self, kickoff: Kickoff, result: wire.Result) -> None:
+        """In the connection's thread, before the future is done."""
+        limit = Target.parse(kickoff.request.target).shared_memory_limit
+        if limit is not None and result.shared > limit:
+            raise OutOfResources(
+                f"it needs {result.shared} bytes of shared memory, and {kickoff.request.target} has {limit}",
+                kernel=kickoff.request.name,
+                target=kickoff.request.target,
+                options=kickoff.request.options,
+                stage="launch",
+                advice="use smaller blocks or fewer num_stages",
+            )
+        self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
+
+    def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:
+        request = kickoff.request
+
+        def rebuild(error: DamagedError) -> Entry:
+            self._store.set_aside(result.key, error.reason)
+            return self._entry(request, result)
+
+        return CompiledKernel(self._entry(request, result), rebuild)
+
+    def _entry(self, request: CompileRequest, result: wire.Result) -> Entry:
+        # It may have been evicted, removed or damaged since the service answered.
+        return self._located(result) or self._compile_again(request)
+
+    def _located(self, result: wire.Result) -> Entry | None:
+        return Entry.from_bytes(result.entry) if result.entry else self._store.find(result.key)
+
+    def _compile_again(self, request: CompileRequest) -> Entry:
+        entry = self._located(self._connection.submit(request, self._use_store).answer.result())
+        if entry is None:
+            raise ServiceError(f"{request.name}: its entry vanishes from {self._cache_dir} as soon as it is written")
+        return entry
+
+    # Bundles
+
+    def _read_bundle(self, path: Path) -> bool:
+        self.bundler.begin_compile()
+        try:
+            return self.bundler.read_and_emit(path) > 0
+        except FileNotFoundError:
+            return False
+        except (DamagedError, OSError) as error:
+            _log.warning("the bundle is not used, and is written anew: %s", error)
+            return False
+
+    def _emit(self, bundle: Bundle) -> int:
+        if bypass_reason(fingerprint()) is not None or not self._use_store:
+            return 0
+        toolchain = self._toolchain_digest(bundle)
+        usable = [item for item in bundle if item.toolchain == toolchain]
+        for item in usable:
+            self.kernels.emit(item.request_digest, functools.partial(self._bundled, bundle, item))
+        if len(usable) < len(bundle):
+            _log.warning(
+                "%s: %d of %d kernels were made by another Triton or Python and are not used",
+                bundle.path,
+                len(bundle) - len(usable),
+                len(bundle),
+            )
+        return len(usable)
+
+    def _bundled(self, bundle: Bundle, item: BundleItem, request: CompileRequest) -> KernelFuture:
+        def rebuild(error: DamagedError) -> Entry:
+            _log.warning("%s is compiled again: %s", request.name, error)
+            return self._compile_again(request)
+
+        def finish(_: object) -> CompiledKernel:
+            try:
+                entry = bundle.entry(item.key)
+            except DamagedError as error:
+                entry = rebuild(error)
+            return CompiledKernel(entry, rebuild)
+
+        self._requests.append(_Request(request.name, time.monotonic(), None))
+        return LambdaFuture(request.name, _Answered(), finish)
+
+    def _toolchain_digest(self, bundle: Bundle) -> str:
+        tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
+        try:
+            return self._find_toolchain().digest(tools, self._cache_dir / "toolchains")
+        except ServiceError:
+            # A machine that only runs kernels needs no Triton: what the bundle was made with is what there is.
+            toolchains = sorted(bundle.toolchains)
+            return toolchains[0] if len(toolchains) == 1 else ""
+
+    def _find_toolchain(self) -> Toolchain:
+        if self._toolchain is None:
+            self._toolchain = find_toolchain()
+        return self._toolchain

@@ -1,0 +1,86 @@
+"""TritonBundler: notes what comes back during a compile, writes it to a bundle, and fills the future cache from one.
+
+    begin_compile ─▶ put, put, put … (one per result of the service) ─▶ collect(path) ─▶ end_compile
+    read_and_emit(path): what an earlier compile collected is there before anybody asks
+
+The life cycle is that of Inductor's TritonBundler; here a bundle is one file (see `headstart.bundle`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from headstart.bundle import Bundle, BundleWriter
+from headstart.entry import Entry
+
+Opener = Callable[[], Entry]
+
+
+class TritonBundler:
+    """Notes the kernels of one compile.
+
+    Args:
+        emit: called by `read_and_emit` with each bundle; returns how many of its kernels it can use.
+    """
+
+    def __init__(self, emit: Callable[[Bundle], int]) -> None:
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._noted: dict[str, Opener] | None = None
+        self._bundles: dict[Path, Bundle] = {}
+
+    def begin_compile(self) -> None:
+        """Start noting. What was noted before is forgotten."""
+        with self._lock:
+            self._noted = {}
+
+    def put(self, key: str, open_entry: Opener) -> None:
+        """Note one kernel that came back. Cheap: `open_entry` is called by `collect`. Ignored outside a compile."""
+        with self._lock:
+            if self._noted is not None:
+                self._noted[key] = open_entry
+
+    @property
+    def noted(self) -> int:
+        """How many different kernels have been noted in this compile."""
+        with self._lock:
+            return len(self._noted or ())
+
+    def collect(self, path: str | os.PathLike[str]) -> Path:
+        """Write all that was noted, and what was read by `read_and_emit`, into a bundle that replaces `path` at once.
+
+        Raises:
+            OSError: it cannot be written; `path` is then as it was.
+        """
+        with self._lock:
+            noted = dict(self._noted or {})
+        with BundleWriter(path) as writer:
+            for bundle in self._bundles.values():
+                for item in bundle:
+                    writer.add(bundle.entry(item.key))
+            for key, open_entry in noted.items():
+                if key not in writer:
+                    writer.add(open_entry())
+        return Path(path)
+
+    def end_compile(self) -> None:
+        """Stop noting, and forget."""
+        with self._lock:
+            self._noted = None
+
+    def read_and_emit(self, path: str | os.PathLike[str]) -> int:
+        """Fill the future cache from a bundle.
+
+        Returns:
+            How many of its kernels fit this toolchain and environment.
+
+        Raises:
+            DamagedError: it is not a whole bundle.
+            OSError: it cannot be read.
+        """
+        bundle = Bundle.open(path)
+        self._bundles[Path(path).absolute()] = bundle
+        return self._emit(bundle)

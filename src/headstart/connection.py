@@ -1,0 +1,366 @@
+"""The client's end of the socket: sends requests, waits for answers, restarts a service that died.
+
+    caller's threads                          daemon thread
+      submit ── append, try to send ─────▶      launch the service, send Hello and all that is pending
+      (never waits for the socket)              read: Started, Result, Failed ── settle futures
+                                                flush what the socket did not take
+                                                EOF: restart, send again what is pending
+
+Guarantees:
+
+* Every kick-off is settled once: by its answer, by an error that says why there is none, or by `close`.
+* A service that dies is started again and asked again for everything pending. A kernel that was being compiled at two
+  deaths is the suspect, fails, and is not tried a third time. Two deaths in a row without any progress end the attempts.
+* A fork of the process (multiprocessing, DataLoader) lets go of the connection without disturbing it. What was pending
+  is asked for again, of a service of its own, when the fork waits for it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import selectors
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from itertools import count
+
+import msgspec
+
+from headstart import wire
+from headstart.errors import COMPILE_ERRORS, CompilerCrashed, HeadstartError, ServiceError
+from headstart.request import CompileRequest
+from headstart.service.launch import Launched
+from headstart.toolchain import Toolchain
+
+MAX_RUNNING_DEATHS = 2  # deaths of the service while one kernel was being compiled
+MAX_FRUITLESS_DEATHS = 2  # deaths in a row without a single answer between
+_END_TIMEOUT = 5.0  # seconds that a service gets to clean up after its client
+
+_log = logging.getLogger("headstart")
+
+
+class Kickoff:
+    """One request on its way.
+
+    Attributes:
+        request: what was asked for.
+        kicked_off: when; this and the other times are `time.monotonic()`, seconds.
+        started: when a worker began, or None.
+        finished: when the answer came, or None.
+        worker: which one, or -1.
+        answer: will hold the service's `Result`.
+    """
+
+    def __init__(self, connection: ServiceConnection, request: CompileRequest, use_store: bool) -> None:
+        self.request = request
+        self.use_store = use_store
+        self.kicked_off = time.monotonic()
+        self.started: float | None = None
+        self.finished: float | None = None
+        self.worker = -1
+        self.answer: concurrent.futures.Future[wire.Result] = concurrent.futures.Future()
+        self.deaths = 0
+        self.ticket = -1
+        self._connection = connection
+
+    def want(self) -> None:
+        """Somebody is blocked on this; see `headstart.future.Pending`."""
+        self._connection.want(self)
+
+
+class ServiceConnection:
+    """A private service, and everything that is asked of it.
+
+    Args:
+        launch: starts a service; called in the daemon thread, again after a death.
+        find_toolchain: what shall compile; called in the daemon thread.
+        settled: called in the daemon thread before an answer is set; may raise what is set instead.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[[], Launched],
+        find_toolchain: Callable[[], Toolchain],
+        settled: Callable[[Kickoff, wire.Result], None] = lambda kickoff, result: None,
+    ) -> None:
+        self._launch = launch
+        self._find_toolchain = find_toolchain
+        self._settled = settled
+        self._tickets = count(1)
+        self.launches = 0  # services started so far
+        self._reset()
+        _connections.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._pending: dict[int, Kickoff] = {}
+        self._channel: wire.Channel | None = None
+        self._launched: Launched | None = None
+        self._thread: threading.Thread | None = None
+        self._wakeup = -1
+        self._closing = False
+        self._fruitless = 0
+        self.workers = 0
+
+    def start(self) -> None:
+        """Start a service in the background, unless there is one."""
+        with self._lock:
+            if self._thread is None and not self._closing:
+                self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._thread = threading.Thread(target=self._run, name="headstart", daemon=True)
+                self._thread.start()
+
+    def submit(self, request: CompileRequest, use_store: bool) -> Kickoff:
+        """Ask for a kernel. Never waits for the service, the socket, or a process to start."""
+        kickoff = Kickoff(self, request, use_store)
+        self._submit(kickoff)
+        return kickoff
+
+    def want(self, kickoff: Kickoff) -> None:
+        """Have what somebody waits for compiled before what was only kicked off."""
+        with self._lock:
+            if kickoff.answer.done():
+                return
+            if kickoff.ticket not in self._pending:
+                self._submit(kickoff)  # kicked off before this process was forked
+            self._send(wire.Await([kickoff.ticket]))
+
+    def in_flight(self) -> list[Kickoff]:
+        """What workers are compiling now."""
+        with self._lock:
+            return [kickoff for kickoff in self._pending.values() if kickoff.started is not None]
+
+    def close(self) -> None:
+        """End the service, and fail whatever is still pending."""
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._wake()
+            thread.join()
+        self._fail_pending(ServiceError("headstart was closed before this kernel was compiled"))
+
+    def _submit(self, kickoff: Kickoff) -> None:
+        with self._lock:
+            if self._closing:
+                raise ServiceError(f"{kickoff.request.name}: this AsyncCompile is closed")
+            kickoff.ticket = next(self._tickets)
+            self._pending[kickoff.ticket] = kickoff
+            self._send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
+            self.start()
+
+    def _send(self, message: msgspec.Struct) -> None:
+        # Without a channel there is nothing to do: all that is pending is sent when there is one.
+        if self._channel is None:
+            return
+        with contextlib.suppress(ConnectionError):
+            self._channel.send(message)
+        if self._channel.has_unsent:
+            self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wakeup, 1)
+
+    # The daemon thread
+
+    def _run(self) -> None:
+        failure: HeadstartError | None = None
+        try:
+            while self._serve():
+                pass
+        except HeadstartError as error:
+            failure = error
+        except Exception as error:
+            _log.exception("headstart's own thread failed; this is a bug")
+            failure = ServiceError(f"headstart's own thread failed: {type(error).__name__}: {error}")
+        # In one step, so that a kick-off finds either this thread or none.
+        with self._lock:
+            if failure is not None:
+                self._fruitless = 0
+                self._fail_pending(failure)
+            self._leave()
+
+    def _leave(self) -> None:
+        self._thread = None  # the next kick-off starts another
+        os.close(self._wakeup)
+        self._wakeup = -1
+
+    def _serve(self) -> bool:
+        """From the start of one service to its end. Returns whether there is anything left to ask another for."""
+        toolchain = self._find_toolchain()
+        launched = self._launch()
+        channel = wire.Channel(launched.socket, wire.FromService)
+        with self._lock:
+            self.launches += 1
+            self._channel, self._launched = channel, launched
+            with contextlib.suppress(ConnectionError):
+                channel.send(wire.Hello(wire.PROTOCOL, toolchain))
+                for kickoff in list(self._pending.values()):
+                    channel.send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
+        try:
+            self._converse(channel)
+        finally:
+            with self._lock:
+                self._channel = self._launched = None
+            died = not self._closing
+            words = launched.last_words() if died else ""
+            launched.end(_END_TIMEOUT)
+        if not died:
+            return False
+        self._mourn(launched.process.returncode, words)
+        return bool(self._pending)
+
+    def _converse(self, channel: wire.Channel) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wakeup, selectors.EVENT_READ)
+            selector.register(channel, selectors.EVENT_READ)
+            while not self._closing:
+                with self._lock:
+                    events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.has_unsent else 0)
+                selector.modify(channel, events)
+                for event, mask in selector.select():
+                    if event.fileobj is not channel:
+                        with contextlib.suppress(BlockingIOError):
+                            os.eventfd_read(self._wakeup)
+                        continue
+                    try:
+                        if mask & selectors.EVENT_WRITE:
+                            with self._lock:
+                                channel.flush()
+                        for message in channel.receive() if mask & selectors.EVENT_READ else ():
+                            self._hear(message)
+                    except (EOFError, ConnectionError):
+                        return
+                    except wire.ProtocolError as error:
+                        raise ServiceError(f"the compile service talks another language: {error}") from error
+
+    def _hear(self, message: wire.Welcome | wire.Started | wire.Result | wire.Failed) -> None:
+        if isinstance(message, wire.Welcome):
+            self.workers = message.workers
+            return
+        kickoff = self._pending.get(message.ticket)
+        if kickoff is None:
+            return
+        if isinstance(message, wire.Started):
+            kickoff.started, kickoff.worker = message.at, message.worker
+            return
+        self._fruitless = 0
+        if isinstance(message, wire.Failed):
+            self._settle(kickoff, _error(message.failure, kickoff.request))
+            return
+        if message.notice:
+            _log.warning("%s", message.notice)
+        try:
+            self._settled(kickoff, message)
+        except HeadstartError as error:
+            self._settle(kickoff, error)
+        else:
+            self._settle(kickoff, message)
+
+    def _settle(self, kickoff: Kickoff, outcome: wire.Result | HeadstartError) -> None:
+        kickoff.finished = time.monotonic()
+        # Settled first and forgotten second: see `_after_fork`.
+        if isinstance(outcome, HeadstartError):
+            kickoff.answer.set_exception(outcome)
+        else:
+            kickoff.answer.set_result(outcome)
+        with self._lock:
+            self._pending.pop(kickoff.ticket, None)
+
+    # Failures
+
+    def _mourn(self, status: int | None, words: str) -> None:
+        """The service died by itself: decide what is asked for again."""
+        _log.warning("the compile service died (status %s)%s", status, f":\n{words}" if words else "")
+        running = self.in_flight()
+        for kickoff in running:
+            kickoff.deaths += 1
+            kickoff.started = None
+        suspects = [kickoff for kickoff in running if kickoff.deaths >= MAX_RUNNING_DEATHS]
+        for kickoff in suspects:
+            self._settle(
+                kickoff,
+                CompilerCrashed(
+                    f"the compile service died {kickoff.deaths} times while it was being compiled",
+                    kernel=kickoff.request.name,
+                    target=kickoff.request.target,
+                    options=kickoff.request.options,
+                    detail=f"it is the suspect because it was running each time; it is not tried again (status {status})",
+                    output=words,
+                    advice="compile it alone (headstart build) and watch the machine's memory: dmesg names what was killed",
+                ),
+            )
+        self._fruitless = 0 if suspects else self._fruitless + bool(self._pending)
+        if self._fruitless >= MAX_FRUITLESS_DEATHS:
+            raise ServiceError(
+                f"the compile service died {self._fruitless} times in a row before it had compiled anything (status "
+                f"{status}); its last words: {words or 'none'}"
+            )
+
+    def _fail_pending(self, error: HeadstartError) -> None:
+        for kickoff in list(self._pending.values()):
+            self._settle(kickoff, error)
+
+    # Forks of the client
+
+    def _after_fork(self) -> None:
+        pending, launched, wakeup = list(self._pending.values()), self._launched, self._wakeup
+        closing = self._closing
+        self._reset()
+        self._closing = closing
+        if launched is not None:
+            launched.forget()
+        if wakeup >= 0:
+            os.close(wakeup)
+        for kickoff in pending:
+            # Another thread may have held the old one's lock at the moment of the fork.
+            kickoff.answer = concurrent.futures.Future()
+            kickoff.started = None
+
+
+_connections: weakref.WeakSet[ServiceConnection] = weakref.WeakSet()
+_forking: list[ServiceConnection] = []
+
+
+def _before_fork() -> None:
+    # No connection may be halfway through a change when the child's copy of it is made.
+    for connection in list(_connections):
+        connection._lock.acquire()
+        _forking.append(connection)
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        _forking.pop()._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _forking:
+        _forking.pop()._after_fork()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)
+
+
+def _error(failure: wire.Failure, request: CompileRequest) -> HeadstartError:
+    if failure.kind == "service":
+        return ServiceError(f"{request.name} cannot be compiled: {failure.summary}")
+    kind = COMPILE_ERRORS.get(failure.kind, COMPILE_ERRORS["compile"])
+    return kind(
+        failure.summary,
+        kernel=request.name,
+        target=request.target,
+        options=request.options,
+        stage=failure.stage,
+        detail=failure.detail,
+        output=failure.output,
+        reproduce=failure.reproduce,
+        advice=failure.advice,
+    )

@@ -1,0 +1,48 @@
+"""Where headstart keeps things.
+
+The cache folder holds what outlives a process (entries, bundles, remembered digests); the runtime folder holds what
+belongs to a running service (sockets, worker folders) and is private to its user.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from headstart.errors import ServiceError
+
+
+def cache_dir() -> Path:
+    """`HEADSTART_CACHE_DIR`, or the platform's cache folder. Absolute; may not exist yet."""
+    configured = os.environ.get("HEADSTART_CACHE_DIR")
+    return Path(configured or platformdirs.user_cache_path("headstart", appauthor=False)).expanduser().absolute()
+
+
+def runtime_dir() -> Path:
+    """The user's runtime folder, made if need be, mode 0700.
+
+    Raises:
+        ServiceError: it cannot be made, or belongs to somebody else.
+    """
+    configured = os.environ.get("XDG_RUNTIME_DIR")
+    # Without a session there is no runtime folder; /tmp is shared with other users, so the uid is in the name and
+    # the owner is checked below.
+    base = Path(configured) if configured else Path(tempfile.gettempdir())
+    path = base / ("headstart" if configured else f"headstart-{os.getuid()}")
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise ServiceError(
+            f"cannot make the runtime folder {path}: {error.strerror}; set XDG_RUNTIME_DIR to a folder of your own"
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise ServiceError(
+            f"the runtime folder {path} is not a folder that only you can enter (owner {status.st_uid}, mode "
+            f"{stat.S_IMODE(status.st_mode):o}); remove it, or set XDG_RUNTIME_DIR to a folder of your own"
+        )
+    return path

@@ -1,0 +1,62 @@
+"""Starting one of headstart's own processes.
+
+A child gets its parent's module path as an argument and looks nowhere else: not in the current folder, and whatever
+`PYTHONPATH`, `.pth` files and editable installs did to the parent's path holds for the child as well.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from typing import IO
+
+# Only `sys`, which is built in, may be imported before the path is set: any other could be shadowed by a file in
+# the current folder.
+_BOOT = (
+    "import sys; path, module, argument = sys.argv[1:]; sys.path[:] = path.split('\\n'); "
+    "import importlib; importlib.import_module(module).main(argument)"
+)
+
+# Variables that would make a child wait for a terminal, speak where nobody listens, or open the GPU.
+_UNWANTED = ("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONPROFILEIMPORTTIME", "PYTHONVERBOSE", "TRITON_INTERPRET")
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
+
+
+def spawn(
+    python: str,
+    sys_path: Iterable[str],
+    module: str,
+    argument: object,
+    *,
+    pass_fds: Iterable[int] = (),
+    extra_env: Mapping[str, str] = {},
+    stderr: IO[bytes] | int | None = None,
+    new_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start `module.main(argument)` in a new Python process, its standard input and output closed.
+
+    Args:
+        python: the interpreter.
+        sys_path: its module path.
+        module: dotted name of a module with a function `main(str)`.
+        argument: passed as text.
+        pass_fds: file descriptors that stay open, under the same numbers.
+        extra_env: added to this process's environment.
+        stderr: as for `subprocess.Popen`; None: inherited.
+        new_session: whether it leaves this process's session and process group, and so its terminal's Ctrl-C.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+    env = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
+    return subprocess.Popen(
+        [python, "-c", _BOOT, "\n".join(sys_path), module, str(argument)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env={**env, **_NO_GPU, **extra_env},
+        pass_fds=tuple(pass_fds),
+        start_new_session=new_session,
+        cwd="/",  # so that no folder of the user's is kept busy
+    )

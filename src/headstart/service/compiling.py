@@ -1,0 +1,413 @@
+"""One compile with Triton, inside a worker. The only module that knows Triton's insides (3.6 to 3.9).
+
+What is relied on, beyond `triton.compile`, `ASTSource`, `GPUTarget` and `triton.knobs`:
+
+* `knobs.cache.manager_class` is asked for every file and given every artifact; ours keeps them in memory.
+* `knobs.runtime.add_stages_inspection_hook` is called with the backend's stages, which are wrapped to know which one runs.
+* `triton.runtime.cache.triton_key` hashes Triton's whole install, 0.3 s in every process, for Triton's own cache key;
+  here headstart's key does that work, so it is replaced where it exists.
+* `JITFunction.arg_names`, and `BaseBackend.parse_options` returning a dataclass of all options.
+
+A function defined by a request's source has the request's file name, and finds its text in linecache, so that
+debug lines and tracebacks read as they would in the client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import json
+import linecache
+import re
+import sys
+import traceback
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from headstart.request import CompileRequest
+from headstart.target import Target
+from headstart.wire import Failure
+
+KNOWN_VERSIONS = ("3.6", "3.7", "3.8", "3.9")
+
+_WARM_SOURCE = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def headstart_warm(x, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x + i, tl.exp(tl.load(x + i, mask=i < n)), mask=i < n)
+"""
+
+
+class Refused(Exception):
+    """A compile that cannot succeed; carries the failure to report."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.summary)
+        self.failure = failure
+
+
+@dataclasses.dataclass
+class Compiled:
+    """What Triton made of a request.
+
+    Attributes:
+        artifacts: by the names that Triton gives them: `"ttir"`, `"ptx"`, `"cubin"`, …
+        metadata: Triton's own, plain data.
+        self_contained: whether everything the kernel was made of is in the request's source or in the toolchain.
+        reaches: the foreign modules that it took something from.
+    """
+
+    artifacts: dict[str, bytes]
+    metadata: dict[str, Any]
+    reaches: list[str]
+
+
+class _MemoryCache:
+    """Triton's `CacheManager`, keeping what it is given in memory and finding nothing."""
+
+    held: dict[str, bytes] = {}
+    folder = ""
+
+    def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
+        pass
+
+    def get_file(self, filename: str) -> str | None:
+        return None
+
+    def has_file(self, filename: str) -> bool:
+        return False
+
+    def get_group(self, filename: str) -> dict[str, str] | None:
+        return None
+
+    def put(self, data: Any, filename: str, binary: bool = True) -> str:
+        content = data if isinstance(data, bytes) else str(data).encode()
+        self.held[filename] = content
+        # Triton reads every file back when it makes its CompiledKernel.
+        path = Path(self.folder, filename)
+        path.write_bytes(content)
+        return str(path)
+
+    def put_group(self, filename: str, group: dict[str, str]) -> None:
+        pass
+
+
+class Compiler:
+    """Triton, imported and set up for compiling one request after another. Make one per process.
+
+    Args:
+        folder: for the files that Triton insists on; private to the process.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._stage = "source"
+        self._knobs = importlib.import_module("triton.knobs")
+        _MemoryCache.folder = folder
+        self._knobs.cache.manager_class = _MemoryCache
+        self._knobs.runtime.add_stages_inspection_hook = self._watch_stages
+
+    def compile(self, request: CompileRequest) -> Compiled:
+        """Compile one request.
+
+        Raises:
+            Refused: it cannot be compiled; carries stage, evidence and class of the failure.
+        """
+        self._stage = "source"
+        with _module_of(request) as module:
+            try:
+                return self._compile(request, module)
+            except Refused:
+                raise
+            except Exception as error:
+                raise Refused(self._failure(error)) from error
+
+    def _compile(self, request: CompileRequest, module: types.ModuleType) -> Compiled:
+        triton = importlib.import_module("triton")
+        function = _define(request, module)
+        self._stage = "signature"
+        target = _gpu_target(request.target)
+        source = triton.compiler.ASTSource(function, *_specialization(request, function))
+        self._stage = "options"
+        options = _options(request, triton.compiler.make_backend(target))
+        _MemoryCache.held.clear()
+        self._stage = "ttir"
+        triton.compile(source, target=target, options=options)
+        files = {name.rpartition(".")[2]: content for name, content in _MemoryCache.held.items()}
+        metadata = json.loads(files.pop("json"))
+        return Compiled(files, metadata, _foreign_modules(module))
+
+    def _watch_stages(self, *arguments: Any) -> tuple[str, str] | None:
+        if not arguments:
+            return "", ""  # asked for what it adds to Triton's cache key
+        stages = arguments[1]
+        for name, run in list(stages.items()):
+            stages[name] = self._watched(name, run)
+        return None
+
+    def _watched(self, name: str, run: Any) -> Any:
+        def stage(source: Any, metadata: Any) -> Any:
+            self._stage = name
+            return run(source, metadata)
+
+        return stage
+
+    def _failure(self, error: Exception) -> Failure:
+        kind, summary = "compile", f"{type(error).__name__}: {_first_line(error)}"
+        if self._stage in ("source", "signature", "options") or type(error).__module__ == "triton.compiler.errors":
+            kind = "source"
+        advice = ""
+        if self._stage in ("cubin", "hsaco"):
+            advice = "the assembler refused what Triton gave it: check that it is new enough for the target (headstart doctor)"
+        return Failure(kind, summary, stage=self._stage, detail=_user_traceback(error), advice=advice)
+
+
+def prepare() -> str:
+    """Import Triton and load what a first compile would, without compiling. Returns Triton's version.
+
+    Raises:
+        ImportError: there is no Triton, or it cannot be loaded.
+    """
+    triton = importlib.import_module("triton")
+    importlib.import_module("triton.compiler.code_generator")
+    with contextlib.suppress(ImportError, AttributeError):
+        cache = importlib.import_module("triton.runtime.cache")
+        if hasattr(cache, "triton_key"):
+            cache.triton_key = lambda: "headstart"
+    with contextlib.suppress(Exception):
+        # Only a head start: whatever is missing here is loaded, or reported, by the first compile.
+        from triton._C.libtriton import ir  # type: ignore[import-not-found,unused-ignore]
+
+        backend = triton.compiler.make_backend(_gpu_target("cuda:90"))
+        context = ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        backend.get_module_map()
+        backend.hash()
+    return str(triton.__version__)
+
+
+def warm(folder: str) -> None:
+    """Compile a throw-away kernel, so that processes forked later have everything in memory."""
+    request = CompileRequest(
+        name="headstart_warm",
+        source=_WARM_SOURCE,
+        signature={"x": "*fp32", "n": "i32"},
+        constants={"BLOCK": 128},
+        attributes={},
+        options={},
+        target="cuda:90",
+        environment={},
+        filename="headstart_warm.py",
+    )
+    with contextlib.suppress(Refused):
+        Compiler(folder).compile(request)
+
+
+# The source
+
+
+@contextlib.contextmanager
+def _module_of(request: CompileRequest) -> Iterator[types.ModuleType]:
+    module = types.ModuleType(Path(request.filename).stem)
+    module.__file__ = request.filename
+    lines = request.source.splitlines(keepends=True)
+    # An entry without a modification time is never checked against the disk.
+    linecache.cache[request.filename] = (len(request.source), None, lines, request.filename)
+    previous = sys.modules.get(module.__name__)
+    if previous is None:
+        sys.modules[module.__name__] = module
+    try:
+        yield module
+    finally:
+        linecache.cache.pop(request.filename, None)
+        if previous is None:
+            sys.modules.pop(module.__name__, None)
+
+
+def _define(request: CompileRequest, module: types.ModuleType) -> Any:
+    code = compile(request.source, request.filename, "exec", dont_inherit=True)
+    exec(code, module.__dict__)
+    function = module.__dict__.get(request.name)
+    # Decorators such as @triton.autotune and @triton.heuristics wrap the function; what is compiled is inside.
+    while function is not None and not hasattr(function, "arg_names") and hasattr(function, "fn"):
+        function = function.fn
+    while hasattr(function, "fn") and type(function).__name__ in ("Autotuner", "Heuristics"):
+        function = function.fn
+    if type(function).__name__ != "JITFunction":
+        defined = sorted(name for name, value in module.__dict__.items() if type(value).__name__ == "JITFunction")
+        found = f"it defines {', '.join(defined)}" if defined else "it defines no @triton.jit function at all"
+        raise _source_failure(f"the source does not define a @triton.jit function {request.name!r}; {found}")
+    return function
+
+
+def _foreign_modules(module: types.ModuleType) -> list[str]:
+    homes = set()
+    for value in module.__dict__.values():
+        home = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+        if isinstance(home, str) and home != module.__name__:
+            homes.add(home)
+    known = {"triton", "headstart", "builtins", *sys.stdlib_module_names}
+    return sorted(home for home in homes if home.partition(".")[0] not in known)
+
+
+# Signature, constants, attributes, options
+
+
+def _specialization(
+    request: CompileRequest, function: Any
+) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
+    names: list[str] = list(function.arg_names)
+    constants = {_path(key, names): _constant(value) for key, value in request.constants.items()}
+    attributes = {_path(key, names): [list(fact) for fact in facts] for key, facts in request.attributes.items()}
+    if isinstance(request.signature, str):
+        types_by_name, literals, hints = _ahead_of_time(request.signature, names)
+        constants, attributes = {**literals, **constants}, {**hints, **attributes}
+    else:
+        types_by_name = dict(request.signature)
+    for name in types_by_name:
+        if name not in names:
+            raise _signature_failure(f"the signature types {name!r}, which is no parameter of {_parameters(request, names)}")
+    for index, parameter in enumerate(function.params):
+        if (index,) not in constants and parameter.name not in types_by_name and parameter.default is not inspect._empty:
+            constants[(index,)] = parameter.default
+    signature = {}
+    for index, name in enumerate(names):
+        if (index,) in constants:
+            signature[name] = "constexpr"
+        elif name in types_by_name:
+            signature[name] = _type(types_by_name[name], name)
+        else:
+            raise _signature_failure(
+                f"parameter {name!r} has neither a type nor a constant; the parameters are {_parameters(request, names)}"
+            )
+    return signature, constants, attributes
+
+
+def _parameters(request: CompileRequest, names: list[str]) -> str:
+    return f"{request.name}({', '.join(names)})"
+
+
+def _path(key: str, names: list[str]) -> tuple[int, ...]:
+    if key.startswith("#"):
+        path = tuple(int(index) for index in key[1:].split("."))
+        if not 0 <= path[0] < len(names):
+            raise _signature_failure(f"position {path[0]} is no parameter; there are {len(names)}: {', '.join(names)}")
+        return path
+    if key not in names:
+        raise _signature_failure(f"{key!r} is no parameter; the parameters are {', '.join(names)}")
+    return (names.index(key),)
+
+
+def _ahead_of_time(
+    text: str, names: list[str]
+) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
+    """Read `"*fp32:16, i32, 1024"` as `triton.tools.compile` does."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != len(names):
+        raise _signature_failure(
+            f"the signature has {len(parts)} entries and the kernel {len(names)} parameters: {', '.join(names)}"
+        )
+    types_by_name: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, (name, part) in enumerate(zip(names, parts)):
+        type_name, _, hint = part.partition(":")
+        literal = _number(part)
+        if literal is not None:
+            constants[(index,)] = literal
+        elif hint == "1":
+            constants[(index,)] = 1
+        elif hint in ("", "16"):
+            types_by_name[name] = type_name
+            if hint:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            raise _signature_failure(f"{part!r}: a hint is 1 or 16, as in '*fp32:16'")
+    return types_by_name, constants, attributes
+
+
+def _number(text: str) -> int | float | None:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return None
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_constant(member) for member in value)
+    if isinstance(value, Mapping):
+        language = importlib.import_module("triton.language")
+        return language.dtype(value["dtype"])
+    return value
+
+
+def _type(name: str, parameter: str) -> str:
+    """The type as Triton writes it, once it is one that Triton knows."""
+    canonical = importlib.import_module("triton._utils").type_canonicalisation_dict
+    match = re.fullmatch(r"(\*k?)?(\w+)", name)
+    if match is None:
+        if name.startswith("tensordesc") or name == "nvTmaDesc":
+            return name
+    elif match[2] in canonical:
+        return (match[1] or "") + str(canonical[match[2]])
+    raise _signature_failure(
+        f"{name!r} of parameter {parameter!r} is no type that Triton knows; types are *fp32, *bf16, i32, i64, fp32, u1, …"
+    )
+
+
+def _options(request: CompileRequest, backend: Any) -> dict[str, Any]:
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in request.options.items()}
+    known = {field.name for field in dataclasses.fields(backend.parse_options({}))}
+    # Triton ignores options that it does not know, and would compile something else than was asked for.
+    for name in options:
+        if name not in known:
+            similar = sorted(known, key=lambda other: (not other.startswith(name[:4]), other))
+            raise Refused(
+                Failure(
+                    "source",
+                    f"{name!r} is no option of this backend; it has {', '.join(similar)}",
+                    stage="options",
+                )
+            )
+    return options
+
+
+def _gpu_target(text: str) -> Any:
+    target = Target.parse(text)
+    arch = int(target.arch) if target.backend == "cuda" else target.arch
+    return importlib.import_module("triton.backends.compiler").GPUTarget(target.backend, arch, target.warp_size)
+
+
+# Errors
+
+
+def _source_failure(summary: str) -> Refused:
+    return Refused(Failure("source", summary, stage="source"))
+
+
+def _signature_failure(summary: str) -> Refused:
+    return Refused(Failure("source", summary, stage="signature"))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if type(error).__name__ == "CompilationError" and lines else (lines[0] if lines else "no message")
+
+
+def _user_traceback(error: Exception) -> str:
+    """The traceback without headstart's own frames."""
+    frames = traceback.TracebackException.from_exception(error)
+    here = str(Path(__file__).parent)
+    current: traceback.TracebackException | None = frames
+    while current is not None:
+        current.stack = traceback.StackSummary.from_list([f for f in current.stack if not f.filename.startswith(here)])
+        current = current.__cause__ or current.__context__
+    return "".join(frames.format())

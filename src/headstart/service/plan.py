@@ -1,0 +1,441 @@
+"""Who compiles what, when: the queue as a pure state machine.
+
+Events are method calls and come from the server; each returns the actions that the server is to carry out, in order. No
+sockets, no clock and no processes here: time is an argument (seconds, monotonic), and a job's payload and outcome are
+passed through unread.
+
+Guarantees:
+
+* One job per key is queued or running at a time; everyone who asks meanwhile is added to it and gets its outcome.
+* Every ticket is answered exactly once, by one `Deliver`, unless its client leaves first.
+* A job whose worker dies under it is tried once more in a fresh worker, then fails; losing a zygote blames no job.
+* A worker serves one fingerprint (set of environment variables) in its life.
+
+Assumptions: after `Retire` or `Kill` the server reports `worker_buried`; after `Fork`, `worker_forked` or `fork_failed` or
+the loss of the zygote; after `StartZygote`, `zygote_ready`, `zygote_unable` or `zygote_lost`.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import signal
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
+
+from headstart.wire import Failure
+
+MAX_ATTEMPTS = 2  # a kernel that killed its worker twice is not tried again
+MAX_ZYGOTE_LOSSES = 3  # in a row, with nothing compiled between
+IDLE_TIMEOUT = 60.0  # seconds until an idle worker leaves
+
+
+class Urgency(enum.IntEnum):
+    """What a job is wanted for; lower goes first."""
+
+    AWAITED = 0
+    EARLY = 1
+    BACKGROUND = 2
+
+
+class Ticket(NamedTuple):
+    """One request of one client."""
+
+    client: int
+    number: int
+
+
+class Kind(NamedTuple):
+    """Which workers can take a job."""
+
+    toolchain: Hashable
+    fingerprint: Hashable
+
+
+@dataclass(eq=False)
+class Job:
+    """One compile that somebody asked for."""
+
+    key: str
+    kind: Kind
+    urgency: Urgency
+    payload: object
+    tickets: list[Ticket] = field(default_factory=list)
+    attempts: int = 0
+    worker: int | None = None  # while running
+    order: int | None = None
+
+
+# Actions
+
+
+@dataclass(frozen=True)
+class StartZygote:
+    toolchain: Hashable
+
+
+@dataclass(frozen=True)
+class WarmZygote:
+    toolchain: Hashable
+
+
+@dataclass(frozen=True)
+class Fork:
+    worker: int
+    toolchain: Hashable
+
+
+@dataclass(frozen=True)
+class Assign:
+    worker: int
+    job: Job
+
+
+@dataclass(frozen=True)
+class Retire:
+    """Let an idle worker leave by itself."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End a worker now, with everything that it started."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Deliver:
+    """Answer the tickets of `job`; `outcome` is what its worker sent, or a `Failure`."""
+
+    job: Job
+    outcome: object
+
+
+Action = StartZygote | WarmZygote | Fork | Assign | Retire | Kill | Deliver
+
+
+class _State(enum.Enum):
+    FORKING = enum.auto()
+    IDLE = enum.auto()
+    BUSY = enum.auto()
+    LEAVING = enum.auto()
+
+
+@dataclass(eq=False)
+class _Worker:
+    number: int
+    toolchain: Hashable
+    state: _State = _State.FORKING
+    fingerprint: Hashable | None = None
+    job: Job | None = None
+    since: float = 0.0  # when it began its job, or became idle
+    timed_out: bool = False
+
+
+@dataclass(eq=False)
+class _Zygote:
+    ready: bool = False
+    warmed: bool = False
+    losses: int = 0
+
+
+class Plan:
+    """The queue of one service.
+
+    Args:
+        limit: how many workers there may be at once.
+        time_limit: seconds that one compile may take; None: as long as it likes.
+        idle_timeout: seconds after which an idle worker leaves.
+    """
+
+    def __init__(self, limit: int, *, time_limit: float | None = None, idle_timeout: float = IDLE_TIMEOUT) -> None:
+        self.limit = limit
+        self.time_limit = time_limit
+        self.idle_timeout = idle_timeout
+        self._jobs: dict[str, Job] = {}
+        self._queues: dict[Kind, list[tuple[int, int, Job]]] = defaultdict(list)
+        self._workers: dict[int, _Worker] = {}
+        self._zygotes: dict[Hashable, _Zygote] = {}
+        self._orders = count()
+        self._numbers = count(1)
+
+    # What clients do
+
+    def toolchain_wanted(self, toolchain: Hashable) -> list[Action]:
+        """A client that uses `toolchain` has come: get its workers ready before it asks."""
+        return self._start_zygote(toolchain)
+
+    def requested(
+        self, ticket: Ticket, key: str, kind: Kind, payload: object, urgency: Urgency, now: float
+    ) -> list[Action]:
+        """A client wants the entry of `key`."""
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = Job(key, kind, urgency, payload)
+            self._enqueue(job)
+        job.tickets.append(ticket)
+        self._raise(job, urgency)
+        return self._schedule(now)
+
+    def in_flight(self, key: str) -> Job | None:
+        """The queued or running job of `key`."""
+        return self._jobs.get(key)
+
+    def awaited(self, key: str) -> None:
+        """Somebody is now blocked on `key`."""
+        job = self._jobs.get(key)
+        if job is not None:
+            self._raise(job, Urgency.AWAITED)
+
+    def client_left(self, client: int) -> None:
+        """Forget a client's tickets. What nobody else wants is dropped, unless it has begun."""
+        for job in list(self._jobs.values()):
+            job.tickets = [ticket for ticket in job.tickets if ticket.client != client]
+            if not job.tickets and job.worker is None:
+                del self._jobs[job.key]
+
+    # What happens to processes
+
+    def zygote_ready(self, toolchain: Hashable, now: float) -> list[Action]:
+        """Workers can be forked; as many as there may be are, since somebody is about to ask."""
+        self._zygotes[toolchain].ready = True
+        forks = [self._fork(toolchain) for _ in range(self.limit - len(self._workers))]
+        return [*forks, *self._schedule(now)]
+
+    def zygote_unable(self, toolchain: Hashable, why: str) -> list[Action]:
+        """The toolchain cannot compile anything; whoever wants it is told why, and may try again later."""
+        self._zygotes.pop(toolchain, None)
+        return self._give_up(toolchain, why)
+
+    def zygote_lost(self, toolchain: Hashable, why: str, now: float) -> list[Action]:
+        """A zygote died, and its workers with it."""
+        zygote = self._zygotes.pop(toolchain, None)
+        if zygote is None:
+            return []
+        zygote.losses += 1
+        for worker in [w for w in self._workers.values() if w.toolchain == toolchain]:
+            del self._workers[worker.number]
+            if worker.job is not None:
+                worker.job.worker = None
+                self._enqueue(worker.job)
+        if zygote.losses >= MAX_ZYGOTE_LOSSES:
+            return self._give_up(toolchain, f"{why}; it happened {zygote.losses} times in a row")
+        if not any(job.kind.toolchain == toolchain for job in self._jobs.values()):
+            return []
+        actions = self._start_zygote(toolchain)
+        self._zygotes[toolchain].losses = zygote.losses
+        return [*actions, *self._schedule(now)]
+
+    def worker_forked(self, number: int, now: float) -> list[Action]:
+        """A worker waits for its first job."""
+        worker = self._workers[number]
+        worker.state, worker.since = _State.IDLE, now
+        return self._schedule(now)
+
+    def fork_failed(self, number: int, why: str, now: float) -> list[Action]:
+        """The machine gives no more processes: make do with the workers there are, or give up."""
+        worker = self._workers.pop(number)
+        if self._workers:
+            self.limit = len(self._workers)
+            return self._schedule(now)
+        return self._give_up(worker.toolchain, f"no worker could be started: {why}")
+
+    def finished(self, number: int, outcome: object, now: float) -> list[Action]:
+        """A worker is done with its job, one way or the other."""
+        worker = self._workers.get(number)
+        if worker is None or worker.job is None:
+            return []
+        job = worker.job
+        worker.job = None
+        if worker.state is _State.BUSY:
+            worker.state, worker.since = _State.IDLE, now
+        zygote = self._zygotes[worker.toolchain]
+        zygote.losses = 0
+        actions: list[Action] = [self._deliver(job, outcome), *self._schedule(now)]
+        if not self._jobs and zygote.ready and not zygote.warmed:
+            zygote.warmed = True
+            actions.append(WarmZygote(worker.toolchain))
+        return actions
+
+    def worker_buried(self, number: int, status: int, last_words: str, now: float) -> list[Action]:
+        """A worker is gone.
+
+        Args:
+            number: which one.
+            status: its exit code, or minus the signal that ended it.
+            last_words: the end of what it and its tools printed.
+            now: monotonic seconds.
+        """
+        worker = self._workers.pop(number, None)
+        if worker is None:
+            return []
+        job = worker.job
+        if job is None:
+            return self._schedule(now)
+        job.worker = None
+        job.attempts += 1
+        if worker.timed_out:
+            failure = Failure(
+                "timeout",
+                f"it took longer than {self.time_limit:g} s",
+                output=last_words,
+                advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: fewer stages, less unrolling",
+            )
+            return [self._deliver(job, failure), *self._schedule(now)]
+        if job.attempts < MAX_ATTEMPTS:
+            self._enqueue(job)
+            return self._schedule(now)
+        failure = Failure(
+            "crash",
+            f"the compiler process {_describe(status)}, {job.attempts} times",
+            detail=_likely_cause(status),
+            output=last_words,
+            advice="run the command below alone; if it crashes too, it is a bug in Triton, LLVM or ptxas worth reporting",
+        )
+        return [self._deliver(job, failure), *self._schedule(now)]
+
+    # What time does
+
+    def next_deadline(self) -> float | None:
+        """When `tick` should be called; None: nothing is due."""
+        return min((deadline for _, deadline in self._deadlines()), default=None)
+
+    def tick(self, now: float) -> list[Action]:
+        """Act on whatever is due by `now`."""
+        actions: list[Action] = []
+        for worker, deadline in list(self._deadlines()):
+            if deadline > now:
+                continue
+            if worker.state is _State.BUSY:
+                worker.timed_out = True
+                actions.append(Kill(worker.number))
+            else:
+                actions.append(Retire(worker.number))
+            worker.state = _State.LEAVING
+        return actions
+
+    def _deadlines(self) -> Iterable[tuple[_Worker, float]]:
+        for worker in self._workers.values():
+            if worker.state is _State.BUSY and self.time_limit is not None:
+                yield worker, worker.since + self.time_limit
+            elif worker.state is _State.IDLE:
+                yield worker, worker.since + self.idle_timeout
+
+    # Deciding
+
+    def _schedule(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        blocked: set[Kind] = set()
+        while (kind := self._most_urgent(blocked)) is not None:
+            worker = self._idle_worker(kind)
+            if worker is None:
+                blocked.add(kind)
+                actions += self._make_room(kind)
+                continue
+            _, _, job = heapq.heappop(self._queues[kind])
+            worker.state, worker.since = _State.BUSY, now
+            worker.fingerprint, worker.job = kind.fingerprint, job
+            job.worker = worker.number
+            actions.append(Assign(worker.number, job))
+        return actions
+
+    def _most_urgent(self, blocked: set[Kind]) -> Kind | None:
+        best: tuple[int, int] | None = None
+        chosen = None
+        for kind, queue in list(self._queues.items()):
+            while queue and not self._is_queued(queue[0]):
+                heapq.heappop(queue)
+            if not queue:
+                del self._queues[kind]
+            elif kind not in blocked and (best is None or queue[0][:2] < best):
+                best, chosen = queue[0][:2], kind
+        return chosen
+
+    def _is_queued(self, entry: tuple[int, int, Job]) -> bool:
+        # A job that became more urgent was pushed again, and one that nobody wants any more is still in the heap.
+        urgency, _, job = entry
+        return self._jobs.get(job.key) is job and job.worker is None and job.urgency == urgency
+
+    def _idle_worker(self, kind: Kind) -> _Worker | None:
+        fresh = None
+        for worker in self._workers.values():
+            if worker.state is _State.IDLE and worker.toolchain == kind.toolchain:
+                if worker.fingerprint == kind.fingerprint:
+                    return worker
+                if worker.fingerprint is None:
+                    fresh = worker
+        return fresh
+
+    def _make_room(self, kind: Kind) -> list[Action]:
+        zygote = self._zygotes.get(kind.toolchain)
+        if zygote is None:
+            return self._start_zygote(kind.toolchain)
+        if not zygote.ready:
+            return []
+        coming = sum(w.state is _State.FORKING and w.toolchain == kind.toolchain for w in self._workers.values())
+        wanted = max(0, len(self._queues[kind]) - coming)
+        free = self.limit - len(self._workers)
+        actions: list[Action] = [self._fork(kind.toolchain) for _ in range(min(wanted, free))]
+        leaving = sum(w.state is _State.LEAVING for w in self._workers.values())
+        if wanted and not actions and not leaving:
+            # All places are taken; an idle worker of another kind gives up its own.
+            for worker in self._workers.values():
+                if worker.state is _State.IDLE:
+                    worker.state = _State.LEAVING
+                    actions.append(Retire(worker.number))
+                    break
+        return actions
+
+    def _start_zygote(self, toolchain: Hashable) -> list[Action]:
+        if toolchain in self._zygotes:
+            return []
+        self._zygotes[toolchain] = _Zygote()
+        return [StartZygote(toolchain)]
+
+    def _fork(self, toolchain: Hashable) -> Fork:
+        number = next(self._numbers)
+        self._workers[number] = _Worker(number, toolchain)
+        return Fork(number, toolchain)
+
+    def _enqueue(self, job: Job) -> None:
+        if job.order is None:  # a job that is tried again keeps its place
+            job.order = next(self._orders)
+        heapq.heappush(self._queues[job.kind], (job.urgency, job.order, job))
+
+    def _raise(self, job: Job, urgency: Urgency) -> None:
+        if urgency < job.urgency:
+            job.urgency = urgency
+            if job.worker is None:
+                self._enqueue(job)
+
+    def _deliver(self, job: Job, outcome: object) -> Deliver:
+        del self._jobs[job.key]
+        return Deliver(job, outcome)
+
+    def _give_up(self, toolchain: Hashable, why: str) -> list[Action]:
+        jobs = [job for job in self._jobs.values() if job.kind.toolchain == toolchain and job.worker is None]
+        return [self._deliver(job, Failure("service", why)) for job in jobs]
+
+
+def _describe(status: int) -> str:
+    if status >= 0:
+        return f"exited with code {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"
+
+
+def _likely_cause(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "SIGKILL comes from the kernel when memory is exhausted (see dmesg), or from somebody's kill -9"
+    if status == -signal.SIGABRT:
+        return "SIGABRT is how LLVM and MLIR report a failed assertion; the assertion is in the output"
+    if status in (-signal.SIGSEGV, -signal.SIGBUS):
+        return "a memory fault inside the compiler"
+    return ""

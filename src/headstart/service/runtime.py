@@ -1,0 +1,52 @@
+"""The folder that lives as long as a service: worker folders, and (shared services) the socket.
+
+A service holds a lock on its folder while it lives. The kernel releases the lock however the service ends, so whoever
+starts next can tell which folders nobody owns any more, and removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from headstart.folders import runtime_dir
+
+_PREFIX = "service-"
+
+
+@contextlib.contextmanager
+def service_folder() -> Iterator[Path]:
+    """A fresh folder in the user's runtime folder, removed at the end; abandoned ones are removed first.
+
+    Raises:
+        ServiceError: the runtime folder cannot be used.
+    """
+    parent = runtime_dir()
+    # Held while a folder is made and locked, so that nobody takes a folder for abandoned in between.
+    with _locked(parent):
+        for other in parent.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError), _locked(other, wait=False):
+                shutil.rmtree(other, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        mine = contextlib.ExitStack()
+        mine.enter_context(_locked(folder))
+    with mine:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,141 @@
+"""The process that compiles: one job at a time, until its socket closes.
+
+    service ── Assign ──▶ worker: set environment (first job only), compile, publish
+            ◀─ Finished ─         (or Failure: the compile raised; the worker goes on)
+
+A worker is a fork of a zygote, alone in its process group, with its own TMPDIR; what it and its tools print goes to a
+file in there, which the service reads if the worker dies. It sees no GPU. It dies with its zygote (PDEATHSIG), and
+by EOF with its service.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from headstart import keys
+from headstart.entry import pack_entry
+from headstart.environment import FINGERPRINT_VARIABLES
+from headstart.errors import StoreUnavailable
+from headstart.service.compiling import Compiled, Compiler, Refused
+from headstart.store import DiskStore
+from headstart.wire import Assign, Deframer, Failure, Finished, encode, frame, receive_blocking
+
+OUTPUT_FILE = "output"  # in the worker's folder: what it and its tools print
+_LAST_WORDS = 16 << 10  # bytes of it that are shown
+
+
+
+def run(sock: socket.socket, folder: str) -> None:
+    """Serve `sock` (blocking, owned) until it closes. `folder` is this worker's own."""
+    _capture_output(folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    compiler: Compiler | None = None
+    try:
+        for job in receive_blocking(sock, Deframer(Assign)):
+            if compiler is None:
+                _set_environment(job.request.environment)
+                compiler = Compiler(folder)
+            sock.sendall(frame(_do(compiler, job)))
+    except ConnectionError:
+        return  # the service is gone, and with it whoever wanted this
+
+
+def last_words(folder: str) -> str:
+    """The end of what a worker and its tools printed."""
+    try:
+        with open(os.path.join(folder, OUTPUT_FILE), "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LAST_WORDS))
+            return stream.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _do(compiler: Compiler, job: Assign) -> Finished | Failure:
+    os.ftruncate(1, 0)
+    folder = os.environ["TMPDIR"]
+    started, cpu = time.monotonic(), _cpu_seconds()
+    try:
+        compiled = compiler.compile(job.request)
+    except Refused as refused:
+        _flush()
+        refused.failure.output = last_words(folder)
+        return refused.failure
+    _flush()
+    output = last_words(folder)
+    wall_s, cpu_s = time.monotonic() - started, _cpu_seconds() - cpu
+    parts = _entry(job, compiled, wall_s, cpu_s, output)
+    stored, notice = False, ""
+    if compiled.reaches:
+        notice = (
+            f"{job.request.name} uses {', '.join(compiled.reaches)}, which its source does not contain: the result is "
+            "not stored, and is compiled anew in each process"
+        )
+    elif job.store:
+        try:
+            DiskStore(Path(job.store)).publish(job.key, parts)
+            stored = True
+        except StoreUnavailable as error:
+            notice = f"{error}; kernels are kept in memory only"
+    return Finished(
+        stored=stored,
+        entry=b"" if stored else b"".join(parts),
+        started=started,
+        finished=time.monotonic(),
+        cpu_s=_cpu_seconds() - cpu,
+        shared=int(compiled.metadata.get("shared") or 0),
+        output=output,
+        notice=notice,
+    )
+
+
+def _entry(job: Assign, compiled: Compiled, wall_s: float, cpu_s: float, output: str) -> list[bytes]:
+    request = job.request
+    return pack_entry(
+        key=job.key,
+        name=request.name,
+        request_digest=request.digest(),
+        toolchain=job.toolchain,
+        target=request.target,
+        components=[("format", keys.KEY_FORMAT), ("toolchain", job.toolchain), *request.components()],
+        metadata=compiled.metadata,
+        artifacts=compiled.artifacts,
+        compile_wall_s=wall_s,
+        compile_cpu_s=cpu_s,
+        triton_version=str(compiled.metadata.get("triton_version", "")),
+        request=encode(request),
+        output=output,
+    )
+
+
+def _capture_output(folder: str) -> None:
+    output = os.open(os.path.join(folder, OUTPUT_FILE), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+
+
+def _set_environment(environment: dict[str, str]) -> None:
+    for name in FINGERPRINT_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    knobs = sys.modules["triton.knobs"]
+    if hasattr(knobs, "refresh_knobs"):
+        knobs.refresh_knobs()  # some knobs are read once, at import
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _cpu_seconds() -> float:
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )

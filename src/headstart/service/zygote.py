@@ -1,0 +1,165 @@
+"""The process that workers are forked from: one toolchain, imported once, one thread.
+
+    service ── Fork + worker's socket ──▶ zygote ── fork ──▶ worker (own process group)
+            ◀── Forked ──────────────────
+            ── Kill ────────────────────▶ killpg
+            ◀── Buried(status) ────────── pidfd readable: killpg, then reap
+
+The order in a burial matters: while the worker is not reaped its number cannot be given to anybody else, so its group is
+killed first, tools included. The zygote never compiles for anybody; when its socket closes it kills its workers
+and ends. If it is killed itself, PDEATHSIG takes the workers along, and the service, a subreaper, buries them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+
+import msgspec
+
+from headstart.service import compiling, worker
+from headstart.wire import Buried, Fork, Forked, Kill, Ready, ToZygote, Unable, Warm, decode, decoder, encode
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_MAX_MESSAGE = 1 << 16  # bytes
+
+
+def main(argument: str) -> None:
+    """Run a zygote until its seqpacket socket closes; `argument` is the socket's fd."""
+    sock = socket.socket(fileno=int(argument))
+    sock.set_inheritable(False)
+    die_with_parent(os.getppid())
+    try:
+        version = compiling.prepare()
+    except Exception:
+        _send(sock, Unable(f"Triton cannot be imported:\n{traceback.format_exc(limit=-3)}"))
+        return
+    tasks = len(os.listdir("/proc/self/task"))
+    if tasks != 1:
+        _send(sock, Unable(f"importing Triton {version} started {tasks - 1} threads; forking such a process is unsafe"))
+        return
+    _send(sock, Ready(version, tasks))
+    Zygote(sock).run()
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, which must be process `parent`, dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)  # it died before the kernel was told
+
+
+def _send(sock: socket.socket, message: msgspec.Struct) -> None:
+    with contextlib.suppress(ConnectionError):  # a service that is gone is noticed by EOF
+        sock.send(encode(message))
+
+
+class Zygote:
+    """Forks, kills and buries workers as it is told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._decoder = decoder(ToZygote)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(sock, selectors.EVENT_READ)
+        self._pidfds: dict[int, tuple[int, int]] = {}  # worker: its pid and pidfd
+
+    def run(self) -> None:
+        """Until the service closes the socket."""
+        try:
+            while True:
+                for event, _ in self._selector.select():
+                    if event.data is not None:
+                        self._bury(event.data)
+                    elif not self._obey():
+                        return
+        finally:
+            for number in list(self._pidfds):
+                self._kill(number)
+                self._bury(number)
+
+    def _obey(self) -> bool:
+        try:
+            body, fds, _, _ = socket.recv_fds(self._socket, _MAX_MESSAGE, 1)
+        except ConnectionError:
+            return False
+        if not body:
+            return False
+        message = decode(self._decoder, body)
+        if isinstance(message, Fork):
+            self._fork(message, fds[0])
+        elif isinstance(message, Kill):
+            self._kill(message.worker)
+        elif isinstance(message, Warm):
+            with tempfile.TemporaryDirectory(prefix="headstart-warm-") as folder:
+                compiling.warm(folder)
+        return True
+
+    def _fork(self, order: Fork, fd: int) -> None:
+        zygote = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(fd)
+            _send(self._socket, Unable(f"fork: {error.strerror}", order.worker))
+            return
+        if pid == 0:
+            self._become_worker(zygote, order.folder, fd)
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # both sides do it, so that neither has to wait for the other
+        pidfd = os.pidfd_open(pid)
+        self._pidfds[order.worker] = (pid, pidfd)
+        self._selector.register(pidfd, selectors.EVENT_READ, order.worker)
+        _send(self._socket, Forked(order.worker, pid))
+
+    def _become_worker(self, zygote: int, folder: str, fd: int) -> None:
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            die_with_parent(zygote)
+            self._selector.close()
+            self._socket.close()
+            for _, pidfd in self._pidfds.values():
+                os.close(pidfd)
+            worker.run(socket.socket(fileno=fd), folder)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+            # Never back into the zygote's loop, and no exit handlers of what the zygote imported.
+            os._exit(status)
+
+    def _kill(self, number: int) -> None:
+        if number in self._pidfds:
+            pid, _ = self._pidfds[number]
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _bury(self, number: int) -> None:
+        pid, pidfd = self._pidfds.pop(number)
+        self._selector.unregister(pidfd)
+        status = bury(pid)
+        os.close(pidfd)
+        _send(self._socket, Buried(number, status))
+
+
+def bury(pid: int) -> int:
+    """Kill the process group that our child `pid` leads, then reap the child.
+
+    Returns:
+        Its exit code, or minus the signal that ended it.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)

@@ -1,0 +1,86 @@
+"""What the user set: arguments first, then `HEADSTART_*` variables, then defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from headstart.errors import UsageError
+from headstart.folders import cache_dir as default_cache_dir
+
+DEFAULT_STORE_LIMIT = 10 << 30  # bytes
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Attributes:
+    cache_dir: where everything that stays is.
+    workers: compiles that may run at once.
+    time_limit: seconds that one compile may take; None: no limit.
+    store_limit: bytes that the store may grow to; None: no limit.
+    """
+
+    cache_dir: Path
+    workers: int
+    time_limit: float | None
+    store_limit: int | None
+
+    @classmethod
+    def load(
+        cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None
+    ) -> Settings:
+        """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds) and `_CACHE_LIMIT` (`"10GiB"`, `"none"`).
+
+        Raises:
+            UsageError: one of them is not valid.
+        """
+        if workers is None:
+            workers = _whole_number("HEADSTART_WORKERS", len(os.sched_getaffinity(0)))
+        if not isinstance(workers, int) or workers < 1:
+            raise UsageError(f"workers: expected a number of at least 1, got {workers!r}")
+        return cls(
+            cache_dir=default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser().absolute(),
+            workers=workers,
+            time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
+            store_limit=parse_size(os.environ.get("HEADSTART_CACHE_LIMIT") or str(DEFAULT_STORE_LIMIT)),
+        )
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes in `"10GiB"`, `"500M"` or `"123"`; None for `"none"`.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text.strip().lower() == "none":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"expected a size such as 10GiB, 500M or none, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _whole_number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{variable}: expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seconds(variable: str) -> float | None:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{variable}: expected a number of seconds above 0, got {text!r}")
+    return seconds

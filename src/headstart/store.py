@@ -1,0 +1,348 @@
+"""Many entries by key: on disk for everyone, in memory for tests and for when the disk fails.
+
+What lies where, under the cache folder:
+
+    store/v1/3f/3f…e2.hse    an entry; its mtime says when it was last of use
+    store/v1/tmp/            being written
+    store/v1/damaged/        set aside, for people to look at
+    store/v1/prune.lock      whoever holds its flock prunes
+
+Guarantees:
+
+An entry is visible whole or not at all, however many processes publish, find and prune at once: it is written
+under a name of its own and renamed. Of two that publish one key the last wins, and readers of the first go on
+(`entry.py`).
+
+A damaged entry is a miss: it is moved to damaged/ with one warning, and the next publish makes the key whole.
+
+`find` never raises: a store that cannot be read is all misses, and its writers learn why (`StoreUnavailable`).
+
+This code assumes that:
+
+- keys are SHA-256 in hexadecimal, made by `headstart.keys` and by nobody else;
+
+- losing entries in a power cut is fine. Nothing is synced; one whose data never reached the disk is damaged;
+
+- headstart removes entries by unlink, and never a folder.
+
+A `DiskStore` may be used from several threads and processes. A `MemoryStore` belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from headstart.entry import VERSION, Entry
+from headstart.errors import DamagedError, FutureVersionError, StoreUnavailable
+
+USED_AGAIN = 60.0  # seconds within which another use of an entry is not written down
+ABANDONED_AGE = 3600.0  # seconds after which a file in tmp/ has no writer any more
+DAMAGED_AGE = 7 * 86400.0  # seconds for which damaged entries are kept
+
+_log = logging.getLogger("headstart")
+_ENTRIES = f"??/{'?' * 64}.hse"
+
+
+class StoreInfo(msgspec.Struct, frozen=True):
+    """How much is in a store. `limit` and `bytes` are bytes; `path` is None in memory."""
+
+    entries: int
+    bytes: int
+    limit: int | None
+    path: Path | None
+
+
+class PruneReport(msgspec.Struct, frozen=True):
+    """What pruning did, in entries and their bytes.
+
+    If `busy`, somebody else was pruning, nothing was done, and the other fields are zero.
+    """
+
+    removed: int = 0
+    freed_bytes: int = 0
+    kept: int = 0
+    kept_bytes: int = 0
+    busy: bool = False
+
+
+class Store(Protocol):
+    """Where entries are kept. `tests/test_store.py` holds the contract that every store is run against."""
+
+    def find(self, key: str) -> Entry | None:
+        """The entry, which counts as a use of it; None if there is none that this headstart can read."""
+
+    def publish(self, key: str, parts: Sequence[bytes]) -> Entry | None:
+        """Keep the entry that `pack_entry` made; None if it was pruned at once.
+
+        Raises:
+            StoreUnavailable: it cannot be written. Nothing is left behind.
+        """
+
+    def set_aside(self, key: str, reason: str) -> None:
+        """Make a damaged entry a miss and warn, once. For those who find out when they read an artifact."""
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all entries, readable or not, in no order."""
+
+    def entries(self) -> Iterator[Entry]:
+        """All readable entries, in no order; does not count as a use of them."""
+
+    def info(self) -> StoreInfo:
+        """Count what is there."""
+
+    def prune(self, limit_bytes: int | None = None) -> PruneReport:
+        """Remove the entries used longest ago until at most `limit_bytes` are left; by default the store's limit.
+
+        Raises:
+            StoreUnavailable: the store is read-only.
+        """
+
+    def clear(self) -> PruneReport:
+        """Remove every entry, damaged ones included.
+
+        Raises:
+            StoreUnavailable: the store is read-only.
+        """
+
+
+class DiskStore:
+    """Entries as files under `root`/store, shared by all processes that can write there.
+
+    Args:
+        root: the cache folder; made when something is published.
+        limit_bytes: what `prune` keeps; None: everything.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, limit_bytes: int | None = None) -> None:
+        self.folder = Path(root).absolute() / "store" / f"v{VERSION}"
+        self.limit_bytes = limit_bytes
+        self._temporary = self.folder / "tmp"
+        self._damaged = self.folder / "damaged"
+        self._warned: set[str] = set()
+
+    def find(self, key: str) -> Entry | None:
+        """See `Store`. A use is written down by touching the file, at most once in `USED_AGAIN`."""
+        entry = self._open(key)
+        if entry is not None:
+            path = self.path_of(key)
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > USED_AGAIN:
+                    os.utime(path)
+        return entry
+
+    def publish(self, key: str, parts: Sequence[bytes]) -> Entry | None:
+        """See `Store`."""
+        path = self.path_of(key)
+        temporary = self._temporary / secrets.token_hex(16)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.mkdir(exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    file.writelines(parts)
+                temporary.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+        try:
+            return Entry.open(path)
+        except FileNotFoundError:
+            return None
+
+    def set_aside(self, key: str, reason: str) -> None:
+        """See `Store`. If a whole entry was published meanwhile, that one goes: a miss more, nothing worse."""
+        path = self.path_of(key)
+        self._warn_once(key, f"{path} is damaged and will be compiled again: {reason}")
+        try:
+            self._damaged.mkdir(exist_ok=True)
+            os.utime(path)  # it is kept for so long from now on
+            path.replace(self._damaged / path.name)
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+
+    def keys(self) -> Iterator[str]:
+        """See `Store`."""
+        for path in self.folder.glob(_ENTRIES):
+            yield path.stem
+
+    def entries(self) -> Iterator[Entry]:
+        """See `Store`."""
+        for key in self.keys():
+            entry = self._open(key)
+            if entry is not None:
+                yield entry
+
+    def info(self) -> StoreInfo:
+        """See `Store`."""
+        sizes = [status.st_size for _, status in _statuses(self.folder.glob(_ENTRIES))]
+        return StoreInfo(len(sizes), sum(sizes), self.limit_bytes, self.folder)
+
+    def prune(self, limit_bytes: int | None = None) -> PruneReport:
+        """See `Store`. Also removes what crashed writers left in tmp/, and old files from damaged/."""
+        return self._sweep(self.limit_bytes if limit_bytes is None else limit_bytes, DAMAGED_AGE)
+
+    def clear(self) -> PruneReport:
+        """See `Store`. What is being written at this moment stays."""
+        return self._sweep(0, 0.0)
+
+    def _sweep(self, limit_bytes: int | None, damaged_age: float) -> PruneReport:
+        if not self.folder.is_dir():
+            return PruneReport()
+        with self._writing(), _lock(self.folder / "prune.lock") as alone:
+            if not alone:
+                return PruneReport(busy=True)
+            _remove_older(self._temporary, ABANDONED_AGE)
+            _remove_older(self._damaged, damaged_age)
+            return self._evict(limit_bytes)
+
+    def _evict(self, limit_bytes: int | None) -> PruneReport:
+        files = sorted(_statuses(self.folder.glob(_ENTRIES)), key=lambda file: file[1].st_mtime_ns)
+        sizes = [status.st_size for _, status in files]
+        kept_bytes = total = sum(sizes)
+        removed = 0
+        while limit_bytes is not None and kept_bytes > limit_bytes:
+            files[removed][0].unlink(missing_ok=True)
+            kept_bytes -= sizes[removed]
+            removed += 1
+        return PruneReport(removed, total - kept_bytes, len(files) - removed, kept_bytes)
+
+    def _open(self, key: str) -> Entry | None:
+        path = self.path_of(key)
+        try:
+            entry = Entry.open(path)
+            if entry.key == key:
+                return entry
+            self.set_aside(key, f"it holds another entry, {entry!r}")
+        except (FileNotFoundError, NotADirectoryError, FutureVersionError):
+            pass
+        except DamagedError as error:
+            self.set_aside(key, error.reason)
+        except OSError as error:
+            self._warn_once(key, f"cannot read {path}: {error.strerror}")
+        return None
+
+    def path_of(self, key: str) -> Path:
+        """Where the entry of `key` is, or would be."""
+        return self.folder / key[:2] / f"{key}.hse"
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            _log.warning("%s", message)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnavailable(self.folder, error) from error
+
+
+class MemoryStore:
+    """The same in a dict: for tests, and for a service whose disk is full or read-only."""
+
+    def __init__(self, *, limit_bytes: int | None = None) -> None:
+        self.limit_bytes = limit_bytes
+        self._entries: dict[str, bytes] = {}  # used longest ago first
+
+    def find(self, key: str) -> Entry | None:
+        """See `Store`."""
+        entry = self._open(key)
+        if entry is not None:
+            self._entries[key] = self._entries.pop(key)
+        return entry
+
+    def publish(self, key: str, parts: Sequence[bytes]) -> Entry | None:
+        """See `Store`."""
+        self._entries.pop(key, None)
+        self._entries[key] = b"".join(parts)
+        return Entry.from_bytes(self._entries[key])
+
+    def set_aside(self, key: str, reason: str) -> None:
+        """See `Store`."""
+        if self._entries.pop(key, None) is not None:
+            _log.warning("%s is damaged and will be compiled again: %s", key, reason)
+
+    def keys(self) -> Iterator[str]:
+        """See `Store`."""
+        return iter(list(self._entries))
+
+    def entries(self) -> Iterator[Entry]:
+        """See `Store`."""
+        for key in self.keys():
+            entry = self._open(key)
+            if entry is not None:
+                yield entry
+
+    def info(self) -> StoreInfo:
+        """See `Store`."""
+        return StoreInfo(len(self._entries), sum(map(len, self._entries.values())), self.limit_bytes, None)
+
+    def prune(self, limit_bytes: int | None = None) -> PruneReport:
+        """See `Store`."""
+        limit = self.limit_bytes if limit_bytes is None else limit_bytes
+        before = self.info()
+        kept_bytes = before.bytes
+        while limit is not None and kept_bytes > limit:
+            kept_bytes -= len(self._entries.pop(next(iter(self._entries))))
+        kept = len(self._entries)
+        return PruneReport(before.entries - kept, before.bytes - kept_bytes, kept, kept_bytes)
+
+    def clear(self) -> PruneReport:
+        """See `Store`."""
+        return self.prune(0)
+
+    def _open(self, key: str) -> Entry | None:
+        data = self._entries.get(key)
+        if data is None:
+            return None
+        try:
+            entry = Entry.from_bytes(data)
+            if entry.key == key:
+                return entry
+            self.set_aside(key, f"it holds another entry, {entry!r}")
+        except FutureVersionError:
+            pass
+        except DamagedError as error:
+            self.set_aside(key, error.reason)
+        return None
+
+
+def _statuses(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path, path.stat()
+
+
+def _remove_older(folder: Path, age: float) -> None:
+    oldest = time.time() - age
+    for path, status in _statuses(folder.glob("*")):
+        if status.st_mtime <= oldest:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether this is the one process that holds `path`'s lock. It ends with the process, if not before."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)

@@ -1,0 +1,318 @@
+"""The messages between the processes, and how they are framed.
+
+    client  ⇄ service   stream     Hello Submit Await            / Welcome Started Result Failed
+    service ⇄ zygote    seqpacket  Warm Fork Kill                / Ready Unable Forked Buried
+    service ⇄ worker    stream     Assign                        / Finished Failure
+
+On a stream a frame is a little-endian u32 length and that many bytes of msgpack; a seqpacket keeps messages apart by itself and
+carries file descriptors beside them. Every message is a struct of plain data: decoding one never runs code. Bytes that are
+no valid message raise `ProtocolError`, and the connection they came from is closed.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from headstart.request import CompileRequest
+from headstart.toolchain import Toolchain
+
+PROTOCOL = 1  # raised whenever a message changes its meaning
+MAX_FRAME = 512 << 20  # bytes; an entry of a huge kernel is a few MiB
+_READ = 1 << 18  # bytes per recv
+
+
+class ProtocolError(Exception):
+    """The peer sent something that is not a message of this protocol."""
+
+
+class Failure(msgspec.Struct, tag=True):
+    """Why a kernel has no result; becomes the `CompileError` of that `kind`, or a `ServiceError` where kind is "service"."""
+
+    kind: str
+    summary: str
+    stage: str = ""
+    detail: str = ""
+    output: str = ""
+    reproduce: str = ""
+    advice: str = ""
+
+
+# client → service
+
+
+class Hello(msgspec.Struct, tag=True):
+    """First message of a client. A file descriptor of its own pidfd came with the launch."""
+
+    protocol: int
+    toolchain: Toolchain
+
+
+class Submit(msgspec.Struct, tag=True):
+    """Compile `request`; `ticket` is the client's name for the answer."""
+
+    ticket: int
+    request: CompileRequest
+    use_store: bool
+
+
+class Await(msgspec.Struct, tag=True):
+    """Somebody is blocked on these."""
+
+    tickets: list[int]
+
+
+# service → client
+
+
+class Welcome(msgspec.Struct, tag=True):
+    """The service is there, and talks this protocol."""
+
+    protocol: int
+    workers: int
+
+
+class Started(msgspec.Struct, tag=True):
+    """A worker has begun; `at` is `time.monotonic()`, seconds, one clock for all processes of a host."""
+
+    ticket: int
+    worker: int
+    at: float
+
+
+class Result(msgspec.Struct, tag=True):
+    """The entry of `key` is in the store, or, where the store could not take it, here as `entry`."""
+
+    ticket: int
+    key: str
+    entry: bytes = b""
+    cached: bool = False
+    shared: int = 0  # bytes of shared memory that it needs
+    started: float = 0.0
+    finished: float = 0.0
+    cpu_s: float = 0.0
+    output: str = ""
+    notice: str = ""
+
+
+class Failed(msgspec.Struct, tag=True):
+    """This request has no result."""
+
+    ticket: int
+    failure: Failure
+
+
+# service → zygote
+
+
+class Warm(msgspec.Struct, tag=True):
+    """Nobody waits: compile one throw-away kernel, so that later workers start warm."""
+
+
+class Fork(msgspec.Struct, tag=True):
+    """Fork a worker; its socket comes with this message."""
+
+    worker: int
+    folder: str
+
+
+class Kill(msgspec.Struct, tag=True):
+    """Kill a worker and everything it started."""
+
+    worker: int
+
+
+# zygote → service
+
+
+class Ready(msgspec.Struct, tag=True):
+    """Triton is imported; `tasks` threads run (one, or forking would be unsafe)."""
+
+    triton_version: str
+    tasks: int
+
+
+class Unable(msgspec.Struct, tag=True):
+    """The toolchain cannot be used, or (with `worker`) one worker could not be forked."""
+
+    why: str
+    worker: int = -1
+
+
+class Forked(msgspec.Struct, tag=True):
+    """A worker runs. `pid` is of use only to a service that has inherited the worker from a dead zygote."""
+
+    worker: int
+    pid: int
+
+
+class Buried(msgspec.Struct, tag=True):
+    """A worker is gone, its process group killed and itself reaped. `status`: exit code, or minus the signal."""
+
+    worker: int
+    status: int
+
+
+# service ⇄ worker
+
+
+class Assign(msgspec.Struct, tag=True):
+    """Compile `request`, and publish the entry under `key` in the cache folder `store` (empty: send it back instead)."""
+
+    key: str
+    toolchain: str
+    request: CompileRequest
+    store: str
+
+
+class Finished(msgspec.Struct, tag=True):
+    """Compiled, and in the store, or else here as `entry`. Times are `time.monotonic()` seconds; `cpu_s` counts the tools too."""
+
+    stored: bool
+    entry: bytes
+    started: float
+    finished: float
+    cpu_s: float
+    shared: int
+    output: str
+    notice: str = ""
+
+
+FromClient = Hello | Submit | Await
+FromService = Welcome | Started | Result | Failed
+ToZygote = Warm | Fork | Kill
+FromZygote = Ready | Unable | Forked | Buried
+FromWorker = Finished | Failure
+
+_encoder = msgspec.msgpack.Encoder()
+M = TypeVar("M")
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """One message, without a frame."""
+    return _encoder.encode(message)
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """One message, framed for a stream."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "little") + body
+
+
+def decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    """A decoder for a union of messages, e.g. `decoder(FromClient)`."""
+    return msgspec.msgpack.Decoder(kind)
+
+
+def decode(decoder: msgspec.msgpack.Decoder[M], body: bytes | memoryview) -> M:
+    """One message of `decoder`'s kind.
+
+    Raises:
+        ProtocolError: `body` is no such message.
+    """
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"not a message of protocol {PROTOCOL}: {error}") from None
+
+
+class Deframer:
+    """Turns what arrives on a stream into messages."""
+
+    def __init__(self, kind: Any) -> None:
+        self._decoder = decoder(kind)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """The messages that `data` completes.
+
+        Raises:
+            ProtocolError: on a frame that is too long or holds no message.
+        """
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= 4:
+            length = int.from_bytes(self._buffer[start : start + 4], "little")
+            if length > MAX_FRAME:
+                raise ProtocolError(f"a frame of {length} bytes; {MAX_FRAME} are allowed")
+            if len(self._buffer) - start - 4 < length:
+                break
+            body = bytes(self._buffer[start + 4 : start + 4 + length])
+            start += 4 + length
+            yield decode(self._decoder, body)
+        del self._buffer[:start]
+
+
+class Channel:
+    """A non-blocking stream: what cannot be sent now is kept and sent by `flush`.
+
+    Not thread-safe: the service is single-threaded, and the client holds a lock.
+    """
+
+    def __init__(self, sock: socket.socket, kind: Any) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self._deframer = Deframer(kind)
+        self._unsent = bytearray()
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether `flush` has anything to do once the socket is writable."""
+        return bool(self._unsent)
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Queue a message, and send what the socket takes at once.
+
+        Raises:
+            ConnectionError: the peer is gone.
+        """
+        self._unsent += frame(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send as much of what is queued as the socket takes now.
+
+        Raises:
+            ConnectionError: the peer is gone.
+        """
+        while self._unsent:
+            try:
+                sent = self.socket.send(self._unsent)
+            except (BlockingIOError, InterruptedError):
+                return
+            del self._unsent[:sent]
+
+    def receive(self) -> list[Any]:
+        """The messages that have arrived.
+
+        Raises:
+            EOFError: the peer has closed, or is gone.
+            ProtocolError: it sent something else.
+        """
+        messages: list[Any] = []
+        try:
+            data = self.socket.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return messages
+        except ConnectionError as error:
+            raise EOFError(str(error)) from None
+        if not data:
+            raise EOFError("closed by the peer")
+        messages.extend(self._deframer.feed(data))
+        return messages
+
+    def close(self) -> None:
+        """Close the socket; what was queued is lost."""
+        self.socket.close()
+
+
+def receive_blocking(sock: socket.socket, deframer: Deframer) -> Iterator[Any]:
+    """The messages of a blocking stream, until the peer closes it."""
+    while data := sock.recv(_READ):
+        yield from deframer.feed(data)
