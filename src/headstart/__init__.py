@@ -3,6 +3,7 @@
 The modules, lowest first; each imports only from those above it:
 
     errors, target, folders     what can go wrong; what to compile for; where things lie
+    settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told
     request                     one compile, as plain data
     entry                       one compiled kernel, as one file
@@ -26,6 +27,33 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "AsyncCompile",
+    "CompileError",
+    "CompileErrors",
+    "CompileTimeout",
+    "CompiledKernel",
+    "CompiledTritonKernels",
+    "CompilerCrashed",
+    "DamagedError",
+    "FutureVersionError",
+    "HeadstartError",
+    "KernelSpec",
+    "LambdaFuture",
+    "OutOfResources",
+    "ServiceError",
+    "SourceError",
+    "Span",
+    "Statistics",
+    "StoreUnavailable",
+    "Target",
+    "TritonBundler",
+    "UsageError",
+    "as_completed",
+    "cache_dir",
+    "keys",
+]
+
 _HOME = {
     "AsyncCompile": "async_compile",
     "CompiledTritonKernels": "async_compile",
@@ -38,21 +66,7 @@ _HOME = {
     "KernelSpec": "spec",
     "Target": "target",
     "cache_dir": "folders",
-    "HeadstartError": "errors",
-    "UsageError": "errors",
-    "CompileError": "errors",
-    "SourceError": "errors",
-    "OutOfResources": "errors",
-    "CompilerCrashed": "errors",
-    "CompileTimeout": "errors",
-    "CompileErrors": "errors",
-    "ServiceError": "errors",
-    "StoreUnavailable": "errors",
-    "DamagedError": "errors",
-    "FutureVersionError": "errors",
 }
-
-__all__ = [*_HOME, "keys"]
 
 if TYPE_CHECKING:
     from headstart import keys
@@ -82,8 +96,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name == "keys":
         return import_module("headstart.keys")
-    if name in _HOME:
-        return getattr(import_module(f"headstart.{_HOME[name]}"), name)
+    if name in __all__:
+        return getattr(import_module(f"headstart.{_HOME.get(name, 'errors')}"), name)
     raise AttributeError(f"module 'headstart' has no attribute {name!r}")
 
 

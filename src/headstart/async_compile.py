@@ -19,13 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headstart import keys, wire
+from headstart import wire
 from headstart.bundle import Bundle, BundleItem
 from headstart.bundler import TritonBundler
 from headstart.connection import Kickoff, ServiceConnection
 from headstart.entry import Entry
 from headstart.environment import TOOL_VARIABLES, bypass_reason, fingerprint
-from headstart.errors import CompileError, CompileErrors, DamagedError, HeadstartError, OutOfResources, ServiceError
+from headstart.errors import (
+    CompileError,
+    CompileErrors,
+    DamagedError,
+    HeadstartError,
+    OutOfResources,
+    ServiceError,
+)
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
 from headstart.request import CompileRequest, to_target
@@ -123,8 +130,8 @@ class _Request:
 class CompiledTritonKernels:
     """The in-memory future cache: one future per distinct request.
 
-    Keyed by everything that makes a kernel what it is: full source, name, signature, constants, attributes, options, target
-    and environment; the toolchain is the process's own.
+    Keyed by everything that makes a kernel what it is: full source, name, signature, constants, attributes, options,
+    target and environment; the toolchain is the process's own.
     """
 
     def __init__(self) -> None:
@@ -241,8 +248,8 @@ class AsyncCompile:
         Args:
             name: the `@triton.jit` function.
             source: Python text that defines it.
-            signature: `{"x": "*fp32", "n": "i32"}`, where constexprs may be left out, or Triton's ahead-of-time string, as in
-                `"*fp32:16, i32, 1024"`.
+            signature: `{"x": "*fp32", "n": "i32"}`, where constexprs may be left out, or Triton's ahead-of-time
+                string, as in `"*fp32:16, i32, 1024"`.
             constants: values of constexpr parameters, by name.
             attrs: facts about arguments: `{"x": 16}`, or Triton's `{(0,): [["tt.divisibility", 16]]}`.
             options: the backend's: `num_warps`, `num_stages`, …
@@ -297,7 +304,7 @@ class AsyncCompile:
             raise CompileErrors(list(errors.values()))
 
     def close(self) -> None:
-        """End the service. Compiles still in flight are abandoned; a bundle that was given gets what was missing in it."""
+        """Write what was missing in the bundle, if one was given, and end the service. What is in flight is abandoned."""
         try:
             if self._bundle is not None and self.bundler.noted:
                 self._bundle.parent.mkdir(parents=True, exist_ok=True)

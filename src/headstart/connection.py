@@ -9,8 +9,9 @@
 Guarantees:
 
 * Every kick-off is settled once: by its answer, by an error that says why there is none, or by `close`.
-* A service that dies is started again and asked again for everything pending. A kernel that was being compiled at two
-  deaths is the suspect, fails, and is not tried a third time. Two deaths in a row without any progress end the attempts.
+* A service that dies is started again and asked again for everything pending. A kernel that was being compiled at
+  two deaths is the suspect, fails, and is not tried a third time. Two deaths in a row without any progress end the
+  attempts.
 * A fork of the process (multiprocessing, DataLoader) lets go of the connection without disturbing it. What was pending
   is asked for again, of a service of its own, when the fork waits for it.
 """
@@ -175,7 +176,7 @@ class ServiceConnection:
                 pass
         except HeadstartError as error:
             failure = error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
             _log.exception("headstart's own thread failed; this is a bug")
             failure = ServiceError(f"headstart's own thread failed: {type(error).__name__}: {error}")
         # In one step, so that a kick-off finds either this thread or none.
@@ -290,9 +291,9 @@ class ServiceConnection:
                     kernel=kickoff.request.name,
                     target=kickoff.request.target,
                     options=kickoff.request.options,
-                    detail=f"it is the suspect because it was running each time; it is not tried again (status {status})",
+                    detail=f"it is the suspect because it ran each time; it is not tried again (status {status})",
                     output=words,
-                    advice="compile it alone (headstart build) and watch the machine's memory: dmesg names what was killed",
+                    advice="compile it alone (headstart build) and watch the memory: dmesg names what was killed",
                 ),
             )
         self._fruitless = 0 if suspects else self._fruitless + bool(self._pending)

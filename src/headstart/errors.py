@@ -40,7 +40,8 @@ class CompileError(HeadstartError):
         kernel: name of the `@triton.jit` function.
         target: e.g. `"cuda:90"`.
         options: compiler options as requested, e.g. `{"num_warps": 4}`.
-        stage: where it failed: `"source"`, `"signature"`, `"options"`, `"ttir"`, `"ttgir"`, `"llir"`, `"ptx"`, `"cubin"`, …
+        stage: where it failed: `"source"`, `"signature"`, `"options"`, or Triton's `"ttir"`, `"ttgir"`, `"llir"`,
+            `"ptx"`, `"cubin"`, …
         summary: what happened, one line.
         detail: the evidence: the worker's traceback, or how the process died.
         output: the last of what the compiler printed, tools included.

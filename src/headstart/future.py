@@ -1,7 +1,7 @@
 """LambdaFuture: the promise of a compiled kernel.
 
-Making one costs a few microseconds: nothing is loaded, parsed or imported. What turns the service's answer into something
-usable (the finishing step) runs in the consumer, when it first asks for the result, once.
+Making one costs a few microseconds: nothing is loaded, parsed or imported. What turns the service's answer into
+something usable (the finishing step) runs in the consumer, when it first asks for the result, once.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LambdaFuture(Generic[T]):
             if self._finish is not None:
                 try:
                     self._result = self._finish(answer)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - raised below, each time
                     self._error = error
                 self._finish = None
         if self._error is not None:
@@ -83,7 +83,7 @@ class LambdaFuture(Generic[T]):
             self.result(timeout)
         except TimeoutError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is the answer
             return error
         return None
 
@@ -112,7 +112,7 @@ class LambdaFuture(Generic[T]):
                 if timeout is not None and waited >= timeout:
                     raise TimeoutError(f"{self.name} is not compiled after {timeout:g} s") from None
                 _log.warning("still compiling %s after %.0f s", self.name, waited)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised at once
                 raise _own(error) from None
 
 

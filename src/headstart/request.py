@@ -1,7 +1,7 @@
 """One compile, as plain data: what travels to the service, and what is hashed.
 
-A request is made once, in the caller, at every kick-off, and must cost little: nothing here parses the source or imports
-Triton. What only Triton can tell (whether an option exists, whether a type is one) the worker says later.
+A request is made once, in the caller, at every kick-off, and must cost little: nothing here parses the source or
+imports Triton. What only Triton can tell (whether an option exists, whether a type is one) the worker says later.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _signature(kernel: str, signature: Mapping[str, str] | str) -> dict[str, str
         )
     for parameter, type_name in signature.items():
         if not isinstance(parameter, str) or not isinstance(type_name, str):
-            raise UsageError(f"{kernel}: signature: expected names and types as text, got {parameter!r}: {type_name!r}")
+            raise UsageError(f"{kernel}: signature: expected names and types, got {parameter!r}: {type_name!r}")
     # That a parameter is a constexpr says its constant; naming it here too changes nothing.
     return {parameter: type_name for parameter, type_name in signature.items() if type_name != "constexpr"}
 

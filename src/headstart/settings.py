@@ -33,7 +33,7 @@ class Settings:
     def load(
         cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None
     ) -> Settings:
-        """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds) and `_CACHE_LIMIT` (`"10GiB"`, `"none"`).
+        """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` (`"10GiB"`, `"none"`).
 
         Raises:
             UsageError: one of them is not valid.

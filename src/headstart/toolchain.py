@@ -1,7 +1,7 @@
 """Which Python and Triton compile, found and identified without importing Triton.
 
 A toolchain is known by content: Triton's Python files, libtriton, the tools and bitcode that it ships, and whatever
-`TRITON_PTXAS_PATH` and its like name instead. Reading all that takes 0.3 s and more (libtriton and ptxas are 600 MB), so
+`TRITON_PTXAS_PATH` and its like name instead. Reading all that takes 0.3 s and more (it is 600 MB), so
 
 * digests are remembered under the cache folder by each file's path, size, mtime_ns and inode: an edited or rebuilt file
   misses;
@@ -92,8 +92,8 @@ def find_toolchain() -> Toolchain:
     spec = find_spec("triton")
     if spec is None or spec.origin is None:
         raise ServiceError(
-            f"no Triton to compile with: {sys.executable} finds no package 'triton'; pip install 'headstart[triton]', or "
-            "run headstart from the environment that has it"
+            f"no Triton to compile with: {sys.executable} finds no package 'triton'; pip install 'headstart[triton]', "
+            "or run headstart from the environment that has it"
         )
     if not sys.executable or not os.access(sys.executable, os.X_OK):
         raise ServiceError(f"no usable Python interpreter: sys.executable is {sys.executable!r}")

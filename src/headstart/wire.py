@@ -4,9 +4,9 @@
     service ⇄ zygote    seqpacket  Warm Fork Kill                / Ready Unable Forked Buried
     service ⇄ worker    stream     Assign                        / Finished Failure
 
-On a stream a frame is a little-endian u32 length and that many bytes of msgpack; a seqpacket keeps messages apart by itself and
-carries file descriptors beside them. Every message is a struct of plain data: decoding one never runs code. Bytes that are
-no valid message raise `ProtocolError`, and the connection they came from is closed.
+On a stream a frame is a little-endian u32 length and that many bytes of msgpack; a seqpacket keeps messages apart by
+itself and carries file descriptors beside them. Every message is a struct of plain data: decoding one never runs code.
+Bytes that are no valid message raise `ProtocolError`, and the connection they came from is closed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ProtocolError(Exception):
 
 
 class Failure(msgspec.Struct, tag=True):
-    """Why a kernel has no result; becomes the `CompileError` of that `kind`, or a `ServiceError` where kind is "service"."""
+    """Why a kernel has no result: becomes the `CompileError` of its `kind`; "service" becomes a `ServiceError`."""
 
     kind: str
     summary: str
@@ -160,7 +160,7 @@ class Buried(msgspec.Struct, tag=True):
 
 
 class Assign(msgspec.Struct, tag=True):
-    """Compile `request`, and publish the entry under `key` in the cache folder `store` (empty: send it back instead)."""
+    """Compile `request`; publish the entry under `key` in the cache folder `store` (empty: send it back instead)."""
 
     key: str
     toolchain: str
@@ -169,7 +169,10 @@ class Assign(msgspec.Struct, tag=True):
 
 
 class Finished(msgspec.Struct, tag=True):
-    """Compiled, and in the store, or else here as `entry`. Times are `time.monotonic()` seconds; `cpu_s` counts the tools too."""
+    """Compiled, and in the store, or else here as `entry`.
+
+    Times are `time.monotonic()` seconds; `cpu_s` counts the tools too.
+    """
 
     stored: bool
     entry: bytes

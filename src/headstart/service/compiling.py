@@ -3,7 +3,7 @@
 What is relied on, beyond `triton.compile`, `ASTSource`, `GPUTarget` and `triton.knobs`:
 
 * `knobs.cache.manager_class` is asked for every file and given every artifact; ours keeps them in memory.
-* `knobs.runtime.add_stages_inspection_hook` is called with the backend's stages, which are wrapped to know which one runs.
+* `knobs.runtime.add_stages_inspection_hook` is called with the backend's stages, which are wrapped to know which runs.
 * `triton.runtime.cache.triton_key` hashes Triton's whole install, 0.3 s in every process, for Triton's own cache key;
   here headstart's key does that work, so it is replaced where it exists.
 * `JITFunction.arg_names`, and `BaseBackend.parse_options` returning a dataclass of all options.
@@ -26,7 +26,7 @@ import traceback
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from headstart.request import CompileRequest
 from headstart.target import Target
@@ -72,8 +72,8 @@ class Compiled:
 class _MemoryCache:
     """Triton's `CacheManager`, keeping what it is given in memory and finding nothing."""
 
-    held: dict[str, bytes] = {}
-    folder = ""
+    held: ClassVar[dict[str, bytes]] = {}
+    folder: ClassVar[str] = ""
 
     def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
         pass
@@ -164,7 +164,7 @@ class Compiler:
             kind = "source"
         advice = ""
         if self._stage in ("cubin", "hsaco"):
-            advice = "the assembler refused what Triton gave it: check that it is new enough for the target (headstart doctor)"
+            advice = "the assembler refused what Triton gave it; is it new enough for the target? See headstart doctor"
         return Failure(kind, summary, stage=self._stage, detail=_user_traceback(error), advice=advice)
 
 
@@ -176,14 +176,13 @@ def prepare() -> str:
     """
     triton = importlib.import_module("triton")
     importlib.import_module("triton.compiler.code_generator")
-    with contextlib.suppress(ImportError, AttributeError):
-        cache = importlib.import_module("triton.runtime.cache")
+    with contextlib.suppress(ImportError):
+        cache: Any = importlib.import_module("triton.runtime.cache")
         if hasattr(cache, "triton_key"):
             cache.triton_key = lambda: "headstart"
     with contextlib.suppress(Exception):
         # Only a head start: whatever is missing here is loaded, or reported, by the first compile.
-        from triton._C.libtriton import ir  # type: ignore[import-not-found,unused-ignore]
-
+        ir: Any = importlib.import_module("triton._C.libtriton").ir
         backend = triton.compiler.make_backend(_gpu_target("cuda:90"))
         context = ir.context()
         ir.load_dialects(context)
@@ -233,12 +232,10 @@ def _module_of(request: CompileRequest) -> Iterator[types.ModuleType]:
 
 def _define(request: CompileRequest, module: types.ModuleType) -> Any:
     code = compile(request.source, request.filename, "exec", dont_inherit=True)
-    exec(code, module.__dict__)
-    function = module.__dict__.get(request.name)
-    # Decorators such as @triton.autotune and @triton.heuristics wrap the function; what is compiled is inside.
-    while function is not None and not hasattr(function, "arg_names") and hasattr(function, "fn"):
-        function = function.fn
-    while hasattr(function, "fn") and type(function).__name__ in ("Autotuner", "Heuristics"):
+    exec(code, module.__dict__)  # noqa: S102 - compiling a kernel means defining it
+    function: Any = module.__dict__.get(request.name)
+    # @triton.autotune and @triton.heuristics wrap the function; what is compiled is inside.
+    while type(function).__name__ in ("Autotuner", "Heuristics"):
         function = function.fn
     if type(function).__name__ != "JITFunction":
         defined = sorted(name for name, value in module.__dict__.items() if type(value).__name__ == "JITFunction")
@@ -273,9 +270,10 @@ def _specialization(
         types_by_name = dict(request.signature)
     for name in types_by_name:
         if name not in names:
-            raise _signature_failure(f"the signature types {name!r}, which is no parameter of {_parameters(request, names)}")
+            raise _signature_failure(f"the signature types {name!r}, no parameter of {_parameters(request, names)}")
     for index, parameter in enumerate(function.params):
-        if (index,) not in constants and parameter.name not in types_by_name and parameter.default is not inspect._empty:
+        given = (index,) in constants or parameter.name in types_by_name
+        if not given and parameter.default is not inspect.Parameter.empty:
             constants[(index,)] = parameter.default
     signature = {}
     for index, name in enumerate(names):
@@ -285,7 +283,7 @@ def _specialization(
             signature[name] = _type(types_by_name[name], name)
         else:
             raise _signature_failure(
-                f"parameter {name!r} has neither a type nor a constant; the parameters are {_parameters(request, names)}"
+                f"parameter {name!r} has neither a type nor a constant; it is {_parameters(request, names)}"
             )
     return signature, constants, attributes
 
@@ -317,7 +315,7 @@ def _ahead_of_time(
     types_by_name: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for index, (name, part) in enumerate(zip(names, parts)):
+    for index, (name, part) in enumerate(zip(names, parts, strict=True)):
         type_name, _, hint = part.partition(":")
         literal = _number(part)
         if literal is not None:
@@ -359,7 +357,7 @@ def _type(name: str, parameter: str) -> str:
     elif match[2] in canonical:
         return (match[1] or "") + str(canonical[match[2]])
     raise _signature_failure(
-        f"{name!r} of parameter {parameter!r} is no type that Triton knows; types are *fp32, *bf16, i32, i64, fp32, u1, …"
+        f"{name!r} of parameter {parameter!r} is no type that Triton knows; types are *fp32, *bf16, i32, i64, u1, …"
     )
 
 

@@ -61,11 +61,11 @@ def launch(*, cache_dir: str, workers: int, time_limit: float | None, store_limi
     """
     if not sys.executable or not os.access(sys.executable, os.X_OK):
         raise ServiceError(
-            f"no compile service: sys.executable is {sys.executable!r}, which cannot be run; headstart needs a Python to start"
+            f"no compile service: sys.executable is {sys.executable!r}, which cannot be run; headstart needs a Python"
         )
     mine, theirs = socket.socketpair()
     # An unnamed file: it is there to be quoted if the service dies, and leaves nothing behind.
-    log = tempfile.TemporaryFile(prefix="headstart-")
+    log = tempfile.TemporaryFile(prefix="headstart-")  # noqa: SIM115 - closed by `end`
     pidfd = os.pidfd_open(os.getpid())
     config = Config(
         cache_dir=cache_dir,

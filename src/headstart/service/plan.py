@@ -1,8 +1,8 @@
 """Who compiles what, when: the queue as a pure state machine.
 
-Events are method calls and come from the server; each returns the actions that the server is to carry out, in order. No
-sockets, no clock and no processes here: time is an argument (seconds, monotonic), and a job's payload and outcome are
-passed through unread.
+Events are method calls and come from the server; each returns the actions that the server is to carry out, in order.
+No sockets, no clock and no processes here: time is an argument (seconds, monotonic), and a job's payload and outcome
+are passed through unread.
 
 Guarantees:
 
@@ -11,8 +11,8 @@ Guarantees:
 * A job whose worker dies under it is tried once more in a fresh worker, then fails; losing a zygote blames no job.
 * A worker serves one fingerprint (set of environment variables) in its life.
 
-Assumptions: after `Retire` or `Kill` the server reports `worker_buried`; after `Fork`, `worker_forked` or `fork_failed` or
-the loss of the zygote; after `StartZygote`, `zygote_ready`, `zygote_unable` or `zygote_lost`.
+Assumptions: after `Retire` or `Kill` the server reports `worker_buried`; after `Fork`, `worker_forked` or `fork_failed`
+or the loss of the zygote; after `StartZygote`, `zygote_ready`, `zygote_unable` or `zygote_lost`.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ class Plan:
                 "timeout",
                 f"it took longer than {self.time_limit:g} s",
                 output=last_words,
-                advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: fewer stages, less unrolling",
+                advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: less unrolling",
             )
             return [self._deliver(job, failure), *self._schedule(now)]
         if job.attempts < MAX_ATTEMPTS:
@@ -295,7 +295,7 @@ class Plan:
             f"the compiler process {_describe(status)}, {job.attempts} times",
             detail=_likely_cause(status),
             output=last_words,
-            advice="run the command below alone; if it crashes too, it is a bug in Triton, LLVM or ptxas worth reporting",
+            advice="run the command below; if it crashes alone, it is a bug in Triton, LLVM or ptxas worth reporting",
         )
         return [self._deliver(job, failure), *self._schedule(now)]
 

@@ -68,9 +68,8 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
 
 
 def _literal(source: str) -> str:
-    if "'''" in source or "\\" in source or not source.isprintable() and any(c not in "\n" and not c.isprintable() for c in source):
-        return repr(source)
-    return f"'''{source}'''"
+    plain = source.replace("\n", "").isprintable() and "'''" not in source and "\\" not in source
+    return f"'''{source}'''" if plain and not source.endswith("'") else repr(source)
 
 
 def _position(key: str) -> str | tuple[int, ...]:

@@ -163,10 +163,12 @@ class Server:
                 self._watch_writable(client.channel)
             messages = client.channel.receive() if mask & selectors.EVENT_READ else []
         except (EOFError, ConnectionError):
-            return self._dismiss(client)
+            self._dismiss(client)
+            return
         except wire.ProtocolError:
             _log.exception("a client was disconnected")
-            return self._dismiss(client)
+            self._dismiss(client)
+            return
         for message in messages:
             self._answer(client, message)
 
@@ -193,19 +195,21 @@ class Server:
     def _submit(self, client: _Client, message: wire.Submit) -> None:
         request, toolchain = message.request, client.toolchain
         if toolchain is None:
-            return self._dismiss(client)
+            self._dismiss(client)
+            return
         use_store = message.use_store and bypass_reason(request.environment) is None
         try:
             digest = self._toolchain_digest(toolchain, request)
         except ServiceError as error:
-            failure = wire.Failure("service", str(error))
-            return self._send(client.channel, wire.Failed(message.ticket, failure))
+            self._send(client.channel, wire.Failed(message.ticket, wire.Failure("service", str(error))))
+            return
         key = keys.entry_key(digest, request.digest())
         job_key = key if use_store else f"{key} unstored"
         running = self._plan.in_flight(job_key)
         if running is None and use_store and (entry := self._store.find(key)) is not None:
             shared = int(entry.metadata.get("shared") or 0)
-            return self._send(client.channel, wire.Result(message.ticket, key, cached=True, shared=shared))
+            self._send(client.channel, wire.Result(message.ticket, key, cached=True, shared=shared))
+            return
         client.jobs[message.ticket] = job_key
         if running is not None and running.worker is not None:
             started = self._workers[running.worker].started
@@ -242,7 +246,8 @@ class Server:
             except OSError as error:
                 mine.close()
                 why = f"cannot start {toolchain.python}: {error.strerror}"
-                return self._carry_out(self._plan.zygote_unable(toolchain, why))
+                self._carry_out(self._plan.zygote_unable(toolchain, why))
+                return
         zygote = self._zygotes[toolchain] = _Zygote(process, mine)
         self._watch(mine, lambda mask: self._hear_zygote(toolchain, zygote))
 
@@ -255,7 +260,8 @@ class Server:
         if not body:
             self._end_zygote(toolchain)
             why = f"the process that holds Triton {toolchain.triton_version} died (status {zygote.process.returncode})"
-            return self._carry_out(self._plan.zygote_lost(toolchain, why, now))
+            self._carry_out(self._plan.zygote_lost(toolchain, why, now))
+            return
         message = wire.decode(wire.decoder(wire.FromZygote), body)
         if isinstance(message, wire.Ready):
             self._carry_out(self._plan.zygote_ready(toolchain, now))
@@ -301,7 +307,8 @@ class Server:
             mine, theirs = socket.socketpair()
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            return self._carry_out(self._plan.fork_failed(number, str(error), time.monotonic()))
+            self._carry_out(self._plan.fork_failed(number, str(error), time.monotonic()))
+            return
         worker = self._workers[number] = _Worker(toolchain, wire.Channel(mine, wire.FromWorker), folder)
         self._watch(worker.channel, lambda mask: self._hear_worker(number, worker, mask))
         with theirs:
@@ -318,7 +325,8 @@ class Server:
             return
         except wire.ProtocolError:
             _log.exception("worker %d was killed", number)
-            return self._order_zygote(worker.toolchain, wire.Kill(number))
+            self._order_zygote(worker.toolchain, wire.Kill(number))
+            return
         for outcome in outcomes:
             self._carry_out(self._plan.finished(number, outcome, time.monotonic()))
 

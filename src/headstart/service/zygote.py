@@ -5,8 +5,8 @@
             ── Kill ────────────────────▶ killpg
             ◀── Buried(status) ────────── pidfd readable: killpg, then reap
 
-The order in a burial matters: while the worker is not reaped its number cannot be given to anybody else, so its group is
-killed first, tools included. The zygote never compiles for anybody; when its socket closes it kills its workers
+The order in a burial matters: while the worker is not reaped its number cannot be given to anybody else, so its group
+is killed first, tools included. The zygote never compiles for anybody; when its socket closes it kills its workers
 and ends. If it is killed itself, PDEATHSIG takes the workers along, and the service, a subreaper, buries them.
 """
 
@@ -38,7 +38,7 @@ def main(argument: str) -> None:
     die_with_parent(os.getppid())
     try:
         version = compiling.prepare()
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever Triton raises, the service is told
         _send(sock, Unable(f"Triton cannot be imported:\n{traceback.format_exc(limit=-3)}"))
         return
     tasks = len(os.listdir("/proc/self/task"))
@@ -131,7 +131,7 @@ class Zygote:
                 os.close(pidfd)
             worker.run(socket.socket(fileno=fd), folder)
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the fork of a loop must not go on in it
             traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):

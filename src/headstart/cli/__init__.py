@@ -1,0 +1,92 @@
+"""The `headstart` command.
+
+Each subcommand is a module that is loaded when it runs, so that `headstart --help` costs no more than click.
+
+Exit codes: 0 everything done; 1 something failed; 2 the command, or the file it was given, is wrong; 130 Ctrl-C. An
+error that headstart raised on purpose is a message, never a traceback.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from headstart import __version__
+from headstart.errors import HeadstartError, UsageError
+
+# Name of a subcommand (and of its module) and its line in `headstart --help`.
+COMMANDS = {
+    "build": "Compile every kernel of a plan into a bundle.",
+    "bundle": "List, verify, extract and merge bundles.",
+    "cache": "Show, shrink or empty the cache of compiled kernels.",
+    "doctor": "Check what headstart needs on this machine.",
+}
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class Failure(click.ClickException):
+    """Something could not be done: a message on stderr, and exit code 1."""
+
+    exit_code = EXIT_FAILED
+
+
+class BadInput(Failure):
+    """What the user gave is wrong: exit code 2. Unlike click's own UsageError it does not recite the usage."""
+
+    exit_code = EXIT_USAGE
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported by name, and which turns headstart's exceptions into messages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"headstart.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Click would import every command to ask for its help.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("headstart: interrupted", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except UsageError as error:
+            raise BadInput(str(error)) from error
+        except HeadstartError as error:
+            raise Failure(str(error)) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="headstart")
+def main() -> None:
+    """Compile Triton GPU kernels before the program needs them."""
+
+
+def human_bytes(size: float) -> str:
+    """`1536` as `"1.5 KiB"`."""
+    if size < 1024:
+        return f"{size:.0f} bytes"
+    units = ["KiB", "MiB", "GiB", "TiB"]
+    while (size := size / 1024) >= 1024 and len(units) > 1:
+        del units[0]
+    return f"{size:.1f} {units[0]}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1, "kernel"` as `"1 kernel"`, `2` as `"2 kernels"`."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number} {noun if number == 1 else plural}"

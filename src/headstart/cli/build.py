@@ -1,0 +1,276 @@
+"""`headstart build`: every kernel of a plan, compiled into a bundle.
+
+The plan runs here, in the main thread; each spec is kicked off as it is yielded and compiled in a worker while the plan
+goes on. Answers arrive on the client's thread, which only queues them; this thread looks at them between two specs and,
+once the plan has ended, as they come.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from headstart.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failure, count, human_bytes
+from headstart.cli.progress import Progress, Tally, make_progress
+from headstart.errors import HeadstartError, UsageError
+from headstart.future import LambdaFuture, as_completed
+from headstart.spec import KernelSpec, PlanRaised, add_plan_folder, load_plan
+from headstart.target import Target
+
+if TYPE_CHECKING:
+    from headstart.async_compile import AsyncCompile, Statistics
+    from headstart.kernel import CompiledKernel
+
+
+@click.command(short_help="Compile every kernel of a plan into a bundle.")
+@click.argument("plan")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    help="Device to compile for, as cuda:90 or hip:gfx942; may be repeated. Applies to specs that name no target of "
+    "their own.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Compiles at a time. Default: HEADSTART_WORKERS, or one per core.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="OUT.bundle",
+    help="Where the bundle goes; one that exists is replaced. Default: the plan's name with .bundle, in the current "
+    "folder.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the outcome as one JSON object, the last line of stdout."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
+@click.pass_context
+def build(
+    ctx: click.Context,
+    plan: str,
+    targets: Sequence[str],
+    workers: int | None,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compile every kernel of PLAN into a bundle. No GPU is needed.
+
+    PLAN is a Python file, or package.module, with a generator kernels() that yields headstart.KernelSpec(...). What was
+    compiled before comes from the cache.
+
+    Exit code: 0 all built; 1 some kernels failed or the plan raised (everything else is built and in the bundle); 2 bad
+    usage, or a plan that yields nothing.
+    """
+    devices = list(dict.fromkeys(Target.parse(target) for target in targets))
+    output = output or Path(_bundle_name(plan))
+    _check_output(output)
+    # The service finds the modules that sources import where this process does.
+    add_plan_folder(plan)
+    started = time.monotonic()
+    tally = Tally()
+    try:
+        with _open(workers) as async_compile:
+            job = Build(async_compile, devices, tally)
+            with make_progress(tally, async_compile.in_flight, quiet=quiet) as progress:
+                plan_error = job.run(plan, progress)
+            bundle = job.write(output)
+            statistics = async_compile.statistics
+    except KeyboardInterrupt:
+        # Closing answers what was pending with an error, so that what counts is what was looked at before.
+        progress_made = f"{tally.seen} of {count(tally.requested, 'kernel')} done"
+        click.echo(f"headstart: interrupted, {progress_made}; what is done stays in the cache", err=True)
+        ctx.exit(EXIT_INTERRUPTED)
+    if not tally.requested:
+        _refuse(plan, plan_error)
+    for failure in job.failures:
+        click.echo(f"\n{failure}", err=True)
+    if plan_error is not None:
+        click.echo(f"\n{plan_error}\n\nWhat it had yielded before was built.", err=True)
+    outcome = summarize(statistics, job, time.monotonic() - started, bundle)
+    if as_json:
+        click.echo(json.dumps(outcome))
+    elif not quiet:
+        click.echo(describe(outcome))
+    if plan_error is not None and not isinstance(plan_error, PlanRaised):
+        ctx.exit(EXIT_USAGE)
+    ctx.exit(EXIT_FAILED if plan_error is not None or job.failures else 0)
+
+
+class Build:
+    """One run of `headstart build`.
+
+    Attributes:
+        failures: what went wrong, in the order it was noticed. Reports in the same words count as one: without a
+            service, every kernel says so.
+        refused: requests that were wrong in themselves and never reached a worker.
+        used: targets compiled for, in order of first use.
+    """
+
+    def __init__(self, async_compile: AsyncCompile, devices: Sequence[Target], tally: Tally) -> None:
+        self._async_compile = async_compile
+        self._devices = devices
+        self._tally = tally
+        self._futures: dict[int, LambdaFuture[CompiledKernel]] = {}
+        self._progress = Progress()
+        self.failures: dict[str, None] = {}
+        self.refused = 0
+        self.used: dict[Target, None] = {}
+
+    def run(self, plan: str, progress: Progress) -> UsageError | None:
+        """Build everything that the plan yields; what was wrong with the plan itself is returned."""
+        self._progress = progress
+        plan_error = None
+        self._async_compile.bundler.begin_compile()
+        try:
+            for spec in load_plan(plan):
+                self._kick_off(spec)
+                self._look_at_answers()
+        except UsageError as error:
+            plan_error = error
+        self._tally.complete = True
+        for _ in as_completed(self._futures.values()):
+            self._look_at_answers()
+        # A future is complete a moment before its callback has run.
+        while self._tally.seen < self._tally.requested:
+            self._look_at(self._tally.unseen.get())
+        return plan_error
+
+    def write(self, output: Path) -> Path | None:
+        """Write what was built to `output`. None if nothing was, or if that failed, which is one of the failures."""
+        bundler, statistics = self._async_compile.bundler, self._async_compile.statistics
+        try:
+            return bundler.collect(output) if statistics.compiled + statistics.cached else None
+        except OSError as error:
+            self.failures[f"cannot write {output}: {error.strerror or error}"] = None
+            return None
+        finally:
+            bundler.end_compile()
+
+    def _kick_off(self, spec: KernelSpec) -> None:
+        devices = [spec.target] if spec.target is not None else self._devices
+        if not devices:
+            raise UsageError(
+                f"what is {spec.name} to be compiled for? Pass --target, as in --target cuda:90 (H100) or --target "
+                "hip:gfx942 (MI300), or give the spec a target="
+            )
+        for device in devices:
+            self.used[device] = None
+            self._tally.requested += 1
+            try:
+                future = self._async_compile.triton(
+                    spec.name,
+                    spec.source,
+                    signature=spec.signature,
+                    constants=spec.constants,
+                    attrs=spec.attrs,
+                    options=spec.options,
+                    target=str(device),
+                    filename=spec.filename,
+                )
+            except UsageError as error:
+                self.refused += 1
+                self._tally.seen += 1
+                self._fail(f"{spec.name} ({device}) failed: {error}")
+                continue
+            if id(future) in self._futures:
+                # The same kernel again: its answer is counted, and its failure reported, once.
+                self._tally.seen += 1
+            else:
+                self._futures[id(future)] = future
+                future.add_done_callback(self._tally.unseen.put)
+
+    def _look_at_answers(self) -> None:
+        while not self._tally.unseen.empty():
+            self._look_at(self._tally.unseen.get())
+
+    def _look_at(self, future: LambdaFuture[CompiledKernel]) -> None:
+        error = future.exception()
+        self._tally.seen += 1
+        if isinstance(error, HeadstartError):
+            self._fail(str(error))
+        elif error is not None:
+            raise error
+
+    def _fail(self, report: str) -> None:
+        self._tally.failed += 1
+        if report not in self.failures:
+            self.failures[report] = None
+            self._progress.failure(report)
+
+
+def summarize(statistics: Statistics, job: Build, wall_s: float, bundle: Path | None) -> dict[str, Any]:
+    """The object that `--json` prints.
+
+    `bound_s` is what no schedule can beat with these workers: the work shared out evenly, or the longest compile.
+    """
+    return {
+        "requested": statistics.requested + job.refused,
+        "compiled": statistics.compiled,
+        "cached": statistics.cached,
+        "deduplicated": statistics.deduplicated,
+        "failed": statistics.failed + job.refused,
+        "wall_s": wall_s,
+        "cpu_s": float(statistics.cpu_s),
+        "longest_s": statistics.longest_s,
+        "bound_s": max(statistics.cpu_s / statistics.workers, statistics.longest_s),
+        "workers": statistics.workers,
+        "targets": [str(target) for target in job.used],
+        "bundle": None if bundle is None else str(bundle),
+    }
+
+
+def describe(outcome: dict[str, Any]) -> str:
+    """The same for people."""
+    kernels, workers = count(outcome["requested"], "kernel"), count(outcome["workers"], "worker")
+    parts = [f"{outcome['compiled']} compiled", f"{outcome['cached']} from the cache"]
+    parts += [f"{outcome[what]} {what}" for what in ("deduplicated", "failed") if outcome[what]]
+    lines = [
+        f"{kernels} for {', '.join(outcome['targets'])} in {outcome['wall_s']:.1f} s, {workers}",
+        ", ".join(parts),
+    ]
+    if outcome["bundle"] is None:
+        lines.append("no bundle was written: there is nothing to put into it")
+    else:
+        lines.append(f"{outcome['bundle']}: {human_bytes(Path(outcome['bundle']).stat().st_size)}")
+    return "\n".join(lines)
+
+
+def _open(workers: int | None) -> AsyncCompile:
+    from headstart.async_compile import AsyncCompile
+
+    return AsyncCompile(workers=workers)
+
+
+def _refuse(plan: str, plan_error: UsageError | None) -> NoReturn:
+    if isinstance(plan_error, PlanRaised):
+        raise Failure(str(plan_error))
+    if plan_error is not None:
+        raise plan_error
+    raise UsageError(f"{plan} yields no kernels: there is nothing to build")
+
+
+def _bundle_name(plan: str) -> str:
+    stem = Path(plan).stem if plan.endswith(".py") or os.sep in plan else plan.rpartition(".")[2]
+    return f"{stem}.bundle"
+
+
+def _check_output(output: Path) -> None:
+    """Find out before the work is done rather than after it."""
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {output}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {output}: the folder {folder} is not writable")

@@ -1,0 +1,143 @@
+"""`headstart bundle`: look into bundles, check them, take them apart and put them together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import msgspec
+
+from headstart.bundle import Bundle, BundleItem, merge_bundles
+from headstart.cli import Failure, count, human_bytes
+from headstart.errors import DamagedError, UsageError
+
+_BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
+
+
+@click.group(short_help="List, verify, extract and merge bundles.")
+def bundle() -> None:
+    """Look into bundles, check them, take them apart and put them together.
+
+    A bundle holds compiled kernels, many in one file. Reading one executes nothing.
+    """
+
+
+@bundle.command("list")
+@click.argument("path", metavar="BUNDLE", type=_BUNDLE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per kernel.")
+def list_(path: Path, as_json: bool) -> None:
+    """Show the kernels of BUNDLE: key, target, size and name."""
+    opened = _open(path)
+    if as_json:
+        for item in opened:
+            click.echo(msgspec.json.encode(item_fields(item)))
+        return
+    for item in opened:
+        size = human_bytes(item.length)
+        click.echo(
+            f"{item.key[:_SHORT_KEY]}  {_printable(item.target):12}  {size:>10}  {_printable(item.name)}"
+        )
+    total = human_bytes(sum(item.length for item in opened))
+    toolchains = count(len(opened.toolchains), "toolchain")
+    click.echo(f"{count(len(opened), 'kernel')}, {total}, compiled by {toolchains}", err=True)
+
+
+@bundle.command(short_help="Compare BUNDLE with its checksums.")
+@click.argument("path", metavar="BUNDLE", type=_BUNDLE)
+def verify(path: Path) -> None:
+    """Read all of BUNDLE and compare it with its checksums. Exit code 1 if something is damaged."""
+    opened = _open(path)
+    with _reading(path):
+        problems = opened.verify()
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    if problems:
+        raise Failure(
+            f"{path}: {len(problems)} of {count(len(opened), 'kernel')} damaged; build the bundle again"
+        )
+    click.echo(f"{path}: {count(len(opened), 'kernel')}, all good")
+
+
+@bundle.command(short_help="Write the kernels of BUNDLE as files.")
+@click.argument("path", metavar="BUNDLE", type=_BUNDLE)
+@click.argument("kernels", metavar="[KERNEL]...", nargs=-1)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Where the files go; made if need be. Default: the bundle's name without .bundle, in the current folder.",
+)
+def extract(path: Path, kernels: Sequence[str], output: Path | None) -> None:
+    """Write the kernels of BUNDLE as files: cubin, ptx, …, and metadata.json, in a folder for each kernel.
+
+    KERNEL is a name, or the beginning of a key as `headstart bundle list` shows it. Default: every kernel.
+    """
+    opened = _open(path)
+    output = output or Path(path.stem if path.suffix else f"{path.name}.files")
+    with _reading(path):
+        folders = opened.extract(output, [item.key for item in _chosen(opened, kernels)])
+    click.echo(f"{count(len(folders), 'kernel')} extracted to {output}")
+
+
+@bundle.command(short_help="Write the kernels of several bundles into one.")
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("paths", metavar="IN...", nargs=-1, required=True, type=_BUNDLE)
+def merge(out: Path, paths: Sequence[Path]) -> None:
+    """Write the kernels of every bundle IN into one bundle OUT, which may be one of them."""
+    with _reading(out):
+        kernels = merge_bundles(out, *paths)
+    click.echo(
+        f"{out}: {count(kernels, 'kernel')} of {count(len(paths), 'bundle')}, {human_bytes(out.stat().st_size)}"
+    )
+
+
+def item_fields(item: BundleItem) -> dict[str, str | int]:
+    """What `bundle list --json` prints of one kernel."""
+    return {
+        "key": item.key,
+        "name": item.name,
+        "target": item.target,
+        "toolchain": item.toolchain,
+        "request_digest": item.request_digest,
+        "bytes": item.length,
+    }
+
+
+def _chosen(opened: Bundle, kernels: Sequence[str]) -> list[BundleItem]:
+    if not kernels:
+        return list(opened)
+    chosen: dict[str, BundleItem] = {}
+    for kernel in kernels:
+        found = [item for item in opened if item.name == kernel or item.key.startswith(kernel)]
+        if not found:
+            raise UsageError(
+                f"no kernel {kernel!r} in {opened.path}; headstart bundle list shows those that are"
+            )
+        chosen.update((item.key, item) for item in found)
+    return list(chosen.values())
+
+
+def _open(path: Path) -> Bundle:
+    with _reading(path):
+        return Bundle.open(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say which file it was; what is wrong with it is said by whoever found out."""
+    try:
+        yield
+    except DamagedError as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        raise Failure(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def _printable(text: str) -> str:
+    """Names in a bundle from elsewhere are not trusted with the terminal."""
+    return text if text.isprintable() else json.dumps(text)

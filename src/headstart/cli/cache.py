@@ -1,0 +1,74 @@
+"""`headstart cache`: the store of compiled kernels under `HEADSTART_CACHE_DIR`."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from headstart.cli import Failure, count, human_bytes
+from headstart.errors import UsageError
+from headstart.settings import Settings, parse_size
+from headstart.store import DiskStore, PruneReport
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    try:
+        size = parse_size(value)
+    except UsageError:
+        size = None
+    if size is None:
+        raise click.BadParameter(f"{value!r} is not a size: expected one such as 500MiB or 2GiB", ctx, param)
+    return size
+
+
+@click.group(short_help="Show, shrink or empty the cache of compiled kernels.")
+def cache() -> None:
+    """Show, shrink or empty the cache of compiled kernels.
+
+    It lies under HEADSTART_CACHE_DIR, by default in the platform's cache folder, and is kept below
+    HEADSTART_CACHE_LIMIT, by default 10GiB. Programs that use it meanwhile go on: what is gone is compiled again when
+    it is needed.
+    """
+
+
+@cache.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(as_json: bool) -> None:
+    """Show where the cache is and how much is in it."""
+    found = _store().info()
+    if as_json:
+        click.echo(msgspec.json.encode({**msgspec.structs.asdict(found), "path": str(found.path)}))
+        return
+    limit = "no limit" if found.limit is None else f"limit {human_bytes(found.limit)}"
+    click.echo(f"{count(found.entries, 'kernel')}, {human_bytes(found.bytes)} ({limit}) in {found.path}")
+
+
+@cache.command()
+@click.option("--max-size", callback=_size, required=True, metavar="SIZE", help="What may stay, as 2GiB.")
+def prune(max_size: int) -> None:
+    """Remove the kernels that were used longest ago until at most --max-size is left."""
+    _say(_store().prune(max_size))
+
+
+@cache.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clear(yes: bool) -> None:
+    """Remove every kernel. Asks first."""
+    store = _store()
+    found = store.info()
+    if not yes:
+        what = f"{count(found.entries, 'kernel')} ({human_bytes(found.bytes)}) from {found.path}"
+        click.confirm(f"Remove {what}?", abort=True)
+    _say(store.clear())
+
+
+def _store() -> DiskStore:
+    settings = Settings.load()
+    return DiskStore(settings.cache_dir, limit_bytes=settings.store_limit)
+
+
+def _say(report: PruneReport) -> None:
+    if report.busy:
+        raise Failure("another process is pruning this cache at the moment; nothing was removed")
+    removed = f"removed {count(report.removed, 'kernel')} ({human_bytes(report.freed_bytes)})"
+    click.echo(f"{removed}, {report.kept} left ({human_bytes(report.kept_bytes)})")

@@ -1,0 +1,188 @@
+"""How a build shows on stderr: live on a terminal, a line now and then when piped, nothing when quiet.
+
+What a build has come to is in a `Tally`; a display reads it from a thread of its own, at its own pace, so that
+showing progress never holds a compile up. Numbers may be a moment old and need no lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+REFRESH = 0.25  # seconds between two frames on a terminal
+PLAIN_INTERVAL = 5.0  # seconds between two lines when piped
+SHOWN = 8  # kernels in flight that a terminal shows
+LONG = 60.0  # seconds after which a compile is pointed out
+
+InFlight = Callable[[], "list[tuple[str, float]]"]  # names, and time.monotonic() of their start
+
+
+@dataclass
+class Tally:
+    """What a build has come to.
+
+    Attributes:
+        requested: kernels kicked off so far.
+        unseen: futures with an answer that the building thread has not looked at; the client's thread puts them here.
+        seen: answers it has looked at.
+        failed: those of them that were errors.
+        complete: the plan has yielded everything, `requested` is final.
+        started: `time.monotonic()`.
+    """
+
+    requested: int = 0
+    unseen: SimpleQueue[Any] = field(default_factory=SimpleQueue)
+    seen: int = 0
+    failed: int = 0
+    complete: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def done(self) -> int:
+        """Kernels that have an answer, good or bad."""
+        return self.seen + self.unseen.qsize()
+
+    def line(self) -> str:
+        """One line, as `"12/40 done, 1 failed, 3 s"`; a total that is still growing ends in `+`."""
+        failed = f", {self.failed} failed" if self.failed else ""
+        total = f"{self.requested}{'' if self.complete else '+'}"
+        return f"{self.done}/{total} done{failed}, {time.monotonic() - self.started:.0f} s"
+
+
+class Progress:
+    """Shows nothing: `--quiet`, and the interface of those that show something. Used as a context manager."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop showing. Whatever is printed afterwards stands below."""
+
+    def failure(self, message: str) -> None:
+        """A kernel failed; `message` is the whole report, of which the first line says which and why."""
+
+
+class PlainProgress(Progress):
+    """Lines for a log file: every few seconds, at each failure, and at the end."""
+
+    def __init__(
+        self, tally: Tally, in_flight: InFlight, stream: TextIO, interval: float = PLAIN_INTERVAL
+    ) -> None:
+        self._tally = tally
+        self._in_flight = in_flight
+        self._stream = stream
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="headstart-progress", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            self._print(self._tally.line())
+
+    def failure(self, message: str) -> None:
+        self._print(message.partition("\n")[0])
+
+    def _tick(self) -> None:
+        while not self._stop.wait(self._interval):
+            running = sorted(self._in_flight(), key=lambda item: item[1])
+            longest = ""
+            if running:
+                name, started = running[0]
+                longest = f"; {len(running)} in flight, longest {name} for {time.monotonic() - started:.0f} s"
+            self._print(self._tally.line() + longest)
+
+    def _print(self, line: str) -> None:
+        # One write a line, so that lines of two threads do not mix.
+        self._stream.write(f"headstart: {line}\n")
+        self._stream.flush()
+
+
+class LiveProgress(Progress):
+    """A bar, and the kernels that have been in flight for longest, redrawn in place."""
+
+    def __init__(self, tally: Tally, in_flight: InFlight, console: Console) -> None:
+        from rich.live import Live
+
+        self._tally = tally
+        self._in_flight = in_flight
+        self._console = console
+        self._live = Live(
+            get_renderable=self.render,
+            console=console,
+            refresh_per_second=1 / REFRESH,
+            transient=True,
+            # Lines that a plan prints go above the display, unless they are on their way to a file.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+
+    def __enter__(self) -> Progress:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def render(self) -> RenderableType:
+        """One frame."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        tally = self._tally
+        head = Table.grid(padding=(0, 1))
+        head.add_row(
+            ProgressBar(total=max(tally.requested, 1), completed=tally.done, width=30),
+            Text(tally.line(), style="bold red" if tally.failed else "bold"),
+        )
+        running = sorted(self._in_flight(), key=lambda item: item[1])
+        now = time.monotonic()
+        rows = [
+            Text(
+                f"  {now - started:6.1f} s  {name}",
+                style="yellow" if now - started > LONG else "",
+                no_wrap=True,
+            )
+            for name, started in running[:SHOWN]
+        ]
+        if len(running) > SHOWN:
+            rows.append(Text(f"  … and {len(running) - SHOWN} more in flight", style="dim"))
+        return Group(head, *rows)
+
+
+def make_progress(tally: Tally, in_flight: InFlight, *, quiet: bool) -> Progress:
+    """The display that fits stderr."""
+    if quiet:
+        return Progress()
+    if not sys.stderr.isatty():
+        return PlainProgress(tally, in_flight, sys.stderr)
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    # A dumb terminal cannot redraw in place.
+    return (
+        LiveProgress(tally, in_flight, console)
+        if console.is_interactive
+        else PlainProgress(tally, in_flight, sys.stderr)
+    )
