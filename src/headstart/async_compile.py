@@ -304,7 +304,10 @@ class AsyncCompile:
             raise CompileErrors(list(errors.values()))
 
     def close(self) -> None:
-        """Write what was missing in the bundle, if one was given, and end the service. What is in flight is abandoned."""
+        """Write the bundle that was given, if something was missing in it, and end the service.
+
+        What is still being compiled is abandoned.
+        """
         try:
             if self._bundle is not None and self.bundler.noted:
                 self._bundle.parent.mkdir(parents=True, exist_ok=True)

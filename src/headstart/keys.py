@@ -21,7 +21,7 @@ def digest(components: Iterable[Component]) -> str:
     parts: list[bytes] = []
     for name, value in components:
         for text in (name, value):
-            data = text.encode("utf-8", "surrogatepass")
+            data = text.encode()
             parts.append(len(data).to_bytes(8, "little"))
             parts.append(data)
     return hashlib.sha256(b"".join(parts)).hexdigest()

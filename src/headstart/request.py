@@ -69,6 +69,10 @@ class CompileRequest(msgspec.Struct, frozen=True):
             raise UsageError(f"name: expected the name of a @triton.jit function, got {name!r}")
         if not isinstance(source, str):
             raise UsageError(f"{name}: source: expected Python text, got {type(source).__name__}")
+        try:
+            source.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{name}: source: not valid text: {error}") from None
         return cls(
             name=name,
             source=source,
@@ -140,7 +144,7 @@ def _signature(kernel: str, signature: Mapping[str, str] | str) -> dict[str, str
         )
     for parameter, type_name in signature.items():
         if not isinstance(parameter, str) or not isinstance(type_name, str):
-            raise UsageError(f"{kernel}: signature: expected names and types, got {parameter!r}: {type_name!r}")
+            raise UsageError(f"{kernel}: signature: {parameter!r}: {type_name!r} is not a name and a type")
     # That a parameter is a constexpr says its constant; naming it here too changes nothing.
     return {parameter: type_name for parameter, type_name in signature.items() if type_name != "constexpr"}
 
@@ -160,7 +164,7 @@ def _facts(value: Any, where: str) -> list[tuple[str, int | str]]:
     try:
         return [(str(name), fact if isinstance(fact, int) else str(fact)) for name, fact in value]
     except (TypeError, ValueError):
-        raise UsageError(f"{where}: expected a divisibility such as 16, or Triton's [['tt.divisibility', 16]]") from None
+        raise UsageError(f"{where}: expected a divisibility, 16, or Triton's [['tt.divisibility', 16]]") from None
 
 
 def _plain(value: Any, where: str) -> Any:

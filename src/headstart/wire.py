@@ -175,12 +175,13 @@ class Finished(msgspec.Struct, tag=True):
     """
 
     stored: bool
-    entry: bytes
     started: float
     finished: float
-    cpu_s: float
-    shared: int
-    output: str
+    entry: bytes = b""
+    cached: bool = False  # another service's worker was faster, and the entry is its
+    cpu_s: float = 0.0
+    shared: int = 0  # bytes of shared memory that the kernel needs
+    output: str = ""
     notice: str = ""
 
 

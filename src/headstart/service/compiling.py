@@ -14,6 +14,7 @@ debug lines and tracebacks read as they would in the client.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import importlib
@@ -60,8 +61,7 @@ class Compiled:
     Attributes:
         artifacts: by the names that Triton gives them: `"ttir"`, `"ptx"`, `"cubin"`, …
         metadata: Triton's own, plain data.
-        self_contained: whether everything the kernel was made of is in the request's source or in the toolchain.
-        reaches: the foreign modules that it took something from.
+        reaches: modules that the source imports and that its key does not cover.
     """
 
     artifacts: dict[str, bytes]
@@ -130,7 +130,8 @@ class Compiler:
 
     def _compile(self, request: CompileRequest, module: types.ModuleType) -> Compiled:
         triton = importlib.import_module("triton")
-        function = _define(request, module)
+        tree = ast.parse(request.source, request.filename)
+        function = _define(request, tree, module)
         self._stage = "signature"
         target = _gpu_target(request.target)
         source = triton.compiler.ASTSource(function, *_specialization(request, function))
@@ -141,7 +142,7 @@ class Compiler:
         triton.compile(source, target=target, options=options)
         files = {name.rpartition(".")[2]: content for name, content in _MemoryCache.held.items()}
         metadata = json.loads(files.pop("json"))
-        return Compiled(files, metadata, _foreign_modules(module))
+        return Compiled(files, metadata, _foreign_modules(tree))
 
     def _watch_stages(self, *arguments: Any) -> tuple[str, str] | None:
         if not arguments:
@@ -230,8 +231,8 @@ def _module_of(request: CompileRequest) -> Iterator[types.ModuleType]:
             sys.modules.pop(module.__name__, None)
 
 
-def _define(request: CompileRequest, module: types.ModuleType) -> Any:
-    code = compile(request.source, request.filename, "exec", dont_inherit=True)
+def _define(request: CompileRequest, tree: ast.Module, module: types.ModuleType) -> Any:
+    code = compile(tree, request.filename, "exec", dont_inherit=True)
     exec(code, module.__dict__)  # noqa: S102 - compiling a kernel means defining it
     function: Any = module.__dict__.get(request.name)
     # @triton.autotune and @triton.heuristics wrap the function; what is compiled is inside.
@@ -244,14 +245,16 @@ def _define(request: CompileRequest, module: types.ModuleType) -> Any:
     return function
 
 
-def _foreign_modules(module: types.ModuleType) -> list[str]:
-    homes = set()
-    for value in module.__dict__.values():
-        home = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-        if isinstance(home, str) and home != module.__name__:
-            homes.add(home)
-    known = {"triton", "headstart", "builtins", *sys.stdlib_module_names}
-    return sorted(home for home in homes if home.partition(".")[0] not in known)
+def _foreign_modules(tree: ast.Module) -> list[str]:
+    """What a source imports that is neither the toolchain nor its own text, and so is not in its key."""
+    imported = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported.append("." * node.level + (node.module or ""))
+    known = {"triton", "headstart", *sys.stdlib_module_names}
+    return sorted({name for name in imported if name.partition(".")[0] not in known})
 
 
 # Signature, constants, attributes, options

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 from headstart.request import CompileRequest
 
@@ -27,9 +29,9 @@ def kernels():
         SOURCE,
         name={name!r},
         signature={signature!r},
-        constants={constants!r},
+        constants={constants},
         attrs={attributes!r},
-        options={options!r},
+        options={options},
         target={target!r},
         filename={filename!r},
     )
@@ -51,9 +53,9 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
         command=command.replace("\\", "\\\\"),
         source=_literal(request.source),
         signature=request.signature,
-        constants=request.constants,
+        constants=_expression({_position(key): value for key, value in request.constants.items()}),
         attributes={_position(key): facts for key, facts in request.attributes.items()},
-        options=request.options,
+        options=_expression(request.options),
         filename=request.filename,
     )
     try:
@@ -70,6 +72,17 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
 def _literal(source: str) -> str:
     plain = source.replace("\n", "").isprintable() and "'''" not in source and "\\" not in source
     return f"'''{source}'''" if plain and not source.endswith("'") else repr(source)
+
+
+def _expression(value: Any) -> str:
+    """`repr`, for infinities as well."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({str(value)!r})"
+    if isinstance(value, list):
+        return "[" + ", ".join(_expression(member) for member in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_expression(member)}" for key, member in value.items()) + "}"
+    return repr(value)
 
 
 def _position(key: str) -> str | tuple[int, ...]:

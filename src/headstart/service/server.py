@@ -410,6 +410,7 @@ class Server:
             ticket,
             key,
             entry=outcome.entry,
+            cached=outcome.cached,
             started=outcome.started,
             finished=outcome.finished,
             cpu_s=outcome.cpu_s,

@@ -10,12 +10,14 @@ by EOF with its service.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from headstart import keys
@@ -59,6 +61,28 @@ def last_words(folder: str) -> str:
 def _do(compiler: Compiler, job: Assign) -> Finished | Failure:
     os.ftruncate(1, 0)
     folder = os.environ["TMPDIR"]
+    with _sole_compiler(job) as made_elsewhere:
+        if made_elsewhere is not None:
+            return made_elsewhere
+        return _compile(compiler, job, folder)
+
+
+@contextlib.contextmanager
+def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
+    """Wait for any other service's worker that compiles the same kernel into the same store; its entry is then ours."""
+    if not job.store:
+        yield None
+        return
+    store = DiskStore(Path(job.store))
+    with store.writing(job.key):
+        entry = store.find(job.key)
+        now = time.monotonic()
+        yield None if entry is None else Finished(
+            stored=True, started=now, finished=now, cached=True, shared=int(entry.metadata.get("shared") or 0)
+        )
+
+
+def _compile(compiler: Compiler, job: Assign, folder: str) -> Finished | Failure:
     started, cpu = time.monotonic(), _cpu_seconds()
     try:
         compiled = compiler.compile(job.request)
@@ -84,9 +108,9 @@ def _do(compiler: Compiler, job: Assign) -> Finished | Failure:
             notice = f"{error}; kernels are kept in memory only"
     return Finished(
         stored=stored,
-        entry=b"" if stored else b"".join(parts),
         started=started,
         finished=time.monotonic(),
+        entry=b"" if stored else b"".join(parts),
         cpu_s=_cpu_seconds() - cpu,
         shared=int(compiled.metadata.get("shared") or 0),
         output=output,

@@ -1,0 +1,51 @@
+# On a fresh machine each of these makes the environment it needs first; nothing is installed outside this folder.
+
+PYTHON ?= python3
+VENV := .venv
+VENV36 := .venv-triton36
+BIN := $(VENV)/bin
+PIP_FLAGS := --quiet --disable-pip-version-check
+# Extra arguments, as in: make test PYTEST_ARGS="-x -k store"
+PYTEST_ARGS ?=
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
+	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
+	@echo "make check  ruff, mypy, import-linter"
+	@echo "make bench  measure, and keep the figures in benchmarks/results/"
+	@echo "make clean  remove environments and what the tools left"
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/codegen.py
+
+# The second environment is made by hand, not as a prerequisite: only once the suite has passed.
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(MAKE) --no-print-directory $(VENV36)/.installed
+	$(VENV36)/bin/python -m pytest -m triton $(PYTEST_ARGS)
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(VENV36) build dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The newest and the oldest Triton that headstart supports. A stamp newer than pyproject.toml means: nothing to install.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'triton==3.9.*'
+	touch $@
+
+$(VENV36)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV36)
+	$(VENV36)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'triton==3.6.*'
+	touch $@
