@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import functools
 import logging
@@ -15,14 +16,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from headstart import wire
+import msgspec
+
 from headstart.bundle import Bundle, BundleItem
 from headstart.bundler import TritonBundler
-from headstart.connection import Kickoff, ServiceConnection
 from headstart.entry import Entry
 from headstart.environment import TOOL_VARIABLES, bypass_reason, fingerprint
 from headstart.errors import (
@@ -36,19 +36,21 @@ from headstart.errors import (
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
 from headstart.request import CompileRequest, to_target
-from headstart.service.launch import launch
 from headstart.settings import Settings
 from headstart.store import DiskStore
 from headstart.target import Target
 from headstart.toolchain import Toolchain, find_toolchain
+
+if TYPE_CHECKING:
+    from headstart import wire
+    from headstart.connection import Kickoff, ServiceConnection
 
 KernelFuture = LambdaFuture[CompiledKernel]
 
 _log = logging.getLogger("headstart")
 
 
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(msgspec.Struct, frozen=True):
     """What became of the requests so far. The last four counts add up to the first once nothing is pending.
 
     Attributes:
@@ -72,8 +74,7 @@ class Statistics:
     workers: int
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """One kernel on the timeline; times are `time.monotonic()` seconds, None where it did not happen (yet).
 
     Attributes:
@@ -93,8 +94,7 @@ class Span:
     origin: str
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(msgspec.Struct, frozen=True):
     """One distinct request, for the books."""
 
     name: str
@@ -166,6 +166,11 @@ class CompiledTritonKernels:
         """Forget all futures, as at the start of another compile. What bundles hold stays on offer."""
         self._futures.clear()
 
+    def after_fork(self) -> None:
+        """See `LambdaFuture.after_fork`."""
+        for future in self._futures.values():
+            future.after_fork()
+
     def __len__(self) -> int:
         return len(self._futures)
 
@@ -206,30 +211,22 @@ class AsyncCompile:
     ) -> None:
         settings = Settings.load(workers=workers, cache_dir=cache_dir)
         self._target = None if target is None else Target.parse(target)
-        self._cache_dir = settings.cache_dir
-        self._workers = settings.workers
+        self._settings = settings
         self._use_store = use_store
         self._bundle = None if bundle is None else Path(bundle)
         self._store = DiskStore(settings.cache_dir)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._requests: list[_Request] = []
         self._deduplicated = 0
         self._toolchain: Toolchain | None = None
         self.kernels = CompiledTritonKernels()
         self.bundler = TritonBundler(self._emit)
-        self._connection = ServiceConnection(
-            lambda: launch(
-                cache_dir=str(settings.cache_dir),
-                workers=settings.workers,
-                time_limit=settings.time_limit,
-                store_limit=settings.store_limit,
-            ),
-            self._find_toolchain,
-            self._note,
-        )
-        self._finalizer = weakref.finalize(self, ServiceConnection.close, self._connection)
+        self._closed = False
+        self._shown: set[str] = set()
+        self._connection: ServiceConnection | None = None
+        _clients.add(self)
         if self._bundle is None or not self._read_bundle(self._bundle):
-            self._connection.start()
+            self._service().start()
 
     def triton(
         self,
@@ -278,7 +275,7 @@ class AsyncCompile:
             future = self.kernels.take_emitted(digest, request)
             if future is not None:
                 return future
-            kickoff = self._connection.submit(request, self._use_store)
+            kickoff = self._service().submit(request, self._use_store)
             self._requests.append(_Request(name, kickoff.kicked_off, kickoff))
             return self.kernels.save(digest, LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer)))
 
@@ -316,7 +313,9 @@ class AsyncCompile:
             _log.warning("cannot write the bundle %s: %s", self._bundle, error.strerror)
         finally:
             self.bundler.end_compile()
-            self._finalizer()
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
 
     def __enter__(self) -> AsyncCompile:
         return self
@@ -327,12 +326,12 @@ class AsyncCompile:
     @property
     def cache_dir(self) -> Path:
         """Where compiled kernels are kept."""
-        return self._cache_dir
+        return self._settings.cache_dir
 
     @property
     def services_started(self) -> int:
         """How many services this client has started: none while a bundle has everything, two after one died."""
-        return self._connection.launches
+        return 0 if self._connection is None else self._connection.launches
 
     @property
     def statistics(self) -> Statistics:
@@ -348,7 +347,7 @@ class AsyncCompile:
                 failed=origins.count("failed"),
                 cpu_s=sum(seconds),
                 longest_s=max(seconds, default=0.0),
-                workers=self._workers,
+                workers=self._settings.workers,
             )
 
     @property
@@ -359,10 +358,33 @@ class AsyncCompile:
 
     def in_flight(self) -> list[tuple[str, float]]:
         """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""
-        running = [(kickoff.request.name, kickoff.started or 0.0) for kickoff in self._connection.in_flight()]
+        kickoffs = [] if self._connection is None else self._connection.in_flight()
+        running = [(kickoff.request.name, kickoff.started or 0.0) for kickoff in kickoffs]
         return sorted(running, key=lambda item: item[1])
 
-    # Results of the service
+    # The service and its results
+
+    def _service(self) -> ServiceConnection:
+        if self._connection is None:
+            if self._closed:
+                raise ServiceError("this AsyncCompile is closed")
+            # Importing is most of what a warm start from a bundle costs, and it needs none of this.
+            from headstart.connection import ServiceConnection
+            from headstart.service.launch import launch
+
+            settings = self._settings
+            self._connection = ServiceConnection(
+                lambda: launch(
+                    cache_dir=str(settings.cache_dir),
+                    workers=settings.workers,
+                    time_limit=settings.time_limit,
+                    store_limit=settings.store_limit,
+                ),
+                self._find_toolchain,
+                self._note,
+            )
+            atexit.register(self._connection.close)
+        return self._connection
 
     def _note(self, kickoff: Kickoff, result: wire.Result) -> None:
         """In the connection's thread, before the future is done."""
@@ -380,6 +402,10 @@ class AsyncCompile:
 
     def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:
         request = kickoff.request
+        if result.output and result.output not in self._shown:
+            # Each worker gives Triton's own warnings once; whoever waits reads them once.
+            self._shown.add(result.output)
+            _log.warning("compiling %s printed:\n%s", request.name, result.output)
 
         def rebuild(error: DamagedError) -> Entry:
             self._store.set_aside(result.key, error.reason)
@@ -395,9 +421,12 @@ class AsyncCompile:
         return Entry.from_bytes(result.entry) if result.entry else self._store.find(result.key)
 
     def _compile_again(self, request: CompileRequest) -> Entry:
-        entry = self._located(self._connection.submit(request, self._use_store).answer.result())
+        with self._lock:
+            kickoff = self._service().submit(request, self._use_store)
+        entry = self._located(kickoff.answer.result())
         if entry is None:
-            raise ServiceError(f"{request.name}: its entry vanishes from {self._cache_dir} as soon as it is written")
+            folder = self._settings.cache_dir
+            raise ServiceError(f"{request.name}: its entry vanishes from {folder} as soon as it is written")
         return entry
 
     # Bundles
@@ -446,7 +475,7 @@ class AsyncCompile:
     def _toolchain_digest(self, bundle: Bundle) -> str:
         tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
         try:
-            return self._find_toolchain().digest(tools, self._cache_dir / "toolchains")
+            return self._find_toolchain().digest(tools, self._settings.cache_dir / "toolchains")
         except ServiceError:
             # A machine that only runs kernels needs no Triton: what the bundle was made with is what there is.
             toolchains = sorted(bundle.toolchains)
@@ -456,3 +485,19 @@ class AsyncCompile:
         if self._toolchain is None:
             self._toolchain = find_toolchain()
         return self._toolchain
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
+        self.bundler.after_fork()
+        self.kernels.after_fork()
+
+
+_clients: weakref.WeakSet[AsyncCompile] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -31,9 +31,7 @@ This code assumes that:
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -94,7 +92,7 @@ class BundleWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._items: dict[str, BundleItem] = {}
         self._end = 0
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}.tmp")
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}.tmp")
         self._file = self._temporary.open("xb")
 
     def add(self, entry: Entry) -> bool:
@@ -291,6 +289,8 @@ def _extract(entry: Entry, folder: Path) -> Path:
     destination.mkdir(parents=True, exist_ok=True)
     for artifact in entry.artifact_names:
         (destination / f"{name}.{_file_name(artifact)}").write_bytes(entry.artifact(artifact))
+    import json  # not worth loading for those who only look kernels up
+
     metadata = json.dumps(entry.metadata, indent=2, skipkeys=True, default=repr)
     (destination / "metadata.json").write_text(metadata + "\n")
     return destination

@@ -66,6 +66,10 @@ class TritonBundler:
                     writer.add(open_entry())
         return Path(path)
 
+    def after_fork(self) -> None:
+        """In a fork of the process: the thread that held this lock, if any did, is not here."""
+        self._lock = threading.Lock()
+
     def end_compile(self) -> None:
         """Stop noting, and forget."""
         with self._lock:

@@ -18,6 +18,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import contextlib
 import logging
@@ -143,6 +144,7 @@ class ServiceConnection:
         if thread is not None and thread is not threading.current_thread():
             self._wake()
             thread.join()
+        atexit.unregister(self.close)
         self._fail_pending(ServiceError("headstart was closed before this kernel was compiled"))
 
     def _submit(self, kickoff: Kickoff) -> None:
@@ -325,29 +327,14 @@ class ServiceConnection:
 
 
 _connections: weakref.WeakSet[ServiceConnection] = weakref.WeakSet()
-_forking: list[ServiceConnection] = []
-
-
-def _before_fork() -> None:
-    # No connection may be halfway through a change when the child's copy of it is made.
-    for connection in list(_connections):
-        connection._lock.acquire()
-        _forking.append(connection)
-
-
-def _after_fork_in_parent() -> None:
-    while _forking:
-        _forking.pop()._lock.release()
 
 
 def _after_fork_in_child() -> None:
-    while _forking:
-        _forking.pop()._after_fork()
+    for connection in list(_connections):
+        connection._after_fork()
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _error(failure: wire.Failure, request: CompileRequest) -> HeadstartError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -28,6 +27,8 @@ def runtime_dir() -> Path:
     Raises:
         ServiceError: it cannot be made, or belongs to somebody else.
     """
+    import tempfile  # only services need this folder, and clients start faster without
+
     configured = os.environ.get("XDG_RUNTIME_DIR")
     # Without a session there is no runtime folder; /tmp is shared with other users, so the uid is in the name and
     # the owner is checked below.

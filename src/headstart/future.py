@@ -96,6 +96,10 @@ class LambdaFuture(Generic[T]):
         if not self.done():
             self._pending.want()
 
+    def after_fork(self) -> None:
+        """In a fork of the process: the thread that held this lock, if any did, is not here."""
+        self._lock = threading.Lock()
+
     def __repr__(self) -> str:
         return f"<LambdaFuture {self.name} {'done' if self.done() else 'pending'}>"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from headstart.errors import UsageError
 from headstart.folders import cache_dir as default_cache_dir
@@ -15,13 +16,14 @@ DEFAULT_STORE_LIMIT = 10 << 30  # bytes
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Attributes:
-    cache_dir: where everything that stays is.
-    workers: compiles that may run at once.
-    time_limit: seconds that one compile may take; None: no limit.
-    store_limit: bytes that the store may grow to; None: no limit.
+class Settings(msgspec.Struct, frozen=True):
+    """What holds for one client.
+
+    Attributes:
+        cache_dir: where everything that stays is.
+        workers: compiles that may run at once.
+        time_limit: seconds that one compile may take; None: no limit.
+        store_limit: bytes that the store may grow to; None: no limit.
     """
 
     cache_dir: Path

@@ -33,7 +33,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -143,7 +142,7 @@ class DiskStore:
     def publish(self, key: str, parts: Sequence[bytes]) -> Entry | None:
         """See `Store`."""
         path = self.path_of(key)
-        temporary = self._temporary / secrets.token_hex(16)
+        temporary = self._temporary / os.urandom(16).hex()
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._temporary.mkdir(exist_ok=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from headstart.errors import UsageError
 
@@ -32,8 +33,7 @@ SHARED_MEMORY_LIMIT = {
 }
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A device family as Triton names it: `GPUTarget(backend, arch, warp_size)`.
 
     Attributes:
