@@ -22,18 +22,19 @@ def cache_dir() -> Path:
 
 
 def runtime_dir() -> Path:
-    """The user's runtime folder, made if need be, mode 0700.
+    """The user's runtime folder, made if need be, mode 0700: `XDG_RUNTIME_DIR`, or else in /dev/shm or /tmp.
 
     Raises:
         ServiceError: it cannot be made, or belongs to somebody else.
     """
-    import tempfile  # only services need this folder, and clients start faster without
-
     configured = os.environ.get("XDG_RUNTIME_DIR")
-    # Without a session there is no runtime folder; /tmp is shared with other users, so the uid is in the name and
-    # the owner is checked below.
-    base = Path(configured) if configured else Path(tempfile.gettempdir())
-    path = base / ("headstart" if configured else f"headstart-{os.getuid()}")
+    if configured:
+        path = Path(configured, "headstart")
+    else:
+        # Each compile makes a dozen short-lived files, which cost milliseconds on a disk and microseconds in memory.
+        # These folders are shared with other users, so the uid is in the name and the owner is checked below.
+        memory = "/dev/shm"
+        path = Path(memory if os.access(memory, os.W_OK | os.X_OK) else "/tmp", f"headstart-{os.getuid()}")
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()

@@ -70,7 +70,7 @@ class Compiled:
 
 
 class _MemoryCache:
-    """Triton's `CacheManager`, keeping what it is given in memory and finding nothing."""
+    """Triton's `CacheManager`, keeping what it is given in memory and never finding what was compiled before."""
 
     held: ClassVar[dict[str, bytes]] = {}
     folder: ClassVar[str] = ""
@@ -79,10 +79,10 @@ class _MemoryCache:
         pass
 
     def get_file(self, filename: str) -> str | None:
-        return None
+        return str(Path(self.folder, filename)) if self.has_file(filename) else None
 
     def has_file(self, filename: str) -> bool:
-        return False
+        return filename in self.held
 
     def get_group(self, filename: str) -> dict[str, str] | None:
         return None
