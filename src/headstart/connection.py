@@ -65,6 +65,7 @@ class Kickoff:
         self.finished: float | None = None
         self.worker = -1
         self.answer: concurrent.futures.Future[wire.Result] = concurrent.futures.Future()
+        self.wanted = False
         self.deaths = 0
         self.ticket = -1
         self._connection = connection
@@ -127,6 +128,7 @@ class ServiceConnection:
         with self._lock:
             if kickoff.answer.done():
                 return
+            kickoff.wanted = True
             if kickoff.ticket not in self._pending:
                 self._submit(kickoff)  # kicked off before this process was forked
             self._send(wire.Await([kickoff.ticket]))
@@ -205,6 +207,7 @@ class ServiceConnection:
                 channel.send(wire.Hello(wire.PROTOCOL, toolchain))
                 for kickoff in list(self._pending.values()):
                     channel.send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
+                channel.send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
         try:
             self._converse(channel)
         finally:
