@@ -18,7 +18,7 @@ help:
 	@echo "make clean  remove environments and what the tools left"
 
 demo: $(VENV)/.installed
-	$(BIN)/python examples/codegen.py
+	$(BIN)/python examples/demo.py
 
 # The second environment is made by hand, not as a prerequisite: only once the suite has passed.
 test: $(VENV)/.installed
