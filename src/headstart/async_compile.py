@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import functools
 import logging
@@ -26,7 +25,6 @@ from headstart.bundler import TritonBundler
 from headstart.entry import Entry
 from headstart.environment import TOOL_VARIABLES, bypass_reason, fingerprint
 from headstart.errors import (
-    CompileError,
     CompileErrors,
     DamagedError,
     HeadstartError,
@@ -39,7 +37,7 @@ from headstart.request import CompileRequest, to_target
 from headstart.settings import Settings
 from headstart.store import DiskStore
 from headstart.target import Target
-from headstart.toolchain import Toolchain, find_toolchain
+from headstart.toolchain import find_toolchain
 
 if TYPE_CHECKING:
     from headstart import wire
@@ -142,9 +140,9 @@ class CompiledTritonKernels:
         """The future of the request with this digest, if it was made before."""
         return self._futures.get(digest)
 
-    def take_emitted(self, digest: str, request: CompileRequest) -> KernelFuture | None:
+    def request_emitted(self, digest: str, request: CompileRequest) -> KernelFuture | None:
         """The future of a kernel that a bundle holds, made now, at its first request."""
-        make = self._emitted.pop(digest, None)
+        make = self._emitted.get(digest)
         if make is None:
             return None
         return self.save(digest, make(request))
@@ -218,11 +216,11 @@ class AsyncCompile:
         self._lock = threading.RLock()
         self._requests: list[_Request] = []
         self._deduplicated = 0
-        self._toolchain: Toolchain | None = None
         self.kernels = CompiledTritonKernels()
         self.bundler = TritonBundler(self._emit)
         self._closed = False
         self._shown: set[str] = set()
+        self._reproduce = functools.partial(_reproduce, settings.cache_dir / "failed")
         self._connection: ServiceConnection | None = None
         _clients.add(self)
         if self._bundle is None or not self._read_bundle(self._bundle):
@@ -272,7 +270,7 @@ class AsyncCompile:
             if future is not None:
                 self._deduplicated += 1
                 return future
-            future = self.kernels.take_emitted(digest, request)
+            future = self.kernels.request_emitted(digest, request)
             if future is not None:
                 return future
             kickoff = self._service().submit(request, self._use_store)
@@ -286,7 +284,6 @@ class AsyncCompile:
 
         Raises:
             CompileErrors: all the kernels that failed.
-            ServiceError: there is nothing to compile with.
         """
         futures = {name: value for name, value in scope.items() if isinstance(value, LambdaFuture)}
         for future in futures.values():
@@ -295,7 +292,7 @@ class AsyncCompile:
         for name, future in futures.items():
             try:
                 scope[name] = future.result()
-            except (CompileError, DamagedError) as error:
+            except HeadstartError as error:
                 errors.setdefault(id(future), error)
         if errors:
             raise CompileErrors(list(errors.values()))
@@ -373,6 +370,13 @@ class AsyncCompile:
             from headstart.service.launch import launch
 
             settings = self._settings
+            me = weakref.ref(self)  # the connection's thread must not keep alive what nobody else holds
+
+            def settled(kickoff: Kickoff, result: wire.Result) -> None:
+                client = me()
+                if client is not None:
+                    client._note(kickoff, result)
+
             self._connection = ServiceConnection(
                 lambda: launch(
                     cache_dir=str(settings.cache_dir),
@@ -380,10 +384,11 @@ class AsyncCompile:
                     time_limit=settings.time_limit,
                     store_limit=settings.store_limit,
                 ),
-                self._find_toolchain,
-                self._note,
+                find_toolchain,
+                settled,
+                self._reproduce,
             )
-            atexit.register(self._connection.close)
+            weakref.finalize(self, self._connection.abandon).atexit = False
         return self._connection
 
     def _note(self, kickoff: Kickoff, result: wire.Result) -> None:
@@ -396,6 +401,7 @@ class AsyncCompile:
                 target=kickoff.request.target,
                 options=kickoff.request.options,
                 stage="launch",
+                reproduce=self._reproduce(kickoff.request),
                 advice="use smaller blocks or fewer num_stages",
             )
         self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
@@ -475,21 +481,22 @@ class AsyncCompile:
     def _toolchain_digest(self, bundle: Bundle) -> str:
         tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
         try:
-            return self._find_toolchain().digest(tools, self._settings.cache_dir / "toolchains")
+            return find_toolchain().digest(tools, self._settings.cache_dir / "toolchains")
         except ServiceError:
             # A machine that only runs kernels needs no Triton: what the bundle was made with is what there is.
             toolchains = sorted(bundle.toolchains)
             return toolchains[0] if len(toolchains) == 1 else ""
 
-    def _find_toolchain(self) -> Toolchain:
-        if self._toolchain is None:
-            self._toolchain = find_toolchain()
-        return self._toolchain
-
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self.bundler.after_fork()
         self.kernels.after_fork()
+
+
+def _reproduce(folder: Path, request: CompileRequest) -> str:
+    from headstart.service.reproduce import write_plan  # only failures need it
+
+    return write_plan(folder, request)
 
 
 _clients: weakref.WeakSet[AsyncCompile] = weakref.WeakSet()

@@ -8,6 +8,7 @@ The life cycle is that of Inductor's TritonBundler; here a bundle is one file (s
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from pathlib import Path
 
 from headstart.bundle import Bundle, BundleWriter
 from headstart.entry import Entry
+from headstart.errors import DamagedError
+
+_log = logging.getLogger("headstart")
 
 Opener = Callable[[], Entry]
 
@@ -58,12 +62,13 @@ class TritonBundler:
         with self._lock:
             noted = dict(self._noted or {})
         with BundleWriter(path) as writer:
+            # What was noted comes first: it may replace what was found damaged in a bundle.
+            for open_entry in noted.values():
+                writer.add(open_entry())
             for bundle in self._bundles.values():
                 for item in bundle:
-                    writer.add(bundle.entry(item.key))
-            for key, open_entry in noted.items():
-                if key not in writer:
-                    writer.add(open_entry())
+                    if item.key not in writer:
+                        _add_if_whole(writer, bundle, item.key)
         return Path(path)
 
     def after_fork(self) -> None:
@@ -88,3 +93,10 @@ class TritonBundler:
         bundle = Bundle.open(path)
         self._bundles[Path(path).absolute()] = bundle
         return self._emit(bundle)
+
+
+def _add_if_whole(writer: BundleWriter, bundle: Bundle, key: str) -> None:
+    try:
+        writer.add(bundle.entry(key))
+    except DamagedError as error:
+        _log.warning("left out of %s: %s", writer.path, error)

@@ -33,6 +33,7 @@ from itertools import count
 import msgspec
 
 from headstart import wire
+from headstart.environment import fingerprint
 from headstart.errors import COMPILE_ERRORS, CompilerCrashed, HeadstartError, ServiceError
 from headstart.request import CompileRequest
 from headstart.service.launch import Launched
@@ -82,17 +83,20 @@ class ServiceConnection:
         launch: starts a service; called in the daemon thread, again after a death.
         find_toolchain: what shall compile; called in the daemon thread.
         settled: called in the daemon thread before an answer is set; may raise what is set instead.
+        reproduce: writes a request down, and returns the command that compiles it again.
     """
 
     def __init__(
         self,
         launch: Callable[[], Launched],
         find_toolchain: Callable[[], Toolchain],
-        settled: Callable[[Kickoff, wire.Result], None] = lambda kickoff, result: None,
+        settled: Callable[[Kickoff, wire.Result], None],
+        reproduce: Callable[[CompileRequest], str],
     ) -> None:
         self._launch = launch
         self._find_toolchain = find_toolchain
         self._settled = settled
+        self._reproduce = reproduce
         self._tickets = count(1)
         self.launches = 0  # services started so far
         self._reset()
@@ -146,8 +150,12 @@ class ServiceConnection:
         if thread is not None and thread is not threading.current_thread():
             self._wake()
             thread.join()
-        atexit.unregister(self.close)
         self._fail_pending(ServiceError("headstart was closed before this kernel was compiled"))
+
+    def abandon(self) -> None:
+        """As `close`, without waiting: for when nobody holds the connection any more, in whatever thread that shows."""
+        self._closing = True
+        self._wake()
 
     def _submit(self, kickoff: Kickoff) -> None:
         with self._lock:
@@ -168,8 +176,10 @@ class ServiceConnection:
             self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wakeup, 1)
+        # Under the lock, because a closed fd's number may soon be somebody else's.
+        with self._lock:
+            if self._wakeup >= 0:
+                os.eventfd_write(self._wakeup, 1)
 
     # The daemon thread
 
@@ -204,7 +214,7 @@ class ServiceConnection:
             self.launches += 1
             self._channel, self._launched = channel, launched
             with contextlib.suppress(ConnectionError):
-                channel.send(wire.Hello(wire.PROTOCOL, toolchain))
+                channel.send(wire.Hello(wire.PROTOCOL, toolchain, fingerprint()))
                 for kickoff in list(self._pending.values()):
                     channel.send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
                 channel.send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
@@ -245,9 +255,12 @@ class ServiceConnection:
                     except wire.ProtocolError as error:
                         raise ServiceError(f"the compile service talks another language: {error}") from error
 
-    def _hear(self, message: wire.Welcome | wire.Started | wire.Result | wire.Failed) -> None:
+    def _hear(self, message: wire.Welcome | wire.Notice | wire.Started | wire.Result | wire.Failed) -> None:
         if isinstance(message, wire.Welcome):
             self.workers = message.workers
+            return
+        if isinstance(message, wire.Notice):
+            _log.warning("%s", message.text)
             return
         kickoff = self._pending.get(message.ticket)
         if kickoff is None:
@@ -259,8 +272,6 @@ class ServiceConnection:
         if isinstance(message, wire.Failed):
             self._settle(kickoff, _error(message.failure, kickoff.request))
             return
-        if message.notice:
-            _log.warning("%s", message.notice)
         try:
             self._settled(kickoff, message)
         except HeadstartError as error:
@@ -298,6 +309,7 @@ class ServiceConnection:
                     options=kickoff.request.options,
                     detail=f"it is the suspect because it ran each time; it is not tried again (status {status})",
                     output=words,
+                    reproduce=self._reproduce(kickoff.request),
                     advice="compile it alone (headstart build) and watch the memory: dmesg names what was killed",
                 ),
             )
@@ -330,6 +342,12 @@ class ServiceConnection:
 
 
 _connections: weakref.WeakSet[ServiceConnection] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for connection in list(_connections):
+        connection.close()
 
 
 def _after_fork_in_child() -> None:

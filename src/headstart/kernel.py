@@ -16,7 +16,7 @@ class KernelMetadata(Mapping[str, Any]):
     """Triton's metadata of a kernel, by key or by attribute: `metadata["shared"]` is `metadata.shared`."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = MappingProxyType(dict(values))
+        self.__dict__["_values"] = _frozen(values)
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -27,6 +27,9 @@ class KernelMetadata(Mapping[str, Any]):
         except KeyError:
             raise AttributeError(f"this kernel's metadata has no {name!r}; it has {', '.join(self)}") from None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name}: a kernel's metadata is shared by everyone who uses it, and cannot be changed")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -35,6 +38,12 @@ class KernelMetadata(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"KernelMetadata({dict(self._values)!r})"
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return MappingProxyType({name: _frozen(member) for name, member in value.items()})
+    return tuple(_frozen(member) for member in value) if isinstance(value, list) else value
 
 
 class Artifacts(Mapping[str, Any]):

@@ -69,11 +69,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
             raise UsageError(f"name: expected the name of a @triton.jit function, got {name!r}")
         if not isinstance(source, str):
             raise UsageError(f"{name}: source: expected Python text, got {type(source).__name__}")
-        try:
-            source.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"{name}: source: not valid text: {error}") from None
-        return cls(
+        request = cls(
             name=name,
             source=source,
             signature=_signature(name, signature),
@@ -90,8 +86,15 @@ class CompileRequest(msgspec.Struct, frozen=True):
             },
             target=target,
             environment=fingerprint(),
-            filename=filename or f"{name}.py",
+            # Only shown; a path that is no text must not cost the kernel.
+            filename=(filename or f"{name}.py").encode(errors="replace").decode(),
         )
+        try:
+            msgspec.msgpack.encode(request)
+        except UnicodeEncodeError as error:
+            field = next(field for field in msgspec.structs.fields(cls) if not _is_text(getattr(request, field.name)))
+            raise UsageError(f"{name}: {field.name}: not valid text: {error.reason}") from None
+        return request
 
     def components(self) -> list[keys.Component]:
         """The named parts of this request's identity, in order."""
@@ -119,6 +122,14 @@ class CompileRequest(msgspec.Struct, frozen=True):
         return keys.digest(self.components())
 
 
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        msgspec.msgpack.encode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def to_target(target: str | Target | None, default: Target | None) -> Target:

@@ -3,9 +3,10 @@
 What lies where, under the cache folder:
 
     store/v1/3f/3f…e2.hse    an entry; its mtime says when it was last of use
-    store/v1/tmp/            being written; <key>.lock: being compiled
+    store/v1/tmp/            being written
     store/v1/damaged/        set aside, for people to look at
     store/v1/prune.lock      whoever holds its flock prunes
+    store/v1/compiling.lock  byte number `key` is locked by whoever compiles that key
 
 Guarantees:
 
@@ -47,6 +48,7 @@ from headstart.errors import DamagedError, FutureVersionError, StoreUnavailable
 USED_AGAIN = 60.0  # seconds within which another use of an entry is not written down
 ABANDONED_AGE = 3600.0  # seconds after which a file in tmp/ has no writer any more
 DAMAGED_AGE = 7 * 86400.0  # seconds for which damaged entries are kept
+_LOCK_DIGITS = 15  # of a key, hexadecimal: a file offset has 63 bits
 
 _log = logging.getLogger("headstart")
 _ENTRIES = f"??/{'?' * 64}.hse"
@@ -160,22 +162,21 @@ class DiskStore:
             return None
 
     @contextmanager
-    def writing(self, key: str) -> Iterator[None]:
-        """Hold the right to make the entry of `key`, among all processes that use this store; wait for whoever has it.
+    def compiling(self, key: str) -> Iterator[None]:
+        """Hold the right to compile `key`, among all processes that use this store; wait for whoever has it.
 
         However its holder ends, the kernel gives the right back. Where no lock can be had, two may compile the same.
         """
-        lock = self._temporary / f"{key}.lock"
         fd = -1
         try:
             with suppress(OSError):
-                self._temporary.mkdir(parents=True, exist_ok=True)
-                fd = _wait_for_lock(lock)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                fd = os.open(self.folder / "compiling.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                # One byte of one file stands for each key, so that no lock leaves a file of its own behind.
+                fcntl.lockf(fd, fcntl.LOCK_EX, 1, int(key[:_LOCK_DIGITS], 16))
             yield
         finally:
             if fd >= 0:
-                with suppress(OSError):
-                    os.unlink(lock)
                 os.close(fd)
 
     def set_aside(self, key: str, reason: str) -> None:
@@ -349,23 +350,6 @@ def _remove_older(folder: Path, age: float) -> None:
     for path, status in _statuses(folder.glob("*")):
         if status.st_mtime <= oldest:
             path.unlink(missing_ok=True)
-
-
-def _wait_for_lock(path: Path) -> int:
-    """An fd that holds the lock of `path`, once whoever had it has let go."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            # The holder before us removed the file, and somebody may have made it anew: then that one counts.
-            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(fd)):
-                return fd
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ A toolchain is known by content: Triton's Python files, libtriton, the tools and
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import os
@@ -98,14 +99,24 @@ def find_toolchain() -> Toolchain:
     if not sys.executable or not os.access(sys.executable, os.X_OK):
         raise ServiceError(f"no usable Python interpreter: sys.executable is {sys.executable!r}")
     init = Path(spec.origin)
+    if not (_is_text(sys.executable) and _is_text(spec.origin)):
+        raise ServiceError(f"Triton's path or Python's is not valid UTF-8: {spec.origin!a}, {sys.executable!a}")
     version = re.search(r"__version__\s*=\s*['\"]([^'\"]+)", init.read_text(encoding="utf-8"))
     return Toolchain(
         python=sys.executable,
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         triton_dir=str(init.parent),
         triton_version=version[1] if version else "unknown",
-        sys_path=tuple(os.path.abspath(entry) for entry in sys.path),
+        sys_path=tuple(filter(_is_text, map(os.path.abspath, sys.path))),
     )
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _remembered_digest(files: Iterable[Path], root: Path, memory: Path) -> str:
@@ -180,4 +191,5 @@ def _remember(note: Path, digest: str) -> None:
         os.replace(temporary, note)
     except OSError:
         # A cache folder that cannot be written costs the hashing each time; the store warns about it.
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -1,7 +1,7 @@
 """The messages between the processes, and how they are framed.
 
-    client  ⇄ service   stream     Hello Submit Await            / Welcome Started Result Failed
-    service ⇄ zygote    seqpacket  Warm Fork Kill                / Ready Unable Forked Buried
+    client  ⇄ service   stream     Hello Submit Await            / Welcome Notice Started Result Failed
+    service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Buried
     service ⇄ worker    stream     Assign                        / Finished Failure
 
 On a stream a frame is a little-endian u32 length and that many bytes of msgpack; a seqpacket keeps messages apart by
@@ -45,10 +45,11 @@ class Failure(msgspec.Struct, tag=True):
 
 
 class Hello(msgspec.Struct, tag=True):
-    """First message of a client. A file descriptor of its own pidfd came with the launch."""
+    """First message of a client. What it will ask for is to be compiled by `toolchain`, and mostly in `environment`."""
 
     protocol: int
     toolchain: Toolchain
+    environment: dict[str, str]
 
 
 class Submit(msgspec.Struct, tag=True):
@@ -75,6 +76,12 @@ class Welcome(msgspec.Struct, tag=True):
     workers: int
 
 
+class Notice(msgspec.Struct, tag=True):
+    """Something that a person should know: the store is damaged, say."""
+
+    text: str
+
+
 class Started(msgspec.Struct, tag=True):
     """A worker has begun; `at` is `time.monotonic()`, seconds, one clock for all processes of a host."""
 
@@ -95,7 +102,6 @@ class Result(msgspec.Struct, tag=True):
     finished: float = 0.0
     cpu_s: float = 0.0
     output: str = ""
-    notice: str = ""
 
 
 class Failed(msgspec.Struct, tag=True):
@@ -108,15 +114,11 @@ class Failed(msgspec.Struct, tag=True):
 # service → zygote
 
 
-class Warm(msgspec.Struct, tag=True):
-    """Nobody waits: compile one throw-away kernel, so that later workers start warm."""
-
-
 class Fork(msgspec.Struct, tag=True):
     """Fork a worker; its socket comes with this message."""
 
     worker: int
-    folder: str
+    folder: bytes
 
 
 class Kill(msgspec.Struct, tag=True):
@@ -165,7 +167,7 @@ class Assign(msgspec.Struct, tag=True):
     key: str
     toolchain: str
     request: CompileRequest
-    store: str
+    store: bytes
 
 
 class Finished(msgspec.Struct, tag=True):
@@ -186,8 +188,8 @@ class Finished(msgspec.Struct, tag=True):
 
 
 FromClient = Hello | Submit | Await
-FromService = Welcome | Started | Result | Failed
-ToZygote = Warm | Fork | Kill
+FromService = Welcome | Notice | Started | Result | Failed
+ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Buried
 FromWorker = Finished | Failure
 

@@ -30,7 +30,8 @@ def spawn(
     argument: object,
     *,
     pass_fds: Iterable[int] = (),
-    extra_env: Mapping[str, str] = {},
+    unset: Iterable[str] = (),
+    set_to: Mapping[str, str] = {},
     stderr: IO[bytes] | int | None = None,
     new_session: bool = False,
 ) -> subprocess.Popen[bytes]:
@@ -42,20 +43,21 @@ def spawn(
         module: dotted name of a module with a function `main(str)`.
         argument: passed as text.
         pass_fds: file descriptors that stay open, under the same numbers.
-        extra_env: added to this process's environment.
+        unset: environment variables that it does not inherit.
+        set_to: environment variables that it gets instead, or besides.
         stderr: as for `subprocess.Popen`; None: inherited.
         new_session: whether it leaves this process's session and process group, and so its terminal's Ctrl-C.
 
     Raises:
         OSError: the process cannot be started.
     """
-    env = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
+    env = {name: value for name, value in os.environ.items() if name not in {*_UNWANTED, *unset}}
     return subprocess.Popen(
         [python, "-c", _BOOT, "\n".join(sys_path), module, str(argument)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
-        env={**env, **_NO_GPU, **extra_env},
+        env={**env, **_NO_GPU, **set_to},
         pass_fds=tuple(pass_fds),
         start_new_session=new_session,
         cwd="/",  # so that no folder of the user's is kept busy

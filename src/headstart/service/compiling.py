@@ -21,29 +21,21 @@ import importlib
 import inspect
 import json
 import linecache
+import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from headstart.environment import TOOL_VARIABLES
 from headstart.request import CompileRequest
 from headstart.target import Target
 from headstart.wire import Failure
 
 KNOWN_VERSIONS = ("3.6", "3.7", "3.8", "3.9")
-
-_WARM_SOURCE = """
-import triton
-import triton.language as tl
-
-@triton.jit
-def headstart_warm(x, n, BLOCK: tl.constexpr):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(x + i, tl.exp(tl.load(x + i, mask=i < n)), mask=i < n)
-"""
 
 
 class Refused(Exception):
@@ -104,10 +96,12 @@ class Compiler:
 
     Args:
         folder: for the files that Triton insists on; private to the process.
+        entered: told the name of each stage as it begins, so that a death in it can be explained.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._stage = "source"
+    def __init__(self, folder: str, entered: Callable[[str], object]) -> None:
+        self._stage = ""
+        self._entered = entered
         self._knobs = importlib.import_module("triton.knobs")
         _MemoryCache.folder = folder
         self._knobs.cache.manager_class = _MemoryCache
@@ -119,7 +113,7 @@ class Compiler:
         Raises:
             Refused: it cannot be compiled; carries stage, evidence and class of the failure.
         """
-        self._stage = "source"
+        self._enter("source")
         with _module_of(request) as module:
             try:
                 return self._compile(request, module)
@@ -132,17 +126,23 @@ class Compiler:
         triton = importlib.import_module("triton")
         tree = ast.parse(request.source, request.filename)
         function = _define(request, tree, module)
-        self._stage = "signature"
+        self._enter("signature")
         target = _gpu_target(request.target)
         source = triton.compiler.ASTSource(function, *_specialization(request, function))
-        self._stage = "options"
-        options = _options(request, triton.compiler.make_backend(target))
+        self._enter("options")
+        backend = triton.compiler.make_backend(target)
+        options = _options(request, backend)
+        backend.parse_options(dict(options))  # for its verdict; triton.compile does it again
         _MemoryCache.held.clear()
-        self._stage = "ttir"
+        self._enter("ttir")
         triton.compile(source, target=target, options=options)
         files = {name.rpartition(".")[2]: content for name, content in _MemoryCache.held.items()}
         metadata = json.loads(files.pop("json"))
         return Compiled(files, metadata, _foreign_modules(tree))
+
+    def _enter(self, stage: str) -> None:
+        self._stage = stage
+        self._entered(stage)
 
     def _watch_stages(self, *arguments: Any) -> tuple[str, str] | None:
         if not arguments:
@@ -154,7 +154,7 @@ class Compiler:
 
     def _watched(self, name: str, run: Any) -> Any:
         def stage(source: Any, metadata: Any) -> Any:
-            self._stage = name
+            self._enter(name)
             return run(source, metadata)
 
         return stage
@@ -189,25 +189,10 @@ def prepare() -> str:
         ir.load_dialects(context)
         backend.load_dialects(context)
         backend.get_module_map()
-        backend.hash()
+        if not TOOL_VARIABLES & os.environ.keys():
+            # Asks ptxas for its version. A tool of the user's own may hang, and must then hang a worker instead.
+            backend.hash()
     return str(triton.__version__)
-
-
-def warm(folder: str) -> None:
-    """Compile a throw-away kernel, so that processes forked later have everything in memory."""
-    request = CompileRequest(
-        name="headstart_warm",
-        source=_WARM_SOURCE,
-        signature={"x": "*fp32", "n": "i32"},
-        constants={"BLOCK": 128},
-        attributes={},
-        options={},
-        target="cuda:90",
-        environment={},
-        filename="headstart_warm.py",
-    )
-    with contextlib.suppress(Refused):
-        Compiler(folder).compile(request)
 
 
 # The source

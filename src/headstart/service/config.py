@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 
 
@@ -23,3 +25,12 @@ class Config(msgspec.Struct, frozen=True):
     store_limit: int | None
     client: int
     client_pidfd: int
+
+    def text(self) -> str:
+        """For the command line. Plain `json`, because a path may hold bytes that are no text."""
+        return json.dumps(msgspec.structs.asdict(self))
+
+    @classmethod
+    def read(cls, text: str) -> Config:
+        """What `text` gave."""
+        return cls(**json.loads(text))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 from typing import IO
-
-import msgspec
 
 from headstart.errors import ServiceError
 from headstart.service.boot import spawn
@@ -38,6 +38,9 @@ class Launched:
 
     def end(self, timeout: float) -> None:
         """Close the connection and wait for the service to be gone; kill it after `timeout` seconds."""
+        # A fork of this process may hold a copy of the socket, which closing ours would leave open.
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
         try:
             self.process.wait(timeout)
@@ -63,33 +66,37 @@ def launch(*, cache_dir: str, workers: int, time_limit: float | None, store_limi
         raise ServiceError(
             f"no compile service: sys.executable is {sys.executable!r}, which cannot be run; headstart needs a Python"
         )
-    mine, theirs = socket.socketpair()
-    # An unnamed file: it is there to be quoted if the service dies, and leaves nothing behind.
-    log = tempfile.TemporaryFile(prefix="headstart-")  # noqa: SIM115 - closed by `end`
-    pidfd = os.pidfd_open(os.getpid())
-    config = Config(
-        cache_dir=cache_dir,
-        workers=workers,
-        time_limit=time_limit,
-        store_limit=store_limit,
-        client=theirs.fileno(),
-        client_pidfd=pidfd,
-    )
-    try:
-        process = spawn(
-            sys.executable,
-            [os.path.abspath(entry) for entry in sys.path],
-            "headstart.service.server",
-            msgspec.json.encode(config).decode(),
-            pass_fds=[theirs.fileno(), pidfd],
-            stderr=log,
-            new_session=True,
+    with contextlib.ExitStack() as stack:
+        mine, theirs = socket.socketpair()
+        stack.enter_context(theirs)
+        pidfd = os.pidfd_open(os.getpid())
+        stack.callback(os.close, pidfd)
+        # In a client whose standard streams are closed these may be 0, 1 or 2, which mean something else in the child.
+        passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (theirs.fileno(), pidfd)]
+        for fd in passed:
+            stack.callback(os.close, fd)
+        # An unnamed file: it is there to be quoted if the service dies, and leaves nothing behind.
+        log = tempfile.TemporaryFile(prefix="headstart-")  # noqa: SIM115 - closed by `end`
+        config = Config(
+            cache_dir=cache_dir,
+            workers=workers,
+            time_limit=time_limit,
+            store_limit=store_limit,
+            client=passed[0],
+            client_pidfd=passed[1],
         )
-    except OSError as error:
-        mine.close()
-        log.close()
-        raise ServiceError(f"no compile service: cannot start {sys.executable}: {error.strerror}") from error
-    finally:
-        theirs.close()
-        os.close(pidfd)
+        try:
+            process = spawn(
+                sys.executable,
+                [os.path.abspath(entry) for entry in sys.path],
+                "headstart.service.server",
+                config.text(),
+                pass_fds=passed,
+                stderr=log,
+                new_session=True,
+            )
+        except OSError as error:
+            mine.close()
+            log.close()
+            raise ServiceError(f"no compile service: cannot start {sys.executable}: {error.strerror}") from error
     return Launched(process, mine, log)

@@ -9,7 +9,7 @@ Guarantees:
 * One job per key is queued or running at a time; everyone who asks meanwhile is added to it and gets its outcome.
 * Every ticket is answered exactly once, by one `Deliver`, unless its client leaves first.
 * A job whose worker dies under it is tried once more in a fresh worker, then fails; losing a zygote blames no job.
-* A worker serves one fingerprint (set of environment variables) in its life.
+* A worker serves one kind (toolchain and environment) in its life.
 
 Assumptions: after `Retire` or `Kill` the server reports `worker_buried`; after `Fork`, `worker_forked` or `fork_failed`
 or the loss of the zygote; after `StartZygote`, `zygote_ready`, `zygote_unable` or `zygote_lost`.
@@ -49,10 +49,10 @@ class Ticket(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """Which workers can take a job."""
+    """What compiles: a toolchain in an environment. There is a zygote for each kind, and each worker is of one."""
 
     toolchain: Hashable
-    fingerprint: Hashable
+    environment: Hashable
 
 
 @dataclass(eq=False)
@@ -74,18 +74,20 @@ class Job:
 
 @dataclass(frozen=True)
 class StartZygote:
-    toolchain: Hashable
+    kind: Kind
 
 
 @dataclass(frozen=True)
-class WarmZygote:
-    toolchain: Hashable
+class EndZygote:
+    """It has no workers, and nobody asks for its kind any more."""
+
+    kind: Kind
 
 
 @dataclass(frozen=True)
 class Fork:
     worker: int
-    toolchain: Hashable
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Deliver:
     outcome: object
 
 
-Action = StartZygote | WarmZygote | Fork | Assign | Retire | Kill | Deliver
+Action = StartZygote | EndZygote | Fork | Assign | Retire | Kill | Deliver
 
 
 class _State(enum.Enum):
@@ -129,9 +131,8 @@ class _State(enum.Enum):
 @dataclass(eq=False)
 class _Worker:
     number: int
-    toolchain: Hashable
+    kind: Kind
     state: _State = _State.FORKING
-    fingerprint: Hashable | None = None
     job: Job | None = None
     since: float = 0.0  # when it began its job, or became idle
     timed_out: bool = False
@@ -140,7 +141,6 @@ class _Worker:
 @dataclass(eq=False)
 class _Zygote:
     ready: bool = False
-    warmed: bool = False
     losses: int = 0
 
 
@@ -160,15 +160,15 @@ class Plan:
         self._jobs: dict[str, Job] = {}
         self._queues: dict[Kind, list[tuple[int, int, Job]]] = defaultdict(list)
         self._workers: dict[int, _Worker] = {}
-        self._zygotes: dict[Hashable, _Zygote] = {}
+        self._zygotes: dict[Kind, _Zygote] = {}
         self._orders = count()
         self._numbers = count(1)
 
     # What clients do
 
-    def toolchain_wanted(self, toolchain: Hashable) -> list[Action]:
-        """A client that uses `toolchain` has come: get its workers ready before it asks."""
-        return self._start_zygote(toolchain)
+    def announced(self, kind: Kind) -> list[Action]:
+        """A client that will ask for jobs of `kind` has come: get workers ready before it does."""
+        return self._start_zygote(kind)
 
     def requested(
         self, ticket: Ticket, key: str, kind: Kind, payload: object, urgency: Urgency, now: float
@@ -201,34 +201,34 @@ class Plan:
 
     # What happens to processes
 
-    def zygote_ready(self, toolchain: Hashable, now: float) -> list[Action]:
+    def zygote_ready(self, kind: Kind, now: float) -> list[Action]:
         """Workers can be forked; as many as there may be are, since somebody is about to ask."""
-        self._zygotes[toolchain].ready = True
-        forks = [self._fork(toolchain) for _ in range(self.limit - len(self._workers))]
+        self._zygotes[kind].ready = True
+        forks = [self._fork(kind) for _ in range(self.limit - len(self._workers))]
         return [*forks, *self._schedule(now)]
 
-    def zygote_unable(self, toolchain: Hashable, why: str) -> list[Action]:
-        """The toolchain cannot compile anything; whoever wants it is told why, and may try again later."""
-        self._zygotes.pop(toolchain, None)
-        return self._give_up(toolchain, why)
+    def zygote_unable(self, kind: Kind, why: str) -> list[Action]:
+        """Nothing of this kind can be compiled; whoever wants it is told why, and may try again later."""
+        self._zygotes.pop(kind, None)
+        return self._give_up(kind, why)
 
-    def zygote_lost(self, toolchain: Hashable, why: str, now: float) -> list[Action]:
+    def zygote_lost(self, kind: Kind, why: str, now: float) -> list[Action]:
         """A zygote died, and its workers with it."""
-        zygote = self._zygotes.pop(toolchain, None)
+        zygote = self._zygotes.pop(kind, None)
         if zygote is None:
             return []
         zygote.losses += 1
-        for worker in [w for w in self._workers.values() if w.toolchain == toolchain]:
+        for worker in [w for w in self._workers.values() if w.kind == kind]:
             del self._workers[worker.number]
             if worker.job is not None:
                 worker.job.worker = None
                 self._enqueue(worker.job)
         if zygote.losses >= MAX_ZYGOTE_LOSSES:
-            return self._give_up(toolchain, f"{why}; it happened {zygote.losses} times in a row")
-        if not any(job.kind.toolchain == toolchain for job in self._jobs.values()):
+            return self._give_up(kind, f"{why}; it happened {zygote.losses} times in a row")
+        if not any(job.kind == kind for job in self._jobs.values()):
             return []
-        actions = self._start_zygote(toolchain)
-        self._zygotes[toolchain].losses = zygote.losses
+        actions = self._start_zygote(kind)
+        self._zygotes[kind].losses = zygote.losses
         return [*actions, *self._schedule(now)]
 
     def worker_forked(self, number: int, now: float) -> list[Action]:
@@ -243,7 +243,7 @@ class Plan:
         if self._workers:
             self.limit = len(self._workers)
             return self._schedule(now)
-        return self._give_up(worker.toolchain, f"no worker could be started: {why}")
+        return self._give_up(worker.kind, f"no worker could be started: {why}")
 
     def finished(self, number: int, outcome: object, now: float) -> list[Action]:
         """A worker is done with its job, one way or the other."""
@@ -254,20 +254,16 @@ class Plan:
         worker.job = None
         if worker.state is _State.BUSY:
             worker.state, worker.since = _State.IDLE, now
-        zygote = self._zygotes[worker.toolchain]
-        zygote.losses = 0
-        actions: list[Action] = [self._deliver(job, outcome), *self._schedule(now)]
-        if not self._jobs and zygote.ready and not zygote.warmed:
-            zygote.warmed = True
-            actions.append(WarmZygote(worker.toolchain))
-        return actions
+        self._zygotes[worker.kind].losses = 0
+        return [self._deliver(job, outcome), *self._schedule(now)]
 
-    def worker_buried(self, number: int, status: int, last_words: str, now: float) -> list[Action]:
+    def worker_buried(self, number: int, status: int, stage: str, last_words: str, now: float) -> list[Action]:
         """A worker is gone.
 
         Args:
             number: which one.
             status: its exit code, or minus the signal that ended it.
+            stage: of the compile that it was at.
             last_words: the end of what it and its tools printed.
             now: monotonic seconds.
         """
@@ -276,13 +272,14 @@ class Plan:
             return []
         job = worker.job
         if job is None:
-            return self._schedule(now)
+            return [*self._schedule(now), *self._end_zygote(worker.kind)]
         job.worker = None
         job.attempts += 1
         if worker.timed_out:
             failure = Failure(
                 "timeout",
                 f"it took longer than {self.time_limit:g} s",
+                stage=stage,
                 output=last_words,
                 advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: less unrolling",
             )
@@ -293,6 +290,7 @@ class Plan:
         failure = Failure(
             "crash",
             f"the compiler process {_describe(status)}, {job.attempts} times",
+            stage=stage,
             detail=_likely_cause(status),
             output=last_words,
             advice="run the command below; if it crashes alone, it is a bug in Triton, LLVM or ptxas worth reporting",
@@ -339,8 +337,7 @@ class Plan:
                 continue
             _, _, job = heapq.heappop(self._queues[kind])
             worker.state, worker.since = _State.BUSY, now
-            worker.fingerprint, worker.job = kind.fingerprint, job
-            job.worker = worker.number
+            worker.job, job.worker = job, worker.number
             actions.append(Assign(worker.number, job))
         return actions
 
@@ -362,45 +359,46 @@ class Plan:
         return self._jobs.get(job.key) is job and job.worker is None and job.urgency == urgency
 
     def _idle_worker(self, kind: Kind) -> _Worker | None:
-        fresh = None
-        for worker in self._workers.values():
-            if worker.state is _State.IDLE and worker.toolchain == kind.toolchain:
-                if worker.fingerprint == kind.fingerprint:
-                    return worker
-                if worker.fingerprint is None:
-                    fresh = worker
-        return fresh
+        idle = (w for w in self._workers.values() if w.state is _State.IDLE and w.kind == kind)
+        return next(idle, None)
 
     def _make_room(self, kind: Kind) -> list[Action]:
-        zygote = self._zygotes.get(kind.toolchain)
+        zygote = self._zygotes.get(kind)
         if zygote is None:
-            return self._start_zygote(kind.toolchain)
+            return self._start_zygote(kind)
         if not zygote.ready:
             return []
-        coming = sum(w.state is _State.FORKING and w.toolchain == kind.toolchain for w in self._workers.values())
+        coming = sum(w.state is _State.FORKING and w.kind == kind for w in self._workers.values())
         wanted = max(0, len(self._queues[kind]) - coming)
         free = self.limit - len(self._workers)
-        actions: list[Action] = [self._fork(kind.toolchain) for _ in range(min(wanted, free))]
-        leaving = sum(w.state is _State.LEAVING for w in self._workers.values())
+        actions: list[Action] = [self._fork(kind) for _ in range(min(wanted, free))]
+        leaving = any(w.state is _State.LEAVING for w in self._workers.values())
         if wanted and not actions and not leaving:
-            # All places are taken; an idle worker of another kind gives up its own.
-            for worker in self._workers.values():
-                if worker.state is _State.IDLE:
-                    worker.state = _State.LEAVING
-                    actions.append(Retire(worker.number))
-                    break
+            # All places are taken; an idle worker, which must be of another kind, gives up its own.
+            idle = next((w for w in self._workers.values() if w.state is _State.IDLE), None)
+            if idle is not None:
+                idle.state = _State.LEAVING
+                actions.append(Retire(idle.number))
         return actions
 
-    def _start_zygote(self, toolchain: Hashable) -> list[Action]:
-        if toolchain in self._zygotes:
+    def _start_zygote(self, kind: Kind) -> list[Action]:
+        if kind in self._zygotes:
             return []
-        self._zygotes[toolchain] = _Zygote()
-        return [StartZygote(toolchain)]
+        self._zygotes[kind] = _Zygote()
+        return [StartZygote(kind)]
 
-    def _fork(self, toolchain: Hashable) -> Fork:
+    def _end_zygote(self, kind: Kind) -> list[Action]:
+        # The last one stays, so that the next job finds a zygote; others were for environments of the past.
+        used = {worker.kind for worker in self._workers.values()} | {job.kind for job in self._jobs.values()}
+        if kind not in self._zygotes or len(self._zygotes) == 1 or kind in used:
+            return []
+        del self._zygotes[kind]
+        return [EndZygote(kind)]
+
+    def _fork(self, kind: Kind) -> Fork:
         number = next(self._numbers)
-        self._workers[number] = _Worker(number, toolchain)
-        return Fork(number, toolchain)
+        self._workers[number] = _Worker(number, kind)
+        return Fork(number, kind)
 
     def _enqueue(self, job: Job) -> None:
         if job.order is None:  # a job that is tried again keeps its place
@@ -417,8 +415,8 @@ class Plan:
         del self._jobs[job.key]
         return Deliver(job, outcome)
 
-    def _give_up(self, toolchain: Hashable, why: str) -> list[Action]:
-        jobs = [job for job in self._jobs.values() if job.kind.toolchain == toolchain and job.worker is None]
+    def _give_up(self, kind: Kind, why: str) -> list[Action]:
+        jobs = [job for job in self._jobs.values() if job.kind == kind and job.worker is None]
         return [self._deliver(job, Failure("service", why)) for job in jobs]
 
 

@@ -21,14 +21,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from headstart import keys, wire
-from headstart.environment import TOOL_VARIABLES, bypass_reason
+from headstart.environment import FINGERPRINT_VARIABLES, TOOL_VARIABLES, bypass_reason
 from headstart.errors import ServiceError
 from headstart.request import CompileRequest
 from headstart.service import plan
@@ -36,7 +36,7 @@ from headstart.service.boot import spawn
 from headstart.service.config import Config
 from headstart.service.reproduce import write_plan
 from headstart.service.runtime import service_folder
-from headstart.service.worker import last_words
+from headstart.service.worker import last_stage, last_words
 from headstart.service.zygote import bury
 from headstart.store import DiskStore
 from headstart.toolchain import Toolchain
@@ -73,8 +73,8 @@ class _Zygote:
 
 
 class _Worker:
-    def __init__(self, toolchain: Toolchain, channel: wire.Channel, folder: Path) -> None:
-        self.toolchain = toolchain
+    def __init__(self, kind: plan.Kind, channel: wire.Channel, folder: Path) -> None:
+        self.kind = kind
         self.channel = channel
         self.folder = folder
         self.pid = 0
@@ -96,7 +96,7 @@ class Server:
         self._plan = plan.Plan(config.workers, time_limit=config.time_limit)
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, _Client] = {}
-        self._zygotes: dict[Toolchain, _Zygote] = {}
+        self._zygotes: dict[plan.Kind, _Zygote] = {}
         self._workers: dict[int, _Worker] = {}
         self._toolchain_digests: dict[tuple[Toolchain, tuple[tuple[str, str], ...]], str] = {}
         self._notices: set[str] = set()
@@ -106,6 +106,7 @@ class Server:
 
     def run(self) -> None:
         """Until the client is gone."""
+        logging.getLogger("headstart").addHandler(_Notifier(self._notify))
         self._admit(socket.socket(fileno=self._config.client))
         self._watch(self._config.client_pidfd, self._stop)
         try:
@@ -116,8 +117,8 @@ class Server:
                 self._carry_out(self._plan.tick(time.monotonic()))
                 self._reap_strays()
         finally:
-            for toolchain in list(self._zygotes):
-                self._end_zygote(toolchain)
+            for kind in list(self._zygotes):
+                self._end_zygote(kind)
 
     def _stop(self, mask: int = 0) -> None:
         self._running = False
@@ -148,6 +149,13 @@ class Server:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.has_unsent else 0)
             if events != entry.events:
                 self._selector.modify(channel, events, entry.data)
+
+    def _notify(self, text: str) -> None:
+        """Tell all clients, once."""
+        if text and text not in self._notices:
+            self._notices.add(text)
+            for client in self._clients.values():
+                self._send(client.channel, wire.Notice(text))
 
     # Clients
 
@@ -184,7 +192,7 @@ class Server:
         if isinstance(message, wire.Hello):
             client.toolchain = message.toolchain
             self._send(client.channel, wire.Welcome(wire.PROTOCOL, self._config.workers))
-            self._carry_out(self._plan.toolchain_wanted(message.toolchain))
+            self._carry_out(self._plan.announced(_kind(message.toolchain, message.environment)))
         elif isinstance(message, wire.Submit):
             self._submit(client, message)
         else:
@@ -214,7 +222,7 @@ class Server:
         if running is not None and running.worker is not None:
             started = self._workers[running.worker].started
             self._send(client.channel, wire.Started(message.ticket, running.worker, started))
-        kind = plan.Kind(toolchain, tuple(sorted(request.environment.items())))
+        kind = _kind(toolchain, request.environment)
         job = Job(key, digest, request, use_store)
         ticket = plan.Ticket(client.number, message.ticket)
         self._carry_out(
@@ -231,7 +239,10 @@ class Server:
 
     # Zygotes
 
-    def _start_zygote(self, toolchain: Toolchain) -> None:
+    def _start_zygote(self, kind: plan.Kind) -> None:
+        toolchain, environment = kind
+        assert isinstance(toolchain, Toolchain)
+        assert isinstance(environment, tuple)
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -241,30 +252,31 @@ class Server:
                     "headstart.service.zygote",
                     theirs.fileno(),
                     pass_fds=[theirs.fileno()],
-                    extra_env={"PYTHONHASHSEED": "0"},
+                    unset=FINGERPRINT_VARIABLES,
+                    set_to={"PYTHONHASHSEED": "0", **dict(environment)},
                 )
             except OSError as error:
                 mine.close()
                 why = f"cannot start {toolchain.python}: {error.strerror}"
-                self._carry_out(self._plan.zygote_unable(toolchain, why))
+                self._carry_out(self._plan.zygote_unable(kind, why))
                 return
-        zygote = self._zygotes[toolchain] = _Zygote(process, mine)
-        self._watch(mine, lambda mask: self._hear_zygote(toolchain, zygote))
+        zygote = self._zygotes[kind] = _Zygote(process, mine)
+        self._watch(mine, lambda mask: self._hear_zygote(kind, zygote))
 
-    def _hear_zygote(self, toolchain: Toolchain, zygote: _Zygote) -> None:
+    def _hear_zygote(self, kind: plan.Kind, zygote: _Zygote) -> None:
         try:
             body = zygote.socket.recv(_MAX_MESSAGE)
         except ConnectionError:
             body = b""
         now = time.monotonic()
         if not body:
-            self._end_zygote(toolchain)
-            why = f"the process that holds Triton {toolchain.triton_version} died (status {zygote.process.returncode})"
-            self._carry_out(self._plan.zygote_lost(toolchain, why, now))
+            self._end_zygote(kind)
+            why = f"the process that holds Triton died (status {zygote.process.returncode})"
+            self._carry_out(self._plan.zygote_lost(kind, why, now))
             return
         message = wire.decode(wire.decoder(wire.FromZygote), body)
         if isinstance(message, wire.Ready):
-            self._carry_out(self._plan.zygote_ready(toolchain, now))
+            self._carry_out(self._plan.zygote_ready(kind, now))
         elif isinstance(message, wire.Forked):
             self._workers[message.worker].pid = message.pid
             self._carry_out(self._plan.worker_forked(message.worker, now))
@@ -274,33 +286,33 @@ class Server:
             self._forget_worker(message.worker)
             self._carry_out(self._plan.fork_failed(message.worker, message.why, now))
         else:
-            self._carry_out(self._plan.zygote_unable(toolchain, message.why))
-            self._end_zygote(toolchain)
+            self._carry_out(self._plan.zygote_unable(kind, message.why))
+            self._end_zygote(kind)
 
-    def _end_zygote(self, toolchain: Toolchain) -> None:
+    def _end_zygote(self, kind: plan.Kind) -> None:
         """Kill a zygote and bury its workers, which are ours once it is dead."""
-        zygote = self._zygotes.pop(toolchain)
+        zygote = self._zygotes.pop(kind)
         self._unwatch(zygote.socket)
         zygote.process.kill()
         zygote.process.wait()
         zygote.socket.close()
         for number, worker in list(self._workers.items()):
-            if worker.toolchain == toolchain:
+            if worker.kind == kind:
                 if worker.pid:
                     with contextlib.suppress(ChildProcessError):
                         bury(worker.pid)
                     self._strays.add(worker.pid)
                 self._forget_worker(number)
 
-    def _order_zygote(self, toolchain: Toolchain, order: msgspec.Struct, fds: Iterable[int] = ()) -> None:
-        zygote = self._zygotes.get(toolchain)
+    def _order_zygote(self, kind: plan.Kind, order: msgspec.Struct, fds: Iterable[int] = ()) -> None:
+        zygote = self._zygotes.get(kind)
         if zygote is not None:
             with contextlib.suppress(ConnectionError):
                 socket.send_fds(zygote.socket, [wire.encode(order)], list(fds))
 
     # Workers
 
-    def _fork(self, number: int, toolchain: Toolchain) -> None:
+    def _fork(self, number: int, kind: plan.Kind) -> None:
         folder = self._folder / f"worker-{number}"
         try:
             folder.mkdir(mode=0o700)
@@ -309,10 +321,10 @@ class Server:
             shutil.rmtree(folder, ignore_errors=True)
             self._carry_out(self._plan.fork_failed(number, str(error), time.monotonic()))
             return
-        worker = self._workers[number] = _Worker(toolchain, wire.Channel(mine, wire.FromWorker), folder)
+        worker = self._workers[number] = _Worker(kind, wire.Channel(mine, wire.FromWorker), folder)
         self._watch(worker.channel, lambda mask: self._hear_worker(number, worker, mask))
         with theirs:
-            self._order_zygote(toolchain, wire.Fork(number, str(folder)), [theirs.fileno()])
+            self._order_zygote(kind, wire.Fork(number, os.fsencode(folder)), [theirs.fileno()])
 
     def _hear_worker(self, number: int, worker: _Worker, mask: int) -> None:
         try:
@@ -325,7 +337,7 @@ class Server:
             return
         except wire.ProtocolError:
             _log.exception("worker %d was killed", number)
-            self._order_zygote(worker.toolchain, wire.Kill(number))
+            self._order_zygote(worker.kind, wire.Kill(number))
             return
         for outcome in outcomes:
             self._carry_out(self._plan.finished(number, outcome, time.monotonic()))
@@ -335,7 +347,7 @@ class Server:
         worker.started = time.monotonic()
         payload = job.payload
         assert isinstance(payload, Job)
-        store = self._config.cache_dir if payload.use_store else ""
+        store = os.fsencode(self._config.cache_dir) if payload.use_store else b""
         self._send(worker.channel, wire.Assign(payload.key, payload.toolchain, payload.request, store))
         for ticket in job.tickets:
             if ticket.client in self._clients:
@@ -346,10 +358,10 @@ class Server:
         worker = self._workers.get(number)
         if worker is None:
             return
-        words = last_words(str(worker.folder))
+        stage, words = last_stage(str(worker.folder)), last_words(str(worker.folder))
         self._strays.add(worker.pid)
         self._forget_worker(number)
-        self._carry_out(self._plan.worker_buried(number, status, words, time.monotonic()))
+        self._carry_out(self._plan.worker_buried(number, status, stage, words, time.monotonic()))
 
     def _forget_worker(self, number: int) -> None:
         worker = self._workers.pop(number)
@@ -371,19 +383,19 @@ class Server:
     def _carry_out(self, actions: Iterable[plan.Action]) -> None:
         for action in actions:
             match action:
-                case plan.StartZygote(Toolchain() as toolchain):
-                    self._start_zygote(toolchain)
-                case plan.WarmZygote(Toolchain() as toolchain):
-                    self._order_zygote(toolchain, wire.Warm())
-                case plan.Fork(number, Toolchain() as toolchain):
-                    self._fork(number, toolchain)
+                case plan.StartZygote(kind):
+                    self._start_zygote(kind)
+                case plan.EndZygote(kind):
+                    self._end_zygote(kind)
+                case plan.Fork(number, kind):
+                    self._fork(number, kind)
                 case plan.Assign(number, job):
                     self._assign(number, job)
                 case plan.Retire(number):
                     self._unwatch(self._workers[number].channel)
                     self._workers[number].channel.close()
                 case plan.Kill(number):
-                    self._order_zygote(self._workers[number].toolchain, wire.Kill(number))
+                    self._order_zygote(self._workers[number].kind, wire.Kill(number))
                 case plan.Deliver(job, outcome):
                     self._deliver(job, outcome)
 
@@ -392,6 +404,7 @@ class Server:
         assert isinstance(payload, Job)
         if isinstance(outcome, wire.Finished):
             self._note_published(outcome, payload.key)
+            self._notify(outcome.notice)
         elif isinstance(outcome, wire.Failure) and outcome.kind != "service":
             outcome.reproduce = write_plan(Path(self._config.cache_dir, "failed"), payload.request)
         for ticket in job.tickets:
@@ -404,8 +417,6 @@ class Server:
         if isinstance(outcome, wire.Failure):
             return wire.Failed(ticket, outcome)
         assert isinstance(outcome, wire.Finished)
-        notice = "" if outcome.notice in self._notices else outcome.notice
-        self._notices.add(notice)
         return wire.Result(
             ticket,
             key,
@@ -416,7 +427,6 @@ class Server:
             cpu_s=outcome.cpu_s,
             shared=outcome.shared,
             output=outcome.output,
-            notice=notice,
         )
 
     def _note_published(self, outcome: wire.Finished, key: str) -> None:
@@ -430,9 +440,24 @@ class Server:
             self._store.prune()
 
 
+def _kind(toolchain: Toolchain, environment: Mapping[str, str]) -> plan.Kind:
+    return plan.Kind(toolchain, tuple(sorted(environment.items())))
+
+
+class _Notifier(logging.Handler):
+    """Passes on what a module warns of (a damaged entry, say): nobody reads a service's own log."""
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._notify = notify
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._notify(record.getMessage())
+
+
 def main(argument: str) -> None:
     """Run a service; `argument` is a `Config` in JSON."""
-    config = msgspec.json.decode(argument, type=Config)
+    config = Config.read(argument)
     for fd in (config.client, config.client_pidfd):
         os.set_inheritable(fd, False)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")

@@ -1,6 +1,6 @@
 """The process that compiles: one job at a time, until its socket closes.
 
-    service ── Assign ──▶ worker: set environment (first job only), compile, publish
+    service ── Assign ──▶ worker: compile, publish
             ◀─ Finished ─         (or Failure: the compile raised; the worker goes on)
 
 A worker is a fork of a zygote, alone in its process group, with its own TMPDIR; what it and its tools print goes to a
@@ -22,13 +22,14 @@ from pathlib import Path
 
 from headstart import keys
 from headstart.entry import pack_entry
-from headstart.environment import FINGERPRINT_VARIABLES
 from headstart.errors import StoreUnavailable
 from headstart.service.compiling import Compiled, Compiler, Refused
 from headstart.store import DiskStore
 from headstart.wire import Assign, Deframer, Failure, Finished, encode, frame, receive_blocking
 
 OUTPUT_FILE = "output"  # in the worker's folder: what it and its tools print
+_STAGE_FILE = "stage"
+_STAGE_WIDTH = 20  # characters
 _LAST_WORDS = 16 << 10  # bytes of it that are shown
 
 
@@ -37,12 +38,15 @@ def run(sock: socket.socket, folder: str) -> None:
     """Serve `sock` (blocking, owned) until it closes. `folder` is this worker's own."""
     _capture_output(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
-    compiler: Compiler | None = None
+    stage_file = os.open(os.path.join(folder, _STAGE_FILE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    compiler = Compiler(folder, lambda stage: os.pwrite(stage_file, stage.ljust(_STAGE_WIDTH).encode(), 0))
+    environment = dict(os.environ)
     try:
         for job in receive_blocking(sock, Deframer(Assign)):
-            if compiler is None:
-                _set_environment(job.request.environment)
-                compiler = Compiler(folder)
+            if os.environ != environment:
+                # A kernel's source has changed it, which must not reach the next kernel.
+                os.environ.clear()
+                os.environ.update(environment)
             sock.sendall(frame(_do(compiler, job)))
     except ConnectionError:
         return  # the service is gone, and with it whoever wanted this
@@ -54,6 +58,14 @@ def last_words(folder: str) -> str:
         with open(os.path.join(folder, OUTPUT_FILE), "rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LAST_WORDS))
             return stream.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def last_stage(folder: str) -> str:
+    """The stage of the compile that a worker was at."""
+    try:
+        return Path(folder, _STAGE_FILE).read_text().strip()
     except OSError:
         return ""
 
@@ -73,8 +85,8 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
     if not job.store:
         yield None
         return
-    store = DiskStore(Path(job.store))
-    with store.writing(job.key):
+    store = DiskStore(os.fsdecode(job.store))
+    with store.compiling(job.key):
         entry = store.find(job.key)
         now = time.monotonic()
         yield None if entry is None else Finished(
@@ -102,7 +114,7 @@ def _compile(compiler: Compiler, job: Assign, folder: str) -> Finished | Failure
         )
     elif job.store:
         try:
-            DiskStore(Path(job.store)).publish(job.key, parts)
+            DiskStore(os.fsdecode(job.store)).publish(job.key, parts)
             stored = True
         except StoreUnavailable as error:
             notice = f"{error}; kernels are kept in memory only"
@@ -142,15 +154,6 @@ def _capture_output(folder: str) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-
-
-def _set_environment(environment: dict[str, str]) -> None:
-    for name in FINGERPRINT_VARIABLES:
-        os.environ.pop(name, None)
-    os.environ.update(environment)
-    knobs = sys.modules["triton.knobs"]
-    if hasattr(knobs, "refresh_knobs"):
-        knobs.refresh_knobs()  # some knobs are read once, at import
 
 
 def _flush() -> None:

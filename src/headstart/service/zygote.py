@@ -6,8 +6,9 @@
             ◀── Buried(status) ────────── pidfd readable: killpg, then reap
 
 The order in a burial matters: while the worker is not reaped its number cannot be given to anybody else, so its group
-is killed first, tools included. The zygote never compiles for anybody; when its socket closes it kills its workers
-and ends. If it is killed itself, PDEATHSIG takes the workers along, and the service, a subreaper, buries them.
+is killed first, tools included. The zygote never compiles. When its socket closes, however the service ended, it
+kills its workers and ends. If it is killed itself, PDEATHSIG takes the workers along, and the service, a subreaper,
+buries them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ import selectors
 import signal
 import socket
 import sys
-import tempfile
 import traceback
 
 import msgspec
 
 from headstart.service import compiling, worker
-from headstart.wire import Buried, Fork, Forked, Kill, Ready, ToZygote, Unable, Warm, decode, decoder, encode
+from headstart.wire import Buried, Fork, Forked, Kill, Ready, ToZygote, Unable, decode, decoder, encode
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _MAX_MESSAGE = 1 << 16  # bytes
@@ -35,7 +35,6 @@ def main(argument: str) -> None:
     """Run a zygote until its seqpacket socket closes; `argument` is the socket's fd."""
     sock = socket.socket(fileno=int(argument))
     sock.set_inheritable(False)
-    die_with_parent(os.getppid())
     try:
         version = compiling.prepare()
     except Exception:  # noqa: BLE001 - whatever Triton raises, the service is told
@@ -97,9 +96,6 @@ class Zygote:
             self._fork(message, fds[0])
         elif isinstance(message, Kill):
             self._kill(message.worker)
-        elif isinstance(message, Warm):
-            with tempfile.TemporaryDirectory(prefix="headstart-warm-") as folder:
-                compiling.warm(folder)
         return True
 
     def _fork(self, order: Fork, fd: int) -> None:
@@ -111,7 +107,7 @@ class Zygote:
             _send(self._socket, Unable(f"fork: {error.strerror}", order.worker))
             return
         if pid == 0:
-            self._become_worker(zygote, order.folder, fd)
+            self._become_worker(zygote, os.fsdecode(order.folder), fd)
         os.close(fd)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # both sides do it, so that neither has to wait for the other
@@ -159,7 +155,7 @@ def bury(pid: int) -> int:
     Returns:
         Its exit code, or minus the signal that ended it.
     """
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
