@@ -38,7 +38,6 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote
 
 import msgspec
 
@@ -289,7 +288,7 @@ def _extract(entry: Entry, folder: Path) -> Path:
     destination.mkdir(parents=True, exist_ok=True)
     for artifact in entry.artifact_names:
         (destination / f"{name}.{_file_name(artifact)}").write_bytes(entry.artifact(artifact))
-    import json  # not worth loading for those who only look kernels up
+    import json  # as above: only those who extract need it
 
     metadata = json.dumps(entry.metadata, indent=2, skipkeys=True, default=repr)
     (destination / "metadata.json").write_text(metadata + "\n")
@@ -297,4 +296,6 @@ def _extract(entry: Entry, folder: Path) -> Path:
 
 
 def _file_name(text: str) -> str:
+    from urllib.parse import quote  # not worth loading for those who only look kernels up
+
     return quote(text, safe="")[:_MAX_NAME] or "_"

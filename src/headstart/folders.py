@@ -10,15 +10,17 @@ import os
 import stat
 from pathlib import Path
 
-import platformdirs
-
 from headstart.errors import ServiceError
 
 
 def cache_dir() -> Path:
     """`HEADSTART_CACHE_DIR`, or the platform's cache folder. Absolute; may not exist yet."""
     configured = os.environ.get("HEADSTART_CACHE_DIR")
-    return Path(configured or platformdirs.user_cache_path("headstart", appauthor=False)).expanduser().absolute()
+    if configured:
+        return Path(configured).expanduser().absolute()
+    import platformdirs  # clients that know their folder start faster without
+
+    return platformdirs.user_cache_path("headstart", appauthor=False)
 
 
 def runtime_dir() -> Path:

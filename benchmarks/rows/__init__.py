@@ -1,0 +1,8 @@
+"""The rows of the table.
+
+A row module has `NUMBERS`, the rows that it answers, and `measure(bench)`, which yields their lines.
+"""
+
+from benchmarks.rows import claim, cold, imports, memory, overhead, start, warm
+
+ALL = (claim, cold, start, overhead, warm, imports, memory)
