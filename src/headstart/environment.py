@@ -104,10 +104,15 @@ def fingerprint() -> dict[str, str]:
     for name in sorted(found):
         value = os.environ.get(name)
         if value:
-            values[name] = os.path.abspath(value) if name in _PATHS else value
+            if name in _PATHS:
+                value = os.path.abspath(value)
+            elif name == "TRITON_PLUGIN_PATHS":
+                value = os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep) if part)
+            values[name] = value
     return values
 
 
 def bypass_reason(environment: Mapping[str, str]) -> str | None:
     """The first variable in `environment` for whose sake caches are bypassed, or None."""
-    return next((name for name in sorted(environment) if name in BYPASS_VARIABLES - _PLACES), None)
+    asked_for = (name for name in sorted(environment) if name in BYPASS_VARIABLES - _PLACES)
+    return next((name for name in asked_for if environment[name].lower() not in ("0", "false", "off")), None)

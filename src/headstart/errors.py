@@ -162,6 +162,10 @@ class StoreUnavailable(HeadstartError):
         self.path = os.fspath(path)
         self.errno = error.errno
         super().__init__(f"cannot write {self.path}: {error.strerror or error}")
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._error)
 
 
 class DamagedError(HeadstartError):
@@ -176,6 +180,9 @@ class DamagedError(HeadstartError):
         self.path = os.fspath(path)
         self.reason = reason
         super().__init__(f"{self.path}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
 
 
 class FutureVersionError(DamagedError):

@@ -112,6 +112,9 @@ class LambdaFuture(Generic[T]):
             try:
                 return self._pending.answer.result(patience)
             except concurrent.futures.TimeoutError:
+                answer = self._pending.answer
+                if answer.done() and (error := answer.exception()) is not None:
+                    raise _own(error) from None
                 waited = time.monotonic() - begun
                 if timeout is not None and waited >= timeout:
                     raise TimeoutError(f"{self.name} is not compiled after {timeout:g} s") from None

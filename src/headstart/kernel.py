@@ -22,10 +22,11 @@ class KernelMetadata(Mapping[str, Any]):
         return self._values[name]
 
     def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("_values", {})  # a copy being made has none yet
         try:
-            return self.__dict__["_values"][name]
+            return values[name]
         except KeyError:
-            raise AttributeError(f"this kernel's metadata has no {name!r}; it has {', '.join(self)}") from None
+            raise AttributeError(f"this kernel's metadata has no {name!r}; it has {', '.join(values)}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{name}: a kernel's metadata is shared by everyone who uses it, and cannot be changed")

@@ -53,6 +53,6 @@ def _difference(name: str, old: str | None, new: str | None) -> str:
     lines = zip_longest(old.splitlines(), new.splitlines())
     for number, (left, right) in enumerate(lines, start=1):
         if left != right:
-            was, now = ("nothing" if side is None else repr(side.strip()) for side in (left, right))
+            was, now = ("nothing" if side is None else repr(side) for side in (left, right))
             return f"{name} differs first at line {number}: was {was}, now {now}"
     return f"{name} differs in its line endings"

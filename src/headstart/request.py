@@ -163,8 +163,8 @@ def _signature(kernel: str, signature: Mapping[str, str] | str) -> dict[str, str
 def _parameter(kernel: str, argument: str, key: Any) -> str:
     if isinstance(key, str) and key.isidentifier():
         return key
-    path = (key,) if isinstance(key, int) else key
-    if isinstance(path, tuple) and path and all(isinstance(index, int) for index in path):
+    path = key if isinstance(key, tuple) else (key,)
+    if path and all(type(index) is int for index in path):
         return "#" + ".".join(str(index) for index in path)
     raise UsageError(f"{kernel}: {argument}: expected a parameter's name or position such as (0,), got {key!r}")
 
@@ -179,8 +179,13 @@ def _facts(value: Any, where: str) -> list[tuple[str, int | str]]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, (bool, float, str)):
+    # Subclasses (numpy.float64, enums) have a repr of their own, and msgpack does not know them.
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, int):
         if not -(2**63) <= value < 2**64:
             raise UsageError(f"{where}: {value} does not fit 64 bits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import msgspec
@@ -48,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True):
             cache_dir=default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser().absolute(),
             workers=workers,
             time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
-            store_limit=parse_size(os.environ.get("HEADSTART_CACHE_LIMIT") or str(DEFAULT_STORE_LIMIT)),
+            store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
         )
 
 
@@ -63,7 +64,17 @@ def parse_size(text: str) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise UsageError(f"expected a size such as 10GiB, 500M or none, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(Fraction(match[1]) * _UNITS[match[2].upper()])
+
+
+def _size(variable: str, default: int) -> int | None:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return default
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"{variable}: {error}") from None
 
 
 def _whole_number(variable: str, default: int) -> int:

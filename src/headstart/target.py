@@ -55,7 +55,7 @@ class Target(msgspec.Struct, frozen=True):
         """
         if isinstance(text, Target):
             return text
-        match = re.fullmatch(r"(cuda):(\d{2,3})(?::(\d+))?|(hip):(gfx[0-9a-f]{3,5})(?::(\d+))?", str(text))
+        match = re.fullmatch(r"(cuda):(\d{2,3})(?::(\d+))?|(hip):(gfx[0-9a-f]{3,5})(?::(\d+))?", str(text), re.ASCII)
         if match is None:
             backend = str(text).partition(":")[0]
             known = "a backend of cuda or hip" if backend not in KNOWN_BACKENDS else f"an architecture of {backend}"

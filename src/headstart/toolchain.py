@@ -135,7 +135,10 @@ def _remembered_digest(files: Iterable[Path], root: Path, memory: Path) -> str:
             return remembered
     except (OSError, UnicodeDecodeError):
         pass
-    digest = _content_digest((Path(path) for path, *_ in states), root)
+    try:
+        digest = _content_digest((Path(path) for path, *_ in states), root)
+    except OSError as error:
+        raise ServiceError(f"cannot read {error.filename}, a part of the compiler: {error.strerror}") from error
     _remember(note, digest)
     return digest
 
@@ -172,13 +175,13 @@ def _recorded_digests(root: Path) -> dict[str, str]:
             for path, method_and_digest, size in (row for row in rows if len(row) == 3):
                 method, _, digest = method_and_digest.partition("=")
                 file = root.parent / path
-                if method != "sha256" or int(size) < _LARGE or not file.is_relative_to(root):
+                if method != "sha256" or int(size) < _LARGE or file.suffix == ".py" or not file.is_relative_to(root):
                     continue
                 status = file.stat()
                 if status.st_size == int(size) and status.st_mtime_ns <= installed:
                     name = file.relative_to(root).as_posix()
                     digests[name] = base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
-        except (OSError, ValueError):
+        except (OSError, ValueError, csv.Error):
             continue  # then the files are read
     return digests
 

@@ -106,6 +106,8 @@ class Compiler:
         _MemoryCache.folder = folder
         self._knobs.cache.manager_class = _MemoryCache
         self._knobs.runtime.add_stages_inspection_hook = self._watch_stages
+        groups = [group for group in vars(self._knobs).values() if isinstance(group, self._knobs.base_knobs)]
+        self._pristine = [(group, dict(vars(group))) for group in groups]
 
     def compile(self, request: CompileRequest) -> Compiled:
         """Compile one request.
@@ -114,6 +116,11 @@ class Compiler:
             Refused: it cannot be compiled; carries stage, evidence and class of the failure.
         """
         self._enter("source")
+        for group, values in self._pristine:
+            if vars(group) != values:
+                # An earlier kernel's source has set a knob, which must not reach this one.
+                vars(group).clear()
+                vars(group).update(values)
         with _module_of(request) as module:
             try:
                 return self._compile(request, module)

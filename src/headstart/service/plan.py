@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 import heapq
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
@@ -159,6 +159,7 @@ class Plan:
         self.idle_timeout = idle_timeout
         self._jobs: dict[str, Job] = {}
         self._queues: dict[Kind, list[tuple[int, int, Job]]] = defaultdict(list)
+        self._queued: Counter[Kind] = Counter()  # jobs; a queue may hold a job twice
         self._workers: dict[int, _Worker] = {}
         self._zygotes: dict[Kind, _Zygote] = {}
         self._orders = count()
@@ -197,6 +198,7 @@ class Plan:
         for job in list(self._jobs.values()):
             job.tickets = [ticket for ticket in job.tickets if ticket.client != client]
             if not job.tickets and job.worker is None:
+                self._queued[job.kind] -= 1
                 del self._jobs[job.key]
 
     # What happens to processes
@@ -221,14 +223,13 @@ class Plan:
         for worker in [w for w in self._workers.values() if w.kind == kind]:
             del self._workers[worker.number]
             if worker.job is not None:
-                worker.job.worker = None
-                self._enqueue(worker.job)
+                self._try_again(worker.job)
+        actions: list[Action] = []
         if zygote.losses >= MAX_ZYGOTE_LOSSES:
-            return self._give_up(kind, f"{why}; it happened {zygote.losses} times in a row")
-        if not any(job.kind == kind for job in self._jobs.values()):
-            return []
-        actions = self._start_zygote(kind)
-        self._zygotes[kind].losses = zygote.losses
+            actions = self._give_up(kind, f"{why}; it happened {zygote.losses} times in a row")
+        elif self._queued[kind]:
+            actions = self._start_zygote(kind)
+            self._zygotes[kind].losses = zygote.losses
         return [*actions, *self._schedule(now)]
 
     def worker_forked(self, number: int, now: float) -> list[Action]:
@@ -243,7 +244,7 @@ class Plan:
         if self._workers:
             self.limit = len(self._workers)
             return self._schedule(now)
-        return self._give_up(worker.kind, f"no worker could be started: {why}")
+        return [*self._give_up(worker.kind, f"no worker could be started: {why}"), *self._schedule(now)]
 
     def finished(self, number: int, outcome: object, now: float) -> list[Action]:
         """A worker is done with its job, one way or the other."""
@@ -270,10 +271,12 @@ class Plan:
         worker = self._workers.pop(number, None)
         if worker is None:
             return []
-        job = worker.job
-        if job is None:
-            return [*self._schedule(now), *self._end_zygote(worker.kind)]
-        job.worker = None
+        answer = [] if worker.job is None else self._after_death(worker, worker.job, status, stage, last_words)
+        return [*answer, *self._schedule(now), *self._end_zygote(worker.kind)]
+
+    def _after_death(
+        self, worker: _Worker, job: Job, status: int, stage: str, last_words: str
+    ) -> list[Action]:
         job.attempts += 1
         if worker.timed_out:
             failure = Failure(
@@ -283,10 +286,10 @@ class Plan:
                 output=last_words,
                 advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: less unrolling",
             )
-            return [self._deliver(job, failure), *self._schedule(now)]
+            return [self._deliver(job, failure)]
         if job.attempts < MAX_ATTEMPTS:
-            self._enqueue(job)
-            return self._schedule(now)
+            self._try_again(job)
+            return []
         failure = Failure(
             "crash",
             f"the compiler process {_describe(status)}, {job.attempts} times",
@@ -295,7 +298,7 @@ class Plan:
             output=last_words,
             advice="run the command below; if it crashes alone, it is a bug in Triton, LLVM or ptxas worth reporting",
         )
-        return [self._deliver(job, failure), *self._schedule(now)]
+        return [self._deliver(job, failure)]
 
     # What time does
 
@@ -338,6 +341,7 @@ class Plan:
             _, _, job = heapq.heappop(self._queues[kind])
             worker.state, worker.since = _State.BUSY, now
             worker.job, job.worker = job, worker.number
+            self._queued[kind] -= 1
             actions.append(Assign(worker.number, job))
         return actions
 
@@ -369,7 +373,7 @@ class Plan:
         if not zygote.ready:
             return []
         coming = sum(w.state is _State.FORKING and w.kind == kind for w in self._workers.values())
-        wanted = max(0, len(self._queues[kind]) - coming)
+        wanted = max(0, self._queued[kind] - coming)
         free = self.limit - len(self._workers)
         actions: list[Action] = [self._fork(kind) for _ in range(min(wanted, free))]
         leaving = any(w.state is _State.LEAVING for w in self._workers.values())
@@ -401,15 +405,27 @@ class Plan:
         return Fork(number, kind)
 
     def _enqueue(self, job: Job) -> None:
+        self._queued[job.kind] += 1
         if job.order is None:  # a job that is tried again keeps its place
             job.order = next(self._orders)
-        heapq.heappush(self._queues[job.kind], (job.urgency, job.order, job))
+        self._push(job)
+
+    def _try_again(self, job: Job) -> None:
+        job.worker = None
+        if job.tickets:
+            self._enqueue(job)
+        else:
+            del self._jobs[job.key]
+
+    def _push(self, job: Job) -> None:
+        assert job.order is not None
+        heapq.heappush(self._queues[job.kind], (int(job.urgency), job.order, job))
 
     def _raise(self, job: Job, urgency: Urgency) -> None:
         if urgency < job.urgency:
             job.urgency = urgency
             if job.worker is None:
-                self._enqueue(job)
+                self._push(job)
 
     def _deliver(self, job: Job, outcome: object) -> Deliver:
         del self._jobs[job.key]
@@ -417,6 +433,7 @@ class Plan:
 
     def _give_up(self, kind: Kind, why: str) -> list[Action]:
         jobs = [job for job in self._jobs.values() if job.kind == kind and job.worker is None]
+        del self._queued[kind]
         return [self._deliver(job, Failure("service", why)) for job in jobs]
 
 

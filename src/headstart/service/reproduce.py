@@ -50,7 +50,7 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
     text = _PLAN.format(
         name=request.name,
         target=request.target,
-        command=command.replace("\\", "\\\\"),
+        command=command.replace("\\", "\\\\").replace('"""', '\\"\\"\\"'),
         source=_literal(request.source),
         signature=request.signature,
         constants=_expression({_position(key): value for key, value in request.constants.items()}),

@@ -1,0 +1,1129 @@
+"""The queue decides rightly: by example for each trouble, and in a simulated service for every order of events."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from headstart.service.plan import (
+    IDLE_TIMEOUT,
+    MAX_ATTEMPTS,
+    MAX_ZYGOTE_LOSSES,
+    Action,
+    Assign,
+    Deliver,
+    EndZygote,
+    Fork,
+    Kill,
+    Kind,
+    Plan,
+    Retire,
+    StartZygote,
+    Ticket,
+    Urgency,
+)
+from headstart.wire import Failure
+
+PLAIN = Kind("triton 3.9", "")
+DEBUG = Kind("triton 3.9", "TRITON_DEBUG=1")
+OLD = Kind("triton 3.6", "")
+AWAITED, EARLY, BACKGROUND = Urgency.AWAITED, Urgency.EARLY, Urgency.BACKGROUND
+
+
+# A service without processes
+
+
+@dataclass
+class SimulatedWorker:
+    kind: Kind
+    state: str = "forking"  # then "idle", "busy", "retired" or "killed"
+    key: str | None = None
+
+
+@dataclass
+class Wanted:
+    """What the queue should know about a key."""
+
+    kind: Kind
+    urgency: Urgency
+    order: int
+    tickets: list[Ticket] = field(default_factory=list)
+    worker: int | None = None
+    deaths: int = 0
+
+
+class SimulatedService:
+    """Carries out a plan's actions on dictionaries, and refuses those that would be wrong."""
+
+    def __init__(self, limit: int = 2, **options: Any) -> None:
+        self.plan = Plan(limit, **options)
+        self.now = 1000.0
+        self.zygotes: dict[Kind, str] = {}  # "starting" or "ready"
+        self.workers: dict[int, SimulatedWorker] = {}
+        self.wanted: dict[str, Wanted] = {}
+        self.answers: dict[Ticket, list[Any]] = defaultdict(list)
+        self.losses: Counter[Kind] = Counter()  # of zygotes, in a row
+        self._tickets = 0
+        self._orders = 0
+
+    # Events
+
+    def announce(self, kind: Kind = PLAIN) -> list[Action]:
+        return self._perform(self.plan.announced(kind))
+
+    def request(
+        self, key: str, kind: Kind = PLAIN, *, client: int = 1, urgency: Urgency = EARLY
+    ) -> tuple[Ticket, list[Action]]:
+        self._tickets += 1
+        ticket = Ticket(client, self._tickets)
+        wanted = self.wanted.get(key)
+        if wanted is None:
+            self._orders += 1
+            wanted = self.wanted[key] = Wanted(kind, urgency, self._orders)
+        wanted.tickets.append(ticket)
+        wanted.urgency = min(wanted.urgency, urgency)
+        return ticket, self._perform(
+            self.plan.requested(ticket, key, kind, f"payload of {key}", urgency, self.now)
+        )
+
+    def wait_for(self, key: str) -> None:
+        if key in self.wanted:
+            self.wanted[key].urgency = AWAITED
+        self.plan.awaited(key)
+
+    def leave(self, client: int) -> None:
+        for key, wanted in list(self.wanted.items()):
+            wanted.tickets = [ticket for ticket in wanted.tickets if ticket.client != client]
+            if not wanted.tickets and wanted.worker is None:
+                del self.wanted[key]
+        self.plan.client_left(client)
+
+    def zygote_ready(self, kind: Kind = PLAIN) -> list[Action]:
+        self.zygotes[kind] = "ready"
+        return self._perform(self.plan.zygote_ready(kind, self.now))
+
+    def zygote_unable(self, kind: Kind = PLAIN, why: str = "no libtriton") -> list[Action]:
+        del self.zygotes[kind]
+        self.losses[kind] = 0
+        return self._perform(self.plan.zygote_unable(kind, why))
+
+    def lose_zygote(self, kind: Kind = PLAIN, why: str = "the zygote died") -> list[Action]:
+        del self.zygotes[kind]
+        for number, worker in list(self.workers.items()):
+            if worker.kind == kind:
+                del self.workers[number]
+                if worker.key is not None:
+                    self.wanted[worker.key].worker = None
+                    if not self.wanted[worker.key].tickets:
+                        del self.wanted[worker.key]
+        self.losses[kind] += 1
+        given_up = self.losses[kind] == MAX_ZYGOTE_LOSSES
+        if given_up:
+            self.losses[kind] = 0
+        actions = self._perform(self.plan.zygote_lost(kind, why, self.now))
+        if StartZygote(kind) not in actions:
+            self.losses[kind] = 0
+        assert not (given_up and StartZygote(kind) in actions)
+        return actions
+
+    def forked(self, number: int) -> list[Action]:
+        self.workers[number].state = "idle"
+        return self._perform(self.plan.worker_forked(number, self.now))
+
+    def all_forked(self) -> list[Action]:
+        return [action for number in self.in_state("forking") for action in self.forked(number)]
+
+    def fork_fails(self, number: int, why: str = "EAGAIN") -> list[Action]:
+        del self.workers[number]
+        return self._perform(self.plan.fork_failed(number, why, self.now))
+
+    def finish(self, key: str, outcome: object = "entry") -> list[Action]:
+        number = self.worker_of(key)
+        worker = self.workers[number]
+        worker.key = None
+        if worker.state == "busy":
+            worker.state = "idle"
+        self.losses[worker.kind] = 0
+        return self._perform(self.plan.finished(number, outcome, self.now))
+
+    def die(
+        self, number: int, status: int = -signal.SIGSEGV, words: str = "", stage: str = ""
+    ) -> list[Action]:
+        worker = self.workers.pop(number)
+        if worker.key is not None:
+            wanted = self.wanted[worker.key]
+            wanted.worker = None
+            wanted.deaths += 1
+            if not wanted.tickets and worker.state != "killed" and wanted.deaths < MAX_ATTEMPTS:
+                del self.wanted[worker.key]
+        return self._perform(self.plan.worker_buried(number, status, stage, words, self.now))
+
+    def crash(
+        self, key: str, status: int = -signal.SIGSEGV, words: str = "", stage: str = ""
+    ) -> list[Action]:
+        return self.die(self.worker_of(key), status, words, stage)
+
+    def pass_time(self, seconds: float) -> list[Action]:
+        self.now += seconds
+        actions = self._perform(self.plan.tick(self.now))
+        deadline = self.plan.next_deadline()
+        assert deadline is None or deadline > self.now, "tick would be called again at once"
+        return actions
+
+    # What there is
+
+    def in_state(self, *states: str) -> list[int]:
+        return [number for number, worker in self.workers.items() if worker.state in states]
+
+    def worker_of(self, key: str) -> int:
+        return next(number for number, worker in self.workers.items() if worker.key == key)
+
+    @property
+    def running(self) -> list[str]:
+        return [worker.key for worker in self.workers.values() if worker.key is not None]
+
+    def answer(self, ticket: Ticket) -> Any:
+        (outcome,) = self.answers[ticket]
+        return outcome
+
+    # Carrying out
+
+    def _perform(self, actions: list[Action]) -> list[Action]:
+        for action in actions:
+            match action:
+                case StartZygote(kind):
+                    assert kind not in self.zygotes
+                    self.zygotes[kind] = "starting"
+                case EndZygote(kind):
+                    assert self.zygotes.pop(kind) == "ready"
+                    assert self.zygotes, "the next job should find one"
+                    assert not any(worker.kind == kind for worker in self.workers.values())
+                    assert not any(wanted.kind == kind for wanted in self.wanted.values())
+                    self.losses[kind] = 0
+                case Fork(number, kind):
+                    assert self.zygotes[kind] == "ready"
+                    assert number not in self.workers
+                    self.workers[number] = SimulatedWorker(kind)
+                case Assign(number, job):
+                    self._assign(self.workers[number], number, job)
+                case Retire(number):
+                    assert self.workers[number].state == "idle"
+                    self.workers[number].state = "retired"
+                case Kill(number):
+                    assert self.workers[number].state == "busy"
+                    self.workers[number].state = "killed"
+                case Deliver(job, outcome):
+                    wanted = self.wanted.pop(job.key)
+                    assert wanted.tickets == job.tickets
+                    for ticket in job.tickets:
+                        self.answers[ticket].append(outcome)
+        assert len(self.workers) <= self.plan.limit
+        return actions
+
+    def _assign(self, worker: SimulatedWorker, number: int, job: Any) -> None:
+        wanted = self.wanted[job.key]
+        assert worker.state == "idle"
+        assert worker.kind == wanted.kind
+        assert wanted.worker is None, "it is compiled twice at a time"
+        assert wanted.deaths < MAX_ATTEMPTS
+        assert job.payload == f"payload of {job.key}"
+        assert job.urgency == wanted.urgency
+        ahead = [
+            key
+            for key, other in self.wanted.items()
+            if other.worker is None
+            and other.kind == wanted.kind
+            and (other.urgency, other.order) < (wanted.urgency, wanted.order)
+        ]
+        assert not ahead
+        worker.state, worker.key = "busy", job.key
+        wanted.worker = number
+
+
+def service(limit: int = 2, **options: Any) -> SimulatedService:
+    """With a zygote and all its workers ready."""
+    simulated = SimulatedService(limit, **options)
+    simulated.announce()
+    simulated.zygote_ready()
+    simulated.all_forked()
+    return simulated
+
+
+def assigned(actions: list[Action]) -> list[str]:
+    return [action.job.key for action in actions if isinstance(action, Assign)]
+
+
+# Getting ready
+
+
+def test_a_zygote_is_started_once_however_often_it_is_announced() -> None:
+    simulated = SimulatedService()
+    assert simulated.announce() == [StartZygote(PLAIN)]
+    assert simulated.announce() == []
+    _, actions = simulated.request("a")
+    assert actions == []
+
+
+def test_all_workers_are_forked_before_anybody_asks() -> None:
+    simulated = SimulatedService(limit=3)
+    simulated.announce()
+    assert simulated.zygote_ready() == [Fork(number, PLAIN) for number in (1, 2, 3)]
+
+
+def test_a_request_starts_the_zygote_that_nobody_announced() -> None:
+    _, actions = SimulatedService().request("a")
+    assert actions == [StartZygote(PLAIN)]
+
+
+def test_requests_made_before_the_zygote_is_ready_are_not_lost() -> None:
+    simulated = SimulatedService(limit=2)
+    tickets = [simulated.request(key)[0] for key in "ab"]
+    simulated.zygote_ready()
+    assert assigned(simulated.all_forked()) == ["a", "b"]
+    simulated.finish("a")
+    simulated.finish("b")
+    assert [simulated.answer(ticket) for ticket in tickets] == ["entry", "entry"]
+
+
+# Single flight
+
+
+def test_many_tickets_for_one_key_are_one_compile() -> None:
+    simulated = service()
+    tickets = [simulated.request("a")[0] for _ in range(5)]
+    assert simulated.running == ["a"]
+    actions = simulated.finish("a", "the entry")
+    assert sum(isinstance(action, Deliver) for action in actions) == 1
+    assert [simulated.answer(ticket) for ticket in tickets] == ["the entry"] * 5
+
+
+def test_two_clients_that_want_one_key_share_one_assignment() -> None:
+    simulated = service()
+    mine, first = simulated.request("a", client=1)
+    yours, second = simulated.request("a", client=2)
+    assert assigned(first + second) == ["a"]
+    simulated.finish("a")
+    assert simulated.answer(mine) == simulated.answer(yours) == "entry"
+
+
+def test_what_is_queued_or_running_is_in_flight_and_nothing_else() -> None:
+    simulated = service(limit=1)
+    simulated.request("a")
+    simulated.request("b")
+    a, b = simulated.plan.in_flight("a"), simulated.plan.in_flight("b")
+    assert a is not None
+    assert a.worker == simulated.worker_of("a")
+    assert b is not None
+    assert b.worker is None
+    simulated.finish("a")
+    assert simulated.plan.in_flight("a") is None
+
+
+def test_a_key_that_was_answered_is_compiled_anew_when_asked_for_again() -> None:
+    simulated = service()
+    simulated.request("a")
+    simulated.finish("a")
+    _, actions = simulated.request("a")
+    assert assigned(actions) == ["a"]
+
+
+def test_a_failure_that_the_worker_reports_is_passed_on_and_the_worker_goes_on() -> None:
+    simulated = service(limit=1)
+    bad, _ = simulated.request("bad")
+    good, _ = simulated.request("good")
+    failure = Failure("source", "NameError")
+    assert assigned(simulated.finish("bad", failure)) == ["good"]
+    simulated.finish("good")
+    assert simulated.answer(bad) is failure
+    assert simulated.answer(good) == "entry"
+
+
+# Order
+
+
+def busy_service() -> SimulatedService:
+    """Whose only worker compiles "first"."""
+    simulated = service(limit=1)
+    simulated.request("first")
+    return simulated
+
+
+def order_of_the_rest(simulated: SimulatedService) -> list[str]:
+    order = []
+    while simulated.running:
+        order += assigned(simulated.finish(simulated.running[0]))
+    return order
+
+
+def test_what_is_awaited_goes_before_what_is_early_and_that_before_background_work() -> None:
+    simulated = busy_service()
+    simulated.request("background", urgency=BACKGROUND)
+    simulated.request("early", urgency=EARLY)
+    simulated.request("awaited", urgency=AWAITED)
+    assert order_of_the_rest(simulated) == ["awaited", "early", "background"]
+
+
+@pytest.mark.parametrize("urgency", Urgency)
+def test_equally_urgent_jobs_run_in_the_order_of_their_requests(urgency: Urgency) -> None:
+    simulated = busy_service()
+    for key in "cab":
+        simulated.request(key, urgency=urgency)
+    assert order_of_the_rest(simulated) == ["c", "a", "b"]
+
+
+def test_a_waiter_moves_its_job_up() -> None:
+    simulated = busy_service()
+    for key in "abc":
+        simulated.request(key)
+    simulated.wait_for("c")
+    assert order_of_the_rest(simulated) == ["c", "a", "b"]
+
+
+def test_awaited_jobs_keep_the_order_of_their_requests_among_themselves() -> None:
+    simulated = busy_service()
+    for key in "abc":
+        simulated.request(key)
+    simulated.wait_for("c")
+    simulated.wait_for("b")
+    assert order_of_the_rest(simulated) == ["b", "c", "a"]
+
+
+def test_a_more_urgent_request_for_a_queued_key_moves_it_up_and_a_less_urgent_one_not_down() -> None:
+    simulated = busy_service()
+    for key in "abc":
+        simulated.request(key)
+    simulated.request("c", urgency=AWAITED)
+    simulated.request("c", urgency=BACKGROUND)
+    simulated.request("b", urgency=BACKGROUND)
+    assert order_of_the_rest(simulated) == ["c", "a", "b"]
+
+
+def test_waiting_for_a_running_or_unknown_key_changes_nothing() -> None:
+    simulated = busy_service()
+    simulated.wait_for("first")
+    simulated.wait_for("unknown")
+    assert order_of_the_rest(simulated) == []
+
+
+def test_a_job_awaited_while_it_runs_is_still_first_when_it_has_to_run_again() -> None:
+    simulated = busy_service()
+    simulated.request("other", urgency=AWAITED)
+    simulated.wait_for("first")
+    simulated.crash("first")
+    assert assigned(simulated.all_forked()) == ["first"]
+
+
+# Kinds of workers
+
+
+def prepare(simulated: SimulatedService, kind: Kind) -> list[Action]:
+    """Have a zygote of `kind` ready, as after its first request."""
+    assert simulated.zygotes[kind] == "starting"
+    return simulated.zygote_ready(kind)
+
+
+def test_another_environment_gets_a_zygote_of_its_own_and_an_idle_workers_room() -> None:
+    simulated = service(limit=1)
+    simulated.request("plain", PLAIN)
+    plain = simulated.worker_of("plain")
+    simulated.finish("plain")
+    ticket, actions = simulated.request("debug", DEBUG)
+    assert actions == [StartZygote(DEBUG)]
+    assert prepare(simulated, DEBUG) == [Retire(plain)]
+    assert simulated.die(plain, status=0)[0] == Fork(plain + 1, DEBUG)
+    assert assigned(simulated.all_forked()) == ["debug"]
+    simulated.finish("debug")
+    assert simulated.answer(ticket) == "entry"
+
+
+def test_only_one_idle_worker_makes_room_for_one_job() -> None:
+    simulated = service(limit=2)
+    simulated.request("debug", DEBUG)
+    assert [type(action) for action in prepare(simulated, DEBUG)] == [Retire]
+    simulated.request("plain", PLAIN)
+    assert simulated.running == ["plain"], "the other worker stays at work"
+
+
+def test_a_busy_worker_of_another_environment_is_waited_for() -> None:
+    simulated = service(limit=1)
+    simulated.request("plain", PLAIN)
+    simulated.request("debug", DEBUG)
+    assert prepare(simulated, DEBUG) == []
+    assert [type(action) for action in simulated.finish("plain")] == [Deliver, Retire]
+
+
+def test_room_goes_to_the_most_urgent_job_whatever_its_kind() -> None:
+    simulated = busy_service()
+    simulated.request("plain", PLAIN)
+    simulated.request("debug", DEBUG, urgency=AWAITED)
+    prepare(simulated, DEBUG)
+    assert [type(action) for action in simulated.finish("first")] == [Deliver, Retire]
+
+
+def test_a_job_takes_no_workers_place_that_comes_first_itself() -> None:
+    simulated = busy_service()
+    simulated.request("plain", PLAIN, urgency=AWAITED)
+    simulated.request("debug", DEBUG)
+    prepare(simulated, DEBUG)
+    assert assigned(simulated.finish("first")) == ["plain"]
+
+
+def test_a_zygote_of_an_environment_of_the_past_is_ended_with_its_last_worker() -> None:
+    simulated = service(limit=2)
+    simulated.request("debug", DEBUG)
+    (retire,) = prepare(simulated, DEBUG)
+    assert isinstance(retire, Retire)
+    actions = simulated.die(retire.worker, status=0)
+    assert not any(isinstance(action, EndZygote) for action in actions), "one worker is left"
+    simulated.all_forked()
+    simulated.finish("debug")
+    simulated.pass_time(IDLE_TIMEOUT)
+    first, last = simulated.in_state("retired")
+    assert simulated.die(first, status=0) == [EndZygote(PLAIN)]
+    assert simulated.die(last, status=0) == [], "the next job finds a zygote"
+    assert list(simulated.zygotes) == [DEBUG]
+
+
+def test_a_zygote_that_somebody_asks_for_is_not_ended() -> None:
+    simulated = service(limit=1)
+    simulated.request("debug", DEBUG)
+    (retire,) = prepare(simulated, DEBUG)
+    simulated.request("plain", PLAIN)
+    assert isinstance(retire, Retire)
+    assert [type(action) for action in simulated.die(retire.worker, status=0)] == [Fork]
+    assert set(simulated.zygotes) == {PLAIN, DEBUG}
+
+
+def test_a_zygote_whose_last_worker_crashed_is_ended_too() -> None:
+    simulated = service(limit=2)
+    simulated.request("debug", DEBUG)
+    (retire,) = prepare(simulated, DEBUG)
+    assert isinstance(retire, Retire)
+    simulated.die(retire.worker, status=0)
+    for _ in range(MAX_ATTEMPTS):
+        simulated.all_forked()
+        simulated.crash("debug")
+    assert list(simulated.zygotes) == [PLAIN]
+
+
+def test_there_are_never_more_workers_than_the_limit() -> None:
+    simulated = service(limit=3)
+    forks = [action for key in "abcdefgh" for action in simulated.request(key)[1] if isinstance(action, Fork)]
+    assert forks == []
+    assert sorted(simulated.running) == ["a", "b", "c"]
+    assert [type(action) for action in simulated.finish("b")] == [Deliver, Assign]
+
+
+# A worker dies
+
+
+def test_a_job_whose_worker_dies_is_tried_once_more_in_a_fresh_worker() -> None:
+    simulated = service(limit=1)
+    ticket, _ = simulated.request("a")
+    first = simulated.worker_of("a")
+    assert simulated.crash("a") == [Fork(first + 1, PLAIN)]
+    assert assigned(simulated.all_forked()) == ["a"]
+    simulated.finish("a")
+    assert simulated.answer(ticket) == "entry"
+
+
+def test_a_job_that_killed_two_workers_fails_as_a_crash_with_signal_and_last_words() -> None:
+    simulated = service(limit=1)
+    mine, _ = simulated.request("a", client=1)
+    yours, _ = simulated.request("a", client=2)
+    simulated.crash("a", -signal.SIGABRT, "first words")
+    simulated.all_forked()
+    actions = simulated.crash("a", -signal.SIGABRT, "Assertion `x' failed", "llir")
+    assert not any(isinstance(action, Fork) for action in actions), "nobody wants another worker"
+    failure = simulated.answer(mine)
+    assert failure is simulated.answer(yours)
+    assert failure.kind == "crash"
+    assert "was ended by SIGABRT, 2 times" in failure.summary
+    assert failure.stage == "llir"
+    assert failure.output == "Assertion `x' failed"
+    assert "assertion" in failure.detail
+    assert failure.advice
+
+
+@pytest.mark.parametrize(
+    ("status", "summary", "cause"),
+    [
+        (-signal.SIGKILL, "was ended by SIGKILL", "memory is exhausted"),
+        (-signal.SIGSEGV, "was ended by SIGSEGV", "memory fault"),
+        (-signal.SIGBUS, "was ended by SIGBUS", "memory fault"),
+        (-signal.SIGTERM, "was ended by SIGTERM", ""),
+        (-63, "was ended by signal 63", ""),
+        (3, "exited with code 3", ""),
+        (0, "exited with code 0", ""),
+    ],
+)
+def test_a_crash_says_how_the_worker_ended_and_what_is_likely(status: int, summary: str, cause: str) -> None:
+    simulated = service(limit=1)
+    ticket, _ = simulated.request("a")
+    for _ in range(MAX_ATTEMPTS):
+        simulated.crash("a", status)
+        simulated.all_forked()
+    failure = simulated.answer(ticket)
+    assert summary in failure.summary
+    assert cause in failure.detail
+    assert bool(failure.detail) == bool(cause)
+
+
+def test_a_crash_fails_its_own_waiters_only() -> None:
+    simulated = service(limit=2)
+    bad, _ = simulated.request("bad")
+    good, _ = simulated.request("good")
+    for _ in range(MAX_ATTEMPTS):
+        simulated.crash("bad")
+        simulated.all_forked()
+    simulated.finish("good")
+    assert simulated.answer(bad).kind == "crash"
+    assert simulated.answer(good) == "entry"
+
+
+def test_a_worker_that_dies_idle_blames_nobody_and_is_replaced_when_needed() -> None:
+    simulated = service(limit=1)
+    (number,) = simulated.workers
+    assert simulated.die(number, status=1) == []
+    ticket, actions = simulated.request("a")
+    assert actions == [Fork(number + 1, PLAIN)]
+    simulated.all_forked()
+    simulated.crash("a")
+    simulated.all_forked()
+    simulated.finish("a")
+    assert simulated.answer(ticket) == "entry"
+
+
+# The time limit
+
+
+def test_a_compile_that_takes_too_long_is_killed_and_fails_as_a_timeout() -> None:
+    simulated = service(limit=1, time_limit=10.0)
+    slow, _ = simulated.request("slow")
+    number = simulated.worker_of("slow")
+    assert simulated.plan.next_deadline() == simulated.now + 10.0
+    assert simulated.pass_time(9.9) == []
+    assert simulated.pass_time(0.1) == [Kill(number)]
+    assert simulated.answers[slow] == [], "its last words come with the burial"
+    simulated.die(number, -signal.SIGKILL, "ptxas is thinking", "cubin")
+    failure = simulated.answer(slow)
+    assert failure.kind == "timeout"
+    assert "10 s" in failure.summary
+    assert failure.stage == "cubin"
+    assert failure.output == "ptxas is thinking"
+    assert "HEADSTART_COMPILE_TIMEOUT" in failure.advice
+
+
+def test_a_timeout_is_not_tried_again_and_the_others_go_on() -> None:
+    simulated = service(limit=1, time_limit=10.0)
+    simulated.request("slow")
+    next_one, _ = simulated.request("next")
+    simulated.pass_time(10.0)
+    simulated.crash("slow", -signal.SIGKILL)
+    assert assigned(simulated.all_forked()) == ["next"]
+    simulated.finish("next")
+    assert simulated.answer(next_one) == "entry"
+
+
+def test_the_time_limit_counts_from_the_start_of_a_compile_not_from_its_request() -> None:
+    simulated = service(limit=1, time_limit=10.0)
+    simulated.request("a")
+    simulated.request("b")
+    simulated.pass_time(9.0)
+    simulated.finish("a")
+    assert simulated.pass_time(9.0) == []
+    assert simulated.pass_time(1.0) == [Kill(simulated.worker_of("b"))]
+
+
+def test_a_result_that_comes_after_the_kill_still_counts() -> None:
+    simulated = service(limit=1, time_limit=10.0)
+    ticket, _ = simulated.request("a")
+    number = simulated.worker_of("a")
+    simulated.pass_time(10.0)
+    simulated.finish("a")
+    _, actions = simulated.request("b")
+    assert actions == [], "a worker about to die gets no more work"
+    simulated.die(number, -signal.SIGKILL)
+    assert simulated.answer(ticket) == "entry"
+    assert assigned(simulated.all_forked()) == ["b"]
+
+
+def test_without_a_time_limit_a_compile_is_never_killed() -> None:
+    simulated = service(limit=1)
+    simulated.request("a")
+    assert simulated.plan.next_deadline() is None
+    assert simulated.pass_time(1e9) == []
+
+
+# A zygote dies
+
+
+def test_losing_a_zygote_restarts_it_and_blames_no_job() -> None:
+    simulated = service(limit=1)
+    ticket, _ = simulated.request("a")
+    assert simulated.lose_zygote() == [StartZygote(PLAIN)]
+    simulated.zygote_ready()
+    assert assigned(simulated.all_forked()) == ["a"]
+    simulated.crash("a")  # its first own failure
+    assert assigned(simulated.all_forked()) == ["a"]
+    simulated.finish("a")
+    assert simulated.answer(ticket) == "entry"
+
+
+def test_jobs_of_a_lost_zygote_keep_their_place_in_the_queue() -> None:
+    simulated = service(limit=1)
+    for key in "abc":
+        simulated.request(key)
+    simulated.lose_zygote()
+    simulated.zygote_ready()
+    assert assigned(simulated.all_forked()) == ["a"]
+    assert order_of_the_rest(simulated) == ["b", "c"]
+
+
+def test_a_lost_zygote_that_nobody_needs_is_not_restarted_until_somebody_does() -> None:
+    simulated = service()
+    assert simulated.lose_zygote() == []
+    assert simulated.plan.next_deadline() is None
+    _, actions = simulated.request("a")
+    assert actions == [StartZygote(PLAIN)]
+
+
+def test_a_zygote_that_is_lost_three_times_in_a_row_is_given_up() -> None:
+    simulated = service(limit=1)
+    tickets = [simulated.request(key)[0] for key in "ab"]
+    for _ in range(MAX_ZYGOTE_LOSSES - 1):
+        assert StartZygote(PLAIN) in simulated.lose_zygote()
+    actions = simulated.lose_zygote(why="it was killed")
+    assert {type(action) for action in actions} == {Deliver}
+    for ticket in tickets:
+        failure = simulated.answer(ticket)
+        assert failure.kind == "service"
+        assert "it was killed; it happened 3 times in a row" in failure.summary
+
+
+def test_a_zygote_that_was_given_up_is_tried_again_for_the_next_request() -> None:
+    simulated = service(limit=1)
+    simulated.request("a")
+    for _ in range(MAX_ZYGOTE_LOSSES):
+        simulated.lose_zygote()
+    ticket, actions = simulated.request("b")
+    assert actions == [StartZygote(PLAIN)]
+    assert simulated.lose_zygote() == [StartZygote(PLAIN)], "the count begins anew"
+    simulated.zygote_ready()
+    simulated.all_forked()
+    simulated.finish("b")
+    assert simulated.answer(ticket) == "entry"
+
+
+def test_a_compile_between_losses_means_they_are_not_in_a_row() -> None:
+    simulated = service(limit=1)
+    for key in "abcdef":
+        ticket, _ = simulated.request(key)
+        for _ in range(MAX_ZYGOTE_LOSSES - 1):
+            assert StartZygote(PLAIN) in simulated.lose_zygote()
+            simulated.zygote_ready()
+            simulated.all_forked()
+        simulated.finish(key)
+        assert simulated.answer(ticket) == "entry"
+
+
+def test_losing_an_unknown_zygote_changes_nothing() -> None:
+    assert Plan(1).zygote_lost(PLAIN, "twice reported", 0.0) == []
+
+
+def test_losing_one_zygote_leaves_the_others_alone() -> None:
+    simulated = service(limit=2)
+    simulated.request("new", PLAIN)
+    simulated.request("old", OLD)
+    (retire,) = simulated.zygote_ready(OLD)
+    assert isinstance(retire, Retire)
+    simulated.die(retire.worker, status=0)
+    simulated.all_forked()
+    assert simulated.running == ["new", "old"]
+    simulated.lose_zygote(OLD)
+    assert simulated.running == ["new"]
+
+
+def test_the_room_that_a_lost_zygotes_workers_leave_goes_to_another_kind() -> None:
+    simulated = service(limit=1)
+    simulated.request("new", PLAIN)
+    ticket, _ = simulated.request("old", OLD)
+    simulated.zygote_ready(OLD)
+    assert [type(action) for action in simulated.finish("new")] == [Deliver, Retire]
+    assert [type(action) for action in simulated.lose_zygote(PLAIN)] == [Fork]
+    simulated.all_forked()
+    simulated.finish("old")
+    assert simulated.answer(ticket) == "entry"
+
+
+def test_giving_up_one_kind_lets_another_go_on() -> None:
+    simulated = service(limit=1)
+    simulated.request("new", PLAIN)
+    for _ in range(MAX_ZYGOTE_LOSSES - 1):
+        simulated.lose_zygote(PLAIN)
+        simulated.zygote_ready(PLAIN)
+        simulated.all_forked()
+    ticket, _ = simulated.request("old", OLD)
+    simulated.zygote_ready(OLD)
+    simulated.lose_zygote(PLAIN)
+    simulated.all_forked()
+    simulated.finish("old")
+    assert simulated.answer(ticket) == "entry"
+
+
+def test_a_zygote_that_cannot_compile_fails_its_jobs_with_the_reason_and_may_be_tried_again() -> None:
+    simulated = SimulatedService()
+    tickets = [simulated.request(key)[0] for key in "ab"]
+    simulated.zygote_unable(why="libtriton.so: undefined symbol")
+    for ticket in tickets:
+        failure = simulated.answer(ticket)
+        assert failure.kind == "service"
+        assert "libtriton.so: undefined symbol" in failure.summary
+    _, actions = simulated.request("a")
+    assert actions == [StartZygote(PLAIN)]
+
+
+def test_a_zygote_that_cannot_compile_fails_no_other_kinds_jobs() -> None:
+    simulated = SimulatedService()
+    simulated.request("old", OLD)
+    new, _ = simulated.request("new", PLAIN)
+    simulated.zygote_unable(OLD)
+    assert simulated.answers[new] == []
+    simulated.zygote_ready(PLAIN)
+    assert assigned(simulated.all_forked()) == ["new"]
+
+
+# The machine gives no more processes
+
+
+def test_a_failed_fork_makes_do_with_the_workers_there_are() -> None:
+    simulated = SimulatedService(limit=3)
+    simulated.announce()
+    simulated.zygote_ready()
+    simulated.forked(1)
+    simulated.fork_fails(2)
+    simulated.fork_fails(3)
+    assert simulated.plan.limit == 1
+    tickets = [simulated.request(key)[0] for key in "abc"]
+    for key in "abc":
+        assert simulated.running == [key]
+        simulated.finish(key)
+    assert [simulated.answer(ticket) for ticket in tickets] == ["entry"] * 3
+
+
+def test_when_not_even_one_worker_can_be_forked_the_jobs_fail_with_the_reason() -> None:
+    simulated = SimulatedService(limit=2)
+    tickets = [simulated.request(key)[0] for key in "ab"]
+    simulated.zygote_ready()
+    simulated.fork_fails(1)
+    simulated.fork_fails(2, "Resource temporarily unavailable")
+    for ticket in tickets:
+        failure = simulated.answer(ticket)
+        assert failure.kind == "service"
+        assert "Resource temporarily unavailable" in failure.summary
+
+
+def test_a_fork_is_tried_again_for_the_next_request() -> None:
+    simulated = SimulatedService(limit=1)
+    simulated.request("a")
+    simulated.zygote_ready()
+    simulated.fork_fails(1)
+    _, actions = simulated.request("b")
+    assert actions == [Fork(2, PLAIN)]
+
+
+def test_a_fork_that_fails_for_one_kind_does_not_stall_another() -> None:
+    simulated = SimulatedService(limit=1)
+    simulated.request("new", PLAIN)
+    simulated.request("old", OLD)
+    simulated.zygote_ready(PLAIN)
+    simulated.zygote_ready(OLD)
+    actions = simulated.fork_fails(1)
+    assert [action.kind for action in actions if isinstance(action, Fork)] == [OLD]
+
+
+# Clients leave
+
+
+def test_a_client_that_leaves_takes_its_queued_jobs_but_not_the_running_one() -> None:
+    simulated = service(limit=1)
+    running, _ = simulated.request("running", client=1)
+    queued, _ = simulated.request("queued", client=1)
+    other, _ = simulated.request("other", client=2)
+    simulated.leave(1)
+    assert simulated.plan.in_flight("queued") is None
+    assert simulated.plan.in_flight("running") is not None
+    assert assigned(simulated.finish("running")) == ["other"]
+    simulated.finish("other")
+    assert simulated.answers[running] == simulated.answers[queued] == []
+    assert simulated.answer(other) == "entry"
+
+
+def test_a_job_that_another_client_wants_too_stays_when_one_leaves() -> None:
+    simulated = busy_service()
+    mine, _ = simulated.request("shared", client=1)
+    yours, _ = simulated.request("shared", client=2)
+    simulated.leave(1)
+    assert order_of_the_rest(simulated) == ["shared"]
+    assert simulated.answers[mine] == []
+    assert simulated.answer(yours) == "entry"
+
+
+def test_somebody_else_can_join_a_running_job_whose_client_left() -> None:
+    simulated = service(limit=1)
+    simulated.request("a", client=1)
+    simulated.leave(1)
+    ticket, actions = simulated.request("a", client=2)
+    assert actions == []
+    simulated.finish("a")
+    assert simulated.answer(ticket) == "entry"
+
+
+def test_a_dropped_job_that_is_asked_for_again_takes_its_new_place() -> None:
+    simulated = busy_service()
+    simulated.request("a", client=2, urgency=AWAITED)
+    simulated.request("b", client=3)
+    simulated.leave(2)
+    simulated.request("a", client=3)
+    assert order_of_the_rest(simulated) == ["b", "a"]
+
+
+def test_a_job_that_nobody_wants_any_more_is_not_tried_again_after_a_crash() -> None:
+    simulated = service(limit=1)
+    simulated.request("a", client=1)
+    simulated.leave(1)
+    assert simulated.crash("a") == []
+    assert simulated.plan.in_flight("a") is None
+
+
+def test_a_zygote_is_not_restarted_for_a_job_that_nobody_wants_any_more() -> None:
+    simulated = service(limit=1)
+    simulated.request("a", client=1)
+    simulated.leave(1)
+    assert simulated.lose_zygote() == []
+    assert simulated.plan.in_flight("a") is None
+
+
+# Idle
+
+
+def test_idle_workers_leave_after_the_idle_timeout_and_then_nothing_is_due() -> None:
+    simulated = service(limit=2)
+    assert simulated.plan.next_deadline() == simulated.now + IDLE_TIMEOUT
+    assert simulated.pass_time(IDLE_TIMEOUT - 1) == []
+    assert simulated.pass_time(1) == [Retire(1), Retire(2)]
+    assert simulated.plan.next_deadline() is None
+    for number in (1, 2):
+        assert simulated.die(number, status=0) == []
+    assert simulated.plan.next_deadline() is None, "no workers, no wakeups"
+
+
+def test_a_worker_that_worked_meanwhile_stays_its_full_idle_time() -> None:
+    simulated = service(limit=1, idle_timeout=5.0)
+    simulated.pass_time(4.0)
+    simulated.request("a")
+    simulated.pass_time(4.0)
+    simulated.finish("a")
+    assert simulated.pass_time(4.0) == []
+    assert simulated.pass_time(1.0) == [Retire(1)]
+
+
+def test_a_plan_without_workers_wakes_nobody() -> None:
+    simulated = SimulatedService()
+    assert simulated.plan.next_deadline() is None
+    simulated.announce()
+    assert simulated.plan.next_deadline() is None
+
+
+def test_only_as_many_workers_come_back_after_an_idle_time_as_there_are_jobs() -> None:
+    simulated = service(limit=4)
+    for number in [
+        action.worker for action in simulated.pass_time(IDLE_TIMEOUT) if isinstance(action, Retire)
+    ]:
+        simulated.die(number, status=0)
+    _, actions = simulated.request("a")
+    assert [type(action) for action in actions] == [Fork]
+
+
+def test_a_job_that_was_moved_up_still_needs_only_one_worker() -> None:
+    simulated = service(limit=2)
+    for number in [
+        action.worker for action in simulated.pass_time(IDLE_TIMEOUT) if isinstance(action, Retire)
+    ]:
+        simulated.die(number, status=0)
+    simulated.request("a", urgency=BACKGROUND)
+    simulated.wait_for("a")
+    _, actions = simulated.request("a")
+    assert actions == []
+    assert len(simulated.in_state("forking")) == 1
+
+
+# What comes too late
+
+
+def test_news_of_workers_that_are_gone_changes_nothing() -> None:
+    simulated = service(limit=1)
+    ticket, _ = simulated.request("a")
+    assert simulated.plan.finished(99, "entry", simulated.now) == []
+    assert simulated.plan.worker_buried(99, 0, "", "", simulated.now) == []
+    simulated.finish("a")
+    assert simulated.plan.finished(1, "entry again", simulated.now) == []
+    assert simulated.answer(ticket) == "entry"
+
+
+# Any order of events
+
+
+class AnyOrderOfEvents(RuleBasedStateMachine):
+    """The service's checks hold after each event, and in the end nothing is left."""
+
+    CLIENTS = (1, 2, 3)
+    KINDS = (PLAIN, DEBUG, OLD)
+    any_number = st.integers(0, 99)
+
+    @initialize(limit=st.integers(1, 3), time_limit=st.sampled_from([None, 10.0]))
+    def begin(self, limit: int, time_limit: float | None) -> None:
+        self.service = SimulatedService(limit, time_limit=time_limit, idle_timeout=30.0)
+        self.limit = limit
+        self.tickets: set[Ticket] = set()
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        kind=st.sampled_from(KINDS),
+        kernel=st.integers(0, 2),
+        urgency=st.sampled_from(Urgency),
+    )
+    def request(self, client: int, kind: Kind, kernel: int, urgency: Urgency) -> None:
+        key = f"kernel {kernel} of {kind}"
+        ticket, _ = self.service.request(key, kind, client=client, urgency=urgency)
+        self.tickets.add(ticket)
+
+    @rule(pick=any_number)
+    def wait(self, pick: int) -> None:
+        keys = sorted(self.service.wanted)
+        self.service.wait_for(keys[pick % len(keys)] if keys else "unknown")
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def leave(self, client: int) -> None:
+        self.service.leave(client)
+        self.tickets = {ticket for ticket in self.tickets if ticket.client != client}
+
+    @rule(kind=st.sampled_from(KINDS))
+    def come(self, kind: Kind) -> None:
+        self.service.announce(kind)
+
+    def _zygotes(self, *states: str) -> list[Kind]:
+        return [kind for kind, state in self.service.zygotes.items() if state in states]
+
+    @precondition(lambda self: self._zygotes("starting"))
+    @rule(pick=any_number)
+    def zygote_becomes_ready(self, pick: int) -> None:
+        starting = self._zygotes("starting")
+        self.service.zygote_ready(starting[pick % len(starting)])
+
+    @precondition(lambda self: self._zygotes("starting"))
+    @rule(pick=any_number)
+    def zygote_is_unable(self, pick: int) -> None:
+        starting = self._zygotes("starting")
+        self.service.zygote_unable(starting[pick % len(starting)])
+
+    @precondition(lambda self: self.service.zygotes)
+    @rule(pick=any_number)
+    def zygote_dies(self, pick: int) -> None:
+        zygotes = self._zygotes("starting", "ready")
+        self.service.lose_zygote(zygotes[pick % len(zygotes)])
+
+    @precondition(lambda self: self.service.in_state("forking"))
+    @rule(pick=any_number, works=st.sampled_from([True, True, True, False]))
+    def fork(self, pick: int, works: bool) -> None:
+        forking = self.service.in_state("forking")
+        number = forking[pick % len(forking)]
+        if works:
+            self.service.forked(number)
+        else:
+            self.service.fork_fails(number)
+
+    @precondition(lambda self: self.service.running)
+    @rule(pick=any_number, outcome=st.sampled_from(["entry", Failure("source", "NameError")]))
+    def finish(self, pick: int, outcome: object) -> None:
+        running = self.service.running
+        self.service.finish(running[pick % len(running)], outcome)
+
+    @precondition(lambda self: self.service.in_state("idle", "busy", "retired", "killed"))
+    @rule(pick=any_number, status=st.sampled_from([0, 1, -9, -11]))
+    def worker_dies(self, pick: int, status: int) -> None:
+        workers = self.service.in_state("idle", "busy", "retired", "killed")
+        self.service.die(workers[pick % len(workers)], status)
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 10.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.service.pass_time(seconds)
+
+    @invariant()
+    def no_ticket_is_answered_twice_or_after_its_client_left(self) -> None:
+        assert all(len(outcomes) <= 1 for outcomes in self.service.answers.values())
+
+    @invariant()
+    def what_is_wanted_and_not_yet_answered_is_in_flight(self) -> None:
+        unanswered = {ticket for ticket in self.tickets if not self.service.answers[ticket]}
+        assert unanswered == {ticket for wanted in self.service.wanted.values() for ticket in wanted.tickets}
+        for key, wanted in self.service.wanted.items():
+            job = self.service.plan.in_flight(key)
+            assert job is not None or not wanted.tickets
+            assert job is None or job.worker == wanted.worker
+
+    @invariant()
+    def what_is_queued_has_a_worker_coming(self) -> None:
+        under_way = self._zygotes("starting") or self.service.in_state("forking", "busy", "retired", "killed")
+        queued = [key for key, wanted in self.service.wanted.items() if wanted.worker is None]
+        assert under_way or not queued, "nothing will ever happen to these"
+
+    @invariant()
+    def there_are_at_most_as_many_workers_as_allowed_and_each_has_one_job(self) -> None:
+        assert len(self.service.workers) <= self.limit
+        assert len(set(self.service.running)) == len(self.service.running)
+        assert all(
+            (worker.key is not None) or worker.state != "busy" for worker in self.service.workers.values()
+        )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "service"):
+            return
+        for _ in range(200):
+            if not self._settle_a_little():
+                break
+        assert not [key for key, wanted in self.service.wanted.items() if wanted.tickets], "these were lost"
+        assert all(len(self.service.answers[ticket]) == 1 for ticket in self.tickets)
+        self.service.pass_time(30.0)
+        for number in self.service.in_state("retired"):
+            self.service.die(number, status=0)
+        assert not self.service.workers
+        assert self.service.plan.next_deadline() is None
+
+    def _settle_a_little(self) -> bool:
+        """Let everything that is under way come to its end. Returns whether there was anything."""
+        simulated = self.service
+        starting, forking = self._zygotes("starting"), simulated.in_state("forking")
+        running, leaving = simulated.running, simulated.in_state("retired", "killed")
+        for kind in starting:
+            simulated.zygote_ready(kind)
+        for number in forking:
+            simulated.forked(number)
+        for key in running:
+            simulated.finish(key)
+        for number in leaving:
+            simulated.die(number, status=0)
+        return bool(starting or forking or running or leaving)
+
+
+TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
+TestAnyOrderOfEvents.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None, report_multiple_bugs=False
+)

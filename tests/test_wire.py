@@ -1,0 +1,241 @@
+"""Messages arrive as they were sent, however the stream was cut; anything else is a ProtocolError."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headstart import wire
+from headstart.request import CompileRequest
+from headstart.toolchain import Toolchain
+from headstart.wire import Channel, Deframer, ProtocolError
+
+UNIONS = {
+    "FromClient": wire.FromClient,
+    "FromService": wire.FromService,
+    "ToZygote": wire.ToZygote,
+    "FromZygote": wire.FromZygote,
+    "FromWorker": wire.FromWorker,
+    "ToWorker": wire.Assign,
+}
+TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
+REQUEST = CompileRequest(
+    name="add",
+    source="def add(): 'é'",
+    signature={"x": "*fp32"},
+    constants={"BLOCK": 1024, "SCALE": float("inf")},
+    attributes={"x": [("tt.divisibility", 16)]},
+    options={"num_warps": 4},
+    target="cuda:90",
+    environment={"TRITON_DEBUG": "1"},
+    filename="add.py",
+)
+FAILURE = wire.Failure("crash", "it died", stage="llir", output="words")
+MESSAGES: dict[str, list[msgspec.Struct]] = {
+    "FromClient": [
+        wire.Hello(1, TOOLCHAIN, {"TRITON_DEBUG": "1"}),
+        wire.Submit(7, REQUEST, True),
+        wire.Await([1, 2]),
+    ],
+    "FromService": [
+        wire.Welcome(1, 8),
+        wire.Notice("the store is damaged"),
+        wire.Started(7, 1, 12.5),
+        wire.Result(7, "aa", entry=b"\x00\xff"),
+        wire.Failed(7, FAILURE),
+    ],
+    "ToZygote": [wire.Fork(1, b"/tmp/\xff"), wire.Kill(1)],
+    "FromZygote": [wire.Ready("3.9.0", 1), wire.Unable("no", 3), wire.Forked(1, 99), wire.Buried(1, -9)],
+    "FromWorker": [wire.Finished(True, 1.0, 2.0), FAILURE],
+    "ToWorker": [wire.Assign("aa", "bb", REQUEST, b"/cache")],
+}
+union_names = pytest.mark.parametrize("name", UNIONS)
+
+
+def chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
+    bounds = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    for start, end in itertools.pairwise(bounds):
+        yield data[start:end]
+
+
+@union_names
+def test_every_message_has_an_example_here(name: str) -> None:
+    kinds = set(typing.get_args(UNIONS[name])) or {UNIONS[name]}
+    assert {type(message) for message in MESSAGES[name]} == kinds
+
+
+@union_names
+def test_a_message_is_decoded_as_it_was_encoded(name: str) -> None:
+    decoder = wire.decoder(UNIONS[name])
+    for message in MESSAGES[name]:
+        assert wire.decode(decoder, wire.encode(message)) == message
+
+
+@given(
+    st.sampled_from(list(UNIONS)),
+    st.lists(st.integers(0, 3), max_size=5),
+    st.lists(st.integers(0, 2000), max_size=8),
+)
+def test_a_stream_gives_the_same_messages_however_it_is_cut(
+    name: str, picks: list[int], cuts: list[int]
+) -> None:
+    sent = [MESSAGES[name][pick % len(MESSAGES[name])] for pick in picks]
+    stream = b"".join(map(wire.frame, sent))
+    deframer = Deframer(UNIONS[name])
+    received = [message for chunk in chunks(stream, cuts) for message in deframer.feed(chunk)]
+    assert received == sent
+
+
+def test_a_message_comes_with_its_last_byte_and_not_before() -> None:
+    deframer = Deframer(wire.FromClient)
+    framed = wire.frame(wire.Await([1]))
+    for byte in framed[:-1]:
+        assert list(deframer.feed(bytes([byte]))) == []
+    assert list(deframer.feed(framed[-1:])) == [wire.Await([1])]
+
+
+def test_a_frame_is_a_little_endian_length_and_msgpack() -> None:
+    framed = wire.frame(wire.Await([1]))
+    assert framed[:4] == (len(framed) - 4).to_bytes(4, "little")
+    assert msgspec.msgpack.decode(framed[4:]) == {"type": "Await", "tickets": [1]}
+
+
+def test_a_frame_that_is_too_long_is_refused_before_it_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProtocolError, match=f"{wire.MAX_FRAME} are allowed"):
+        list(Deframer(wire.FromClient).feed((wire.MAX_FRAME + 1).to_bytes(4, "little")))
+    body = wire.encode(wire.Await([1]))
+    monkeypatch.setattr(wire, "MAX_FRAME", len(body))
+    assert list(Deframer(wire.FromClient).feed(wire.frame(wire.Await([1])))) == [wire.Await([1])]
+
+
+def test_messages_before_a_bad_frame_still_count() -> None:
+    messages = Deframer(wire.FromClient).feed(wire.frame(wire.Await([1])) + b"\x01\x00\x00\x00\xc1")
+    assert next(messages) == wire.Await([1])
+    with pytest.raises(ProtocolError):
+        next(messages)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode({"type": "Launch"}),
+        msgspec.msgpack.encode({"tickets": [1]}),
+        msgspec.msgpack.encode({"type": "Await", "tickets": "all"}),
+        msgspec.msgpack.encode({"type": "Await"}),
+        msgspec.msgpack.encode(["Await", [1]]),
+        wire.encode(wire.Welcome(1, 8)),
+        wire.encode(wire.Await([1])) + b"\x00",
+        b"\xa5\xff\xff\xff\xff\xff",
+        b"\x91" * 100_000,
+    ],
+    ids=lambda body: repr(bytes(body[:20])),
+)
+def test_what_is_no_message_of_a_client_is_a_protocol_error(body: bytes) -> None:
+    with pytest.raises(ProtocolError, match="not a message"):
+        wire.decode(wire.decoder(wire.FromClient), body)
+
+
+@given(st.sampled_from(list(UNIONS)), st.binary(max_size=60))
+def test_random_bytes_never_raise_anything_but_a_protocol_error(name: str, data: bytes) -> None:
+    try:
+        wire.decode(wire.decoder(UNIONS[name]), data)
+    except ProtocolError:
+        pass
+    try:
+        list(Deframer(UNIONS[name]).feed(data))
+    except ProtocolError:
+        pass
+
+
+@given(
+    st.sampled_from(list(UNIONS)), st.integers(0, 3), st.integers(0, 5000), st.binary(min_size=1, max_size=8)
+)
+def test_a_damaged_message_never_raises_anything_but_a_protocol_error(
+    name: str, pick: int, at: int, noise: bytes
+) -> None:
+    body = wire.encode(MESSAGES[name][pick % len(MESSAGES[name])])
+    at %= len(body)
+    try:
+        wire.decode(wire.decoder(UNIONS[name]), body[:at] + noise + body[at + len(noise) :])
+    except ProtocolError:
+        pass
+
+
+def test_unknown_fields_of_a_later_protocol_are_skipped() -> None:
+    later = msgspec.msgpack.encode({"type": "Await", "tickets": [1], "why": "benchmark"})
+    assert wire.decode(wire.decoder(wire.FromClient), later) == wire.Await([1])
+
+
+# Channels
+
+
+@pytest.fixture
+def channels() -> Iterator[tuple[Channel, Channel]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield Channel(one, wire.FromService), Channel(other, wire.FromClient)
+
+
+def test_nothing_has_arrived_is_no_message(channels: tuple[Channel, Channel]) -> None:
+    client, service = channels
+    assert service.receive() == []
+    client.send(wire.Await([1]))
+    client.send(wire.Await([2]))
+    assert service.receive() == [wire.Await([1]), wire.Await([2])]
+
+
+def test_what_the_socket_does_not_take_is_kept_and_sent_later(channels: tuple[Channel, Channel]) -> None:
+    client, service = channels
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sent = [wire.Await(list(range(n, n + 2000))) for n in range(40)]
+    for message in sent:
+        client.send(message)  # returns at once, though nobody reads
+    assert client.has_unsent
+    received: list[Any] = []
+    for _ in range(10_000):
+        received += service.receive()
+        client.flush()
+        if len(received) == len(sent):
+            break
+    assert received == sent
+    assert not client.has_unsent
+
+
+def test_a_closed_peer_is_told_from_a_silent_one(channels: tuple[Channel, Channel]) -> None:
+    client, service = channels
+    client.send(wire.Await([1]))
+    client.close()
+    assert service.receive() == [wire.Await([1])], "what was sent before still arrives"
+    with pytest.raises(EOFError):
+        service.receive()
+    with pytest.raises(ConnectionError):
+        service.send(wire.Welcome(1, 1))
+
+
+def test_a_peer_that_was_reset_counts_as_closed(channels: tuple[Channel, Channel]) -> None:
+    client, service = channels
+    service.send(wire.Welcome(1, 1))
+    client.close()  # with something unread: the peer gets a reset
+    with pytest.raises(EOFError):
+        service.receive()
+
+
+def test_a_blocking_stream_ends_when_the_peer_closes() -> None:
+    one, other = socket.socketpair()
+    with other:
+        with one:
+            one.sendall(wire.frame(wire.Await([1])) + wire.frame(wire.Await([2])) + b"\x09")
+        assert list(wire.receive_blocking(other, Deframer(wire.FromClient))) == [
+            wire.Await([1]),
+            wire.Await([2]),
+        ]
