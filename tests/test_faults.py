@@ -254,10 +254,10 @@ def test_a_compile_over_the_time_limit_fails_alone_and_its_tool_ends(
     assert error.stage == "cubin"
 
 
-def test_a_tool_that_hangs_in_the_zygote_s_throw_away_compile_holds_nobody_up(
+def test_a_tool_that_hangs_whatever_it_is_given_hangs_no_zygote(
     open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A tool that hangs whatever it is given. A first failure that needs no tool makes the zygote warm itself.
+    # A zygote that asked such a tool for anything could no longer kill the worker that hangs in it.
     variables = hanging_ptxas(tmp_path / "tool")
     script = Path(variables["TRITON_PTXAS_PATH"])
     script.write_text(script.read_text().replace("entry hang", "entry"))

@@ -72,15 +72,6 @@ def test_importing_headstart_imports_neither_triton_nor_torch(statement: str) ->
     assert result.stdout == "[]\n", result.stderr
 
 
-def test_importing_headstart_takes_under_30_ms() -> None:
-    program = "import time; t = time.perf_counter(); import headstart; print(time.perf_counter() - t)"
-    environment = {**os.environ, **client_environment()}
-    seconds = [
-        float(subprocess.check_output([sys.executable, "-c", program], env=environment)) for _ in range(5)
-    ]
-    assert min(seconds) < 0.030
-
-
 # One compile per key
 
 
@@ -195,18 +186,6 @@ def test_kick_off_never_waits_for_a_service_that_does_not_read(open_compile: Ope
         service.resume()
     assert took < 2  # 8 MiB; no socket holds that
     assert all(future.result(PATIENCE).asm["cubin"] for future in futures)
-
-
-def test_kick_off_takes_under_100_us(open_compile: Open) -> None:
-    async_compile = open_compile()
-    async_compile.triton(**pointwise(0)).result(PATIENCE)
-    requests = [pointwise(number) for number in range(1, 41)]
-    seconds = []
-    for request in requests:
-        begun = time.perf_counter()
-        async_compile.triton(**request)
-        seconds.append(time.perf_counter() - begun)
-    assert sorted(seconds)[20] < 100e-6
 
 
 def test_many_threads_may_kick_off_and_wait_at_once(open_compile: Open) -> None:
