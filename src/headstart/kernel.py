@@ -8,6 +8,7 @@ from typing import Any
 
 from headstart.entry import Entry
 from headstart.errors import DamagedError
+from headstart.keys import Component
 
 _BINARY = ("cubin", "hsaco")
 
@@ -94,6 +95,11 @@ class CompiledKernel:
         self.entry = entry
         self.asm: Mapping[str, Any] = Artifacts(entry, rebuild)
         self.metadata = KernelMetadata(entry.metadata)
+
+    @property
+    def components(self) -> list[Component]:
+        """What its key was made of: `headstart.keys.explain` compares them with another kernel's."""
+        return self.entry.header.components
 
     def __repr__(self) -> str:
         return f"<CompiledKernel {self.name} {self.key[:12]} for {self.entry.header.target}>"

@@ -272,13 +272,17 @@ class Channel:
         """Whether `flush` has anything to do once the socket is writable."""
         return bool(self._unsent)
 
+    def queue(self, message: msgspec.Struct) -> None:
+        """Keep a message until `flush`."""
+        self._unsent += frame(message)
+
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message, and send what the socket takes at once.
 
         Raises:
             ConnectionError: the peer is gone.
         """
-        self._unsent += frame(message)
+        self.queue(message)
         self.flush()
 
     def flush(self) -> None:

@@ -100,6 +100,7 @@ class Server:
         self._workers: dict[int, _Worker] = {}
         self._toolchain_digests: dict[tuple[Toolchain, tuple[tuple[str, str], ...]], str] = {}
         self._notices: set[str] = set()
+        self._unsent: dict[int, wire.Channel] = {}
         self._strays: set[int] = set()  # process groups that were killed and may hold adopted zombies
         self._published = 0  # bytes, since the store was last pruned
         self._running = True
@@ -115,6 +116,7 @@ class Server:
                     if self._selector.get_map().get(event.fd) is event:  # not closed by an earlier event of this round
                         event.data(mask)
                 self._carry_out(self._plan.tick(time.monotonic()))
+                self._flush()
                 self._reap_strays()
         finally:
             for kind in list(self._zygotes):
@@ -138,13 +140,20 @@ class Server:
             self._selector.unregister(fileobj)
 
     def _send(self, channel: wire.Channel, message: msgspec.Struct) -> None:
-        # A peer that is gone is noticed when its socket is read.
-        with contextlib.suppress(ConnectionError):
-            channel.send(message)
-        self._watch_writable(channel)
+        # Sent at the end of the round: each send wakes a process, and on a busy machine takes a core from a compile.
+        channel.queue(message)
+        self._unsent[id(channel)] = channel
+
+    def _flush(self) -> None:
+        for channel in self._unsent.values():
+            # A peer that is gone is noticed when its socket is read.
+            with contextlib.suppress(OSError):
+                channel.flush()
+            self._watch_writable(channel)
+        self._unsent.clear()
 
     def _watch_writable(self, channel: wire.Channel) -> None:
-        entry = self._selector.get_map().get(channel)
+        entry = None if channel.fileno() < 0 else self._selector.get_map().get(channel)
         if entry is not None:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.has_unsent else 0)
             if events != entry.events:
