@@ -12,7 +12,7 @@ The modules, lowest first; each imports only from those above it:
     kernel, future              what a caller gets
     service/                    the other processes: server, plan, zygote, worker
     connection                  the client's end of the socket
-    bundler                     notes results, writes and reads bundles
+    bundler, timeline           notes results, writes and reads bundles; what became of the requests
     async_compile               AsyncCompile: what a code generator calls
     spec                        KernelSpec and plan files
     cli/                        the `headstart` command
@@ -57,8 +57,8 @@ __all__ = [
 _HOME = {
     "AsyncCompile": "async_compile",
     "CompiledTritonKernels": "async_compile",
-    "Span": "async_compile",
-    "Statistics": "async_compile",
+    "Span": "timeline",
+    "Statistics": "timeline",
     "TritonBundler": "bundler",
     "CompiledKernel": "kernel",
     "LambdaFuture": "future",
@@ -70,7 +70,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from headstart import keys
-    from headstart.async_compile import AsyncCompile, CompiledTritonKernels, Span, Statistics
+    from headstart.async_compile import AsyncCompile, CompiledTritonKernels
     from headstart.bundler import TritonBundler
     from headstart.errors import (
         CompileError,
@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from headstart.kernel import CompiledKernel
     from headstart.spec import KernelSpec
     from headstart.target import Target
+    from headstart.timeline import Span, Statistics
 
 
 def __getattr__(name: str) -> Any:

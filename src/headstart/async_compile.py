@@ -18,8 +18,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from headstart import timeline
 from headstart.bundle import Bundle, BundleItem
 from headstart.bundler import TritonBundler
 from headstart.entry import Entry
@@ -37,6 +36,7 @@ from headstart.request import CompileRequest, to_target
 from headstart.settings import Settings
 from headstart.store import DiskStore
 from headstart.target import Target
+from headstart.timeline import Asked, Span, Statistics
 from headstart.toolchain import find_toolchain
 
 if TYPE_CHECKING:
@@ -46,83 +46,6 @@ if TYPE_CHECKING:
 KernelFuture = LambdaFuture[CompiledKernel]
 
 _log = logging.getLogger("headstart")
-
-
-class Statistics(msgspec.Struct, frozen=True):
-    """What became of the requests so far. The last four counts add up to the first once nothing is pending.
-
-    Attributes:
-        requested: calls of `triton`.
-        compiled: answered by a worker.
-        cached: answered by the store or a bundle.
-        deduplicated: answered by the future of an earlier request.
-        failed: answered by an error.
-        cpu_s: CPU seconds of all compiles, tools included.
-        longest_s: CPU seconds of the longest one.
-        workers: how many compiles may run at once.
-    """
-
-    requested: int
-    compiled: int
-    cached: int
-    deduplicated: int
-    failed: int
-    cpu_s: float
-    longest_s: float
-    workers: int
-
-
-class Span(msgspec.Struct, frozen=True):
-    """One kernel on the timeline; times are `time.monotonic()` seconds, None where it did not happen (yet).
-
-    Attributes:
-        name: of the kernel.
-        kicked_off: when `triton` was called.
-        started: when a worker began; None if it came from a cache.
-        finished: when the result was there.
-        worker: which worker compiled it, or -1.
-        origin: `"worker"`, `"store"`, `"bundle"`, `"failed"` or `"pending"`.
-    """
-
-    name: str
-    kicked_off: float
-    started: float | None
-    finished: float | None
-    worker: int
-    origin: str
-
-
-class _Request(msgspec.Struct, frozen=True):
-    """One distinct request, for the books."""
-
-    name: str
-    kicked_off: float
-    kickoff: Kickoff | None  # None: a bundle had it
-
-    @property
-    def result(self) -> wire.Result | None:
-        """What the service answered, unless it failed or is pending."""
-        if self.kickoff is None or not self.kickoff.answer.done() or self.kickoff.answer.exception() is not None:
-            return None
-        return self.kickoff.answer.result()
-
-    @property
-    def origin(self) -> str:
-        """See `Span`."""
-        if self.kickoff is None:
-            return "bundle"
-        if not self.kickoff.answer.done():
-            return "pending"
-        if self.result is None:
-            return "failed"
-        return "store" if self.result.cached else "worker"
-
-    def span(self) -> Span:
-        kickoff, result = self.kickoff, self.result
-        if kickoff is None:
-            return Span(self.name, self.kicked_off, None, self.kicked_off, -1, "bundle")
-        started = result.started if result is not None and not result.cached else kickoff.started
-        return Span(self.name, self.kicked_off, started, kickoff.finished, kickoff.worker, self.origin)
 
 
 class CompiledTritonKernels:
@@ -214,7 +137,7 @@ class AsyncCompile:
         self._bundle = None if bundle is None else Path(bundle)
         self._store = DiskStore(settings.cache_dir)
         self._lock = threading.RLock()
-        self._requests: list[_Request] = []
+        self._asked: list[Asked] = []
         self._deduplicated = 0
         self.kernels = CompiledTritonKernels()
         self.bundler = TritonBundler(self._emit)
@@ -274,7 +197,7 @@ class AsyncCompile:
             if future is not None:
                 return future
             kickoff = self._service().submit(request, self._use_store)
-            self._requests.append(_Request(name, kickoff.kicked_off, kickoff))
+            self._asked.append(Asked(name, kickoff.kicked_off, kickoff))
             return self.kernels.save(digest, LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer)))
 
     def wait(self, scope: MutableMapping[str, Any]) -> None:
@@ -334,24 +257,13 @@ class AsyncCompile:
     def statistics(self) -> Statistics:
         """What became of the requests so far."""
         with self._lock:
-            origins = [request.origin for request in self._requests]
-            seconds = [request.result.cpu_s for request in self._requests if request.result is not None]
-            return Statistics(
-                requested=len(origins) + self._deduplicated,
-                compiled=origins.count("worker"),
-                cached=origins.count("store") + origins.count("bundle"),
-                deduplicated=self._deduplicated,
-                failed=origins.count("failed"),
-                cpu_s=sum(seconds),
-                longest_s=max(seconds, default=0.0),
-                workers=self._settings.workers,
-            )
+            return timeline.statistics(self._asked, self._deduplicated, self._settings.workers)
 
     @property
     def timeline(self) -> list[Span]:
         """One span per distinct request, in the order of the requests."""
         with self._lock:
-            return [request.span() for request in self._requests]
+            return [request.span() for request in self._asked]
 
     def in_flight(self) -> list[tuple[str, float]]:
         """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""
@@ -475,7 +387,7 @@ class AsyncCompile:
                 entry = rebuild(error)
             return CompiledKernel(entry, rebuild)
 
-        self._requests.append(_Request(request.name, time.monotonic(), None))
+        self._asked.append(Asked(request.name, time.monotonic(), None))
         return LambdaFuture(request.name, _Answered(), finish)
 
     def _toolchain_digest(self, bundle: Bundle) -> str:

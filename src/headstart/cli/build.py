@@ -24,8 +24,9 @@ from headstart.spec import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.target import Target
 
 if TYPE_CHECKING:
-    from headstart.async_compile import AsyncCompile, Statistics
+    from headstart.async_compile import AsyncCompile
     from headstart.kernel import CompiledKernel
+    from headstart.timeline import Statistics
 
 
 @click.command(short_help="Compile every kernel of a plan into a bundle.")
