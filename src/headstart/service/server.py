@@ -199,6 +199,9 @@ class Server:
 
     def _answer(self, client: _Client, message: wire.Hello | wire.Submit | wire.Await) -> None:
         if isinstance(message, wire.Hello):
+            if message.protocol != wire.PROTOCOL:
+                self._dismiss(client)
+                return
             client.toolchain = message.toolchain
             self._send(client.channel, wire.Welcome(wire.PROTOCOL, self._config.workers))
             self._carry_out(self._plan.announced(_kind(message.toolchain, message.environment)))

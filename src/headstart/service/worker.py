@@ -33,7 +33,6 @@ _STAGE_WIDTH = 20  # characters
 _LAST_WORDS = 16 << 10  # bytes of it that are shown
 
 
-
 def run(sock: socket.socket, folder: str) -> None:
     """Serve `sock` (blocking, owned) until it closes. `folder` is this worker's own."""
     _capture_output(folder)
