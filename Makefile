@@ -3,16 +3,18 @@
 PYTHON ?= python3
 VENV := .venv
 VENV36 := .venv-triton36
+VENVTORCH := .venv-torch
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 # Extra arguments, as in: make test PYTEST_ARGS="-x -k store"
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-torch check bench clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
+	@echo "make test-torch   torch.compile's code generation with headstart (experimental; needs g++)"
 	@echo "make check  ruff, mypy, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
 	@echo "make clean  remove environments and what the tools left"
@@ -26,6 +28,10 @@ test: $(VENV)/.installed
 	$(MAKE) --no-print-directory $(VENV36)/.installed
 	$(VENV36)/bin/python -m pytest -m triton $(PYTEST_ARGS)
 
+# Code generation for a GPU that is not there: a CPU build of torch is enough, and g++.
+test-torch: $(VENVTORCH)/.installed
+	$(VENVTORCH)/bin/python -m pytest -m torch tests/inductor $(PYTEST_ARGS)
+
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -35,7 +41,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(VENV36) build dist
+	rm -rf $(VENV) $(VENV36) $(VENVTORCH) build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -48,4 +54,9 @@ $(VENV)/.installed: pyproject.toml
 $(VENV36)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV36)
 	$(VENV36)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'triton==3.6.*'
+	touch $@
+
+$(VENVTORCH)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENVTORCH)
+	$(VENVTORCH)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'torch==2.13.0' 'triton==3.6.*'
 	touch $@

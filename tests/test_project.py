@@ -43,6 +43,8 @@ PUBLIC = {
     "UsageError",
     "as_completed",
     "cache_dir",
+    "disable",
+    "enable",
     "keys",
 }
 

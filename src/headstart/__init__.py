@@ -14,6 +14,7 @@ The modules, lowest first; each imports only from those above it:
     connection                  the client's end of the socket
     bundler, timeline           notes results, writes and reads bundles; what became of the requests
     async_compile               AsyncCompile: what a code generator calls
+    inductor/                   the adapter for torch.compile
     spec                        KernelSpec and plan files
     cli/                        the `headstart` command
 
@@ -51,6 +52,8 @@ __all__ = [
     "UsageError",
     "as_completed",
     "cache_dir",
+    "disable",
+    "enable",
     "keys",
 ]
 
@@ -66,6 +69,8 @@ _HOME = {
     "KernelSpec": "spec",
     "Target": "target",
     "cache_dir": "folders",
+    "disable": "inductor",
+    "enable": "inductor",
 }
 
 if TYPE_CHECKING:
@@ -88,6 +93,7 @@ if TYPE_CHECKING:
     )
     from headstart.folders import cache_dir
     from headstart.future import LambdaFuture, as_completed
+    from headstart.inductor import disable, enable
     from headstart.kernel import CompiledKernel
     from headstart.spec import KernelSpec
     from headstart.target import Target

@@ -37,7 +37,7 @@ from headstart.settings import Settings
 from headstart.store import DiskStore
 from headstart.target import Target
 from headstart.timeline import Asked, Span, Statistics
-from headstart.toolchain import find_toolchain
+from headstart.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
     from headstart import wire
@@ -121,6 +121,10 @@ class AsyncCompile:
         UsageError: an argument or one of headstart's environment variables is not valid.
     """
 
+    # For adapters: which toolchain compiles, and in which environment (their own may know better than this process's).
+    _find_toolchain: Callable[[], Toolchain] = staticmethod(find_toolchain)
+    _environment: Callable[[], dict[str, str]] = staticmethod(fingerprint)
+
     def __init__(
         self,
         target: str | Target | None = None,
@@ -146,7 +150,8 @@ class AsyncCompile:
         self._reproduce = functools.partial(_reproduce, settings.cache_dir / "failed")
         self._connection: ServiceConnection | None = None
         _clients.add(self)
-        if self._bundle is None or not self._read_bundle(self._bundle):
+        self.starts_service = self._bundle is None or not self._read_bundle(self._bundle)
+        if self.starts_service:
             self._service().start()
 
     def triton(
@@ -160,6 +165,8 @@ class AsyncCompile:
         options: Mapping[str, Any] | None = None,
         target: str | Target | None = None,
         filename: str | None = None,
+        module: str = "",
+        use_store: bool = True,
     ) -> KernelFuture:
         """Kick off the compile of one kernel. Returns at once; the same request again returns the same future.
 
@@ -173,6 +180,8 @@ class AsyncCompile:
             options: the backend's: `num_warps`, `num_stages`, …
             target: overrides that of this AsyncCompile.
             filename: what debug lines and tracebacks show; default: `name` + `.py`.
+            module: `__name__` of the module that the source becomes; default: `name`.
+            use_store: False: neither look this kernel up in bundles and the store, nor keep it there.
 
         Raises:
             UsageError: an argument has the wrong form. What only Triton can tell comes with the future.
@@ -186,6 +195,8 @@ class AsyncCompile:
             options=options,
             target=str(to_target(target, self._target)),
             filename=filename,
+            module=module,
+            environment=self._environment(),
         )
         digest = request.digest()
         with self._lock:
@@ -193,10 +204,10 @@ class AsyncCompile:
             if future is not None:
                 self._deduplicated += 1
                 return future
-            future = self.kernels.request_emitted(digest, request)
+            future = self.kernels.request_emitted(digest, request) if use_store else None
             if future is not None:
                 return future
-            kickoff = self._service().submit(request, self._use_store)
+            kickoff = self._service().submit(request, self._use_store and use_store)
             self._asked.append(Asked(name, kickoff.kicked_off, kickoff))
             return self.kernels.save(digest, LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer)))
 
@@ -296,9 +307,10 @@ class AsyncCompile:
                     time_limit=settings.time_limit,
                     store_limit=settings.store_limit,
                 ),
-                find_toolchain,
+                type(self)._find_toolchain,
                 settled,
                 self._reproduce,
+                type(self)._environment,
             )
             weakref.finalize(self, self._connection.abandon).atexit = False
         return self._connection
@@ -360,7 +372,7 @@ class AsyncCompile:
             return False
 
     def _emit(self, bundle: Bundle) -> int:
-        if bypass_reason(fingerprint()) is not None or not self._use_store:
+        if bypass_reason(self._environment()) is not None or not self._use_store:
             return 0
         toolchain = self._toolchain_digest(bundle)
         usable = [item for item in bundle if item.toolchain == toolchain]
@@ -391,9 +403,9 @@ class AsyncCompile:
         return LambdaFuture(request.name, _Answered(), finish)
 
     def _toolchain_digest(self, bundle: Bundle) -> str:
-        tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
+        tools = {name: value for name, value in self._environment().items() if name in TOOL_VARIABLES}
         try:
-            return find_toolchain().digest(tools, self._settings.cache_dir / "toolchains")
+            return self._find_toolchain().digest(tools, self._settings.cache_dir / "toolchains")
         except ServiceError:
             # A machine that only runs kernels needs no Triton: what the bundle was made with is what there is.
             toolchains = sorted(bundle.toolchains)

@@ -80,6 +80,16 @@ class TritonBundler:
         with self._lock:
             self._noted = None
 
+    def find(self, key: str) -> Entry | None:
+        """The entry of a bundle that was read, by key; None if it is in none of them, or damaged."""
+        for bundle in self._bundles.values():
+            if key in bundle:
+                try:
+                    return bundle.entry(key)
+                except (DamagedError, OSError) as error:
+                    _log.warning("%s: %s", bundle.path, error)
+        return None
+
     def read_and_emit(self, path: str | os.PathLike[str]) -> int:
         """Fill the future cache from a bundle.
 

@@ -84,6 +84,7 @@ class ServiceConnection:
         find_toolchain: what shall compile; called in the daemon thread.
         settled: called in the daemon thread before an answer is set; may raise what is set instead.
         reproduce: writes a request down, and returns the command that compiles it again.
+        environment: the fingerprint that most requests will have; called in the daemon thread.
     """
 
     def __init__(
@@ -92,11 +93,13 @@ class ServiceConnection:
         find_toolchain: Callable[[], Toolchain],
         settled: Callable[[Kickoff, wire.Result], None],
         reproduce: Callable[[CompileRequest], str],
+        environment: Callable[[], dict[str, str]] = fingerprint,
     ) -> None:
         self._launch = launch
         self._find_toolchain = find_toolchain
         self._settled = settled
         self._reproduce = reproduce
+        self._environment = environment
         self._tickets = count(1)
         self.launches = 0  # services started so far
         self._reset()
@@ -214,7 +217,7 @@ class ServiceConnection:
             self.launches += 1
             self._channel, self._launched = channel, launched
             with contextlib.suppress(ConnectionError):
-                channel.send(wire.Hello(wire.PROTOCOL, toolchain, fingerprint()))
+                channel.send(wire.Hello(wire.PROTOCOL, toolchain, self._environment()))
                 for kickoff in list(self._pending.values()):
                     channel.send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
                 channel.send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))

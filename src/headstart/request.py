@@ -35,6 +35,8 @@ class CompileRequest(msgspec.Struct, frozen=True):
         target: `str(Target)`.
         environment: variables that change the outcome (`headstart.environment`).
         filename: the file name that debug lines will show. Not part of the identity.
+        module: `__name__` of the module that the source becomes; empty: `name`. Triton writes it into
+            the names of the functions that a kernel calls.
     """
 
     name: str
@@ -46,6 +48,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
     target: str
     environment: dict[str, str]
     filename: str
+    module: str = ""
 
     @classmethod
     def make(
@@ -59,8 +62,10 @@ class CompileRequest(msgspec.Struct, frozen=True):
         options: Mapping[str, Any] | None = None,
         target: str,
         filename: str | None = None,
+        module: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> CompileRequest:
-        """Bring a caller's arguments into the one form that is hashed.
+        """Bring a caller's arguments into the one form that is hashed; `environment` is by default this process's.
 
         Raises:
             UsageError: an argument has the wrong form.
@@ -85,9 +90,10 @@ class CompileRequest(msgspec.Struct, frozen=True):
                 str(key): _plain(value, f"{name}: options[{key!r}]") for key, value in (options or {}).items()
             },
             target=target,
-            environment=fingerprint(),
+            environment=fingerprint() if environment is None else dict(environment),
             # Only shown; a path that is no text must not cost the kernel.
             filename=(filename or f"{name}.py").encode(errors="replace").decode(),
+            module=module,
         )
         try:
             msgspec.msgpack.encode(request)
@@ -114,6 +120,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
                 for name, value in sorted(self.environment.items())
                 if name not in TOOL_VARIABLES
             ),
+            *([("module", self.module)] if self.module else []),
             ("source", self.source),
         ]
 

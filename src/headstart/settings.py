@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 from fractions import Fraction
@@ -13,6 +14,7 @@ from headstart.errors import UsageError
 from headstart.folders import cache_dir as default_cache_dir
 
 DEFAULT_STORE_LIMIT = 10 << 30  # bytes
+DEFAULT_PATIENCE = 10.0  # seconds
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -51,6 +53,36 @@ class Settings(msgspec.Struct, frozen=True):
             time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
         )
+
+
+class Mode(enum.Enum):
+    """What `HEADSTART` says to the adapters."""
+
+    ON = "on"
+    OFF = "off"
+    REQUIRE = "require"  # stepping aside is an error
+
+
+def mode() -> Mode:
+    """`HEADSTART`.
+
+    Raises:
+        UsageError: it is not valid.
+    """
+    text = os.environ.get("HEADSTART", "").strip().lower()
+    try:
+        return Mode(text or "on")
+    except ValueError:
+        raise UsageError(f"HEADSTART: expected on, off or require, got {text!r}") from None
+
+
+def patience() -> float:
+    """Seconds that an adapter waits for the first answer of a worker before it compiles by itself.
+
+    Raises:
+        UsageError: `HEADSTART_PATIENCE` is not valid.
+    """
+    return _seconds("HEADSTART_PATIENCE") or DEFAULT_PATIENCE
 
 
 def parse_size(text: str) -> int | None:

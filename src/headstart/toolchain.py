@@ -32,6 +32,8 @@ from headstart.errors import ServiceError
 _SUFFIXES = (".py", ".bc", ".ll", ".pyi")
 _TOOLS = ("ptxas", "ptxas-blackwell", "ld.lld")
 _LIBRARY = re.compile(r"libtriton(\..*)?\.so")
+# The part of torch that its generated kernels call and that ends up in them; all else of it is bookkeeping.
+TORCH_FILES = ("_inductor/runtime/triton_compat.py", "_inductor/runtime/triton_helpers.py")
 _LARGE = 1 << 20  # bytes; smaller files are read sooner than they are looked up
 _SKIPPED_FOLDERS = {"__pycache__", "include", "profiler"}
 
@@ -45,6 +47,8 @@ class Toolchain(msgspec.Struct, frozen=True):
         triton_dir: folder of the triton package.
         triton_version: as Triton says, e.g. `"3.6.0"`.
         sys_path: where the compiling process looks for modules, in order.
+        torch_dir: folder of a torch package whose generated kernels are to be compiled without importing it
+            (`headstart.service.standins`); empty: no source may import torch.
     """
 
     python: str
@@ -52,6 +56,7 @@ class Toolchain(msgspec.Struct, frozen=True):
     triton_dir: str
     triton_version: str
     sys_path: tuple[str, ...]
+    torch_dir: str = ""
 
     def files(self) -> list[Path]:
         """Every file whose content decides what this toolchain makes of a source, sorted."""
@@ -76,6 +81,8 @@ class Toolchain(msgspec.Struct, frozen=True):
             ServiceError: a file cannot be read.
         """
         groups = {"triton": self.files()}
+        if self.torch_dir:
+            groups["torch"] = [Path(self.torch_dir, part) for part in TORCH_FILES]
         for name in sorted(TOOL_VARIABLES & environment.keys()):
             groups[name] = [Path(part) for part in environment[name].split(os.pathsep) if part]
         whole = hashlib.sha256(f"python {self.python_version}\n".encode())

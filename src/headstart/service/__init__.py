@@ -1,6 +1,7 @@
 """The other processes: what a client starts and never runs inside itself.
 
     plan       decides which worker does what; pure, no I/O
+    standins   what generated kernels import of torch, without torch
     compiling  one compile, with Triton; everything that depends on Triton's version
     worker     the process that compiles
     zygote     the process that workers are forked from

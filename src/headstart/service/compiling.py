@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 
 from headstart.environment import TOOL_VARIABLES
 from headstart.request import CompileRequest
+from headstart.service import standins
 from headstart.target import Target
 from headstart.wire import Failure
 
@@ -207,7 +208,7 @@ def prepare() -> str:
 
 @contextlib.contextmanager
 def _module_of(request: CompileRequest) -> Iterator[types.ModuleType]:
-    module = types.ModuleType(Path(request.filename).stem)
+    module = types.ModuleType(request.module or request.name)
     module.__file__ = request.filename
     lines = request.source.splitlines(keepends=True)
     # An entry without a modification time is never checked against the disk.
@@ -246,6 +247,8 @@ def _foreign_modules(tree: ast.Module) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             imported.append("." * node.level + (node.module or ""))
     known = {"triton", "headstart", *sys.stdlib_module_names}
+    if standins.installed():
+        known.add("torch")  # what of it is real is part of the toolchain
     return sorted({name for name in imported if name.partition(".")[0] not in known})
 
 

@@ -262,7 +262,7 @@ class Server:
                     toolchain.python,
                     toolchain.sys_path,
                     "headstart.service.zygote",
-                    theirs.fileno(),
+                    f"{theirs.fileno()} {toolchain.torch_dir}",
                     pass_fds=[theirs.fileno()],
                     unset=FINGERPRINT_VARIABLES,
                     set_to={"PYTHONHASHSEED": "0", **dict(environment)},

@@ -1,0 +1,276 @@
+"""torch.compile on a GPU: the first call with Inductor's own pool, with one thread, and with headstart.
+
+    python benchmarks/gpu/torch_compile.py [case …]         from a checkout, with src on PYTHONPATH
+
+Each measurement is a fresh process with empty caches. It is checked against eager, the time until the first call
+returns is taken, and how often Triton's compiler ran in that process. Prints a table, and writes torch_compile.json
+into $OUT.
+
+    stock       Inductor's default pool
+    serial      TORCHINDUCTOR_COMPILE_THREADS=1: everything in the training process
+    headstart   enable() before `import torch`; nothing waits for the workers
+    ready       the same, and the first compile begins once the workers and the describer are ready
+    warm        headstart again, Inductor's and Triton's caches empty, from the bundle that `headstart` left
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CASES = ("gpt", "fusions", "matmul", "flex")
+KINDS = ("stock", "headstart", "ready", "warm", "serial")
+DEADLINE = 9 * 60.0  # seconds, for everything: what does not fit is left out and said so
+_LIMIT = 150.0  # seconds for one process
+
+
+# The cases: a function, its arguments, options of torch.compile, whether it is trained, and the tolerance
+
+
+def gpt(torch: Any) -> tuple[Any, list[Any], dict[str, Any], bool, float]:
+    """A small transformer, forward and backward."""
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__()
+            self.heads = heads
+            self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Any) -> Any:
+            b, t, c = x.shape
+            parts = self.qkv(self.ln1(x)).split(c, 2)
+            q, k, v = (part.view(b, t, self.heads, c // self.heads).transpose(1, 2) for part in parts)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.proj(y.transpose(1, 2).reshape(b, t, c))
+            return x + self.down(nn.functional.gelu(self.up(self.ln2(x)), approximate="tanh"))
+
+    class Model(nn.Module):
+        def __init__(self, vocabulary: int = 50304, width: int = 768, heads: int = 12, layers: int = 6) -> None:
+            super().__init__()
+            self.token, self.place = nn.Embedding(vocabulary, width), nn.Embedding(512, width)
+            self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(layers)])
+            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+        def forward(self, tokens: Any) -> Any:
+            x = self.token(tokens) + self.place(torch.arange(tokens.shape[1], device=tokens.device))
+            logits = self.head(self.norm(self.blocks(x)))
+            return nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), tokens.view(-1))
+
+    model = Model().cuda()
+    return model, [torch.randint(0, 50304, (4, 512), device="cuda")], {}, True, 2e-2
+
+
+def fusions(torch: Any) -> tuple[Any, list[Any], dict[str, Any], bool, float]:
+    """Some sixty fusions, no two alike."""
+    unary = [torch.sin, torch.cos, torch.tanh, torch.sigmoid, torch.erf, torch.exp2]
+
+    def f(x: Any) -> list[Any]:
+        outputs = []
+        for number in range(30):
+            first, second = unary[number % 6], unary[(number // 6) % 6]
+            y = x[:, : 900 + 8 * number]
+            z = first(y * (1 + number)) + second(y - number)
+            outputs.append(torch.softmax(z, -1))
+            outputs.append((z.mean(0) + number).relu())
+        return outputs
+
+    return f, [torch.randn(512, 2048, device="cuda")], {}, False, 1e-3
+
+
+def matmul(torch: Any) -> tuple[Any, list[Any], dict[str, Any], bool, float]:
+    """One matrix product, max-autotuned over Triton's templates."""
+
+    def f(a: Any, b: Any, c: Any) -> Any:
+        return torch.relu(a @ b + c)
+
+    arguments = [torch.randn(1024, 1024, device="cuda", dtype=torch.bfloat16) for _ in "ab"]
+    arguments.append(torch.randn(1024, device="cuda", dtype=torch.bfloat16))
+    options = {"options": {"max_autotune": True, "max_autotune_gemm_backends": "TRITON"}}
+    return f, arguments, options, False, 5e-2
+
+
+def flex(torch: Any) -> tuple[Any, list[Any], dict[str, Any], bool, float]:
+    """Sliding-window causal attention with return_lse; checked against SDPA with the same mask."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def window(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return (q >= k) & (q - k <= 128)
+
+    mask = create_block_mask(window, B=None, H=None, Q_LEN=4096, KV_LEN=4096, device="cuda")
+
+    def f(q: Any, k: Any, v: Any) -> Any:
+        return flex_attention(q, k, v, block_mask=mask, return_lse=True)[0]
+
+    def reference(q: Any, k: Any, v: Any) -> Any:
+        place = torch.arange(4096, device="cuda")
+        distance = place[:, None] - place[None, :]
+        seen = (distance >= 0) & (distance <= 128)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+    f.reference = reference  # type: ignore[attr-defined]
+    arguments = [torch.randn(1, 1, 4096, 16, device="cuda") for _ in "qkv"]
+    return f, arguments, {"fullgraph": True}, False, 1e-3
+
+
+# One measurement, in a process of its own
+
+
+def measure(case: str, kind: str) -> dict[str, Any]:
+    begun = time.perf_counter()
+    if kind in ("headstart", "ready", "warm"):
+        import headstart
+
+        headstart.enable(bundle=os.environ["BUNDLE"])
+    import torch
+
+    if kind in ("headstart", "ready", "warm"):
+        from headstart import inductor
+
+        assert inductor.current() is not None, "headstart stepped aside"
+    torch.manual_seed(0)
+    compiles = _count_compiles()
+    function, arguments, options, trained, tolerance = globals()[case](torch)
+    expected = _call(torch, getattr(function, "reference", function), arguments, trained)
+    torch.cuda.synchronize()
+    if kind == "ready":
+        adapter = inductor.current()
+        assert adapter is not None
+        adapter.describing.awake.wait(120)
+        while not adapter.compiler._service().workers:
+            time.sleep(0.01)
+    ready = time.perf_counter()
+    found = _call(torch, torch.compile(function, **options), arguments, trained)
+    torch.cuda.synchronize()
+    first_call = time.perf_counter() - ready
+    again = time.perf_counter()
+    _call(torch, torch.compile(function, **options), arguments, trained)
+    torch.cuda.synchronize()
+    result = {
+        "case": case,
+        "kind": kind,
+        "first_call_s": first_call,
+        "before_s": ready - begun,
+        "second_call_s": time.perf_counter() - again,
+        "compiles_in_process": sum(not hit for hit in compiles),
+        "hits_in_process": sum(compiles),
+        "worst_error": _worst(torch, found, expected),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name(),
+    }
+    result["correct"] = result["worst_error"] <= tolerance
+    if kind in ("headstart", "ready", "warm"):
+        adapter = inductor.current()
+        assert adapter is not None
+        result["counts"] = adapter.counts
+        result["compiled_by_workers"] = adapter.compiler.statistics.compiled
+        result["services"] = adapter.compiler.services_started
+        headstart.disable()
+    return result
+
+
+def _count_compiles() -> list[bool]:
+    """One member per call of `triton.compile` that ends in this process: whether it was a cache hit."""
+    from triton import knobs
+
+    calls: list[bool] = []
+    knobs.compilation.listener = lambda *, cache_hit, **_: calls.append(bool(cache_hit))
+    return calls
+
+
+def _call(torch: Any, function: Any, arguments: list[Any], trained: bool) -> list[Any]:
+    found = function(*arguments)
+    outputs = list(found) if isinstance(found, (list, tuple)) else [found]
+    if trained:
+        model = getattr(function, "_orig_mod", function)
+        model.zero_grad(set_to_none=True)
+        outputs[0].backward()
+        outputs += [parameter.grad for parameter in model.parameters()]
+    return [output.detach().clone() for output in outputs]
+
+
+def _worst(torch: Any, found: list[Any], expected: list[Any]) -> float:
+    """The largest difference, in units of the expected values' largest."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        scale = other.float().abs().max().clamp(min=1e-6)
+        worst = max(worst, float((one.float() - other.float()).abs().max() / scale))
+    return worst
+
+
+# All of them
+
+
+def run(case: str, kind: str, folder: Path) -> dict[str, Any]:
+    """`measure` in a fresh process with caches of its own."""
+    caches = folder / f"{case}-{kind}"
+    for name in ("inductor", "runtime", "headstart"):
+        (caches / name).mkdir(parents=True, mode=0o700)
+    source = str(Path(__file__).resolve().parents[2] / "src")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR_", "TRITON_"))},
+        "PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "HEADSTART_CACHE_DIR": str(caches / "headstart"),
+        "XDG_RUNTIME_DIR": str(caches / "runtime"),
+        # The one that `headstart` left is what `warm` starts from; nobody else may read it.
+        "BUNDLE": str(folder / (f"{case}.bundle" if kind in ("headstart", "warm") else f"{case}-{kind}.bundle")),
+    }
+    if kind == "serial":
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    program = [sys.executable, __file__, "--measure", case, kind]
+    try:
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=_LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"case": case, "kind": kind, "failed": f"it took longer than {_LIMIT:g} s"}
+    finally:
+        shutil.rmtree(caches, ignore_errors=True)
+    if done.returncode:
+        return {"case": case, "kind": kind, "failed": done.stderr[-3000:]}
+    result: dict[str, Any] = {**json.loads(done.stdout.splitlines()[-1]), "log": done.stderr[-2000:]}
+    return result
+
+
+def row(result: dict[str, Any]) -> str:
+    """One line of the table."""
+    if "failed" in result:
+        words = result["failed"].splitlines() or [""]
+        return f"{result['case']:8}  {result['kind']:9}  failed: {words[-1]}"
+    return (
+        f"{result['case']:8}  {result['kind']:9}  {result['first_call_s']:7.2f} s  "
+        f"{result['compiles_in_process']:4} compiled in process  "
+        f"{result.get('compiled_by_workers', 0):4} by headstart  "
+        f"{'correct' if result['correct'] else 'WRONG'} ({result['worst_error']:.1e})"
+    )
+
+
+def main() -> None:
+    deadline = time.monotonic() + DEADLINE
+    out = Path(os.environ.get("OUT", "."))
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        # One kind after the other, so that what is cut off at the deadline is the least telling.
+        for kind in KINDS:
+            for case in sys.argv[1:] or CASES:
+                if time.monotonic() > deadline - 30:
+                    results.append({"case": case, "kind": kind, "failed": "left out: the time is up"})
+                else:
+                    results.append(run(case, kind, Path(folder)))
+                print(row(results[-1]), flush=True)
+                (out / "torch_compile.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(*sys.argv[2:4])), flush=True)
+    else:
+        main()

@@ -1,0 +1,360 @@
+"""The adapter: what Inductor's replaced names lead to, and the thread in which everything but waiting happens.
+
+    your threads                     headstart-inductor                    describer, service
+    Pool.submit ── queue ──────────▶ Source.begin ── Describe, triton() ──▶
+    PoolFuture.result (waits) ◀───── Source.done ◀── queue ◀── callbacks ───
+    CachingAutotuner.precompile (stock) ─▶ compile: the job's result, in Triton's own form
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headstart.async_compile import AsyncCompile
+from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
+from headstart.future import LambdaFuture
+from headstart.inductor import compat, layout, plain
+from headstart.inductor.describing import Describing
+from headstart.inductor.pool import Pool
+from headstart.inductor.recipe import Job, job_key
+from headstart.inductor.recipes import Recipes
+from headstart.inductor.source import Source, is_refused_by_assembler
+from headstart.kernel import CompiledKernel
+from headstart.settings import Mode, mode, patience
+from headstart.toolchain import Toolchain, find_toolchain
+
+_log = logging.getLogger("headstart")
+
+
+@functools.cache
+def _torch() -> compat.Torch:
+    found = compat.find_torch()
+    if found is None:
+        raise ServiceError("there is no torch")
+    return found
+
+
+def _toolchain() -> Toolchain:
+    found = find_toolchain()
+    return Toolchain(
+        found.python, found.python_version, found.triton_dir, found.triton_version, found.sys_path, _torch().folder
+    )
+
+
+def _environment() -> dict[str, str]:
+    return compat.environment(_torch())
+
+
+class _Compiler(AsyncCompile):
+    """AsyncCompile for Inductor's kernels: its workers know what these import of torch."""
+
+    _find_toolchain = staticmethod(_toolchain)
+    _environment = staticmethod(_environment)
+
+    def _note(self, kickoff: Any, result: Any) -> None:
+        # A kernel that needs too much shared memory is Inductor's to refuse: it then tries another configuration.
+        if kickoff.use_store:
+            self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
+
+
+class _Started(NamedTuple):
+    job: Job
+    future: LambdaFuture[CompiledKernel]
+    device: int
+
+
+class Adapter:
+    """One per process. Arguments as for `AsyncCompile`.
+
+    Attributes:
+        counts: for tests and people: sources kicked off, jobs, jobs that were wanted before they were foreseen
+            (`late`), kernels left to Inductor's own process (`in_process`).
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self.compiler = _Compiler(**arguments)
+        self.describing = Describing()
+        self.recipes = Recipes(
+            _toolchain,
+            _environment,
+            self.compiler.cache_dir,
+            self.compiler.bundler.find,
+            self.compiler.bundler.put,
+        )
+        self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
+        self._patience = patience()
+        self._tickets = count(1)
+        self._said: set[str] = set()
+        self._replacement = compat.Replacement(self._choose_pool, self.compile)
+        self._reset()
+        _adapters.add(self)
+        if self.compiler.starts_service:
+            self._start_describer()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._sources: dict[Any, Source] = {}
+        self._twins: dict[Any, Source] = {}
+        self._jobs: dict[str, _Started] = {}
+        self._devices: dict[str, int] = {}
+        self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
+        self._first_kick_off: float | None = None
+        self._heard = False
+        self._pool: Pool | None = None
+
+    def install(self) -> None:
+        """Replace what is imported already; the rest when it is."""
+        compat.when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool)
+        compat.when_imported(compat.HEURISTICS, self._replacement.replace_compile)
+
+    def close(self) -> None:
+        """Put everything back, and end all processes."""
+        compat.forget_imports()
+        self._replacement.remove()
+        self._queue.put(None)
+        self.describing.close()
+        self.compiler.close()
+        if self.counts["in_process"]:
+            _log.warning("%d kernels were compiled in this process", self.counts["in_process"])
+
+    # What Inductor calls
+
+    def _choose_pool(self, stock: Callable[[], Any]) -> Any:
+        reason = compat.step_aside_reason() or self._unusable()
+        if reason is not None:
+            self._stay_away(reason)
+            return stock()
+        if self._pool is None:
+            self._pool = Pool(self, stock)
+        return self._pool
+
+    def kick_off(self, name: str, text: str, environment: dict[str, str], config: dict[str, Any]) -> Source:
+        """The source's way begins, unless it has."""
+        key = (name, text, tuple(environment.items()), repr(config))
+        with self._lock:
+            source = self._sources.get(key)
+            if source is not None:
+                return source
+            source = self._sources[key] = Source(self, name, text, environment, config)
+            self.counts["sources"] += 1
+            if self._first_kick_off is None:
+                self._first_kick_off = time.monotonic()
+        self.soon(source.guarded_begin)
+        return source
+
+    def compile(
+        self, real: Callable[..., Any], src: Any, target: Any = None, options: Any = None, **more: Any
+    ) -> Any:
+        """In place of `triton.compile`, for Inductor."""
+        stem = compat.source_stem(src)
+        in_process = functools.partial(real, src, target=target, options=options, **more)
+        if more or stem is None or stem in self._left_alone or self.patience_left() == 0.0:
+            return in_process()
+        if (reason := compat.step_aside_reason()) is not None:
+            self._stay_away(reason)
+            return in_process()
+        try:
+            files, hash = self._files(stem, src, target, options)
+        except CompileError as error:
+            raise self._as_inductors(error) from None
+        except (HeadstartError, plain.CannotTravelError, OSError) as error:
+            self.steps_aside(src.name, stem, str(error))
+            return in_process()
+        return compat.compiled_kernel(src, files, hash)
+
+    def _files(self, stem: str, src: Any, target: Any, options: Any) -> tuple[dict[str, str], str]:
+        root = compat.triton_folder(self._devices.get(stem, 0))
+        started = self._jobs.get(job_key(stem, src, target, options))
+        if started is None:
+            # Not foreseen: benchmarked fusions, coordinate descent, a launch that failed.
+            job = self._describe_here(stem, src, target, options)
+            found = layout.find(root, job.hash, job.name)
+            if found is not None:
+                return found, job.hash
+            with self._lock:
+                self.counts["late"] += 1
+            path = compat.path_of(src)
+            started = _Started(
+                job,
+                self.compile_job(
+                    job,
+                    text=compat.read_source(path),
+                    path=path,
+                    module=src.fn.__module__,
+                    device=self._devices.get(stem, 0),
+                    use_store=not compat.caches_disabled(),
+                ),
+                self._devices.get(stem, 0),
+            )
+        found = layout.find(root, started.job.hash, started.job.name)
+        if found is None:
+            found = layout.write(root, started.job.hash, started.job.name, started.future.result())
+        return found, started.job.hash
+
+    @staticmethod
+    def _describe_here(stem: str, src: Any, target: Any, options: Any) -> Job:
+        parsed = compat.parsed_options(target, options)
+        return Job(
+            key=job_key(stem, src, target, options),
+            hash=compat.cache_hash(src, target, options),
+            name=src.name,
+            signature=dict(src.signature),
+            constants=plain.encode(dict(src.constants)),
+            attrs=plain.encode(dict(src.attrs)),
+            options={name: value for name, value in options.items() if name in parsed},
+            target=f"{target.backend}:{target.arch}:{target.warp_size}",
+            config=None,
+        )
+
+    @staticmethod
+    def _as_inductors(error: CompileError) -> Exception:
+        return compat.ptxas_error(str(error)) if is_refused_by_assembler(error) else error
+
+    # What sources call
+
+    def ticket(self) -> int:
+        """A new number for a question to the describer."""
+        return next(self._tickets)
+
+    def twin(self, key: Any, source: Source) -> Source:
+        """The first source that turned out to have this text."""
+        return self._twins.setdefault(key, source)
+
+    def forget(self, source: Source) -> None:
+        """The next kick-off of it begins anew."""
+        with self._lock:
+            for known in (self._sources, self._twins):
+                for key in [key for key, value in known.items() if value is source]:
+                    del known[key]
+
+    def soon(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Run `step` in the adapter's thread."""
+        self._queue.put(functools.partial(step, *arguments))
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="headstart-inductor", daemon=True)
+                    self._thread.start()
+
+    def compile_job(
+        self, job: Job, *, text: str, path: str, module: str, device: int, use_store: bool
+    ) -> LambdaFuture[CompiledKernel]:
+        """Kick one compile off, unless it is on its way.
+
+        Raises:
+            HeadstartError: it cannot be asked for.
+        """
+        with self._lock:
+            started = self._jobs.get(job.key)
+            if started is None:
+                future = self.compiler.triton(
+                    job.name,
+                    text,
+                    signature=job.signature,
+                    constants=plain.decode(job.constants),
+                    attrs=plain.decode(job.attrs),
+                    options=job.options,
+                    target=job.target,
+                    filename=path,
+                    module=module,
+                    use_store=use_store,
+                )
+                started = self._jobs[job.key] = _Started(job, future, device)
+                self._devices[Path(path).stem] = device
+                self.counts["jobs"] += 1
+        return started.future
+
+    def materialize(self, job: Job, kernel: CompiledKernel, root: str) -> None:
+        """Write Triton's cache entry, if it can be."""
+        try:
+            layout.write(root, job.hash, job.name, kernel)
+        except (OSError, DamagedError) as error:
+            self.log_once(f"Triton's cache folder {root} cannot be written: {error}")
+
+    def heard(self) -> None:
+        """A worker has answered."""
+        self._heard = True
+
+    def patience_left(self) -> float | None:
+        """Seconds until this process begins to compile by itself, because no worker has ever answered; None: never."""
+        if self._heard or self._first_kick_off is None:
+            return None
+        return max(0.0, self._first_kick_off + self._patience - time.monotonic())
+
+    def steps_aside(self, name: str, stem: str, reason: str) -> None:
+        """One kernel is left to Inductor's own process.
+
+        Raises:
+            ServiceError: `HEADSTART=require`.
+        """
+        if mode() is Mode.REQUIRE:
+            raise ServiceError(f"{name} would have to be compiled in this process: {reason}")
+        with self._lock:
+            known = stem in self._left_alone
+            self._left_alone.add(stem)
+            self.counts["in_process"] += not known
+        if not known:
+            _log.warning("%s is compiled in this process: %s", name, reason)
+
+    def log_once(self, text: str) -> None:
+        """Tell a person."""
+        if text not in self._said:
+            self._said.add(text)
+            _log.warning("%s", text)
+
+    # Inside
+
+    @functools.cached_property
+    def _missing(self) -> str | None:
+        return compat.missing()
+
+    def _unusable(self) -> str | None:
+        if self._missing is None:
+            return None
+        return f"torch {_torch().version} has no {self._missing}, which headstart relies on"
+
+    def _stay_away(self, reason: str) -> None:
+        if mode() is Mode.REQUIRE:
+            raise ServiceError(f"headstart would have to step aside: {reason}")
+        self.log_once(f"headstart leaves torch.compile alone: {reason}")
+
+    def _start_describer(self) -> None:
+        try:
+            self.describing.start()
+        except ServiceError as error:
+            self.log_once(str(error))
+
+    def _run(self) -> None:
+        while (step := self._queue.get()) is not None:
+            try:
+                step()
+            except Exception:  # noqa: BLE001 - one source's trouble must not become the others'
+                _log.exception("headstart's torch.compile adapter failed; this is a bug")
+
+    def _after_fork(self) -> None:
+        self.describing.forget()
+        self.describing = Describing()
+        self._reset()
+
+
+_adapters: weakref.WeakSet[Adapter] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for adapter in list(_adapters):
+        adapter._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

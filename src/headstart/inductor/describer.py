@@ -1,0 +1,141 @@
+"""The process that has torch: runs the decorators of generated sources, and says as plain data what is to be compiled.
+
+    client ── Describe ─▶ describer: import the source, with a `triton.compile` that only notes what it is given
+           ◀─ Described ─            (its jobs, and the arguments of CachingAutotuner)
+           ── Rescale ──▶            Inductor's own `_dynamic_scale_rblock`, given registers in place of a GPU
+           ◀─ Jobs ─────
+
+No copy of Inductor's logic is kept here: signatures, constants, options, configurations and scaling come from running
+it. The process sees no GPU, compiles nothing, and ends when its socket closes or nobody has asked for anything for a
+while.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+from headstart.inductor import compat, plain
+from headstart.inductor.recipe import (
+    Awake,
+    Describe,
+    Described,
+    Function,
+    Job,
+    Jobs,
+    Recipe,
+    Rescale,
+    ToDescriber,
+    Undescribed,
+    job_key,
+)
+from headstart.wire import Deframer, frame, receive_blocking
+
+IDLE_TIMEOUT = 60.0  # seconds; it holds 200 MiB of its own
+_KEPT = 2000  # described sources that can be rescaled without being described again
+
+
+class Describer:
+    """Runs decorators. One per process: it changes torch for good."""
+
+    def __init__(self) -> None:
+        self._recorder = compat.Recorder()
+        self._autotuners: dict[str, Any] = {}  # by source
+
+    def describe(self, order: Describe) -> Recipe:
+        """Raises whatever the source raises, and `CannotTravelError`."""
+        started = time.perf_counter()
+        os.environ.update(order.environment)
+        with compat.patched_config(plain.decode(order.config)):
+            autotuner, path = self._recorder.load(order.name, order.source)
+            arguments = self._recorder.arguments(autotuner)
+            if type(autotuner).__name__ != "CachingAutotuner":
+                raise plain.CannotTravelError(f"a {type(autotuner).__name__}")
+            stem = os.path.splitext(os.path.basename(path))[0]
+            recipe = Recipe(
+                stem=stem,
+                text=compat.read_source(path),
+                device=autotuner.triton_meta.get("device") or 0,
+                arguments=plain.encode(arguments),
+                function=_outside(autotuner.fn),
+                jobs=[self._job(stem, autotuner, config) for config in autotuner.configs],
+                may_scale=compat.may_scale(autotuner),
+                seconds=time.perf_counter() - started,
+            )
+        if recipe.may_scale:
+            if len(self._autotuners) >= _KEPT:
+                self._autotuners.clear()
+            self._autotuners[order.source] = (stem, autotuner)
+        return recipe
+
+    def rescale(self, order: Rescale) -> list[Job]:
+        """Jobs for the configurations that `_dynamic_scale_rblock` will add."""
+        source = order.described.source
+        if source not in self._autotuners:
+            self.describe(order.described)
+        stem, autotuner = self._autotuners[source]
+        added = compat.scaled_configs(autotuner, order.registers)
+        return [self._job(stem, autotuner, config) for config in added]
+
+    def _job(self, stem: str, autotuner: Any, config: Any) -> Job:
+        src, target, options = self._recorder.compile_arguments(autotuner, config)
+        parsed = compat.parsed_options(target, options)
+        return Job(
+            key=job_key(stem, src, target, options),
+            hash=compat.cache_hash(src, target, options),
+            name=src.name,
+            signature=dict(src.signature),
+            constants=plain.encode(dict(src.constants)),
+            attrs=plain.encode(dict(src.attrs)),
+            # As Triton does, options that the backend does not know are left out.
+            options={name: value for name, value in options.items() if name in parsed},
+            target=f"{target.backend}:{target.arch}:{target.warp_size}",
+            config=plain.encode(config),
+        )
+
+
+def _outside(fn: Any) -> Function:
+    return Function(
+        name=fn.__name__,
+        module=fn.__module__,
+        qualname=fn.__qualname__,
+        arg_names=list(fn.arg_names),
+        constexprs=[parameter.num for parameter in fn.params if parameter.is_constexpr],
+        cache_key=fn.cache_key,
+        src=fn.src,
+        repr=fn.repr(fn) if callable(getattr(fn, "repr", None)) else fn.__name__,
+    )
+
+
+def _answer(describer: Describer, order: Describe | Rescale) -> Described | Jobs | Undescribed:
+    try:
+        if isinstance(order, Describe):
+            return Described(order.ticket, describer.describe(order))
+        return Jobs(order.ticket, describer.rescale(order))
+    except plain.CannotTravelError as error:
+        return Undescribed(order.ticket, f"it is described by {error}, which is no plain data")
+    except Exception:  # noqa: BLE001 - whatever a generated source raises, its client is told
+        return Undescribed(order.ticket, traceback.format_exc())
+
+
+def main(argument: str) -> None:
+    """Run a describer; `argument` is the fd of its socket."""
+    sock = socket.socket(fileno=int(argument))
+    sock.set_inheritable(False)
+    describer = Describer()
+    try:
+        sock.sendall(frame(Awake()))
+        sock.settimeout(IDLE_TIMEOUT)
+        for order in receive_blocking(sock, Deframer(ToDescriber)):
+            answer = frame(_answer(describer, order))
+            sock.settimeout(None)
+            sock.sendall(answer)
+            sock.settimeout(IDLE_TIMEOUT)
+    except (TimeoutError, ConnectionError):
+        pass  # idle, or the client is gone
+    sys.stderr.flush()
+    os._exit(0)  # nothing of torch's is worth the time that its exit handlers take

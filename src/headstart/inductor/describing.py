@@ -1,0 +1,157 @@
+"""The client's end of the describer: started when first needed, started again if it has left."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import IO, Any
+
+from headstart.errors import ServiceError
+from headstart.inductor.recipe import Awake, Describe, FromDescriber, Rescale, Undescribed
+from headstart.service.boot import spawn
+from headstart.wire import Deframer, ProtocolError, frame, receive_blocking
+
+_LAST_WORDS = 4 << 10  # bytes
+_MAX_FRUITLESS = 2  # starts in a row without a single answer
+
+
+class UndescribedError(Exception):
+    """A source has no recipe; the text says why."""
+
+
+class Describing:
+    """Asks a describer. `ask` belongs to one thread; answers are set in another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: dict[int, tuple[Describe | Rescale, concurrent.futures.Future[Any]]] = {}
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._fruitless = 0
+        self._closed = False
+        self.starts = 0
+        self.awake = threading.Event()  # it answers at once
+
+    def start(self) -> None:
+        """Start a describer, unless one is there.
+
+        Raises:
+            ServiceError: no process can be started.
+        """
+        with self._lock:
+            if self._socket is None and not self._closed:
+                self._start()
+
+    def ask(self, message: Describe | Rescale) -> concurrent.futures.Future[Any]:
+        """The answer to come: a `Described` or `Jobs`, or `UndescribedError` or `ServiceError`.
+
+        Raises:
+            ServiceError: no process can be started.
+        """
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        with self._lock:
+            if self._closed:
+                raise ServiceError("headstart's torch.compile adapter is closed")
+            self._pending[message.ticket] = (message, future)
+            if self._socket is None:
+                self._start()
+            sock = self._socket
+        assert sock is not None
+        # Not under the lock: while this waits for room, the reader has to be able to make some.
+        with contextlib.suppress(OSError):  # a describer that is gone is noticed by the reader
+            sock.sendall(frame(message))
+        return future
+
+    def close(self) -> None:
+        """End the describer; what was asked is not answered."""
+        with self._lock:
+            self._closed = True
+            sock, process = self._socket, self._process
+        if sock is not None and process is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            process.kill()  # it may be importing torch, and has nothing to finish
+            process.wait()
+
+    def forget(self) -> None:
+        """In a fork of the client: let go of what belongs to the parent."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            self._process.returncode = 0  # it is not ours to wait for
+
+    def _start(self) -> None:
+        mine, theirs = socket.socketpair()
+        log = tempfile.TemporaryFile(prefix="headstart-")  # noqa: SIM115 - closed by the reader
+        with theirs:
+            try:
+                process = spawn(
+                    sys.executable,
+                    [os.path.abspath(entry) for entry in sys.path],
+                    "headstart.inductor.describer",
+                    theirs.fileno(),
+                    pass_fds=[theirs.fileno()],
+                    # A pool of Inductor's own would be of no use there.
+                    set_to={"HEADSTART": "off", "TORCH_WARM_POOL": "0"},
+                    stderr=log,
+                    new_session=True,
+                )
+            except OSError as error:
+                mine.close()
+                log.close()
+                raise ServiceError(f"no describer: cannot start {sys.executable}: {error.strerror}") from error
+        self._socket, self._process = mine, process
+        self.starts += 1
+        threading.Thread(
+            target=self._read, args=(mine, process, log), name="headstart-describer", daemon=True
+        ).start()
+
+    # The reader's thread
+
+    def _read(self, sock: socket.socket, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+        with contextlib.suppress(ConnectionError, ProtocolError):
+            for answer in receive_blocking(sock, Deframer(FromDescriber)):
+                if isinstance(answer, Awake):
+                    self.awake.set()
+                    continue
+                self._fruitless = 0
+                with self._lock:
+                    _, future = self._pending.pop(answer.ticket)
+                if isinstance(answer, Undescribed):
+                    future.set_exception(UndescribedError(answer.why))
+                else:
+                    future.set_result(answer)
+        process.wait()
+        words = _last_words(log)
+        log.close()
+        sock.close()
+        with self._lock:
+            self._socket = self._process = None
+            self.awake.clear()
+            if not self._pending or self._closed:
+                return
+            self._fruitless += 1
+            if self._fruitless < _MAX_FRUITLESS:
+                with contextlib.suppress(ServiceError, OSError):
+                    self._start()
+                    for message, _ in self._pending.values():
+                        assert self._socket is not None
+                        self._socket.sendall(frame(message))
+                    return
+            lost = [future for _, future in self._pending.values()]
+            self._pending.clear()
+        status = process.returncode
+        for future in lost:
+            error = f"the describer died (status {status}); its last words: {words or 'none'}"
+            future.set_exception(ServiceError(error))
+
+
+def _last_words(log: IO[bytes]) -> str:
+    size = os.fstat(log.fileno()).st_size
+    return os.pread(log.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()

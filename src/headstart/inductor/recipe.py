@@ -1,0 +1,147 @@
+"""Recipes: what Inductor's decorator makes of one generated source, as plain data; and the messages that carry them.
+
+    client ⇄ describer   Describe Rescale / Awake Described Jobs Undescribed
+
+A recipe says what is to be compiled (one job per configuration), and with which arguments the client is to build the
+CachingAutotuner that Inductor expects: so the client neither imports nor parses the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import textwrap
+from typing import Any
+
+import msgspec
+
+_USER_KERNEL = "@triton_heuristics.user_autotune("
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One compile. `constants`, `attrs` and `config` are as `plain.encode` makes them.
+
+    Attributes:
+        key: see `job_key`.
+        hash: Triton's own, by which it names the entry in its cache.
+        config: the configuration (`triton.Config`) that it is compiled for.
+    """
+
+    key: str
+    hash: str
+    name: str
+    signature: dict[str, str]
+    constants: Any
+    attrs: Any
+    options: dict[str, Any]
+    target: str
+    config: Any
+
+
+class Function(msgspec.Struct, frozen=True):
+    """What Inductor's parent process looks at in a JITFunction."""
+
+    name: str
+    module: str
+    qualname: str
+    arg_names: list[str]
+    constexprs: list[int]
+    cache_key: str
+    src: str
+    repr: str
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """One source.
+
+    Attributes:
+        stem: of the file in Inductor's code cache, and so of the module.
+        text: that file's content.
+        device: index of the device that it was generated for.
+        arguments: of CachingAutotuner, but for the function and what the autotune cache adds; `plain.encode`d.
+        jobs: one per configuration, in Inductor's order.
+        may_scale: whether Inductor may add configurations once it knows how many registers these take.
+        seconds: that it took to describe.
+    """
+
+    stem: str
+    text: str
+    device: int
+    arguments: Any
+    function: Function
+    jobs: list[Job]
+    may_scale: bool
+    seconds: float
+
+
+class Describe(msgspec.Struct, tag=True, frozen=True):
+    """Run the decorators of `source`. `environment` and `config` are what Inductor would give its own worker."""
+
+    ticket: int
+    name: str
+    source: str
+    environment: dict[str, str]
+    config: Any
+
+
+class Rescale(msgspec.Struct, tag=True, frozen=True):
+    """Given the registers per thread of each of a source's jobs: which does `_dynamic_scale_rblock` add?"""
+
+    ticket: int
+    described: Describe
+    registers: list[int | None]
+
+
+class Awake(msgspec.Struct, tag=True, frozen=True):
+    """torch is imported; from now on answers take milliseconds."""
+
+
+class Described(msgspec.Struct, tag=True, frozen=True):
+    """Answer to `Describe`."""
+
+    ticket: int
+    recipe: Recipe
+
+
+class Jobs(msgspec.Struct, tag=True, frozen=True):
+    """Answer to `Rescale`."""
+
+    ticket: int
+    jobs: list[Job]
+
+
+class Undescribed(msgspec.Struct, tag=True, frozen=True):
+    """It raised, or is made of something that is not plain data."""
+
+    ticket: int
+    why: str
+
+
+ToDescriber = Describe | Rescale
+FromDescriber = Awake | Described | Jobs | Undescribed
+
+
+def as_in_module(source: str) -> str:
+    """A source as the generated module will hold it, whatever it looked like when it was kicked off early.
+
+    For templates the two differ in white space (pytorch #197471), and line numbers are part of Triton's hash. This is
+    what Inductor's `IndentedBuffer.splice(strip=True)` does. User-defined kernels are never kicked off early: theirs is
+    the module's text already.
+    """
+    if _USER_KERNEL in source:
+        return source
+    body = textwrap.dedent(source).strip()
+    return "\n" + "\n".join(line if line.strip() else "" for line in body.split("\n")) + "\n"
+
+
+def job_key(stem: str, src: Any, target: Any, options: dict[str, Any]) -> str:
+    """What tells one call of `triton.compile` from another, in every process; `stem` stands for the source."""
+    parts = (
+        stem,
+        src.name,
+        sorted((name, str(kind)) for name, kind in src.signature.items()),
+        sorted((key, repr(value)) for key, value in src.constants.items()),
+        sorted((key, repr(value)) for key, value in src.attrs.items()),
+        (target.backend, target.arch, target.warp_size),
+        sorted((name, repr(value)) for name, value in options.items()),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,156 @@
+"""Recipes that outlive the process: entries in the store and in bundles, beside the kernels that they are for.
+
+What a recipe depends on is in its key: the source, torch, Triton and Python by content, and the settings that
+Inductor's decorators read. The folder of Inductor's cache is not: recipes name a source by its key in that cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from headstart import keys
+from headstart.entry import Entry, pack_entry
+from headstart.environment import TOOL_VARIABLES
+from headstart.errors import DamagedError, StoreUnavailable
+from headstart.inductor import compat
+from headstart.inductor.recipe import Describe, Job, Recipe
+from headstart.store import DiskStore
+from headstart.toolchain import Toolchain
+
+FORMAT = "recipe 1"  # raised whenever a recipe changes its meaning
+KIND = "recipe"  # what such an entry has as its target and as its artifact
+
+# Inductor's variables that say where and how fast, not what.
+_IRRELEVANT = {"TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_WORKER_START"}
+
+_log = logging.getLogger("headstart")
+_encoder = msgspec.msgpack.Encoder()
+_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
+_jobs_decoder = msgspec.msgpack.Decoder(list[Job])
+
+
+class Recipes:
+    """Finds and keeps recipes. Belongs to the adapter's thread.
+
+    Args:
+        find_toolchain: what compiles.
+        environment: of Inductor's workers.
+        cache_dir: headstart's cache folder.
+        find_bundled: an entry of one of the bundles in use.
+        note: has an entry written into the next bundle.
+    """
+
+    def __init__(
+        self,
+        find_toolchain: Callable[[], Toolchain],
+        environment: Callable[[], dict[str, str]],
+        cache_dir: Path,
+        find_bundled: Callable[[str], Entry | None],
+        note: Callable[[str, Callable[[], Entry]], None],
+    ) -> None:
+        self._find_toolchain = find_toolchain
+        self._environment = environment
+        self._cache_dir = cache_dir
+        self._store = DiskStore(cache_dir)
+        self._find_bundled = find_bundled
+        self._note = note
+        self._toolchain = ""
+
+    def find(self, described: Describe) -> Recipe | None:
+        """The recipe of a source, if it was described before by the same torch and Triton."""
+        entry = self._find(self._key(described))
+        if entry is None:
+            return None
+        with contextlib.suppress(msgspec.DecodeError, DamagedError, OSError):
+            return _recipe_decoder.decode(entry.artifact(KIND))
+        return None
+
+    def keep(self, described: Describe, recipe: Recipe) -> None:
+        """Keep a recipe for other processes. A store that cannot be written costs them the describing."""
+        self._keep(self._key(described), described.name, _encoder.encode(recipe))
+
+    def scaled(self, recipe: Recipe, registers: tuple[int | None, ...]) -> list[Job] | None:
+        """What `Rescale` answered earlier."""
+        entry = self._find(self._scaled_key(recipe, registers))
+        if entry is None:
+            return None
+        with contextlib.suppress(msgspec.DecodeError, DamagedError, OSError):
+            return _jobs_decoder.decode(entry.artifact(KIND))
+        return None
+
+    def keep_scaled(self, recipe: Recipe, registers: tuple[int | None, ...], jobs: list[Job]) -> None:
+        """As `keep`, for the answer to `Rescale`."""
+        self._keep(self._scaled_key(recipe, registers), recipe.function.name, _encoder.encode(jobs))
+
+    def _find(self, key: str) -> Entry | None:
+        entry = self._find_bundled(key) or self._store.find(key)
+        if entry is not None:
+            found = entry
+            self._note(key, lambda: found)
+        return entry
+
+    def _keep(self, key: str, name: str, content: bytes) -> None:
+        parts = pack_entry(
+            key=key,
+            name=name,
+            request_digest=key,
+            toolchain=self._toolchain_digest(),
+            target=KIND,
+            components=[("format", FORMAT)],
+            metadata={},
+            artifacts={KIND: content},
+            compile_wall_s=0.0,
+            compile_cpu_s=0.0,
+            triton_version="",
+            request=b"",
+            output="",
+        )
+        data = b"".join(parts)
+        self._note(key, lambda: Entry.from_bytes(data))
+        try:
+            self._store.publish(key, parts)
+        except StoreUnavailable as error:
+            _log.debug("a recipe is not kept: %s", error)
+
+    def _key(self, described: Describe) -> str:
+        settings = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("TORCHINDUCTOR_") and name not in _IRRELEVANT
+        }
+        return keys.digest(
+            [
+                ("format", FORMAT),
+                ("toolchain", self._toolchain_digest()),
+                ("torch", compat.torch_key()),
+                ("kernel", described.name),
+                ("config", repr(described.config)),
+                *sorted(settings.items()),
+                *((name, value) for name, value in sorted(self._environment().items()) if name not in TOOL_VARIABLES),
+                ("source", described.source),
+            ]
+        )
+
+    def _scaled_key(self, recipe: Recipe, registers: tuple[int | None, ...]) -> str:
+        jobs = "\n".join(job.key for job in recipe.jobs)
+        return keys.digest(
+            [
+                ("format", FORMAT),
+                ("toolchain", self._toolchain_digest()),
+                ("torch", compat.torch_key()),
+                ("registers", repr(registers)),
+                ("jobs", jobs),
+            ]
+        )
+
+    def _toolchain_digest(self) -> str:
+        if not self._toolchain:
+            tools = {name: value for name, value in self._environment().items() if name in TOOL_VARIABLES}
+            self._toolchain = self._find_toolchain().digest(tools, self._cache_dir / "toolchains")
+        return self._toolchain

@@ -1,0 +1,241 @@
+"""One generated source on its way: recipe, then one compile per configuration, then those that scaling adds.
+
+    kicked off ─▶ recipe from bundle or store? ──no──▶ describer
+                        └──────────yes──────────┬──────────┘
+                   one job per configuration ◀──┘ ─▶ workers ─▶ each: Triton's cache layout, registers
+                   all there, may scale? ─▶ describer: which more? ─▶ their jobs are kicked off ─▶ done
+
+All but `want` and `autotuner` runs in the adapter's thread.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from headstart.errors import CompileError, HeadstartError, ServiceError
+from headstart.future import LambdaFuture
+from headstart.inductor import compat, plain
+from headstart.inductor.cubin import registers
+from headstart.inductor.describing import UndescribedError
+from headstart.inductor.recipe import Describe, Job, Recipe, Rescale, as_in_module
+from headstart.kernel import CompiledKernel
+
+if TYPE_CHECKING:
+    from headstart.inductor.adapter import Adapter
+
+
+class Source:
+    """One source that was kicked off, however often.
+
+    Attributes:
+        name: of its kernel.
+        stem: its key in Inductor's code cache; empty until it is known.
+        done: None once all configurations are compiled; or why it has to be compiled in this process.
+    """
+
+    def __init__(
+        self, adapter: Adapter, name: str, text: str, environment: dict[str, str], config: dict[str, Any]
+    ) -> None:
+        self.adapter = adapter
+        self.name = name
+        self.stem = ""
+        self.done: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+        self._text = text
+        self._environment = environment
+        self._config = config
+        self._started = time.monotonic()
+        self._finished = 0.0
+        self._recipe: Recipe | None = None
+        self._described: Describe | None = None
+        self._futures: list[tuple[Job, LambdaFuture[CompiledKernel]]] = []
+        self._left = 0
+        self._wanted = False
+        self._use_store = True
+        self._twin = self  # the first source with the same text, once white space is as in the module
+
+    def want(self) -> None:
+        """Somebody is blocked on it."""
+        self._wanted = True
+        if self._twin is not self:
+            self._twin.want()
+        for _, future in list(self._futures):
+            future.want()
+
+    def autotuner(self) -> tuple[Any, int]:
+        """A CachingAutotuner of the consumer's own, and the microseconds that everything took."""
+        if self._twin is not self:
+            return self._twin.autotuner()
+        assert self._recipe is not None
+        function = compat.lean_function(self._recipe.function)
+        made = compat.new_autotuner(function, self._arguments())
+        return made, int((self._finished - self._started) * 1e6)
+
+    def begin(self) -> None:
+        """Find the recipe, or ask for it."""
+        self._use_store = not compat.caches_disabled()
+        text = as_in_module(self._text)
+        self.stem = compat.code_key(text)
+        key = (self.name, text, tuple(self._environment.items()), repr(self._config))
+        self._twin = self.adapter.twin(key, self)
+        if self._twin is not self:
+            self._twin.done.add_done_callback(lambda done: self._settle(done.exception() or done.result()))
+            if self._wanted:
+                self._twin.want()
+            return
+        try:
+            config = plain.encode(self._config)
+        except plain.CannotTravelError as error:
+            self._settle(f"its configuration has {error}")
+            return
+        describe = Describe(self.adapter.ticket(), self.name, text, self._environment, config)
+        self._described = describe
+        recipe = self.adapter.recipes.find(describe) if self._use_store else None
+        if recipe is not None:
+            self._begin_jobs(recipe)
+            return
+        answer = self.adapter.describing.ask(describe)
+        answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(self._heard), answer))
+
+    def guarded_begin(self) -> None:
+        """`begin`, whose failures are the kernel's."""
+        self._guarded(self.begin)()
+
+    def _guarded(self, step: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            try:
+                step(*arguments)
+            except (UndescribedError, HeadstartError, plain.CannotTravelError) as error:
+                self._settle(str(error))
+            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+                self._settle(error)
+
+        return run
+
+    def _heard(self, answer: concurrent.futures.Future[Any]) -> None:
+        recipe = answer.result().recipe
+        if self._use_store:
+            assert self._described is not None
+            self.adapter.recipes.keep(self._described, recipe)
+        self._begin_jobs(recipe)
+
+    def _begin_jobs(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        compat.ensure_source(self._path(), recipe.text)
+        jobs = self._wanted_jobs(recipe)
+        self._left = len(jobs)
+        if not jobs:
+            self._settle()
+        for job in jobs:
+            future = self._kick_off(job)
+            self._futures.append((job, future))
+            if self._wanted:
+                future.want()
+        for job, future in list(self._futures):
+            future.add_done_callback(functools.partial(self._soon_compiled, job))
+
+    def _soon_compiled(self, job: Job, future: LambdaFuture[CompiledKernel]) -> None:
+        self.adapter.soon(self._guarded(self._one_compiled), job, future)
+
+    def _wanted_jobs(self, recipe: Recipe) -> list[Job]:
+        """All, unless an earlier run has found out which one is best."""
+        if len(recipe.jobs) == 1:
+            return recipe.jobs
+        configs, _, _ = compat.check_autotune_cache(self._arguments())
+        left = {compat.config_hash(config) for config in configs}
+        return [job for job in recipe.jobs if compat.config_hash(plain.decode(job.config)) in left]
+
+    def _kick_off(self, job: Job) -> LambdaFuture[CompiledKernel]:
+        assert self._recipe is not None
+        return self.adapter.compile_job(
+            job,
+            text=self._recipe.text,
+            path=self._path(),
+            module=self._recipe.function.module,
+            device=self._recipe.device,
+            use_store=self._use_store,
+        )
+
+    def _one_compiled(self, job: Job, future: LambdaFuture[CompiledKernel]) -> None:
+        self.adapter.heard()
+        if future.exception() is None and self._recipe is not None:
+            # Before anybody asks: a process that benchmarks looks in Triton's cache, not here.
+            self.adapter.materialize(job, future.result(), compat.triton_folder(self._recipe.device, self._environment))
+        self._left -= 1
+        if self._left == 0:
+            self._all_compiled()
+
+    def _all_compiled(self) -> None:
+        self._finished = time.monotonic()
+        error = next((error for _, future in self._futures if (error := _fatal(future.exception())) is not None), None)
+        if error is not None:
+            self._settle(error)
+            return
+        assert self._recipe is not None
+        if not self._recipe.may_scale or len(self._futures) != len(self._recipe.jobs):
+            self._settle()
+            return
+        counts = tuple(_registers(future) for _, future in self._futures)
+        known = self.adapter.recipes.scaled(self._recipe, counts) if self._use_store else None
+        if known is not None:
+            self._rescaled(known)
+            return
+        assert self._described is not None
+        answer = self.adapter.describing.ask(Rescale(self.adapter.ticket(), self._described, list(counts)))
+        answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(self._heard_rescaled), counts, answer))
+
+    def _heard_rescaled(self, counts: tuple[int | None, ...], answer: concurrent.futures.Future[Any]) -> None:
+        assert self._recipe is not None
+        try:
+            jobs = answer.result().jobs
+        except (UndescribedError, ServiceError):
+            self._settle()  # then the consumer waits for a worker when Inductor asks
+            return
+        if self._use_store:
+            self.adapter.recipes.keep_scaled(self._recipe, counts, jobs)
+        self._rescaled(jobs)
+
+    def _rescaled(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._kick_off(job)
+        self._settle()
+
+    def _arguments(self) -> dict[str, Any]:
+        assert self._recipe is not None
+        arguments: dict[str, Any] = plain.decode(self._recipe.arguments)
+        if arguments.get("filename"):
+            arguments["filename"] = self._path()
+        return arguments
+
+    def _path(self) -> str:
+        return compat.path_of_stem(self.stem, self._environment.get("TORCHINDUCTOR_CACHE_DIR"))
+
+    def _settle(self, outcome: str | BaseException | None = None) -> None:
+        if self.done.done():
+            return
+        if outcome is not None:
+            self.adapter.forget(self)
+        self._finished = time.monotonic()
+        if isinstance(outcome, BaseException):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
+
+
+def is_refused_by_assembler(error: BaseException | None) -> bool:
+    """Whether an autotuner takes this failure as one configuration less."""
+    return isinstance(error, CompileError) and error.summary.startswith("PTXASError")
+
+
+def _fatal(error: BaseException | None) -> BaseException | None:
+    return None if error is None or is_refused_by_assembler(error) else error
+
+
+def _registers(future: LambdaFuture[CompiledKernel]) -> int | None:
+    if future.exception() is not None:
+        return None
+    kernel = future.result()
+    return registers(kernel.asm["cubin"], kernel.metadata["name"]) if "cubin" in kernel.asm else None

@@ -1,0 +1,176 @@
+"""A training program, as far as it goes without a GPU:  program.py '{"cases": ["pointwise"], …}'
+
+Prints one line of JSON: what happened while torch.compile generated code for each case. Options, all optional:
+
+    adapter     "headstart" (enable, before torch is imported), "backend" (backend="headstart"), or "stock"
+    bundle      given to enable
+    plant       put an attribute that cannot be pickled into every JITFunction
+    wait        have the workers ready before anything is compiled
+    break       name of a Triton kernel whose source is spoiled when it is kicked off
+    move        TORCHINDUCTOR_CACHE_DIR from the second case on
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import statistics
+import sys
+import threading
+import time
+from typing import Any
+
+import gpuless
+
+ORDER = json.loads(sys.argv[1])
+ADAPTER = ORDER.get("adapter", "headstart")
+
+
+def main() -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+    import headstart
+
+    started = time.perf_counter()
+    if ADAPTER == "headstart":
+        headstart.enable(bundle=ORDER.get("bundle"))
+    enabled = time.perf_counter() - started
+    assert "torch" not in sys.modules
+    import torch
+    import torch._inductor.async_compile as async_compile
+
+    if ORDER.get("plant"):
+        _plant()
+    kicks = _watch_kick_offs(async_compile)
+    submits = _watch_submits()
+    if ADAPTER == "headstart" and ORDER.get("wait"):
+        from headstart import inductor
+
+        assert inductor.current().describing.awake.wait(60)
+    results: dict[str, Any] = {"enable_s": enabled, "cases": {}}
+    with gpuless.gpuless(rescale=True):
+        import cases
+
+        for number, name in enumerate(ORDER["cases"]):
+            if number and "move" in ORDER:
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = ORDER["move"]
+            if number and ORDER.get("reset"):
+                torch._dynamo.reset()
+            title = name if name not in results["cases"] else f"{name} again"
+            results["cases"][title] = _run(torch, cases, name, kicks)
+        from headstart import inductor
+
+        adapter = inductor.current()
+        if adapter is not None:
+            results["counts"] = adapter.counts
+            results["statistics"] = {
+                name: getattr(adapter.compiler.statistics, name) for name in ("compiled", "cached", "failed")
+            }
+            results["bundled"] = adapter.compiler.bundler.noted
+            stems = {source.stem for source in adapter._sources.values()}
+            package = "torch._inductor.runtime.compile_tasks"
+            results["loaded"] = [stem for stem in stems if f"{package}.{stem}" in sys.modules]
+            results["services"] = adapter.compiler.services_started
+            results["describers"] = adapter.describing.starts
+            results["first_start"] = min((s.started for s in adapter.compiler.timeline if s.started), default=None)
+        headstart.disable()
+        results["restored"] = type(async_compile.AsyncCompile.process_pool).__name__ == "_lru_cache_wrapper"
+    log = gpuless.compiles(os.environ["GPULESS_LOG"])
+    results["submit_us"] = statistics.median(submits) if submits else None
+    results["in process"] = [line["name"] for line in log if line["pid"] == os.getpid() and not line["hit"]]
+    results["stock workers"] = [line["name"] for line in log if line["pid"] != os.getpid() and not line["hit"]]
+    print(json.dumps(results), flush=True)
+    async_compile.shutdown_compile_workers()
+
+
+def _run(torch: Any, cases: Any, name: str, kicks: list[Any]) -> dict[str, Any]:
+    del kicks[:]
+    if ADAPTER == "stock" and ORDER.get("wait"):
+        import torch._inductor.async_compile as async_compile
+
+        async_compile.AsyncCompile.wait_pool_ready()
+    function, arguments, options = getattr(cases, name)()
+    if ADAPTER == "backend":
+        options = {**options, "backend": "headstart"}
+    started = time.monotonic()
+    error = ""
+    try:
+        gpuless.codegen(function, *arguments, **options)
+    except Exception as raised:  # noqa: BLE001 - it is a result
+        error = f"{type(raised).__name__}: {raised}"
+    ended = time.monotonic()
+    late = [kick for kick in kicks if kick["caller"] == "<module>"]
+    early = {kick["text"] for kick in kicks if kick["caller"] != "<module>"}
+    return {
+        "seconds": ended - started,
+        "began": started,
+        "ended": ended,
+        "error": error,
+        "kick_us": statistics.median(kick["us"] for kick in kicks) if kicks else 0.0,
+        "kicks": len(kicks),
+        "texts": sorted({kick["text"] for kick in kicks}),
+        "from_module": len(late),
+        "module_began": min((kick["at"] for kick in late), default=None),
+        "not_early": sorted(kick["name"] for kick in late if kick["text"] not in early),
+    }
+
+
+def _watch_kick_offs(async_compile: Any) -> list[Any]:
+    import traceback
+
+    from headstart.inductor.recipe import as_in_module
+
+    kicks: list[Any] = []
+    original = async_compile.AsyncCompile.triton
+
+    def triton(self: Any, kernel_name: str, source_code: str, *arguments: Any, **keywords: Any) -> Any:
+        caller = traceback.extract_stack(limit=2)[0].name
+        if ORDER.get("break") and ORDER["break"] in kernel_name:
+            source_code = source_code.replace("tl.store(", "tl.no_such_function(", 1)
+        at, started = time.monotonic(), time.perf_counter()
+        future = original(self, kernel_name, source_code, *arguments, **keywords)
+        us = (time.perf_counter() - started) * 1e6
+        import hashlib
+
+        text = hashlib.sha256(as_in_module(source_code).encode()).hexdigest()[:16]
+        kicks.append({"name": kernel_name, "text": text, "caller": caller, "us": us, "at": at})
+        return future
+
+    async_compile.AsyncCompile.triton = triton
+    return kicks
+
+
+def _watch_submits() -> list[float]:
+    """Microseconds of our own part of each kick-off."""
+    from headstart.inductor.pool import Pool
+
+    spent: list[float] = []
+    original = Pool.submit
+
+    def submit(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return original(self, *arguments, **keywords)
+        finally:
+            spent.append((time.perf_counter() - started) * 1e6)
+
+    Pool.submit = submit  # type: ignore[method-assign]
+    return spent
+
+
+def _plant() -> None:
+    from triton.runtime.jit import JITFunction
+
+    init = JITFunction.__init__
+
+    def planted(self: Any, *arguments: Any, **keywords: Any) -> None:
+        init(self, *arguments, **keywords)
+        self.unpicklable = threading.Lock()
+
+    JITFunction.__init__ = planted
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        main()

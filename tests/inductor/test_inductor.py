@@ -1,0 +1,228 @@
+"""torch.compile through headstart, up to where a GPU would begin to work.
+
+The row numbers are those of the requirements for the adapter. Each program is a process of its own (`program.py`), and
+most of them serve several tests: importing torch is what these tests spend their time on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import headstart
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="there is no torch"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the stand-in for CUDA has to be built"),
+]
+
+HERE = Path(__file__).parent
+EVERYTHING = ["pointwise", "rescaled", "trained", "mm", "grouped_mm", "flex", "user_kernels"]
+
+
+class Programs:
+    """Runs `program.py` in folders below one of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._number = 0
+
+    def run(self, order: dict[str, Any], *, caches: str = "", **variables: str) -> dict[str, Any]:
+        """What a program printed; `log` is what it logged. `caches` names the folder of a store that is kept."""
+        self._number += 1
+        folder = self.folder / str(self._number)
+        kept = self.folder / caches if caches else folder
+        runtime = folder / "runtime"
+        runtime.mkdir(parents=True, mode=0o700)
+        source = Path(headstart.__file__).parent.parent
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("TRITON_", "TORCH", "HEADSTART")) or name == "HEADSTART_TEST_CACHE"
+        }
+        environment = {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join([str(source), str(HERE)]),
+            "XDG_RUNTIME_DIR": str(runtime),
+            "HEADSTART_CACHE_DIR": str(kept / "headstart"),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+            "TORCHINDUCTOR_COMPILE_THREADS": "2",
+            "GPULESS_LOG": str(folder / "log"),
+            **variables,
+        }
+        program = [sys.executable, str(HERE / "program.py"), json.dumps(order)]
+        done = subprocess.run(program, env=environment, cwd=folder, capture_output=True, text=True, timeout=110)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert not list((runtime / "headstart").glob("*")), "the service left something behind"
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return {**result, "log": done.stderr, "folder": folder}
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return Programs(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture(scope="module")
+def everything(programs: Programs) -> dict[str, Any]:
+    """One fresh process, workers ready, that compiles every kind of kernel. It leaves a bundle."""
+    bundle = str(programs.folder / "everything.bundle")
+    result = programs.run({"cases": EVERYTHING, "wait": True, "bundle": bundle}, caches="everything")
+    assert {name: case["error"] for name, case in result["cases"].items()} == dict.fromkeys(EVERYTHING, "")
+    return {**result, "bundle": bundle}
+
+
+def test_row_1_triton_is_called_only_in_worker_processes(everything: dict[str, Any]) -> None:
+    assert everything["in process"] == []
+    assert everything["stock workers"] == []
+    assert everything["counts"]["in_process"] == 0
+    assert everything["statistics"]["compiled"] == everything["counts"]["jobs"] > 30
+
+
+def test_row_1_what_rescaling_asks_for_is_foreseen(everything: dict[str, Any]) -> None:
+    # Late ones are benchmarked fusions, which Inductor asks for with no kick-off.
+    assert everything["counts"]["late"] <= 3
+
+
+def test_row_2_a_kick_off_loads_no_kernel_in_the_client(everything: dict[str, Any]) -> None:
+    # Rescaling is Inductor's own decision, for which it loads the one source.
+    assert len(everything["loaded"]) <= 1
+
+
+def test_row_2_a_kick_off_costs_microseconds(everything: dict[str, Any]) -> None:
+    assert everything["submit_us"] < 100
+
+
+def test_row_3_the_same_source_twice_is_one_job(everything: dict[str, Any]) -> None:
+    flex = everything["cases"]["flex"]
+    assert flex["kicks"] == 20
+    assert len(flex["texts"]) == 10
+
+
+@pytest.mark.parametrize("case", ["pointwise", "rescaled", "trained", "mm", "grouped_mm", "flex"])
+def test_row_4_every_kernel_of_the_module_was_kicked_off_before_it(case: str, everything: dict[str, Any]) -> None:
+    result = everything["cases"][case]
+    assert result["from_module"] > 0
+    assert result["not_early"] == []
+
+
+def test_row_4_the_first_compile_of_a_process_begins_before_code_generation_ends(everything: dict[str, Any]) -> None:
+    assert everything["first_start"] < everything["cases"]["pointwise"]["ended"]
+    assert everything["first_start"] < everything["cases"]["rescaled"]["began"]
+
+
+def test_row_6_every_kernel_and_recipe_is_noted_for_the_bundle(everything: dict[str, Any]) -> None:
+    assert everything["bundled"] >= everything["counts"]["jobs"]
+
+
+def test_enabling_is_cheap_and_disabling_leaves_inductor_as_it_was(everything: dict[str, Any]) -> None:
+    assert everything["enable_s"] < 0.5
+    assert everything["restored"]
+
+
+def test_row_7_from_a_bundle_nothing_is_compiled_and_no_process_started(
+    everything: dict[str, Any], programs: Programs
+) -> None:
+    foreseen = [case for case in EVERYTHING if case not in ("mm", "grouped_mm")]  # their benchmarks are not kicked off
+    warm = programs.run({"cases": foreseen, "bundle": everything["bundle"]})
+    assert {case["error"] for case in warm["cases"].values()} == {""}
+    assert warm["in process"] == warm["stock workers"] == []
+    assert warm["statistics"]["compiled"] == 0
+    assert warm["services"] == warm["describers"] == 0
+
+
+@pytest.fixture(scope="module")
+def planted(programs: Programs) -> dict[str, Any]:
+    cases = ["max_autotuned", "max_autotuned_too", "max_autotuned"]
+    return programs.run({"cases": cases, "plant": True, "reset": True}, TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
+
+
+def test_row_8_two_functions_share_a_kernel_and_each_gets_its_own(planted: dict[str, Any]) -> None:
+    first, second = planted["cases"]["max_autotuned"], planted["cases"]["max_autotuned_too"]
+    assert set(first["texts"]) & set(second["texts"])
+    assert {case["error"] for case in planted["cases"].values()} == {""}
+    assert planted["cases"]["max_autotuned again"]["kicks"] > 0
+
+
+def test_row_9_nothing_of_tritons_is_pickled(planted: dict[str, Any]) -> None:
+    assert {case["error"] for case in planted["cases"].values()} == {""}
+    assert planted["in process"] == planted["stock workers"] == []
+
+
+def test_row_11_with_caches_disabled_the_store_is_bypassed_and_workers_are_not(planted: dict[str, Any]) -> None:
+    assert planted["statistics"]["compiled"] > 0
+    assert not list((planted["folder"] / "headstart").glob("store/v1/??/*"))
+
+
+def test_row_11_one_compile_thread_means_in_process(programs: Programs) -> None:
+    result = programs.run({"cases": ["pointwise"]}, TORCHINDUCTOR_COMPILE_THREADS="1")
+    assert result["cases"]["pointwise"]["error"] == ""
+    assert result["in process"]
+    assert result["counts"]["jobs"] == 0
+    assert "TORCHINDUCTOR_COMPILE_THREADS=1" in result["log"]
+
+
+def test_row_11_a_cache_folder_may_move_while_the_workers_run(programs: Programs) -> None:
+    moved = programs.folder / "moved"
+    result = programs.run({"cases": ["pointwise", "shares_a_kernel"], "move": str(moved), "reset": True})
+    assert {case["error"] for case in result["cases"].values()} == {""}
+    assert result["in process"] == []
+    assert list(moved.glob("triton/0/*/*.cubin"))
+
+
+def test_row_12_a_kernel_that_fails_reads_as_in_stock_with_the_evidence(programs: Programs) -> None:
+    result = programs.run({"cases": ["pointwise"], "break": "triton_"})
+    error = result["cases"]["pointwise"]["error"]
+    assert "SubprocException: An exception occurred in a subprocess" in error
+    assert "Name=triton_" in error
+    assert "no_such_function" in error
+    assert "reproduce:" in error
+
+
+def test_row_5_workers_that_do_not_come_cost_patience_and_nothing_else(programs: Programs) -> None:
+    slow = programs.folder / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import sys, time\nif 'headstart.service.zygote' in sys.argv: time.sleep(60)\n"
+    )
+    path = os.pathsep.join([str(slow), str(Path(headstart.__file__).parent.parent), str(HERE)])
+    result = programs.run({"cases": ["pointwise"]}, PYTHONPATH=path, HEADSTART_PATIENCE="1")
+    assert result["cases"]["pointwise"]["error"] == ""
+    assert result["counts"]["in_process"] == 2
+    assert "no worker has answered yet" in result["log"]
+
+
+def test_nothing_is_installed_when_headstart_is_off(programs: Programs) -> None:
+    result = programs.run({"cases": ["pointwise"]}, HEADSTART="off")
+    assert "counts" not in result
+    assert result["in process"] or result["stock workers"]
+
+
+def test_a_cache_entry_names_nothing_of_headstart(everything: dict[str, Any]) -> None:
+    files = [path for path in (everything["folder"] / "inductor").rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if b"headstart." in path.read_bytes().replace(os.fsencode(HERE), b"")] == []
+
+
+@functools.cache
+def _registered() -> bool:
+    from importlib.metadata import entry_points
+
+    return bool(entry_points(group="torch_dynamo_backends", name="headstart"))
+
+
+@pytest.mark.skipif(not _registered(), reason="headstart is not installed, only on the path")
+def test_the_backend_is_found_by_its_name(programs: Programs) -> None:
+    result = programs.run({"cases": ["pointwise"], "adapter": "backend"})
+    assert result["cases"]["pointwise"]["error"] == ""
+    assert result["in process"] == result["stock workers"] == []
