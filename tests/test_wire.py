@@ -46,7 +46,6 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.Await([1, 2]),
     ],
     "FromService": [
-        wire.Welcome(1, 8),
         wire.Notice("the store is damaged"),
         wire.Started(7, 1, 12.5),
         wire.Result(7, "aa", entry=b"\x00\xff"),
@@ -133,7 +132,7 @@ def test_messages_before_a_bad_frame_still_count() -> None:
         msgspec.msgpack.encode({"type": "Await", "tickets": "all"}),
         msgspec.msgpack.encode({"type": "Await"}),
         msgspec.msgpack.encode(["Await", [1]]),
-        wire.encode(wire.Welcome(1, 8)),
+        wire.encode(wire.Notice("hello")),
         wire.encode(wire.Await([1])) + b"\x00",
         b"\xa5\xff\xff\xff\xff\xff",
         b"\x91" * 100_000,
@@ -219,12 +218,12 @@ def test_a_closed_peer_is_told_from_a_silent_one(channels: tuple[Channel, Channe
     with pytest.raises(EOFError):
         service.receive()
     with pytest.raises(ConnectionError):
-        service.send(wire.Welcome(1, 1))
+        service.send(wire.Notice("hello"))
 
 
 def test_a_peer_that_was_reset_counts_as_closed(channels: tuple[Channel, Channel]) -> None:
     client, service = channels
-    service.send(wire.Welcome(1, 1))
+    service.send(wire.Notice("hello"))
     client.close()  # with something unread: the peer gets a reset
     with pytest.raises(EOFError):
         service.receive()

@@ -114,7 +114,6 @@ class ServiceConnection:
         self._wakeup = -1
         self._closing = False
         self._fruitless = 0
-        self.workers = 0
 
     def start(self) -> None:
         """Start a service in the background, unless there is one."""
@@ -258,10 +257,7 @@ class ServiceConnection:
                     except wire.ProtocolError as error:
                         raise ServiceError(f"the compile service talks another language: {error}") from error
 
-    def _hear(self, message: wire.Welcome | wire.Notice | wire.Started | wire.Result | wire.Failed) -> None:
-        if isinstance(message, wire.Welcome):
-            self.workers = message.workers
-            return
+    def _hear(self, message: wire.Notice | wire.Started | wire.Result | wire.Failed) -> None:
         if isinstance(message, wire.Notice):
             _log.warning("%s", message.text)
             return
@@ -364,15 +360,6 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def _error(failure: wire.Failure, request: CompileRequest) -> HeadstartError:
     if failure.kind == "service":
         return ServiceError(f"{request.name} cannot be compiled: {failure.summary}")
-    kind = COMPILE_ERRORS.get(failure.kind, COMPILE_ERRORS["compile"])
-    return kind(
-        failure.summary,
-        kernel=request.name,
-        target=request.target,
-        options=request.options,
-        stage=failure.stage,
-        detail=failure.detail,
-        output=failure.output,
-        reproduce=failure.reproduce,
-        advice=failure.advice,
-    )
+    told = msgspec.structs.asdict(failure)
+    kind = COMPILE_ERRORS.get(told.pop("kind"), COMPILE_ERRORS["compile"])
+    return kind(told.pop("summary"), kernel=request.name, target=request.target, options=request.options, **told)

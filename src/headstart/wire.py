@@ -1,6 +1,6 @@
 """The messages between the processes, and how they are framed.
 
-    client  ⇄ service   stream     Hello Submit Await            / Welcome Notice Started Result Failed
+    client  ⇄ service   stream     Hello Submit Await            / Notice Started Result Failed
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Buried
     service ⇄ worker    stream     Assign                        / Finished Failure
 
@@ -67,13 +67,6 @@ class Await(msgspec.Struct, tag=True):
 
 
 # service → client
-
-
-class Welcome(msgspec.Struct, tag=True):
-    """The service is there, and talks this protocol."""
-
-    protocol: int
-    workers: int
 
 
 class Notice(msgspec.Struct, tag=True):
@@ -188,7 +181,7 @@ class Finished(msgspec.Struct, tag=True):
 
 
 FromClient = Hello | Submit | Await
-FromService = Welcome | Notice | Started | Result | Failed
+FromService = Notice | Started | Result | Failed
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Buried
 FromWorker = Finished | Failure

@@ -124,7 +124,6 @@ class LiveProgress(Progress):
 
         self._tally = tally
         self._in_flight = in_flight
-        self._console = console
         self._live = Live(
             get_renderable=self.render,
             console=console,

@@ -203,7 +203,6 @@ class Server:
                 self._dismiss(client)
                 return
             client.toolchain = message.toolchain
-            self._send(client.channel, wire.Welcome(wire.PROTOCOL, self._config.workers))
             self._carry_out(self._plan.announced(_kind(message.toolchain, message.environment)))
         elif isinstance(message, wire.Submit):
             self._submit(client, message)
