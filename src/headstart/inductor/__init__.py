@@ -3,7 +3,8 @@
 The modules, lowest first:
 
     cubin       registers of a compiled kernel
-    compat      everything that reaches into torch and Triton
+    imports     acting on a module once it is imported
+    compat      everything that reaches into torch and Triton; recorder: its half in the describer
     plain       what decorators are given, as plain data
     recipe      what a decorator makes of a source; the messages to the describer
     describer   the process that has torch and runs decorators; describing: its client

@@ -20,13 +20,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from headstart.async_compile import AsyncCompile
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
 from headstart.inductor import compat, layout, plain
 from headstart.inductor.describing import Describing
+from headstart.inductor.imports import forget_imports, when_imported
 from headstart.inductor.pool import Pool
-from headstart.inductor.recipe import Job, job_key
+from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
 from headstart.inductor.source import Source, is_refused_by_assembler
 from headstart.kernel import CompiledKernel
@@ -45,10 +48,7 @@ def _torch() -> compat.Torch:
 
 
 def _toolchain() -> Toolchain:
-    found = find_toolchain()
-    return Toolchain(
-        found.python, found.python_version, found.triton_dir, found.triton_version, found.sys_path, _torch().folder
-    )
+    return msgspec.structs.replace(find_toolchain(), torch_dir=_torch().folder)
 
 
 def _environment() -> dict[str, str]:
@@ -116,12 +116,12 @@ class Adapter:
 
     def install(self) -> None:
         """Replace what is imported already; the rest when it is."""
-        compat.when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool)
-        compat.when_imported(compat.HEURISTICS, self._replacement.replace_compile)
+        when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool)
+        when_imported(compat.HEURISTICS, self._replacement.replace_compile)
 
     def close(self) -> None:
         """Put everything back, and end all processes."""
-        compat.forget_imports()
+        forget_imports()
         self._replacement.remove()
         self._queue.put(None)
         self.describing.close()
@@ -179,7 +179,7 @@ class Adapter:
         started = self._jobs.get(job_key(stem, src, target, options))
         if started is None:
             # Not foreseen: benchmarked fusions, coordinate descent, a launch that failed.
-            job = self._describe_here(stem, src, target, options)
+            job = job_of(stem, src, target, options)
             found = layout.find(root, job.hash, job.name)
             if found is not None:
                 return found, job.hash
@@ -202,21 +202,6 @@ class Adapter:
         if found is None:
             found = layout.write(root, started.job.hash, started.job.name, started.future.result())
         return found, started.job.hash
-
-    @staticmethod
-    def _describe_here(stem: str, src: Any, target: Any, options: Any) -> Job:
-        parsed = compat.parsed_options(target, options)
-        return Job(
-            key=job_key(stem, src, target, options),
-            hash=compat.cache_hash(src, target, options),
-            name=src.name,
-            signature=dict(src.signature),
-            constants=plain.encode(dict(src.constants)),
-            attrs=plain.encode(dict(src.attrs)),
-            options={name: value for name, value in options.items() if name in parsed},
-            target=f"{target.backend}:{target.arch}:{target.warp_size}",
-            config=None,
-        )
 
     @staticmethod
     def _as_inductors(error: CompileError) -> Exception:

@@ -1,4 +1,4 @@
-"""Everything that reaches into torch and Triton for the adapter. The only module that knows their insides.
+"""Everything that reaches into torch and Triton for the adapter. Only it and `recorder` know their insides.
 
 Replaced in a client, and put back by `Replacement.remove`:
 
@@ -7,7 +7,7 @@ Replaced in a client, and put back by `Replacement.remove`:
   which Inductor compiles in its own process end there. Triton itself is left alone.
 
 Relied on, and checked before anything is replaced: `_REQUIRED`. The describer, whose process is ours, changes more
-(`Recorder`). Read for torch 2.11 to 2.14; run with 2.13. docs/inductor.md says what to check when torch changes.
+(`recorder`). Read for torch 2.11 to 2.14; run with 2.13. docs/inductor.md says what to check when torch changes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import inspect
 import os
 import re
 import sys
 import threading
 import types
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -101,58 +99,6 @@ def missing() -> str | None:
     return None
 
 
-_awaited: dict[str, Callable[[], None]] = {}
-
-
-def when_imported(module: str, act: Callable[[], None]) -> None:
-    """Call `act` once `module` is imported: now, or later, in the thread that imports it."""
-    if module in sys.modules:
-        act()
-        return
-    _awaited[module] = act
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-def forget_imports() -> None:
-    """Wait for no import any more."""
-    _awaited.clear()
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds what is awaited as it would be found anyway, and has it acted upon."""
-
-    def find_spec(
-        self, name: str, path: Any, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        act = _awaited.pop(name, None)
-        if act is None:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, act)
-        return spec
-
-
-class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: Any, act: Callable[[], None]) -> None:
-        self._loader = loader
-        self._act = act
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
-        module: types.ModuleType | None = self._loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        # From here on it is loaded as if we had not been here.
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        self._act()
-
-
 class Proxy:
     """A module, with another `compile`."""
 
@@ -220,7 +166,7 @@ def step_aside_reason() -> str | None:
         return variable
     if sys.modules[ASYNC_COMPILE].get_compile_threads() <= 1:
         return "TORCHINDUCTOR_COMPILE_THREADS=1"
-    if getattr(_config().triton, "proton_profiling", False):
+    if getattr(inductor_config().triton, "proton_profiling", False):
         return "Proton instrumentation"
     knobs = sys.modules.get("triton.knobs")
     if knobs is not None and getattr(knobs.runtime, "add_stages_inspection_hook", None) is not None:
@@ -236,7 +182,7 @@ def inductor(mode: str | None, options: dict[str, Any] | None) -> Callable[[Any,
 
 def caches_disabled() -> bool:
     """Whether the user wants nothing to be taken from, or put into, a cache."""
-    return bool(_config().force_disable_caches)
+    return bool(inductor_config().force_disable_caches)
 
 
 def environment(torch: Torch) -> dict[str, str]:
@@ -248,15 +194,18 @@ def environment(torch: Torch) -> dict[str, str]:
     return found
 
 
-def _config() -> Any:
+def inductor_config() -> Any:
+    """Inductor's configuration."""
     return importlib.import_module("torch._inductor.config")
 
 
-def _heuristics() -> Any:
+def heuristics() -> Any:
+    """The module of CachingAutotuner."""
     return importlib.import_module(HEURISTICS)
 
 
-def _codecache() -> Any:
+def codecache() -> Any:
+    """The module of PyCodeCache."""
     return importlib.import_module("torch._inductor.codecache")
 
 
@@ -284,7 +233,7 @@ def ordered_set(members: list[Any]) -> Any:
 
 def config(kind: str, attributes: dict[str, Any]) -> Any:
     """A `triton.Config`, or Inductor's kind of it."""
-    cls = getattr(_heuristics(), kind)
+    cls = getattr(heuristics(), kind)
     made = cls.__new__(cls)
     made.__dict__.update(attributes)
     return made
@@ -333,7 +282,7 @@ def hash_folder(hash: str) -> str:
 
 def torch_key() -> str:
     """Inductor's own digest of torch's source files."""
-    key = _codecache().torch_key()
+    key = codecache().torch_key()
     return key.hex() if isinstance(key, bytes) else str(key)
 
 
@@ -365,7 +314,7 @@ def worker_error(details: str, cause: BaseException) -> Exception:
 
 def ptxas_error(text: str) -> Exception:
     """The assembler's refusal, which an autotuner takes as one configuration less."""
-    error: Exception = _heuristics().PTXASError(text)
+    error: Exception = heuristics().PTXASError(text)
     return error
 
 
@@ -381,7 +330,7 @@ def lean_function(known: Any) -> Any:
         fn=None,
         __globals__=None,
         used_global_vals=None,
-        repr=_heuristics()._ConstRepr(known.repr),
+        repr=heuristics()._ConstRepr(known.repr),
         arg_names=known.arg_names,
         # It ends up in FX graph cache entries: nothing of ours may be in it.
         params=[
@@ -399,7 +348,7 @@ def lean_function(known: Any) -> Any:
 
 def check_autotune_cache(arguments: dict[str, Any]) -> tuple[list[Any], Any, dict[str, Any]]:
     """Configurations left once the autotune cache was asked, that cache or None, and what Inductor notes about it."""
-    found: tuple[list[Any], Any, dict[str, Any]] = _heuristics().check_autotune_cache(
+    found: tuple[list[Any], Any, dict[str, Any]] = heuristics().check_autotune_cache(
         arguments["configs"], arguments["filename"], arguments["inductor_meta"]
     )
     return found
@@ -407,7 +356,7 @@ def check_autotune_cache(arguments: dict[str, Any]) -> tuple[list[Any], Any, dic
 
 def config_hash(config: Any) -> Any:
     """What tells two configurations apart."""
-    return _heuristics().triton_config_to_hashable(config)
+    return heuristics().triton_config_to_hashable(config)
 
 
 def new_autotuner(function: Any, arguments: dict[str, Any]) -> Any:
@@ -420,7 +369,7 @@ def new_autotuner(function: Any, arguments: dict[str, Any]) -> Any:
     if "autotune_cache_info" in arguments:
         arguments["autotune_cache_info"] = info
     outer = os.environ.get("TRITON_CACHE_DIR")
-    autotuner = _heuristics().CachingAutotuner(fn=function, save_cache_hook=cache and cache.save, **arguments)
+    autotuner = heuristics().CachingAutotuner(fn=function, save_cache_hook=cache and cache.save, **arguments)
     if outer is None:
         os.environ.pop("TRITON_CACHE_DIR", None)  # the constructor sets it, for workers
     return autotuner
@@ -441,7 +390,7 @@ def path_of(src: Any) -> str:
 
 def code_key(text: str) -> str:
     """The key of a source in PyCodeCache."""
-    return str(_codecache().code_hash(text.strip()))
+    return str(codecache().code_hash(text.strip()))
 
 
 # Triton
@@ -470,103 +419,3 @@ def compiled_kernel(src: Any, files: dict[str, str], hash: str) -> Any:
     from triton.compiler import CompiledKernel
 
     return CompiledKernel(src, files, hash)
-
-
-# The describer
-
-
-class _Noted(BaseException):
-    """Not an Exception, which Inductor would log."""
-
-    def __init__(self, src: Any, target: Any, options: dict[str, Any]) -> None:
-        super().__init__()
-        self.arguments = src, target, options
-
-
-class Recorder:
-    """Makes this process's Inductor say what it would do. For good: it cannot be undone."""
-
-    def __init__(self) -> None:
-        heuristics = self._heuristics = _heuristics()
-        helpers = importlib.import_module("torch._inductor.runtime.triton_helpers")
-        # Called at the top of generated sources; there is no device here, and none is needed.
-        vars(helpers)["set_driver_to_gpu"] = vars(helpers)["set_driver_to_cpu"] = lambda: None
-        # Sources that benchmark themselves import it, and a torch for CPUs has none.
-        vars(importlib.import_module("torch._C")).setdefault("_cuda_getCurrentRawStream", lambda device: 0)
-        # As in Inductor's workers: modules are not kept.
-        vars(importlib.import_module("torch._inductor.compile_worker.utils"))["_IN_TOPLEVEL_PROCESS"] = False
-        importlib.import_module("torch._inductor.runtime.compile_tasks")._set_triton_ptxas_path()
-        # Which configuration was best last time is asked in the client: it may have changed by the time.
-        vars(heuristics)["check_autotune_cache"] = lambda configs, filename, meta: (configs, None, {})
-        vars(heuristics)["triton"] = Proxy(heuristics.triton, self._note)
-        original = heuristics.CachingAutotuner.__init__
-        signature = inspect.signature(original)
-
-        def init(autotuner: Any, *arguments: Any, **keywords: Any) -> None:
-            given = dict(signature.bind(autotuner, *arguments, **keywords).arguments)
-            for name in ("self", "fn", "save_cache_hook"):
-                given.pop(name, None)
-            # Copied, because the constructor adds to what it is given.
-            copied = {name: dict(value) if isinstance(value, dict) else value for name, value in given.items()}
-            original(autotuner, *arguments, **keywords)
-            vars(autotuner)["_headstart_given"] = copied
-
-        heuristics.CachingAutotuner.__init__ = init
-
-    @staticmethod
-    def _note(src: Any, target: Any = None, options: Any = None) -> None:
-        raise _Noted(src, target, options)
-
-    def load(self, name: str, source: str) -> tuple[Any, str]:
-        """Import a generated source. Returns its autotuner and its file."""
-        codecache = _codecache()
-        _, path = codecache.write(source, "py")
-        return getattr(codecache.PyCodeCache.load(source), name), path
-
-    def arguments(self, autotuner: Any) -> dict[str, Any]:
-        """What its constructor was given, but for the function and the hook."""
-        found: dict[str, Any] = vars(autotuner)["_headstart_given"]
-        return found
-
-    def compile_arguments(self, autotuner: Any, config: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """What `triton.compile` would be called with for one configuration: source, target, options."""
-        try:
-            autotuner._precompile_config(config)
-        except _Noted as noted:
-            return noted.arguments
-        raise RuntimeError("Inductor did not call triton.compile")
-
-
-def may_scale(autotuner: Any) -> bool:
-    """Whether `_dynamic_scale_rblock` may add configurations."""
-    if hasattr(type(autotuner), "_could_rblock_scale"):
-        return bool(autotuner._could_rblock_scale)
-    return getattr(autotuner.heuristic_type, "name", "") == "REDUCTION" and autotuner.size_hints is not None
-
-
-def scaled_configs(autotuner: Any, registers: list[int | None]) -> list[Any]:
-    """The configurations that `_dynamic_scale_rblock` adds, given what launchers would say."""
-    added: list[Any] = []
-
-    def note(config: Any) -> Any:
-        added.append(config)
-        return types.SimpleNamespace(config=config, kernel=types.SimpleNamespace())
-
-    autotuner.compile_results = [
-        types.SimpleNamespace(config=config, kernel=types.SimpleNamespace(n_regs=count))
-        for config, count in zip(autotuner.configs, registers, strict=True)
-    ]
-    # On the instance: the class's own are needed to describe.
-    vars(autotuner).update(_precompile_config=note, _make_launchers=lambda: None)
-    try:
-        autotuner._dynamic_scale_rblock()
-    finally:
-        del autotuner._precompile_config, autotuner._make_launchers
-        autotuner.compile_results = []
-    return added
-
-
-def patched_config(settings: dict[str, Any]) -> AbstractContextManager[Any]:
-    """Inductor's config with `settings` in force."""
-    found: AbstractContextManager[Any] = _config().patch(settings)
-    return found

@@ -19,7 +19,7 @@ import time
 import traceback
 from typing import Any
 
-from headstart.inductor import compat, plain
+from headstart.inductor import compat, plain, recorder
 from headstart.inductor.recipe import (
     Awake,
     Describe,
@@ -31,7 +31,7 @@ from headstart.inductor.recipe import (
     Rescale,
     ToDescriber,
     Undescribed,
-    job_key,
+    job_of,
 )
 from headstart.wire import Deframer, frame, receive_blocking
 
@@ -43,14 +43,14 @@ class Describer:
     """Runs decorators. One per process: it changes torch for good."""
 
     def __init__(self) -> None:
-        self._recorder = compat.Recorder()
+        self._recorder = recorder.Recorder()
         self._autotuners: dict[str, Any] = {}  # by source
 
     def describe(self, order: Describe) -> Recipe:
         """Raises whatever the source raises, and `CannotTravelError`."""
         started = time.perf_counter()
         os.environ.update(order.environment)
-        with compat.patched_config(plain.decode(order.config)):
+        with recorder.patched_config(plain.decode(order.config)):
             autotuner, path = self._recorder.load(order.name, order.source)
             arguments = self._recorder.arguments(autotuner)
             if type(autotuner).__name__ != "CachingAutotuner":
@@ -63,7 +63,7 @@ class Describer:
                 arguments=plain.encode(arguments),
                 function=_outside(autotuner.fn),
                 jobs=[self._job(stem, autotuner, config) for config in autotuner.configs],
-                may_scale=compat.may_scale(autotuner),
+                may_scale=recorder.may_scale(autotuner),
                 seconds=time.perf_counter() - started,
             )
         if recipe.may_scale:
@@ -78,24 +78,11 @@ class Describer:
         if source not in self._autotuners:
             self.describe(order.described)
         stem, autotuner = self._autotuners[source]
-        added = compat.scaled_configs(autotuner, order.registers)
+        added = recorder.scaled_configs(autotuner, order.registers)
         return [self._job(stem, autotuner, config) for config in added]
 
     def _job(self, stem: str, autotuner: Any, config: Any) -> Job:
-        src, target, options = self._recorder.compile_arguments(autotuner, config)
-        parsed = compat.parsed_options(target, options)
-        return Job(
-            key=job_key(stem, src, target, options),
-            hash=compat.cache_hash(src, target, options),
-            name=src.name,
-            signature=dict(src.signature),
-            constants=plain.encode(dict(src.constants)),
-            attrs=plain.encode(dict(src.attrs)),
-            # As Triton does, options that the backend does not know are left out.
-            options={name: value for name, value in options.items() if name in parsed},
-            target=f"{target.backend}:{target.arch}:{target.warp_size}",
-            config=plain.encode(config),
-        )
+        return job_of(stem, *self._recorder.compile_arguments(autotuner, config), config)
 
 
 def _outside(fn: Any) -> Function:

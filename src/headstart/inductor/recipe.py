@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from headstart.inductor import compat, plain
+
 _USER_KERNEL = "@triton_heuristics.user_autotune("
 
 
@@ -145,3 +147,24 @@ def job_key(stem: str, src: Any, target: Any, options: dict[str, Any]) -> str:
         sorted((name, repr(value)) for name, value in options.items()),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def job_of(stem: str, src: Any, target: Any, options: dict[str, Any], config: Any = None) -> Job:
+    """The job that a call of `triton.compile` stands for.
+
+    Raises:
+        CannotTravelError: it is given something that is not plain data.
+    """
+    known = compat.parsed_options(target, options)
+    return Job(
+        key=job_key(stem, src, target, options),
+        hash=compat.cache_hash(src, target, options),
+        name=src.name,
+        signature=dict(src.signature),
+        constants=plain.encode(dict(src.constants)),
+        attrs=plain.encode(dict(src.attrs)),
+        # As Triton does, options that the backend does not know are left out.
+        options={name: value for name, value in options.items() if name in known},
+        target=f"{target.backend}:{target.arch}:{target.warp_size}",
+        config=None if config is None else plain.encode(config),
+    )
