@@ -1,10 +1,11 @@
 """torch.compile on a GPU: the first call with Inductor's own pool, with one thread, and with headstart.
 
     python benchmarks/gpu/torch_compile.py [case …]         from a checkout, with src on PYTHONPATH
+    python benchmarks/gpu/torch_compile.py --report FILE    the table of what an earlier run wrote
 
 Each measurement is a fresh process with empty caches. It is checked against eager, the time until the first call
-returns is taken, and how often Triton's compiler ran in that process. Prints a table, and writes torch_compile.json
-into $OUT.
+returns is taken, and how often Triton's compiler ran in that process. Prints a line for each and a table, and writes
+torch_compile.json into $OUT.
 
     stock       Inductor's default pool
     serial      TORCHINDUCTOR_COMPILE_THREADS=1: everything in the training process
@@ -253,6 +254,29 @@ def row(result: dict[str, Any]) -> str:
     )
 
 
+def report(results: list[dict[str, Any]]) -> str:
+    """All of them as a table in Markdown: seconds, compiles in the training process, and the time against stock's."""
+    found = {(result["case"], result["kind"]): result for result in results if "failed" not in result}
+    any_one = next(iter(found.values()))
+    lines = [
+        (
+            "First call of torch.compile, s (Triton's compiler ran so often in the training process) : stock's time. "
+            f"{any_one['gpu']}, torch {any_one['torch']}. Wrong results: {sum(not r['correct'] for r in found.values())}."
+        ),
+        "",
+        f"| case | {' | '.join(KINDS)} |",
+        "|---|" + "---|" * len(KINDS),
+    ]
+    for case in dict.fromkeys(case for case, _ in found):
+        cells = []
+        for kind in KINDS:
+            result, stock = found.get((case, kind)), found.get((case, "stock"))
+            ratio = f" : {result['first_call_s'] / stock['first_call_s']:.2f}" if result and stock else ""
+            cells.append(f"{result['first_call_s']:.1f} ({result['compiles_in_process']}){ratio}" if result else "")
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     deadline = time.monotonic() + DEADLINE
     out = Path(os.environ.get("OUT", "."))
@@ -267,10 +291,13 @@ def main() -> None:
                     results.append(run(case, kind, Path(folder)))
                 print(row(results[-1]), flush=True)
                 (out / "torch_compile.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(report(results))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(*sys.argv[2:4])), flush=True)
+    elif sys.argv[1:2] == ["--report"]:
+        print(report(json.loads(Path(sys.argv[2]).read_text())))
     else:
         main()

@@ -1,7 +1,7 @@
 """Which Python and Triton compile, found and identified without importing Triton.
 
 A toolchain is known by content: Triton's Python files, libtriton, the tools and bitcode that it ships, and whatever
-`TRITON_PTXAS_PATH` and its like name instead. Reading all that takes 0.3 s and more (it is 600 MB), so
+`TRITON_PTXAS_PATH` and its like name instead. Reading all that takes long (Triton 3.9: some 600 MB), so
 
 * digests are remembered under the cache folder by each file's path, size, mtime_ns and inode: an edited or rebuilt file
   misses;

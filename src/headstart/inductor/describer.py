@@ -35,7 +35,7 @@ from headstart.inductor.recipe import (
 )
 from headstart.wire import Deframer, frame, receive_blocking
 
-IDLE_TIMEOUT = 60.0  # seconds; it holds 200 MiB of its own
+IDLE_TIMEOUT = 60.0  # seconds; it holds a whole torch in memory
 _KEPT = 2000  # described sources that can be rescaled without being described again
 
 
