@@ -261,7 +261,8 @@ def report(results: list[dict[str, Any]]) -> str:
     lines = [
         (
             "First call of torch.compile, s (Triton's compiler ran so often in the training process) : stock's time. "
-            f"{any_one['gpu']}, torch {any_one['torch']}. Wrong results: {sum(not r['correct'] for r in found.values())}."
+            f"{any_one['gpu']}, torch {any_one['torch']}. "
+            f"Wrong results: {sum(not r['correct'] for r in found.values())}."
         ),
         "",
         f"| case | {' | '.join(KINDS)} |",
