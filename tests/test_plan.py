@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headstart.service.plan import (
+    ALONE_PATIENCE,
+    BACKGROUND_TIME_LIMIT,
     IDLE_TIMEOUT,
     MAX_ATTEMPTS,
     MAX_ZYGOTE_LOSSES,
@@ -22,13 +24,11 @@ from headstart.service.plan import (
     EndZygote,
     Fork,
     Kill,
-    Kind,
     Plan,
     Retire,
     StartZygote,
-    Ticket,
-    Urgency,
 )
+from headstart.service.queue import Kind, Ticket, Urgency
 from headstart.wire import Failure
 
 PLAIN = Kind("triton 3.9", "")
@@ -45,6 +45,7 @@ class SimulatedWorker:
     kind: Kind
     state: str = "forking"  # then "idle", "busy", "retired" or "killed"
     key: str | None = None
+    recalled: bool = False  # killed for no fault of its job
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Wanted:
     kind: Kind
     urgency: Urgency
     order: int
+    estimate: float | None = None
     tickets: list[Ticket] = field(default_factory=list)
     worker: int | None = None
     deaths: int = 0
@@ -62,14 +64,17 @@ class Wanted:
 class SimulatedService:
     """Carries out a plan's actions on dictionaries, and refuses those that would be wrong."""
 
-    def __init__(self, limit: int = 2, **options: Any) -> None:
+    def __init__(self, limit: int = 2, *, time_limit: float | None = None, **options: Any) -> None:
         self.plan = Plan(limit, **options)
+        self.time_limit = time_limit  # of every client
         self.now = 1000.0
         self.zygotes: dict[Kind, str] = {}  # "starting" or "ready"
         self.workers: dict[int, SimulatedWorker] = {}
         self.wanted: dict[str, Wanted] = {}
         self.answers: dict[Ticket, list[Any]] = defaultdict(list)
         self.losses: Counter[Kind] = Counter()  # of zygotes, in a row
+        self.turns: dict[int, int] = {}  # of clients: how many jobs had been assigned when it was served last
+        self.assignments = 0
         self._tickets = 0
         self._orders = 0
 
@@ -79,31 +84,55 @@ class SimulatedService:
         return self._perform(self.plan.announced(kind))
 
     def request(
-        self, key: str, kind: Kind = PLAIN, *, client: int = 1, urgency: Urgency = EARLY
+        self,
+        key: str,
+        kind: Kind = PLAIN,
+        *,
+        client: int = 1,
+        urgency: Urgency = EARLY,
+        estimate: float | None = None,
     ) -> tuple[Ticket, list[Action]]:
         self._tickets += 1
         ticket = Ticket(client, self._tickets)
         wanted = self.wanted.get(key)
         if wanted is None:
             self._orders += 1
-            wanted = self.wanted[key] = Wanted(kind, urgency, self._orders)
+            wanted = self.wanted[key] = Wanted(kind, urgency, self._orders, estimate)
         wanted.tickets.append(ticket)
         wanted.urgency = min(wanted.urgency, urgency)
-        return ticket, self._perform(
-            self.plan.requested(ticket, key, kind, f"payload of {key}", urgency, self.now)
+        actions = self.plan.requested(
+            ticket,
+            key,
+            kind,
+            f"payload of {key}",
+            urgency,
+            self.now,
+            estimate=estimate,
+            time_limit=self.time_limit,
         )
+        return ticket, self._perform(actions)
 
-    def wait_for(self, key: str) -> None:
+    def wait_for(self, key: str) -> list[Action]:
         if key in self.wanted:
             self.wanted[key].urgency = AWAITED
-        self.plan.awaited(key)
+        return self._perform(self.plan.awaited(key, self.now))
 
-    def leave(self, client: int) -> None:
+    def leave(self, client: int) -> list[Action]:
+        self.turns.pop(client, None)
         for key, wanted in list(self.wanted.items()):
             wanted.tickets = [ticket for ticket in wanted.tickets if ticket.client != client]
             if not wanted.tickets and wanted.worker is None:
                 del self.wanted[key]
-        self.plan.client_left(client)
+        return self._perform(self.plan.client_left(client, self.now))
+
+    def quiesce(self, *, kill: bool = False) -> list[Action]:
+        return self._perform(self.plan.quiesce(kill=kill))
+
+    def resume(self) -> list[Action]:
+        return self._perform(self.plan.resume(self.now))
+
+    def resize(self, limit: int) -> list[Action]:
+        return self._perform(self.plan.resize(limit, self.now))
 
     def zygote_ready(self, kind: Kind = PLAIN) -> list[Action]:
         self.zygotes[kind] = "ready"
@@ -160,8 +189,8 @@ class SimulatedService:
         if worker.key is not None:
             wanted = self.wanted[worker.key]
             wanted.worker = None
-            wanted.deaths += 1
-            if not wanted.tickets and worker.state != "killed" and wanted.deaths < MAX_ATTEMPTS:
+            wanted.deaths += not worker.recalled
+            if not wanted.tickets and wanted.deaths < MAX_ATTEMPTS:
                 del self.wanted[worker.key]
         return self._perform(self.plan.worker_buried(number, status, stage, words, self.now))
 
@@ -211,6 +240,7 @@ class SimulatedService:
                     assert self.zygotes[kind] == "ready"
                     assert number not in self.workers
                     self.workers[number] = SimulatedWorker(kind)
+                    assert len(self.workers) <= self.plan.limit
                 case Assign(number, job):
                     self._assign(self.workers[number], number, job)
                 case Retire(number):
@@ -219,12 +249,12 @@ class SimulatedService:
                 case Kill(number):
                     assert self.workers[number].state == "busy"
                     self.workers[number].state = "killed"
+                    self.workers[number].recalled = self.plan.quiesced
                 case Deliver(job, outcome):
                     wanted = self.wanted.pop(job.key)
                     assert wanted.tickets == job.tickets
                     for ticket in job.tickets:
                         self.answers[ticket].append(outcome)
-        assert len(self.workers) <= self.plan.limit
         return actions
 
     def _assign(self, worker: SimulatedWorker, number: int, job: Any) -> None:
@@ -235,16 +265,31 @@ class SimulatedService:
         assert wanted.deaths < MAX_ATTEMPTS
         assert job.payload == f"payload of {job.key}"
         assert job.urgency == wanted.urgency
-        ahead = [
-            key
-            for key, other in self.wanted.items()
-            if other.worker is None
-            and other.kind == wanted.kind
-            and (other.urgency, other.order) < (wanted.urgency, wanted.order)
-        ]
-        assert not ahead
+        assert not self.plan.quiesced
+        self._check_turn(wanted)
         worker.state, worker.key = "busy", job.key
         wanted.worker = number
+
+
+    def _check_turn(self, chosen: Wanted) -> None:
+        waiting = [wanted for wanted in self.wanted.values() if wanted.worker is None and wanted.kind == chosen.kind]
+        assert chosen.urgency == min(wanted.urgency for wanted in waiting)
+        classmates = [wanted for wanted in waiting if wanted.urgency == chosen.urgency]
+
+        def last_served(wanted: Wanted) -> int:
+            return min(self.turns.get(ticket.client, 0) for ticket in wanted.tickets)
+
+        turn = last_served(chosen)
+        assert turn == min(map(last_served, classmates)), "another client has waited for longer"
+        clients = {t.client for t in chosen.tickets if self.turns.get(t.client, 0) == turn}
+        firsts = [min(self._length(w) for w in classmates if client in {t.client for t in w.tickets}) for client in clients]
+        assert self._length(chosen) in firsts, "its client has a longer one"
+        self.assignments += 1
+        self.turns.update({ticket.client: self.assignments for ticket in chosen.tickets})
+
+    @staticmethod
+    def _length(wanted: Wanted) -> tuple[float, int]:
+        return (float("-inf") if wanted.estimate is None else -wanted.estimate, wanted.order)
 
 
 def service(limit: int = 2, **options: Any) -> SimulatedService:
@@ -420,6 +465,41 @@ def test_a_job_awaited_while_it_runs_is_still_first_when_it_has_to_run_again() -
     assert assigned(simulated.all_forked()) == ["first"]
 
 
+# Several clients
+
+
+def test_clients_take_turns_however_much_one_of_them_asks_for() -> None:
+    simulated = busy_service()
+    for number in range(4):
+        simulated.request(f"mine {number}", client=1)
+    for number in range(2):
+        simulated.request(f"yours {number}", client=2)
+    assert order_of_the_rest(simulated) == ["yours 0", "mine 0", "yours 1", "mine 1", "mine 2", "mine 3"]
+
+
+def test_taking_turns_never_puts_early_work_before_what_somebody_waits_for() -> None:
+    simulated = busy_service()
+    for number in range(2):
+        simulated.request(f"awaited {number}", client=1, urgency=AWAITED)
+    simulated.request("early", client=2)
+    assert order_of_the_rest(simulated) == ["awaited 0", "awaited 1", "early"]
+
+
+def test_of_one_clients_jobs_the_longest_goes_first_and_the_unknown_before_it() -> None:
+    simulated = busy_service()
+    for key, estimate in {"short": 0.1, "long": 3.0, "unknown": None, "middling": 1.0, "new": None}.items():
+        simulated.request(key, estimate=estimate)
+    assert order_of_the_rest(simulated) == ["unknown", "new", "long", "middling", "short"]
+
+
+def test_a_job_of_several_clients_comes_when_it_is_the_turn_of_any() -> None:
+    simulated = busy_service()
+    simulated.request("mine", client=1)
+    simulated.request("ours", client=1)
+    simulated.request("ours", client=2)
+    assert order_of_the_rest(simulated) == ["ours", "mine"]
+
+
 # Kinds of workers
 
 
@@ -580,10 +660,9 @@ def test_a_crash_fails_its_own_waiters_only() -> None:
     simulated = service(limit=2)
     bad, _ = simulated.request("bad")
     good, _ = simulated.request("good")
-    for _ in range(MAX_ATTEMPTS):
-        simulated.crash("bad")
-        simulated.all_forked()
+    simulated.crash("bad")
     simulated.finish("good")
+    simulated.crash("bad")
     assert simulated.answer(bad).kind == "crash"
     assert simulated.answer(good) == "entry"
 
@@ -601,6 +680,109 @@ def test_a_worker_that_dies_idle_blames_nobody_and_is_replaced_when_needed() -> 
     assert simulated.answer(ticket) == "entry"
 
 
+def test_a_second_attempt_waits_for_those_who_run_and_then_has_the_service_to_itself() -> None:
+    simulated = service(limit=3)
+    for key in ("neighbour", "bad", "waits"):
+        simulated.request(key)
+    simulated.request("later")
+    simulated.crash("bad")
+    simulated.all_forked()
+    assert sorted(simulated.running) == ["neighbour", "waits"]
+    assert assigned(simulated.finish("waits")) == []
+    assert assigned(simulated.finish("neighbour")) == ["bad"]
+    assert simulated.request("new", client=2)[1] == []
+    assert assigned(simulated.finish("bad")) == ["new", "later"]
+
+
+def test_a_second_attempt_does_not_wait_for_long_nor_is_it_waited_for_long() -> None:
+    simulated = service(limit=2)
+    for key in ("neighbour", "bad"):
+        simulated.request(key)
+    simulated.crash("bad")
+    simulated.pass_time(ALONE_PATIENCE)
+    assert assigned(simulated.all_forked()) == ["bad"], "its neighbour takes too long"
+    simulated.finish("neighbour")
+    simulated.finish("bad")
+    for key in ("hangs", "other"):
+        simulated.request(key)
+    simulated.crash("hangs")
+    assert assigned(simulated.finish("other")) == ["hangs"]
+    simulated.request("more")
+    simulated.pass_time(ALONE_PATIENCE)
+    assert assigned(simulated.all_forked()) == ["more"]
+
+
+def test_others_go_on_at_once_when_the_client_of_a_second_attempt_leaves() -> None:
+    simulated = service(limit=2)
+    simulated.request("bad", client=2)
+    simulated.request("neighbour", client=1)
+    simulated.crash("bad")
+    simulated.request("next", client=1)
+    assert [type(action) for action in simulated.leave(2)] == [Fork]
+    assert assigned(simulated.all_forked()) == ["next"]
+
+
+# Quiesced, and resized
+
+
+def test_quiesced_it_lets_running_compiles_end_and_then_has_no_workers() -> None:
+    simulated = service(limit=2)
+    ticket, _ = simulated.request("a")
+    (idle,) = simulated.in_state("idle")
+    assert simulated.quiesce() == [Retire(idle)]
+    waiting, actions = simulated.request("b")
+    assert actions == []
+    assert [type(action) for action in simulated.finish("a")] == [Deliver, Retire]
+    for number in simulated.in_state("retired"):
+        assert simulated.die(number, status=0) == []
+    assert simulated.answer(ticket) == "entry"
+    assert simulated.plan.next_deadline() is None
+    assert [type(action) for action in simulated.resume()] == [Fork]
+    assert assigned(simulated.all_forked()) == ["b"]
+    simulated.finish("b")
+    assert simulated.answer(waiting) == "entry"
+
+
+def test_quiesced_now_kills_running_compiles_and_blames_none_of_them() -> None:
+    simulated = service(limit=1)
+    ticket, _ = simulated.request("a")
+    number = simulated.worker_of("a")
+    for _ in range(MAX_ATTEMPTS + 1):
+        assert simulated.quiesce(kill=True) == [Kill(number)]
+        assert simulated.die(number, -signal.SIGKILL) == []
+        simulated.resume()
+        assert assigned(simulated.all_forked()) == ["a"]
+        number = simulated.worker_of("a")
+    simulated.finish("a")
+    assert simulated.answer(ticket) == "entry"
+
+
+def test_a_worker_or_a_zygote_that_comes_while_it_is_quiesced_gets_no_work() -> None:
+    simulated = SimulatedService(limit=1)
+    simulated.request("a")
+    simulated.zygote_ready()
+    simulated.quiesce()
+    assert simulated.all_forked() == [Retire(1)]
+    assert simulated.announce(DEBUG) == [StartZygote(DEBUG)]
+    assert simulated.zygote_ready(DEBUG) == []
+
+
+def test_with_less_memory_idle_workers_leave_at_once_and_busy_ones_when_they_are_done() -> None:
+    simulated = service(limit=3)
+    for key in "abcd":
+        simulated.request(key)
+    assert simulated.resize(1) == []
+    assert [type(action) for action in simulated.finish("a")] == [Deliver, Retire]
+    assert [type(action) for action in simulated.finish("b")] == [Deliver, Retire]
+    assert assigned(simulated.finish("c")) == ["d"]
+    for number in simulated.in_state("retired"):
+        simulated.die(number, status=0)
+    assert simulated.resize(3) == [], "nobody needs them"
+    simulated.finish("d")
+    (idle,) = simulated.in_state("idle")
+    assert simulated.resize(0) == [Retire(idle)]
+
+
 # The time limit
 
 
@@ -611,8 +793,11 @@ def test_a_compile_that_takes_too_long_is_killed_and_fails_as_a_timeout() -> Non
     assert simulated.plan.next_deadline() == simulated.now + 10.0
     assert simulated.pass_time(9.9) == []
     assert simulated.pass_time(0.1) == [Kill(number)]
+    simulated.die(number, -signal.SIGKILL)
+    simulated.all_forked()
+    simulated.pass_time(10.0)
     assert simulated.answers[slow] == [], "its last words come with the burial"
-    simulated.die(number, -signal.SIGKILL, "ptxas is thinking", "cubin")
+    simulated.crash("slow", -signal.SIGKILL, "ptxas is thinking", "cubin")
     failure = simulated.answer(slow)
     assert failure.kind == "timeout"
     assert "10 s" in failure.summary
@@ -621,15 +806,39 @@ def test_a_compile_that_takes_too_long_is_killed_and_fails_as_a_timeout() -> Non
     assert "HEADSTART_COMPILE_TIMEOUT" in failure.advice
 
 
-def test_a_timeout_is_not_tried_again_and_the_others_go_on() -> None:
+def test_a_timeout_is_tried_once_more_and_then_the_others_go_on() -> None:
     simulated = service(limit=1, time_limit=10.0)
     simulated.request("slow")
     next_one, _ = simulated.request("next")
-    simulated.pass_time(10.0)
-    simulated.crash("slow", -signal.SIGKILL)
-    assert assigned(simulated.all_forked()) == ["next"]
+    for _ in range(MAX_ATTEMPTS):
+        assert simulated.running == ["slow"]
+        simulated.pass_time(10.0)
+        simulated.crash("slow", -signal.SIGKILL)
+        actions = simulated.all_forked()
+    assert assigned(actions) == ["next"]
     simulated.finish("next")
     assert simulated.answer(next_one) == "entry"
+
+
+def test_what_nobody_waits_for_has_a_time_limit_that_ends_when_somebody_does() -> None:
+    simulated = service(limit=1)
+    simulated.request("a", urgency=BACKGROUND)
+    assert simulated.plan.next_deadline() == simulated.now + BACKGROUND_TIME_LIMIT
+    simulated.wait_for("a")
+    assert simulated.plan.next_deadline() is None
+
+
+def test_of_two_time_limits_for_one_job_the_longer_holds() -> None:
+    simulated = service(limit=1, time_limit=10.0)
+    simulated.request("a", client=1)
+    simulated.time_limit = 20.0
+    simulated.request("a", client=2)
+    simulated.time_limit = 5.0
+    simulated.request("a", client=3)
+    assert simulated.plan.next_deadline() == simulated.now + 20.0
+    simulated.time_limit = None
+    simulated.request("a", client=4)
+    assert simulated.plan.next_deadline() is None
 
 
 def test_the_time_limit_counts_from_the_start_of_a_compile_not_from_its_request() -> None:
@@ -811,6 +1020,7 @@ def test_a_failed_fork_makes_do_with_the_workers_there_are() -> None:
     simulated.fork_fails(2)
     simulated.fork_fails(3)
     assert simulated.plan.limit == 1
+    simulated.now += 1
     tickets = [simulated.request(key)[0] for key in "abc"]
     for key in "abc":
         assert simulated.running == [key]
@@ -999,10 +1209,11 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         kind=st.sampled_from(KINDS),
         kernel=st.integers(0, 2),
         urgency=st.sampled_from(Urgency),
+        estimate=st.sampled_from([None, 1.0, 2.0]),
     )
-    def request(self, client: int, kind: Kind, kernel: int, urgency: Urgency) -> None:
+    def request(self, client: int, kind: Kind, kernel: int, urgency: Urgency, estimate: float | None) -> None:
         key = f"kernel {kernel} of {kind}"
-        ticket, _ = self.service.request(key, kind, client=client, urgency=urgency)
+        ticket, _ = self.service.request(key, kind, client=client, urgency=urgency, estimate=estimate)
         self.tickets.add(ticket)
 
     @rule(pick=any_number)
@@ -1014,6 +1225,14 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def leave(self, client: int) -> None:
         self.service.leave(client)
         self.tickets = {ticket for ticket in self.tickets if ticket.client != client}
+
+    @rule(kill=st.booleans())
+    def quiesce(self, kill: bool) -> None:
+        self.service.quiesce(kill=kill)
+
+    @rule()
+    def resume(self) -> None:
+        self.service.resume()
 
     @rule(kind=st.sampled_from(KINDS))
     def come(self, kind: Kind) -> None:
@@ -1083,7 +1302,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def what_is_queued_has_a_worker_coming(self) -> None:
         under_way = self._zygotes("starting") or self.service.in_state("forking", "busy", "retired", "killed")
         queued = [key for key, wanted in self.service.wanted.items() if wanted.worker is None]
-        assert under_way or not queued, "nothing will ever happen to these"
+        assert under_way or not queued or self.service.plan.quiesced, "nothing will ever happen to these"
 
     @invariant()
     def there_are_at_most_as_many_workers_as_allowed_and_each_has_one_job(self) -> None:
@@ -1096,6 +1315,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "service"):
             return
+        self.service.resume()
         for _ in range(200):
             if not self._settle_a_little():
                 break

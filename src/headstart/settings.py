@@ -27,18 +27,21 @@ class Settings(msgspec.Struct, frozen=True):
         workers: compiles that may run at once.
         time_limit: seconds that one compile may take; None: no limit.
         store_limit: bytes that the store may grow to; None: no limit.
+        service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
     """
 
     cache_dir: Path
     workers: int
     time_limit: float | None
     store_limit: int | None
+    service: str = "auto"
 
     @classmethod
     def load(
         cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None
     ) -> Settings:
-        """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` (`"10GiB"`, `"none"`).
+        """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` (`"10GiB"`, `"none"`),
+        `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path).
 
         Raises:
             UsageError: one of them is not valid.
@@ -52,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True):
             workers=workers,
             time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
+            service=_service(),
         )
 
 
@@ -85,6 +89,18 @@ def patience() -> float:
     return _seconds("HEADSTART_PATIENCE") or DEFAULT_PATIENCE
 
 
+def parse_seconds(text: str) -> float:
+    """Seconds in `"90"`, `"90s"`, `"10m"` or `"2h"`.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if match is None:
+        raise UsageError(f"expected a time such as 90s, 10m or 2h, got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 def parse_size(text: str) -> int | None:
     """Bytes in `"10GiB"`, `"500M"` or `"123"`; None for `"none"`.
 
@@ -97,6 +113,15 @@ def parse_size(text: str) -> int | None:
     if match is None:
         raise UsageError(f"expected a size such as 10GiB, 500M or none, got {text!r}")
     return int(Fraction(match[1]) * _UNITS[match[2].upper()])
+
+
+def _service() -> str:
+    text = os.environ.get("HEADSTART_SERVICE", "").strip()
+    if not text or text in ("auto", "private", "shared"):
+        return text or "auto"
+    if "/" not in text:
+        raise UsageError(f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}")
+    return os.path.abspath(os.path.expanduser(text))
 
 
 def _size(variable: str, default: int) -> int | None:

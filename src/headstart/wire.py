@@ -1,6 +1,7 @@
 """The messages between the processes, and how they are framed.
 
-    client  ⇄ service   stream     Hello Submit Await            / Notice Started Result Failed
+    client  ⇄ service   stream     Hello Submit Await            / Welcome Notice Started Result Failed Leaving
+    command ⇄ service   stream     Control Supersede             / Report Unwelcome
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Buried
     service ⇄ worker    stream     Assign                        / Finished Failure
 
@@ -20,7 +21,7 @@ import msgspec
 from headstart.request import CompileRequest
 from headstart.toolchain import Toolchain
 
-PROTOCOL = 1  # raised whenever a message changes its meaning
+PROTOCOL = 2  # raised whenever a message changes its meaning
 MAX_FRAME = 512 << 20  # bytes; an entry of a huge kernel is a few MiB
 _READ = 1 << 18  # bytes per recv
 
@@ -45,19 +46,34 @@ class Failure(msgspec.Struct, tag=True):
 
 
 class Hello(msgspec.Struct, tag=True):
-    """First message of a client. What it will ask for is to be compiled by `toolchain`, and mostly in `environment`."""
+    """First message of a client. What it will ask for is to be compiled by `toolchain`, and mostly in `environment`.
+
+    Attributes:
+        protocol: see `PROTOCOL`; first in all versions.
+        toolchain: what compiles.
+        environment: the fingerprint that most requests will have; its zygote is started at once.
+        cache_dir: the client's own, where its entries go.
+        store_limit: bytes that its store may grow to; None: no limit.
+        time_limit: seconds that a compile may take; None: as the service sees fit.
+        name: of the program, for people.
+    """
 
     protocol: int
     toolchain: Toolchain
     environment: dict[str, str]
+    cache_dir: bytes = b""
+    store_limit: int | None = None
+    time_limit: float | None = None
+    name: str = ""
 
 
 class Submit(msgspec.Struct, tag=True):
-    """Compile `request`; `ticket` is the client's name for the answer."""
+    """Compile `request`; `ticket` is the client's name for the answer. `background`: nobody will wait for it soon."""
 
     ticket: int
     request: CompileRequest
     use_store: bool
+    background: bool = False
 
 
 class Await(msgspec.Struct, tag=True):
@@ -66,7 +82,103 @@ class Await(msgspec.Struct, tag=True):
     tickets: list[int]
 
 
+# command → service
+
+
+class Control(msgspec.Struct, tag=True):
+    """What `headstart status`, `quiesce`, `resume` and `stop` ask for; answered by a `Report` when it is done.
+
+    `command` is `"status"`, `"quiesce"`, `"quiesce now"`, `"resume"` or `"stop"`.
+    """
+
+    command: str
+
+
+class Supersede(msgspec.Struct, tag=True):
+    """A service of a newer `protocol` has come: end once there are no clients. Means the same in all versions."""
+
+    protocol: int
+
+
+class ClientReport(msgspec.Struct):
+    """One client. `waiting` counts its requests that are not answered yet; `since` is monotonic seconds."""
+
+    pid: int
+    name: str
+    since: float
+    waiting: int
+
+
+class FlightReport(msgspec.Struct):
+    """One kernel that is being compiled. `clients` is how many want it; `rss` bytes of its worker, tools not counted."""
+
+    name: str
+    target: str
+    worker: int
+    started: float
+    clients: int
+    rss: int
+
+
+class Report(msgspec.Struct, tag=True):
+    """The state of a service.
+
+    Attributes:
+        pid: of the service.
+        version: of its headstart.
+        now: `time.monotonic()` of all times in here.
+        started: when the service was.
+        lingers: whether it stays when its last client leaves.
+        quiesced: whether it starts no compiles.
+        workers: how many there are.
+        limit: how many there may be now.
+        workers_rss: bytes.
+        queued: jobs by class: awaited, early, background.
+        requests: asked for so far; of these
+        stored: came from the store,
+        joined: were under way already, for somebody else or an earlier request,
+        compiled: were compiled,
+        failed: failed.
+        clients: who is there.
+        flights: what is being compiled.
+    """
+
+    pid: int
+    version: str
+    now: float
+    started: float
+    lingers: bool
+    quiesced: bool
+    workers: int
+    limit: int
+    workers_rss: int
+    queued: list[int]
+    requests: int
+    stored: int
+    joined: int
+    compiled: int
+    failed: int
+    clients: list[ClientReport]
+    flights: list[FlightReport]
+
+
 # service → client
+
+
+class Welcome(msgspec.Struct, tag=True):
+    """Answer to `Hello`: requests will be answered. Who hears nothing but EOF was too late for a service that ended."""
+
+    pid: int
+
+
+class Unwelcome(msgspec.Struct, tag=True):
+    """Answer to a first message that this service cannot serve."""
+
+    why: str
+
+
+class Leaving(msgspec.Struct, tag=True):
+    """The service ends because it was told to. What is pending is to be asked for elsewhere."""
 
 
 class Notice(msgspec.Struct, tag=True):
@@ -180,8 +292,8 @@ class Finished(msgspec.Struct, tag=True):
     notice: str = ""
 
 
-FromClient = Hello | Submit | Await
-FromService = Notice | Started | Result | Failed
+FromClient = Hello | Submit | Await | Control | Supersede
+FromService = Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Buried
 FromWorker = Finished | Failure

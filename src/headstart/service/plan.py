@@ -6,9 +6,12 @@ are passed through unread.
 
 Guarantees:
 
+* What somebody is blocked on goes first, and no client waits for all of another's jobs; see `queue.py`.
 * One job per key is queued or running at a time; everyone who asks meanwhile is added to it and gets its outcome.
 * Every ticket is answered exactly once, by one `Deliver`, unless its client leaves first.
-* A job whose worker dies under it is tried once more in a fresh worker, then fails; losing a zygote blames no job.
+* A job whose worker dies under it, or that runs out of time, is tried once more, alone as far as that is possible without
+  stopping everybody else, then fails; losing a zygote blames no job.
+* Quiesced, it starts no compile and keeps no worker.
 * A worker serves one kind (toolchain and environment) in its life.
 
 Assumptions: after `Retire` or `Kill` the server reports `worker_buried`; after `Fork`, `worker_forked` or `fork_failed`
@@ -18,55 +21,19 @@ or the loss of the zygote; after `StartZygote`, `zygote_ready`, `zygote_unable` 
 from __future__ import annotations
 
 import enum
-import heapq
 import signal
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
 
+from headstart.service.queue import Job, Kind, Queue, Ticket, Urgency
 from headstart.wire import Failure
 
-MAX_ATTEMPTS = 2  # a kernel that killed its worker twice is not tried again
+MAX_ATTEMPTS = 2  # a kernel that killed its worker twice, or ran out of time twice, is not tried again
+BACKGROUND_TIME_LIMIT = 300.0  # seconds for what nobody waits for, unless the client sets its own limit
+ALONE_PATIENCE = 10.0  # seconds for which others wait for a second attempt to begin, and again while it runs
 MAX_ZYGOTE_LOSSES = 3  # in a row, with nothing compiled between
 IDLE_TIMEOUT = 60.0  # seconds until an idle worker leaves
-
-
-class Urgency(enum.IntEnum):
-    """What a job is wanted for; lower goes first."""
-
-    AWAITED = 0
-    EARLY = 1
-    BACKGROUND = 2
-
-
-class Ticket(NamedTuple):
-    """One request of one client."""
-
-    client: int
-    number: int
-
-
-class Kind(NamedTuple):
-    """What compiles: a toolchain in an environment. There is a zygote for each kind, and each worker is of one."""
-
-    toolchain: Hashable
-    environment: Hashable
-
-
-@dataclass(eq=False)
-class Job:
-    """One compile that somebody asked for."""
-
-    key: str
-    kind: Kind
-    urgency: Urgency
-    payload: object
-    tickets: list[Ticket] = field(default_factory=list)
-    attempts: int = 0
-    worker: int | None = None  # while running
-    order: int | None = None
 
 
 # Actions
@@ -135,7 +102,8 @@ class _Worker:
     state: _State = _State.FORKING
     job: Job | None = None
     since: float = 0.0  # when it began its job, or became idle
-    timed_out: bool = False
+    timed_out: float | None = None  # the limit that it was killed for
+    recalled: bool = False  # killed so that its job goes back into the queue
 
 
 @dataclass(eq=False)
@@ -149,20 +117,18 @@ class Plan:
 
     Args:
         limit: how many workers there may be at once.
-        time_limit: seconds that one compile may take; None: as long as it likes.
         idle_timeout: seconds after which an idle worker leaves.
     """
 
-    def __init__(self, limit: int, *, time_limit: float | None = None, idle_timeout: float = IDLE_TIMEOUT) -> None:
+    def __init__(self, limit: int, *, idle_timeout: float = IDLE_TIMEOUT) -> None:
         self.limit = limit
-        self.time_limit = time_limit
         self.idle_timeout = idle_timeout
+        self.quiesced = False
         self._jobs: dict[str, Job] = {}
-        self._queues: dict[Kind, list[tuple[int, int, Job]]] = defaultdict(list)
-        self._queued: Counter[Kind] = Counter()  # jobs; a queue may hold a job twice
+        self._queue = Queue()
+        self._alone: set[Job] = set()  # those with an `alone_until` that is not over
         self._workers: dict[int, _Worker] = {}
         self._zygotes: dict[Kind, _Zygote] = {}
-        self._orders = count()
         self._numbers = count(1)
 
     # What clients do
@@ -172,14 +138,40 @@ class Plan:
         return self._start_zygote(kind)
 
     def requested(
-        self, ticket: Ticket, key: str, kind: Kind, payload: object, urgency: Urgency, now: float
+        self,
+        ticket: Ticket,
+        key: str,
+        kind: Kind,
+        payload: object,
+        urgency: Urgency,
+        now: float,
+        *,
+        estimate: float | None = None,
+        time_limit: float | None = None,
     ) -> list[Action]:
-        """A client wants the entry of `key`."""
+        """A client wants the entry of `key`.
+
+        Args:
+            ticket: the client's, and its name for this request.
+            key: of the job.
+            kind: what compiles it.
+            payload: what the worker is told.
+            urgency: what it is wanted for.
+            now: monotonic seconds.
+            estimate: seconds that it may take, as far as is known.
+            time_limit: seconds that the client lets it take; None: no limit, but for background work.
+        """
         job = self._jobs.get(key)
         if job is None:
-            job = self._jobs[key] = Job(key, kind, urgency, payload)
-            self._enqueue(job)
+            job = self._jobs[key] = Job(key, kind, urgency, payload, estimate, time_limit, [ticket])
+            self._queue.put(job)
+            return self._schedule(now)
+        newcomer = all(other.client != ticket.client for other in job.tickets)
         job.tickets.append(ticket)
+        if time_limit is None or (job.time_limit is not None and job.time_limit < time_limit):
+            job.time_limit = time_limit
+        if job.waiting and newcomer:
+            self._queue.join(job, ticket.client)
         self._raise(job, urgency)
         return self._schedule(now)
 
@@ -187,26 +179,66 @@ class Plan:
         """The queued or running job of `key`."""
         return self._jobs.get(key)
 
-    def awaited(self, key: str) -> None:
+    def jobs(self) -> list[Job]:
+        """All that are queued or running."""
+        return list(self._jobs.values())
+
+    @property
+    def workers(self) -> int:
+        """How many there are."""
+        return len(self._workers)
+
+    def awaited(self, key: str, now: float) -> list[Action]:
         """Somebody is now blocked on `key`."""
         job = self._jobs.get(key)
         if job is not None:
             self._raise(job, Urgency.AWAITED)
+        return self._schedule(now)
 
-    def client_left(self, client: int) -> None:
+    def client_left(self, client: int, now: float) -> list[Action]:
         """Forget a client's tickets. What nobody else wants is dropped, unless it has begun."""
+        self._queue.leave(client)
         for job in list(self._jobs.values()):
             job.tickets = [ticket for ticket in job.tickets if ticket.client != client]
             if not job.tickets and job.worker is None:
-                self._queued[job.kind] -= 1
-                del self._jobs[job.key]
+                self._forget(job)
+        return self._schedule(now)
+
+    # What the user says
+
+    def quiesce(self, *, kill: bool) -> list[Action]:
+        """Start nothing, and let workers leave as they finish; with `kill`, running jobs go back into the queue at once."""
+        self.quiesced = True
+        actions: list[Action] = []
+        for worker in self._workers.values():
+            if worker.state is _State.IDLE:
+                actions.append(self._retire(worker))
+            elif worker.state is _State.BUSY and kill:
+                worker.state, worker.recalled = _State.LEAVING, True
+                actions.append(Kill(worker.number))
+        return actions
+
+    def resume(self, now: float) -> list[Action]:
+        """Go on with what is queued."""
+        self.quiesced = False
+        return self._schedule(now)
+
+    def resize(self, limit: int, now: float) -> list[Action]:
+        """There may be more workers, or fewer: then idle ones leave, and busy ones when they are done."""
+        self.limit = limit
+        actions: list[Action] = []
+        for worker in list(self._workers.values()):
+            if self._surplus() > 0 and worker.state is _State.IDLE:
+                actions.append(self._retire(worker))
+        return [*actions, *self._schedule(now)]
 
     # What happens to processes
 
     def zygote_ready(self, kind: Kind, now: float) -> list[Action]:
         """Workers can be forked; as many as there may be are, since somebody is about to ask."""
         self._zygotes[kind].ready = True
-        forks = [self._fork(kind) for _ in range(self.limit - len(self._workers))]
+        free = 0 if self.quiesced else self.limit - len(self._workers)
+        forks = [self._fork(kind) for _ in range(free)]
         return [*forks, *self._schedule(now)]
 
     def zygote_unable(self, kind: Kind, why: str) -> list[Action]:
@@ -227,16 +259,14 @@ class Plan:
         actions: list[Action] = []
         if zygote.losses >= MAX_ZYGOTE_LOSSES:
             actions = self._give_up(kind, f"{why}; it happened {zygote.losses} times in a row")
-        elif self._queued[kind]:
+        elif self._queue.waiting(kind):
             actions = self._start_zygote(kind)
             self._zygotes[kind].losses = zygote.losses
         return [*actions, *self._schedule(now)]
 
     def worker_forked(self, number: int, now: float) -> list[Action]:
         """A worker waits for its first job."""
-        worker = self._workers[number]
-        worker.state, worker.since = _State.IDLE, now
-        return self._schedule(now)
+        return [*self._rest(self._workers[number], now), *self._schedule(now)]
 
     def fork_failed(self, number: int, why: str, now: float) -> list[Action]:
         """The machine gives no more processes: make do with the workers there are, or give up."""
@@ -253,10 +283,9 @@ class Plan:
             return []
         job = worker.job
         worker.job = None
-        if worker.state is _State.BUSY:
-            worker.state, worker.since = _State.IDLE, now
+        rest = self._rest(worker, now) if worker.state is _State.BUSY else []
         self._zygotes[worker.kind].losses = 0
-        return [self._deliver(job, outcome), *self._schedule(now)]
+        return [self._deliver(job, outcome), *rest, *self._schedule(now)]
 
     def worker_buried(self, number: int, status: int, stage: str, last_words: str, now: float) -> list[Action]:
         """A worker is gone.
@@ -271,25 +300,32 @@ class Plan:
         worker = self._workers.pop(number, None)
         if worker is None:
             return []
-        answer = [] if worker.job is None else self._after_death(worker, worker.job, status, stage, last_words)
+        answer: list[Action] = []
+        if worker.job is not None:
+            answer = self._after_death(worker, worker.job, status, stage, last_words, now)
         return [*answer, *self._schedule(now), *self._end_zygote(worker.kind)]
 
     def _after_death(
-        self, worker: _Worker, job: Job, status: int, stage: str, last_words: str
+        self, worker: _Worker, job: Job, status: int, stage: str, last_words: str, now: float
     ) -> list[Action]:
+        if worker.recalled:
+            self._try_again(job)
+            return []
         job.attempts += 1
-        if worker.timed_out:
+        if job.attempts < MAX_ATTEMPTS:
+            job.alone_until = now + ALONE_PATIENCE
+            self._alone.add(job)
+            self._try_again(job)
+            return []
+        if worker.timed_out is not None:
             failure = Failure(
                 "timeout",
-                f"it took longer than {self.time_limit:g} s",
+                f"it took longer than {worker.timed_out:g} s, {job.attempts} times",
                 stage=stage,
                 output=last_words,
                 advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: less unrolling",
             )
             return [self._deliver(job, failure)]
-        if job.attempts < MAX_ATTEMPTS:
-            self._try_again(job)
-            return []
         failure = Failure(
             "crash",
             f"the compiler process {_describe(status)}, {job.attempts} times",
@@ -304,7 +340,9 @@ class Plan:
 
     def next_deadline(self) -> float | None:
         """When `tick` should be called; None: nothing is due."""
-        return min((deadline for _, deadline in self._deadlines()), default=None)
+        deadlines = [deadline for _, deadline in self._deadlines()]
+        deadlines += [job.alone_until for job in self._alone if job.alone_until is not None]
+        return min(deadlines, default=None)
 
     def tick(self, now: float) -> list[Action]:
         """Act on whatever is due by `now`."""
@@ -313,17 +351,23 @@ class Plan:
             if deadline > now:
                 continue
             if worker.state is _State.BUSY:
-                worker.timed_out = True
+                worker.timed_out = deadline - worker.since
+                worker.state = _State.LEAVING
                 actions.append(Kill(worker.number))
             else:
-                actions.append(Retire(worker.number))
-            worker.state = _State.LEAVING
+                actions.append(self._retire(worker))
+        over = {job for job in self._alone if job.alone_until is not None and job.alone_until <= now}
+        if over:
+            self._alone -= over
+            actions += self._schedule(now)
         return actions
 
     def _deadlines(self) -> Iterable[tuple[_Worker, float]]:
         for worker in self._workers.values():
-            if worker.state is _State.BUSY and self.time_limit is not None:
-                yield worker, worker.since + self.time_limit
+            if worker.state is _State.BUSY and worker.job is not None:
+                limit = _time_limit(worker.job)
+                if limit is not None:
+                    yield worker, worker.since + limit
             elif worker.state is _State.IDLE:
                 yield worker, worker.since + self.idle_timeout
 
@@ -332,35 +376,29 @@ class Plan:
     def _schedule(self, now: float) -> list[Action]:
         actions: list[Action] = []
         blocked: set[Kind] = set()
-        while (kind := self._most_urgent(blocked)) is not None:
-            worker = self._idle_worker(kind)
+        while not self.quiesced and (job := self._queue.first(blocked)) is not None:
+            if self._stands_back(job):
+                break
+            worker = self._idle_worker(job.kind)
             if worker is None:
-                blocked.add(kind)
-                actions += self._make_room(kind)
+                blocked.add(job.kind)
+                actions += self._make_room(job.kind)
+                if job in self._alone:
+                    break
                 continue
-            _, _, job = heapq.heappop(self._queues[kind])
+            self._queue.take(job)
             worker.state, worker.since = _State.BUSY, now
             worker.job, job.worker = job, worker.number
-            self._queued[kind] -= 1
+            if job in self._alone:
+                job.alone_until = now + ALONE_PATIENCE
             actions.append(Assign(worker.number, job))
         return actions
 
-    def _most_urgent(self, blocked: set[Kind]) -> Kind | None:
-        best: tuple[int, int] | None = None
-        chosen = None
-        for kind, queue in list(self._queues.items()):
-            while queue and not self._is_queued(queue[0]):
-                heapq.heappop(queue)
-            if not queue:
-                del self._queues[kind]
-            elif kind not in blocked and (best is None or queue[0][:2] < best):
-                best, chosen = queue[0][:2], kind
-        return chosen
-
-    def _is_queued(self, entry: tuple[int, int, Job]) -> bool:
-        # A job that became more urgent was pushed again, and one that nobody wants any more is still in the heap.
-        urgency, _, job = entry
-        return self._jobs.get(job.key) is job and job.worker is None and job.urgency == urgency
+    def _stands_back(self, job: Job) -> bool:
+        running = [worker.job for worker in self._workers.values() if worker.job is not None]
+        if job in self._alone:
+            return bool(running)
+        return any(other in self._alone for other in running)
 
     def _idle_worker(self, kind: Kind) -> _Worker | None:
         idle = (w for w in self._workers.values() if w.state is _State.IDLE and w.kind == kind)
@@ -373,7 +411,7 @@ class Plan:
         if not zygote.ready:
             return []
         coming = sum(w.state is _State.FORKING and w.kind == kind for w in self._workers.values())
-        wanted = max(0, self._queued[kind] - coming)
+        wanted = max(0, self._queue.waiting(kind) - coming)
         free = self.limit - len(self._workers)
         actions: list[Action] = [self._fork(kind) for _ in range(min(wanted, free))]
         leaving = any(w.state is _State.LEAVING for w in self._workers.values())
@@ -381,8 +419,7 @@ class Plan:
             # All places are taken; an idle worker, which must be of another kind, gives up its own.
             idle = next((w for w in self._workers.values() if w.state is _State.IDLE), None)
             if idle is not None:
-                idle.state = _State.LEAVING
-                actions.append(Retire(idle.number))
+                actions.append(self._retire(idle))
         return actions
 
     def _start_zygote(self, kind: Kind) -> list[Action]:
@@ -404,37 +441,49 @@ class Plan:
         self._workers[number] = _Worker(number, kind)
         return Fork(number, kind)
 
-    def _enqueue(self, job: Job) -> None:
-        self._queued[job.kind] += 1
-        if job.order is None:  # a job that is tried again keeps its place
-            job.order = next(self._orders)
-        self._push(job)
+    def _rest(self, worker: _Worker, now: float) -> list[Action]:
+        """A worker has nothing to do: it waits for more, or leaves if there is to be none."""
+        worker.state, worker.since = _State.IDLE, now
+        return [self._retire(worker)] if self.quiesced or self._surplus() > 0 else []
+
+    def _retire(self, worker: _Worker) -> Retire:
+        worker.state = _State.LEAVING
+        return Retire(worker.number)
+
+    def _surplus(self) -> int:
+        return sum(worker.state is not _State.LEAVING for worker in self._workers.values()) - self.limit
 
     def _try_again(self, job: Job) -> None:
         job.worker = None
         if job.tickets:
-            self._enqueue(job)
+            self._queue.put(job)  # where it was
         else:
-            del self._jobs[job.key]
-
-    def _push(self, job: Job) -> None:
-        assert job.order is not None
-        heapq.heappush(self._queues[job.kind], (int(job.urgency), job.order, job))
+            self._forget(job)
 
     def _raise(self, job: Job, urgency: Urgency) -> None:
         if urgency < job.urgency:
             job.urgency = urgency
-            if job.worker is None:
-                self._push(job)
+            if job.waiting:
+                self._queue.put(job)
 
     def _deliver(self, job: Job, outcome: object) -> Deliver:
-        del self._jobs[job.key]
+        self._forget(job)
         return Deliver(job, outcome)
+
+    def _forget(self, job: Job) -> None:
+        self._queue.drop(job)
+        self._alone.discard(job)
+        del self._jobs[job.key]
 
     def _give_up(self, kind: Kind, why: str) -> list[Action]:
         jobs = [job for job in self._jobs.values() if job.kind == kind and job.worker is None]
-        del self._queued[kind]
         return [self._deliver(job, Failure("service", why)) for job in jobs]
+
+
+def _time_limit(job: Job) -> float | None:
+    if job.time_limit is None and job.urgency is Urgency.BACKGROUND:
+        return BACKGROUND_TIME_LIMIT
+    return job.time_limit
 
 
 def _describe(status: int) -> str:

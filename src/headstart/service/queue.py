@@ -1,0 +1,154 @@
+"""Who is next: jobs that wait for a worker, in the order of their class, their clients' turns, and their length.
+
+                            client 1: longest first ─┐
+    kind ─▶ awaited     ─▶  client 2: …              ├─▶ the client that was served longest ago
+            early       ─▶  …                        ┘
+            background
+
+Pure, like the plan, whose part it is. A job lies in the line of every client that wants it. It is not searched for
+there when something about it changes (it was taken, dropped, became more urgent): what a line holds is looked at when it
+reaches the front, and what is no longer true is thrown away.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
+
+
+class Urgency(enum.IntEnum):
+    """What a job is wanted for; lower goes first."""
+
+    AWAITED = 0
+    EARLY = 1
+    BACKGROUND = 2
+
+
+class Ticket(NamedTuple):
+    """One request of one client."""
+
+    client: int
+    number: int
+
+
+class Kind(NamedTuple):
+    """What compiles: a toolchain in an environment. There is a zygote for each kind, and each worker is of one."""
+
+    toolchain: Hashable
+    environment: Hashable
+
+
+@dataclass(eq=False)
+class Job:
+    """One compile that somebody asked for.
+
+    Attributes:
+        estimate: seconds that it may take; None: nobody knows.
+        time_limit: the longest that any of its clients allows, seconds; None: no limit.
+        worker: while it runs.
+        waiting: whether it waits for a worker.
+        order: of its first request, among all jobs.
+        alone_until: it has failed once and is to run by itself; monotonic seconds until which others stand back.
+    """
+
+    key: str
+    kind: Kind
+    urgency: Urgency
+    payload: object
+    estimate: float | None = None
+    time_limit: float | None = None
+    tickets: list[Ticket] = field(default_factory=list)
+    attempts: int = 0
+    worker: int | None = None
+    waiting: bool = False
+    order: int = -1
+    alone_until: float | None = None
+
+
+class _Place(NamedTuple):
+    rank: float  # longest first, and what nobody knows before all of them
+    order: int
+    serial: int  # because a job cannot be compared, and may lie in a line twice
+    job: Job
+
+
+class Queue:
+    """The jobs that wait for a worker."""
+
+    def __init__(self) -> None:
+        self._lines: dict[Kind, dict[tuple[Urgency, int], list[_Place]]] = {}
+        self._waiting: Counter[Kind] = Counter()
+        self._turns: dict[int, int] = {}  # client: when it was last served
+        self._clock = count(1)
+        self._orders = count()
+
+    def put(self, job: Job) -> None:
+        """Have a job wait; one that has waited before keeps its place."""
+        if not job.waiting:
+            job.waiting = True
+            self._waiting[job.kind] += 1
+        if job.order < 0:
+            job.order = next(self._orders)
+        for client in {ticket.client for ticket in job.tickets}:
+            self.join(job, client)
+
+    def join(self, job: Job, client: int) -> None:
+        """Put a waiting job into the line of one more client."""
+        rank = float("-inf") if job.estimate is None else -job.estimate
+        line = self._lines.setdefault(job.kind, {}).setdefault((job.urgency, client), [])
+        heapq.heappush(line, _Place(rank, job.order, next(self._clock), job))
+
+    def first(self, blocked: Collection[Kind] = ()) -> Job | None:
+        """The job whose turn it is, kinds that are `blocked` left aside."""
+        best = None
+        chosen = None
+        for urgency, client, place in self._fronts(blocked):
+            candidate = (urgency, self._turns.get(client, 0), place.rank, place.order)
+            if best is None or candidate < best:
+                best, chosen = candidate, place.job
+        return chosen
+
+    def take(self, job: Job) -> None:
+        """A job has got its worker; its clients have had their turn."""
+        self.drop(job)
+        turn = next(self._clock)
+        for ticket in job.tickets:
+            self._turns[ticket.client] = turn
+
+    def drop(self, job: Job) -> None:
+        """A job waits no longer."""
+        if job.waiting:
+            job.waiting = False
+            self._waiting[job.kind] -= 1
+
+    def leave(self, client: int) -> None:
+        """A client has no line any more."""
+        self._turns.pop(client, None)
+        for kind, lines in list(self._lines.items()):
+            for urgency in Urgency:
+                lines.pop((urgency, client), None)
+            if not lines:
+                del self._lines[kind]
+
+    def waiting(self, kind: Kind) -> int:
+        """How many jobs of a kind wait."""
+        return self._waiting[kind]
+
+    def _fronts(self, blocked: Collection[Kind]) -> Iterator[tuple[Urgency, int, _Place]]:
+        for kind, lines in list(self._lines.items()):
+            if kind in blocked:
+                continue
+            for (urgency, client), line in list(lines.items()):
+                while line and not (line[0].job.waiting and line[0].job.urgency == urgency):
+                    heapq.heappop(line)
+                if line:
+                    yield urgency, client, line[0]
+                else:
+                    del lines[urgency, client]
+            if not lines:
+                del self._lines[kind]
