@@ -270,9 +270,10 @@ class SimulatedService:
         worker.state, worker.key = "busy", job.key
         wanted.worker = number
 
-
     def _check_turn(self, chosen: Wanted) -> None:
-        waiting = [wanted for wanted in self.wanted.values() if wanted.worker is None and wanted.kind == chosen.kind]
+        waiting = [
+            wanted for wanted in self.wanted.values() if wanted.worker is None and wanted.kind == chosen.kind
+        ]
         assert chosen.urgency == min(wanted.urgency for wanted in waiting)
         classmates = [wanted for wanted in waiting if wanted.urgency == chosen.urgency]
 
@@ -282,7 +283,10 @@ class SimulatedService:
         turn = last_served(chosen)
         assert turn == min(map(last_served, classmates)), "another client has waited for longer"
         clients = {t.client for t in chosen.tickets if self.turns.get(t.client, 0) == turn}
-        firsts = [min(self._length(w) for w in classmates if client in {t.client for t in w.tickets}) for client in clients]
+        firsts = [
+            min(self._length(w) for w in classmates if client in {t.client for t in w.tickets})
+            for client in clients
+        ]
         assert self._length(chosen) in firsts, "its client has a longer one"
         self.assignments += 1
         self.turns.update({ticket.client: self.assignments for ticket in chosen.tickets})

@@ -39,13 +39,39 @@ REQUEST = CompileRequest(
     filename="add.py",
 )
 FAILURE = wire.Failure("crash", "it died", stage="llir", output="words")
+REPORT = wire.Report(
+    pid=17,
+    now=20.0,
+    started=10.0,
+    lingers=True,
+    quiesced=False,
+    workers=1,
+    limit=2,
+    workers_memory=1 << 20,
+    queued=[1, 2, 3],
+    requests=6,
+    stored=1,
+    joined=2,
+    compiled=2,
+    failed=1,
+    clients=[wire.ClientReport(99, "train.py", 12.5, 4)],
+    flights=[wire.FlightReport("add", "cuda:90", 1, 19.0, 2, 1 << 20)],
+)
 MESSAGES: dict[str, list[msgspec.Struct]] = {
     "FromClient": [
-        wire.Hello(1, TOOLCHAIN, {"TRITON_DEBUG": "1"}),
-        wire.Submit(7, REQUEST, True),
+        wire.Hello(
+            1, TOOLCHAIN, {"TRITON_DEBUG": "1"}, wire.Preferences(b"/cache/\xff", 1 << 30, 2.5, "train.py")
+        ),
+        wire.Submit(7, REQUEST, True, background=True),
         wire.Await([1, 2]),
+        wire.Control("quiesce"),
+        wire.Supersede(9),
     ],
     "FromService": [
+        wire.Welcome(17),
+        wire.Unwelcome("another language"),
+        wire.Leaving(),
+        REPORT,
         wire.Notice("the store is damaged"),
         wire.Started(7, 1, 12.5),
         wire.Result(7, "aa", entry=b"\x00\xff"),

@@ -3,6 +3,7 @@
 The modules, lowest first; each imports only from those above it:
 
     errors, target, folders     what can go wrong; what to compile for; where things lie
+    machine                     what CPUs and memory there are
     settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told
     request                     one compile, as plain data

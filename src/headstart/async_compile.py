@@ -1,8 +1,8 @@
 """AsyncCompile: what a code generator calls.
 
-    triton(name, source, …) ─▶ CompiledTritonKernels: same request before? the same future
-                            └▶ bundle? a future that is done   └▶ service: Kickoff ─▶ future
-    future.result()         ─▶ finishing step, once: open the entry, check the target's limits ─▶ CompiledKernel
+triton(name, source, …) ─▶ CompiledTritonKernels: same request before? the same future
+                        └▶ bundle? a future that is done   └▶ service: Kickoff ─▶ future
+future.result()         ─▶ finishing step, once: open the entry, check the target's limits ─▶ CompiledKernel
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import concurrent.futures
 import functools
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -107,7 +108,9 @@ class _Answered:
 
 
 class AsyncCompile:
-    """Compiles kernels in the worker processes of a private service, which get ready in the background.
+    """Compiles kernels in the worker processes of a service, which get ready in the background.
+
+    The service is this client's own, or shared with other processes: see `HEADSTART_SERVICE` in docs/service.md.
 
     Args:
         target: what to compile for, e.g. `"cuda:90"`; may be given per kernel instead.
@@ -209,7 +212,9 @@ class AsyncCompile:
                 return future
             kickoff = self._service().submit(request, self._use_store and use_store)
             self._asked.append(Asked(name, kickoff.kicked_off, kickoff))
-            return self.kernels.save(digest, LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer)))
+            return self.kernels.save(
+                digest, LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer))
+            )
 
     def wait(self, scope: MutableMapping[str, Any]) -> None:
         """Replace every LambdaFuture in `scope` by its CompiledKernel.
@@ -261,7 +266,7 @@ class AsyncCompile:
 
     @property
     def services_started(self) -> int:
-        """How many services this client has started: none while a bundle has everything, two after one died."""
+        """How many services it has started or joined: none while a bundle has everything, two after one died."""
         return 0 if self._connection is None else self._connection.launches
 
     @property
@@ -291,6 +296,7 @@ class AsyncCompile:
             # Importing is most of what a warm start from a bundle costs, and it needs none of this.
             from headstart.connection import ServiceConnection
             from headstart.service.launch import launch
+            from headstart.wire import Preferences
 
             settings = self._settings
             me = weakref.ref(self)  # the connection's thread must not keep alive what nobody else holds
@@ -301,15 +307,16 @@ class AsyncCompile:
                     client._note(kickoff, result)
 
             self._connection = ServiceConnection(
-                lambda: launch(
-                    cache_dir=str(settings.cache_dir),
-                    workers=settings.workers,
-                    time_limit=settings.time_limit,
-                    store_limit=settings.store_limit,
-                ),
+                lambda: launch(settings),
                 type(self)._find_toolchain,
                 settled,
                 self._reproduce,
+                Preferences(
+                    os.fsencode(settings.cache_dir),
+                    settings.store_limit,
+                    settings.time_limit,
+                    os.path.basename(sys.argv[0]) if sys.argv else "",
+                ),
                 type(self)._environment,
             )
             weakref.finalize(self, self._connection.abandon).atexit = False

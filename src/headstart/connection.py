@@ -1,17 +1,17 @@
 """The client's end of the socket: sends requests, waits for answers, restarts a service that died.
 
     caller's threads                          daemon thread
-      submit ── append, try to send ─────▶      launch the service, send Hello and all that is pending
-      (never waits for the socket)              read: Started, Result, Failed ── settle futures
+      submit ── append, try to send ─────▶      launch or join the service, send Hello and all that is pending
+      (never waits for the socket)              read: Welcome, Started, Result, Failed ── settle futures
                                                 flush what the socket did not take
                                                 EOF: restart, send again what is pending
 
 Guarantees:
 
 * Every kick-off is settled once: by its answer, by an error that says why there is none, or by `close`.
-* A service that dies is started again and asked again for everything pending. A kernel that was being compiled at
-  two deaths is the suspect, fails, and is not tried a third time. Two deaths in a row without any progress end the
-  attempts.
+* A service that dies is started again, or its successor joined, and asked again for everything pending. A kernel that
+  was being compiled at two deaths is the suspect, fails, and is not tried a third time. Two deaths in a row without any
+  progress end the attempts. A service that was told to end, or ended while we came, is no death.
 * A fork of the process (multiprocessing, DataLoader) lets go of the connection without disturbing it. What was pending
   is asked for again, of a service of its own, when the fork waits for it.
 """
@@ -29,6 +29,7 @@ import time
 import weakref
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import msgspec
 
@@ -40,6 +41,7 @@ from headstart.service.launch import Launched
 from headstart.toolchain import Toolchain
 
 MAX_RUNNING_DEATHS = 2  # deaths of the service while one kernel was being compiled
+MAX_REFUSALS = 3  # in a row, by shared services that end while we connect
 MAX_FRUITLESS_DEATHS = 2  # deaths in a row without a single answer between
 _END_TIMEOUT = 5.0  # seconds that a service gets to clean up after its client
 
@@ -58,9 +60,12 @@ class Kickoff:
         answer: will hold the service's `Result`.
     """
 
-    def __init__(self, connection: ServiceConnection, request: CompileRequest, use_store: bool) -> None:
+    def __init__(
+        self, connection: ServiceConnection, request: CompileRequest, use_store: bool, background: bool
+    ) -> None:
         self.request = request
         self.use_store = use_store
+        self.background = background
         self.kicked_off = time.monotonic()
         self.started: float | None = None
         self.finished: float | None = None
@@ -71,19 +76,24 @@ class Kickoff:
         self.ticket = -1
         self._connection = connection
 
+    def message(self) -> wire.Submit:
+        """What the service is told."""
+        return wire.Submit(self.ticket, self.request, self.use_store, self.background)
+
     def want(self) -> None:
         """Somebody is blocked on this; see `headstart.future.Pending`."""
         self._connection.want(self)
 
 
 class ServiceConnection:
-    """A private service, and everything that is asked of it.
+    """A service, and everything that this client asks of it.
 
     Args:
-        launch: starts a service; called in the daemon thread, again after a death.
+        launch: starts a service, or joins one; called in the daemon thread, again after a death.
         find_toolchain: what shall compile; called in the daemon thread.
         settled: called in the daemon thread before an answer is set; may raise what is set instead.
         reproduce: writes a request down, and returns the command that compiles it again.
+        preferences: what the service is told of this client.
         environment: the fingerprint that most requests will have; called in the daemon thread.
     """
 
@@ -93,6 +103,7 @@ class ServiceConnection:
         find_toolchain: Callable[[], Toolchain],
         settled: Callable[[Kickoff, wire.Result], None],
         reproduce: Callable[[CompileRequest], str],
+        preferences: wire.Preferences,
         environment: Callable[[], dict[str, str]] = fingerprint,
     ) -> None:
         self._launch = launch
@@ -100,8 +111,9 @@ class ServiceConnection:
         self._settled = settled
         self._reproduce = reproduce
         self._environment = environment
+        self._preferences = preferences
         self._tickets = count(1)
-        self.launches = 0  # services started so far
+        self.launches = 0  # services started or joined so far
         self._reset()
         _connections.add(self)
 
@@ -114,6 +126,9 @@ class ServiceConnection:
         self._wakeup = -1
         self._closing = False
         self._fruitless = 0
+        self._welcomed = False  # by the service that we are connected to
+        self._dismissed = False  # it has said that it ends because it was told to
+        self._refusals = 0  # services in a row that ended before they had welcomed us
 
     def start(self) -> None:
         """Start a service in the background, unless there is one."""
@@ -123,9 +138,15 @@ class ServiceConnection:
                 self._thread = threading.Thread(target=self._run, name="headstart", daemon=True)
                 self._thread.start()
 
-    def submit(self, request: CompileRequest, use_store: bool) -> Kickoff:
-        """Ask for a kernel. Never waits for the service, the socket, or a process to start."""
-        kickoff = Kickoff(self, request, use_store)
+    def submit(self, request: CompileRequest, use_store: bool, *, background: bool = False) -> Kickoff:
+        """Ask for a kernel. Never waits for the service, the socket, or a process to start.
+
+        Args:
+            request: what is to be compiled.
+            use_store: whether it may come from the store, and be kept there.
+            background: nobody will wait for it soon: everything else goes first.
+        """
+        kickoff = Kickoff(self, request, use_store, background)
         self._submit(kickoff)
         return kickoff
 
@@ -165,7 +186,7 @@ class ServiceConnection:
                 raise ServiceError(f"{kickoff.request.name}: this AsyncCompile is closed")
             kickoff.ticket = next(self._tickets)
             self._pending[kickoff.ticket] = kickoff
-            self._send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
+            self._send(kickoff.message())
             self.start()
 
     def _send(self, message: msgspec.Struct) -> None:
@@ -212,14 +233,17 @@ class ServiceConnection:
         toolchain = self._find_toolchain()
         launched = self._launch()
         channel = wire.Channel(launched.socket, wire.FromService)
+        self._welcomed = self._dismissed = False
         with self._lock:
             self.launches += 1
             self._channel, self._launched = channel, launched
             with contextlib.suppress(ConnectionError):
-                channel.send(wire.Hello(wire.PROTOCOL, toolchain, self._environment()))
+                channel.send(wire.Hello(wire.PROTOCOL, toolchain, self._environment(), self._preferences))
                 for kickoff in list(self._pending.values()):
-                    channel.send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
-                channel.send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
+                    channel.send(kickoff.message())
+                channel.send(
+                    wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted])
+                )
         try:
             self._converse(channel)
         finally:
@@ -230,8 +254,17 @@ class ServiceConnection:
             launched.end(_END_TIMEOUT)
         if not died:
             return False
-        self._mourn(launched.process.returncode, words)
+        if self._dismissed or (launched.shared and self._was_too_late()):
+            for kickoff in self.in_flight():
+                kickoff.started = None
+        else:
+            self._mourn(launched.status, words)
         return bool(self._pending)
+
+    def _was_too_late(self) -> bool:
+        """Whether this looks like a service that ended, its last client gone, while we were connecting."""
+        self._refusals = 0 if self._welcomed else self._refusals + 1
+        return 0 < self._refusals <= MAX_REFUSALS
 
     def _converse(self, channel: wire.Channel) -> None:
         with selectors.DefaultSelector() as selector:
@@ -257,9 +290,15 @@ class ServiceConnection:
                     except wire.ProtocolError as error:
                         raise ServiceError(f"the compile service talks another language: {error}") from error
 
-    def _hear(self, message: wire.Notice | wire.Started | wire.Result | wire.Failed) -> None:
+    def _hear(self, message: Any) -> None:
         if isinstance(message, wire.Notice):
             _log.warning("%s", message.text)
+            return
+        if isinstance(message, wire.Unwelcome):
+            raise ServiceError(f"the compile service cannot be used: {message.why}")
+        if isinstance(message, wire.Welcome | wire.Leaving | wire.Report):
+            self._welcomed = True
+            self._dismissed = isinstance(message, wire.Leaving)
             return
         kickoff = self._pending.get(message.ticket)
         if kickoff is None:
@@ -362,4 +401,6 @@ def _error(failure: wire.Failure, request: CompileRequest) -> HeadstartError:
         return ServiceError(f"{request.name} cannot be compiled: {failure.summary}")
     told = msgspec.structs.asdict(failure)
     kind = COMPILE_ERRORS.get(told.pop("kind"), COMPILE_ERRORS["compile"])
-    return kind(told.pop("summary"), kernel=request.name, target=request.target, options=request.options, **told)
+    return kind(
+        told.pop("summary"), kernel=request.name, target=request.target, options=request.options, **told
+    )

@@ -12,6 +12,7 @@ import msgspec
 
 from headstart.errors import UsageError
 from headstart.folders import cache_dir as default_cache_dir
+from headstart.machine import usable_cpus
 
 DEFAULT_STORE_LIMIT = 10 << 30  # bytes
 DEFAULT_PATIENCE = 10.0  # seconds
@@ -37,9 +38,7 @@ class Settings(msgspec.Struct, frozen=True):
     service: str = "auto"
 
     @classmethod
-    def load(
-        cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None
-    ) -> Settings:
+    def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` (`"10GiB"`, `"none"`),
         `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path).
 
@@ -47,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True):
             UsageError: one of them is not valid.
         """
         if workers is None:
-            workers = _whole_number("HEADSTART_WORKERS", len(os.sched_getaffinity(0)))
+            workers = _whole_number("HEADSTART_WORKERS", usable_cpus())
         if not isinstance(workers, int) or workers < 1:
             raise UsageError(f"workers: expected a number of at least 1, got {workers!r}")
         return cls(
@@ -120,7 +119,9 @@ def _service() -> str:
     if not text or text in ("auto", "private", "shared"):
         return text or "auto"
     if "/" not in text:
-        raise UsageError(f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}")
+        raise UsageError(
+            f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}"
+        )
     return os.path.abspath(os.path.expanduser(text))
 
 

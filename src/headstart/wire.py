@@ -45,26 +45,29 @@ class Failure(msgspec.Struct, tag=True):
 # client → service
 
 
-class Hello(msgspec.Struct, tag=True):
-    """First message of a client. What it will ask for is to be compiled by `toolchain`, and mostly in `environment`.
+class Preferences(msgspec.Struct, frozen=True):
+    """What a client of a shared service does not share.
 
     Attributes:
-        protocol: see `PROTOCOL`; first in all versions.
-        toolchain: what compiles.
-        environment: the fingerprint that most requests will have; its zygote is started at once.
-        cache_dir: the client's own, where its entries go.
+        cache_dir: where its entries go.
         store_limit: bytes that its store may grow to; None: no limit.
         time_limit: seconds that a compile may take; None: as the service sees fit.
         name: of the program, for people.
     """
 
-    protocol: int
-    toolchain: Toolchain
-    environment: dict[str, str]
-    cache_dir: bytes = b""
+    cache_dir: bytes
     store_limit: int | None = None
     time_limit: float | None = None
     name: str = ""
+
+
+class Hello(msgspec.Struct, tag=True):
+    """First message of a client. What it will ask for is to be compiled by `toolchain`, and mostly in `environment`."""
+
+    protocol: int  # first in all versions
+    toolchain: Toolchain
+    environment: dict[str, str]
+    preferences: Preferences
 
 
 class Submit(msgspec.Struct, tag=True):
@@ -110,14 +113,14 @@ class ClientReport(msgspec.Struct):
 
 
 class FlightReport(msgspec.Struct):
-    """One kernel that is being compiled. `clients` is how many want it; `rss` bytes of its worker, tools not counted."""
+    """One kernel that is being compiled. `clients` want it; `memory` is its worker's in bytes, tools not counted."""
 
     name: str
     target: str
     worker: int
     started: float
     clients: int
-    rss: int
+    memory: int
 
 
 class Report(msgspec.Struct, tag=True):
@@ -125,14 +128,13 @@ class Report(msgspec.Struct, tag=True):
 
     Attributes:
         pid: of the service.
-        version: of its headstart.
         now: `time.monotonic()` of all times in here.
         started: when the service was.
         lingers: whether it stays when its last client leaves.
         quiesced: whether it starts no compiles.
         workers: how many there are.
         limit: how many there may be now.
-        workers_rss: bytes.
+        workers_memory: bytes.
         queued: jobs by class: awaited, early, background.
         requests: asked for so far; of these
         stored: came from the store,
@@ -144,14 +146,13 @@ class Report(msgspec.Struct, tag=True):
     """
 
     pid: int
-    version: str
     now: float
     started: float
     lingers: bool
     quiesced: bool
     workers: int
     limit: int
-    workers_rss: int
+    workers_memory: int
     queued: list[int]
     requests: int
     stored: int

@@ -11,20 +11,24 @@ class Config(msgspec.Struct, frozen=True):
     """Travels as JSON on the service's command line.
 
     Attributes:
-        cache_dir: where the store and everything else that stays is.
         workers: how many compiles may run at once.
-        time_limit: seconds per compile; None: no limit.
-        store_limit: bytes that the store may grow to; None: no limit.
-        client: fd of the socket to the client that started this service.
-        client_pidfd: fd that becomes readable when that client ends.
+        memory: bytes that all workers together may use; None: what the machine has.
+        idle: seconds after which an idle worker leaves; None: the plan's own.
+        client: private services: fd of the socket to the client that started it; else -1.
+        client_pidfd: fd that becomes readable when that client ends; else -1.
+        listener: shared services: fd of the socket that listens; else -1.
+        socket: where that socket is.
+        lingers: whether it stays when its last client leaves.
     """
 
-    cache_dir: str
     workers: int
-    time_limit: float | None
-    store_limit: int | None
-    client: int
-    client_pidfd: int
+    memory: int | None = None
+    idle: float | None = None
+    client: int = -1
+    client_pidfd: int = -1
+    listener: int = -1
+    socket: str = ""
+    lingers: bool = False
 
     def text(self) -> str:
         """For the command line. Plain `json`, because a path may hold bytes that are no text."""

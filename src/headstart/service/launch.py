@@ -1,4 +1,9 @@
-"""How a client starts a service of its own."""
+"""How a client comes by a service: it starts a private one, or joins a shared one, starting that if nobody has.
+
+auto ─┬─ somebody ran `headstart serve` ─────▶ join
+      ├─ several ranks of a job on this host ─▶ join theirs, or start it
+      └─ else ────────────────────────────────▶ a child of this process
+"""
 
 from __future__ import annotations
 
@@ -9,39 +14,68 @@ import socket
 import subprocess
 import sys
 import tempfile
-from typing import IO
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Protocol
 
 from headstart.errors import ServiceError
+from headstart.service import sharing
 from headstart.service.boot import spawn
 from headstart.service.config import Config
+from headstart.service.door import log_of
+from headstart.settings import Settings
 
 _LAST_WORDS = 4 << 10  # bytes
+_ATTEMPTS = 5  # to join a service that ends each time just then
 
 
-class Launched:
-    """A running service, seen from the client that started it.
+class Launched(Protocol):
+    """A running service, seen from a client.
 
     Attributes:
-        process: the service.
-        socket: connected to it; closing it ends the service.
+        socket: connected to it; closing it means that this client has left.
+        status: how it ended, where that can be told.
+        shared: whether it may have other clients, and may end because of them.
     """
+
+    socket: socket.socket
+    shared: bool
+
+    @property
+    def status(self) -> int | None: ...
+
+    def last_words(self) -> str:
+        """The end of what the service and its zygotes printed."""
+
+    def end(self, timeout: float) -> None:
+        """Leave. Waits up to `timeout` seconds for a private service to be gone, and then kills it."""
+
+    def forget(self) -> None:
+        """In a fork of the client: close what belongs to the parent, and leave the service alone."""
+
+
+class Private:
+    """A service that is a child of this process, and ends with it."""
+
+    shared = False
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, log: IO[bytes]) -> None:
         self.process = process
         self.socket = sock
         self._log = log
 
+    @property
+    def status(self) -> int | None:
+        """See `Launched`."""
+        return self.process.returncode
+
     def last_words(self) -> str:
-        """The end of what the service and its zygotes printed."""
-        size = os.fstat(self._log.fileno()).st_size
-        return os.pread(self._log.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()
+        """See `Launched`."""
+        return _end_of(self._log)
 
     def end(self, timeout: float) -> None:
-        """Close the connection and wait for the service to be gone; kill it after `timeout` seconds."""
-        # A fork of this process may hold a copy of the socket, which closing ours would leave open.
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
+        """See `Launched`."""
+        _hang_up(self.socket)
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -50,53 +84,151 @@ class Launched:
         self._log.close()
 
     def forget(self) -> None:
-        """In a fork of the client: close what belongs to the parent, and leave the service alone."""
+        """See `Launched`."""
         self.socket.close()
         self._log.close()
         self.process.returncode = 0  # it is not ours to wait for
 
 
-def launch(*, cache_dir: str, workers: int, time_limit: float | None, store_limit: int | None) -> Launched:
-    """Start a service that ends with this process. See `Config` for the arguments.
+class Shared:
+    """A service that others may use too, and that is nobody's child."""
+
+    shared = True
+    status = None
+
+    def __init__(self, sock: socket.socket, path: Path) -> None:
+        self.socket = sock
+        self._path = path
+
+    def last_words(self) -> str:
+        """See `Launched`."""
+        with contextlib.suppress(OSError), log_of(self._path).open("rb") as log:
+            return _end_of(log)
+        return ""
+
+    def end(self, timeout: float) -> None:
+        """See `Launched`."""
+        _hang_up(self.socket)
+
+    def forget(self) -> None:
+        """See `Launched`."""
+        self.socket.close()
+
+
+def launch(settings: Settings) -> Launched:
+    """The service that `settings.service` asks for, connected to.
+
+    Raises:
+        ServiceError: there is none and none can be started; or it is another user's.
+    """
+    if settings.service == "private":
+        return launch_private(settings.workers)
+    if settings.service == "shared":
+        return _join_or_start(sharing.user_socket(), settings.workers)
+    if settings.service != "auto":
+        path = Path(settings.service)
+        sock = sharing.connect(path)
+        if sock is None:
+            raise ServiceError(
+                f"HEADSTART_SERVICE: no service listens at {path}; start one with "
+                f"HEADSTART_SERVICE={path} headstart serve"
+            )
+        return Shared(sock, path)
+    try:
+        path = sharing.user_socket()
+    except ServiceError:
+        return launch_private(settings.workers)  # which says what is wrong with the folder
+    sock = sharing.connect(path)
+    if sock is not None:
+        return Shared(sock, path)
+    job = sharing.job_on_this_host(os.environ)
+    if job is not None:
+        return _join_or_start(sharing.job_socket(job), settings.workers)
+    return launch_private(settings.workers)
+
+
+def launch_private(workers: int) -> Private:
+    """Start a service that ends with this process.
 
     Raises:
         ServiceError: no process could be started.
     """
-    if not sys.executable or not os.access(sys.executable, os.X_OK):
-        raise ServiceError(
-            f"no compile service: sys.executable is {sys.executable!r}, which cannot be run; headstart needs a Python"
-        )
+    _check_interpreter()
     with contextlib.ExitStack() as stack:
         mine, theirs = socket.socketpair()
         stack.enter_context(theirs)
         pidfd = os.pidfd_open(os.getpid())
         stack.callback(os.close, pidfd)
-        # In a client whose standard streams are closed these may be 0, 1 or 2, which mean something else in the child.
-        passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (theirs.fileno(), pidfd)]
-        for fd in passed:
-            stack.callback(os.close, fd)
+        passed = [stack.enter_context(_high(fd)) for fd in (theirs.fileno(), pidfd)]
         # An unnamed file: it is there to be quoted if the service dies, and leaves nothing behind.
         log = tempfile.TemporaryFile(prefix="headstart-")  # noqa: SIM115 - closed by `end`
-        config = Config(
-            cache_dir=cache_dir,
-            workers=workers,
-            time_limit=time_limit,
-            store_limit=store_limit,
-            client=passed[0],
-            client_pidfd=passed[1],
-        )
+        config = Config(workers=workers, client=passed[0], client_pidfd=passed[1])
         try:
-            process = spawn(
-                sys.executable,
-                [os.path.abspath(entry) for entry in sys.path],
-                "headstart.service.server",
-                config.text(),
-                pass_fds=passed,
-                stderr=log,
-                new_session=True,
-            )
-        except OSError as error:
+            process = _spawn(config, passed, log)
+        except ServiceError:
             mine.close()
             log.close()
-            raise ServiceError(f"no compile service: cannot start {sys.executable}: {error.strerror}") from error
-    return Launched(process, mine, log)
+            raise
+    return Private(process, mine, log)
+
+
+def _join_or_start(path: Path, workers: int) -> Shared:
+    for _ in range(_ATTEMPTS):
+        sock = sharing.connect(path)
+        if sock is not None:
+            return Shared(sock, path)
+        _check_interpreter()
+        with sharing.place_for_a_service(path) as listener:
+            if listener is None:
+                continue
+            with _high(listener.fileno()) as fd, log_of(path).open("wb") as log:
+                starter = _spawn(Config(workers=workers, listener=fd, socket=str(path)), [fd], log)
+            sock = sharing.connect(path)
+        starter.wait()  # it forks the service, which is to be nobody's child
+        if sock is not None:
+            return Shared(sock, path)
+    raise ServiceError(f"the compile service at {path} ends as soon as it is started")
+
+
+def _spawn(config: Config, fds: list[int], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        return spawn(
+            sys.executable,
+            [os.path.abspath(entry) for entry in sys.path],
+            "headstart.service.server",
+            config.text(),
+            pass_fds=fds,
+            stderr=log,
+            new_session=True,
+        )
+    except OSError as error:
+        raise ServiceError(f"no compile service: cannot start {sys.executable}: {error.strerror}") from error
+
+
+def _check_interpreter() -> None:
+    if not sys.executable or not os.access(sys.executable, os.X_OK):
+        raise ServiceError(
+            f"no compile service: sys.executable is {sys.executable!r}, which cannot be run; headstart needs a Python"
+        )
+
+
+@contextlib.contextmanager
+def _high(fd: int) -> Iterator[int]:
+    # In a client whose standard streams are closed an fd may be 0, 1 or 2, which mean something else in the child.
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
+
+
+def _hang_up(sock: socket.socket) -> None:
+    # A fork of this process may hold a copy of the socket, which closing ours would leave open.
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
+
+
+def _end_of(log: IO[bytes]) -> str:
+    size = os.fstat(log.fileno()).st_size
+    return os.pread(log.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()

@@ -9,8 +9,8 @@ Guarantees:
 * What somebody is blocked on goes first, and no client waits for all of another's jobs; see `queue.py`.
 * One job per key is queued or running at a time; everyone who asks meanwhile is added to it and gets its outcome.
 * Every ticket is answered exactly once, by one `Deliver`, unless its client leaves first.
-* A job whose worker dies under it, or that runs out of time, is tried once more, alone as far as that is possible without
-  stopping everybody else, then fails; losing a zygote blames no job.
+* A job whose worker dies under it, or that runs out of time, is tried once more, alone as far as that is possible
+  without stopping everybody else, then fails; losing a zygote blames no job.
 * Quiesced, it starts no compile and keeps no worker.
 * A worker serves one kind (toolchain and environment) in its life.
 
@@ -207,7 +207,7 @@ class Plan:
     # What the user says
 
     def quiesce(self, *, kill: bool) -> list[Action]:
-        """Start nothing, and let workers leave as they finish; with `kill`, running jobs go back into the queue at once."""
+        """Start nothing, and let workers leave as they finish; with `kill`, running jobs are queued again at once."""
         self.quiesced = True
         actions: list[Action] = []
         for worker in self._workers.values():
@@ -226,11 +226,9 @@ class Plan:
     def resize(self, limit: int, now: float) -> list[Action]:
         """There may be more workers, or fewer: then idle ones leave, and busy ones when they are done."""
         self.limit = limit
-        actions: list[Action] = []
-        for worker in list(self._workers.values()):
-            if self._surplus() > 0 and worker.state is _State.IDLE:
-                actions.append(self._retire(worker))
-        return [*actions, *self._schedule(now)]
+        idle = [worker for worker in self._workers.values() if worker.state is _State.IDLE]
+        leaving = [self._retire(worker) for worker in idle[: max(0, self._surplus())]]
+        return [*leaving, *self._schedule(now)]
 
     # What happens to processes
 
@@ -287,7 +285,9 @@ class Plan:
         self._zygotes[worker.kind].losses = 0
         return [self._deliver(job, outcome), *rest, *self._schedule(now)]
 
-    def worker_buried(self, number: int, status: int, stage: str, last_words: str, now: float) -> list[Action]:
+    def worker_buried(
+        self, number: int, status: int, stage: str, last_words: str, now: float
+    ) -> list[Action]:
         """A worker is gone.
 
         Args:
@@ -365,7 +365,7 @@ class Plan:
     def _deadlines(self) -> Iterable[tuple[_Worker, float]]:
         for worker in self._workers.values():
             if worker.state is _State.BUSY and worker.job is not None:
-                limit = _time_limit(worker.job)
+                limit = effective_time_limit(worker.job.time_limit, worker.job.urgency)
                 if limit is not None:
                     yield worker, worker.since + limit
             elif worker.state is _State.IDLE:
@@ -480,10 +480,9 @@ class Plan:
         return [self._deliver(job, Failure("service", why)) for job in jobs]
 
 
-def _time_limit(job: Job) -> float | None:
-    if job.time_limit is None and job.urgency is Urgency.BACKGROUND:
-        return BACKGROUND_TIME_LIMIT
-    return job.time_limit
+def effective_time_limit(wanted: float | None, urgency: Urgency) -> float | None:
+    """Seconds that a compile may take; None: as long as it likes."""
+    return BACKGROUND_TIME_LIMIT if wanted is None and urgency is Urgency.BACKGROUND else wanted
 
 
 def _describe(status: int) -> str:
@@ -497,7 +496,9 @@ def _describe(status: int) -> str:
 
 def _likely_cause(status: int) -> str:
     if status == -signal.SIGKILL:
-        return "SIGKILL comes from the kernel when memory is exhausted (see dmesg), or from somebody's kill -9"
+        return (
+            "SIGKILL comes from the kernel when memory is exhausted (see dmesg), or from somebody's kill -9"
+        )
     if status == -signal.SIGABRT:
         return "SIGABRT is how LLVM and MLIR report a failed assertion; the assertion is in the output"
     if status in (-signal.SIGSEGV, -signal.SIGBUS):

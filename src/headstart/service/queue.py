@@ -1,4 +1,4 @@
-"""Who is next: jobs that wait for a worker, in the order of their class, their clients' turns, and their length.
+"""Who is next: jobs that wait for a worker, by class, then by their clients' turns, then by their length.
 
                             client 1: longest first ─┐
     kind ─▶ awaited     ─▶  client 2: …              ├─▶ the client that was served longest ago
@@ -6,8 +6,8 @@
             background
 
 Pure, like the plan, whose part it is. A job lies in the line of every client that wants it. It is not searched for
-there when something about it changes (it was taken, dropped, became more urgent): what a line holds is looked at when it
-reaches the front, and what is no longer true is thrown away.
+there when something about it changes (it was taken, dropped, became more urgent): what a line holds is looked at when
+it reaches the front, and what is no longer true is thrown away.
 """
 
 from __future__ import annotations

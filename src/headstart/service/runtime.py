@@ -28,13 +28,13 @@ def service_folder() -> Iterator[Path]:
     """
     parent = runtime_dir()
     # Held while a folder is made and locked, so that nobody takes a folder for abandoned in between.
-    with _locked(parent):
+    with locked(parent):
         for other in parent.glob(f"{_PREFIX}*"):
-            with contextlib.suppress(OSError), _locked(other, wait=False):
+            with contextlib.suppress(OSError), locked(other, wait=False):
                 shutil.rmtree(other, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         mine = contextlib.ExitStack()
-        mine.enter_context(_locked(folder))
+        mine.enter_context(locked(folder))
     with mine:
         try:
             yield folder
@@ -43,10 +43,18 @@ def service_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock on a folder, which ends with this process if not before.
+
+    Raises:
+        OSError: there is no such folder, or somebody has it and we do not `wait`.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a fork made meanwhile has a copy of the fd
     finally:
         os.close(fd)

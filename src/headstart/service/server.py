@@ -5,7 +5,8 @@
     worker ── Finished ─▶ server ── plan.finished ─▶ Deliver ─▶ Result to everyone who asked
 
 One thread, one selector. The server turns what happens into events of the plan and carries out the actions that come
-back; it decides nothing itself. It ends when its client is gone (EOF or pidfd), and takes everything below it along.
+back; it decides nothing itself. It ends when its last client is gone (EOF or pidfd), unless it was started to stay, and
+takes everything below it along.
 """
 
 from __future__ import annotations
@@ -21,19 +22,27 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from headstart import keys, wire
+from headstart import keys, machine, wire
 from headstart.environment import FINGERPRINT_VARIABLES, TOOL_VARIABLES, bypass_reason
 from headstart.errors import ServiceError
 from headstart.request import CompileRequest
 from headstart.service import plan
 from headstart.service.boot import spawn
+from headstart.service.capacity import Capacity
 from headstart.service.config import Config
+from headstart.service.door import Door, Peer
+from headstart.service.failures import REMEMBERED_KINDS, Failures, RememberedFailure
+from headstart.service.queue import Job as PlannedJob
+from headstart.service.queue import Kind, Ticket, Urgency
+from headstart.service.reporting import Tally, report
 from headstart.service.reproduce import write_plan
 from headstart.service.runtime import service_folder
 from headstart.service.worker import last_stage, last_words
@@ -45,24 +54,33 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dead yet
 _PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size
 _MAX_MESSAGE = 1 << 16  # bytes, from a zygote
+_GREETING_PATIENCE = 30.0  # seconds for which a shared service waits for its first client
+_MEASURE_INTERVAL = 1.0  # seconds, at least, between two looks at the memory that is left
+_MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
 
 _log = logging.getLogger("headstart.service")
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A plan's payload: what a worker is told."""
+    """A plan's payload: what a worker is told, and where the entry goes."""
 
     key: str
     toolchain: str
     request: CompileRequest
     use_store: bool
+    cache_dir: str
 
 
-class _Client:
-    def __init__(self, number: int, channel: wire.Channel) -> None:
+class Client:
+    """Somebody who has connected; one of those who ask for kernels once `hello` is there."""
+
+    def __init__(self, number: int, peer: Peer) -> None:
         self.number = number
-        self.channel = channel
-        self.toolchain: Toolchain | None = None
+        self.pid = peer.pid
+        self.pidfd = peer.pidfd
+        self.channel = wire.Channel(peer.socket, wire.FromClient)
+        self.hello: wire.Hello | None = None
+        self.since = time.monotonic()
         self.jobs: dict[int, str] = {}  # ticket number: the plan's key of its job
 
 
@@ -72,8 +90,10 @@ class _Zygote:
         self.socket = sock
 
 
-class _Worker:
-    def __init__(self, kind: plan.Kind, channel: wire.Channel, folder: Path) -> None:
+class Worker:
+    """A worker process, and what it is doing."""
+
+    def __init__(self, kind: Kind, channel: wire.Channel, folder: Path) -> None:
         self.kind = kind
         self.channel = channel
         self.folder = folder
@@ -82,7 +102,7 @@ class _Worker:
 
 
 class Server:
-    """Serves one client.
+    """Serves one client, or all that come through a door.
 
     Args:
         config: see there.
@@ -92,35 +112,73 @@ class Server:
     def __init__(self, config: Config, folder: Path) -> None:
         self._config = config
         self._folder = folder
-        self._store = DiskStore(config.cache_dir, limit_bytes=config.store_limit)
-        self._plan = plan.Plan(config.workers, time_limit=config.time_limit)
+        self._capacity = Capacity(config.workers, config.memory)
+        self._plan = plan.Plan(config.workers, idle_timeout=config.idle or plan.IDLE_TIMEOUT)
         self._selector = selectors.DefaultSelector()
-        self._clients: dict[int, _Client] = {}
-        self._zygotes: dict[plan.Kind, _Zygote] = {}
-        self._workers: dict[int, _Worker] = {}
+        self._door: Door | None = None
+        self._clients: dict[int, Client] = {}
+        self._numbers = count()
+        self._draining: list[Client] = []  # those who asked to be told when there are no workers any more
+        self._zygotes: dict[Kind, _Zygote] = {}
+        self._workers: dict[int, Worker] = {}
+        self._stores: dict[str, DiskStore] = {}
         self._toolchain_digests: dict[tuple[Toolchain, tuple[tuple[str, str], ...]], str] = {}
+        self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
         self._notices: set[str] = set()
         self._unsent: dict[int, wire.Channel] = {}
         self._strays: set[int] = set()  # process groups that were killed and may hold adopted zombies
-        self._published = 0  # bytes, since the store was last pruned
+        self._published: Counter[str] = Counter()  # bytes by cache folder, since its store was last pruned
+        self._tally = Tally()
+        self._started = time.monotonic()
+        self._measured = float("-inf")
+        self._lingers = config.lingers
+        self._had_clients = False
         self._running = True
 
     def run(self) -> None:
-        """Until the client is gone."""
+        """Until the last client is gone, or somebody says so."""
         logging.getLogger("headstart").addHandler(_Notifier(self._notify))
-        self._admit(socket.socket(fileno=self._config.client))
-        self._watch(self._config.client_pidfd, self._stop)
+        if self._config.listener >= 0:
+            self._door = Door(socket.socket(fileno=self._config.listener), Path(self._config.socket))
+            self._watch(self._door, self._answer_the_door)
+        else:
+            self._admit(
+                Peer(socket.socket(fileno=self._config.client), os.getppid(), self._config.client_pidfd)
+            )
         try:
             while self._running:
                 for event, mask in self._selector.select(self._patience()):
-                    if self._selector.get_map().get(event.fd) is event:  # not closed by an earlier event of this round
+                    if (
+                        self._selector.get_map().get(event.fd) is event
+                    ):  # not closed by an earlier event of this round
                         event.data(mask)
-                self._carry_out(self._plan.tick(time.monotonic()))
+                self._look_around(time.monotonic())
                 self._flush()
                 self._reap_strays()
+        except SystemExit:
+            self._say_goodbye()
+            raise
         finally:
+            if self._door is not None:
+                self._unwatch(self._door)
+                self._door.close()
             for kind in list(self._zygotes):
                 self._end_zygote(kind)
+
+    def _look_around(self, now: float) -> None:
+        if now - self._measured >= _MEASURE_INTERVAL and self._plan.workers:
+            self._measured = now
+            used = [machine.own_memory(worker.pid) for worker in self._workers.values() if worker.pid]
+            fitting = self._capacity.fitting(used, machine.available_memory())
+            if fitting != self._plan.limit:
+                self._carry_out(self._plan.resize(fitting, now))
+        self._carry_out(self._plan.tick(now))
+        if self._plan.quiesced and not self._plan.workers:
+            for client in self._draining:
+                self._send(client.channel, self._report(now))
+            self._draining.clear()
+        if not self._had_clients and not self._lingers and now > self._started + _GREETING_PATIENCE:
+            self._stop()
 
     def _stop(self, mask: int = 0) -> None:
         self._running = False
@@ -130,6 +188,8 @@ class Server:
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
         if self._strays:
             waits.append(_STRAY_INTERVAL)
+        if not self._had_clients and not self._lingers:
+            waits.append(_GREETING_PATIENCE)
         return min(waits, default=None)
 
     def _watch(self, fileobj: Any, react: Callable[[int], None]) -> None:
@@ -168,12 +228,20 @@ class Server:
 
     # Clients
 
-    def _admit(self, sock: socket.socket) -> None:
-        client = _Client(len(self._clients), wire.Channel(sock, wire.FromClient))
+    def _answer_the_door(self, mask: int) -> None:
+        assert self._door is not None
+        peer = self._door.accept()
+        if peer is not None:
+            self._admit(peer)
+
+    def _admit(self, peer: Peer) -> None:
+        client = Client(next(self._numbers), peer)
         self._clients[client.number] = client
         self._watch(client.channel, lambda mask: self._hear_client(client, mask))
+        if client.pidfd >= 0:
+            self._watch(client.pidfd, lambda mask: self._dismiss(client))
 
-    def _hear_client(self, client: _Client, mask: int) -> None:
+    def _hear_client(self, client: Client, mask: int) -> None:
         try:
             if mask & selectors.EVENT_WRITE:
                 client.channel.flush()
@@ -187,70 +255,166 @@ class Server:
             self._dismiss(client)
             return
         for message in messages:
-            self._answer(client, message)
+            if client.number in self._clients:
+                self._answer(client, message)
 
-    def _dismiss(self, client: _Client) -> None:
+    def _dismiss(self, client: Client) -> None:
+        if self._clients.pop(client.number, None) is None:
+            return
         self._unwatch(client.channel)
         client.channel.close()
-        del self._clients[client.number]
-        self._plan.client_left(client.number)
-        if not self._clients:
+        if client.pidfd >= 0:
+            self._unwatch(client.pidfd)
+            os.close(client.pidfd)
+        if client in self._draining:
+            self._draining.remove(client)
+        self._carry_out(self._plan.client_left(client.number, time.monotonic()))
+        self._stop_if_alone()
+
+    def _members(self) -> list[Client]:
+        return [client for client in self._clients.values() if client.hello is not None]
+
+    def _stop_if_alone(self) -> None:
+        if not self._lingers and not self._members() and (self._had_clients or self._door is None):
             self._stop()
 
-    def _answer(self, client: _Client, message: wire.Hello | wire.Submit | wire.Await) -> None:
+    def _say_goodbye(self) -> None:
+        """Have the clients look for another service, and blame nobody for the end of this one."""
+        for client in self._members():
+            self._send(client.channel, wire.Leaving())
+        self._flush()
+
+    def _answer(self, client: Client, message: Any) -> None:
         if isinstance(message, wire.Hello):
-            if message.protocol != wire.PROTOCOL:
-                self._dismiss(client)
-                return
-            client.toolchain = message.toolchain
-            self._carry_out(self._plan.announced(_kind(message.toolchain, message.environment)))
+            self._greet(client, message)
+        elif isinstance(message, wire.Control):
+            self._obey(client, message.command)
+        elif isinstance(message, wire.Supersede):
+            self._lingers = False
+            self._had_clients = True
+            self._stop_if_alone()
+        elif client.hello is None:
+            self._dismiss(client)
         elif isinstance(message, wire.Submit):
-            self._submit(client, message)
+            self._submit(client, client.hello, message)
         else:
             for number in message.tickets:
                 if number in client.jobs:
-                    self._plan.awaited(client.jobs[number])
+                    self._carry_out(self._plan.awaited(client.jobs[number], time.monotonic()))
 
-    def _submit(self, client: _Client, message: wire.Submit) -> None:
-        request, toolchain = message.request, client.toolchain
-        if toolchain is None:
+    def _greet(self, client: Client, hello: wire.Hello) -> None:
+        if hello.protocol != wire.PROTOCOL:
+            why = f"it speaks protocol {wire.PROTOCOL}, and this client {hello.protocol}"
+            self._send(client.channel, wire.Unwelcome(why))
+            self._flush()
             self._dismiss(client)
             return
+        client.hello = hello
+        self._had_clients = True
+        self._send(client.channel, wire.Welcome(os.getpid()))
+        self._carry_out(self._plan.announced(_kind(hello.toolchain, hello.environment)))
+
+    def _obey(self, client: Client, command: str) -> None:
+        now = time.monotonic()
+        if command in ("quiesce", "quiesce now"):
+            self._draining.append(client)  # it is answered when there are no workers any more
+            self._carry_out(self._plan.quiesce(kill=command == "quiesce now"))
+            return
+        if command == "resume":
+            self._carry_out(self._plan.resume(now))
+        elif command == "stop":
+            self._say_goodbye()
+            self._stop()
+        self._send(client.channel, self._report(now))
+
+    def _report(self, now: float) -> wire.Report:
+        return report(
+            self._plan,
+            self._members(),
+            self._workers,
+            self._tally,
+            now=now,
+            started=self._started,
+            lingers=self._lingers,
+        )
+
+    def _submit(self, client: Client, hello: wire.Hello, message: wire.Submit) -> None:
+        request = message.request
+        self._tally.requests += 1
         use_store = message.use_store and bypass_reason(request.environment) is None
         try:
-            digest = self._toolchain_digest(toolchain, request)
+            digest = self._toolchain_digest(hello, request)
         except ServiceError as error:
             self._send(client.channel, wire.Failed(message.ticket, wire.Failure("service", str(error))))
             return
         key = keys.entry_key(digest, request.digest())
-        job_key = key if use_store else f"{key} unstored"
+        cache_dir = os.fsdecode(hello.preferences.cache_dir)
+        job_key = f"{key} {cache_dir if use_store else 'unstored'}"
         running = self._plan.in_flight(job_key)
-        if running is None and use_store and (entry := self._store.find(key)) is not None:
-            shared = int(entry.metadata.get("shared") or 0)
-            self._send(client.channel, wire.Result(message.ticket, key, cached=True, shared=shared))
+        urgency = Urgency.BACKGROUND if message.background else Urgency.EARLY
+        if running is None and use_store and self._answer_from_store(client, hello, message, key, urgency):
             return
         client.jobs[message.ticket] = job_key
+        self._tally.joined += running is not None
         if running is not None and running.worker is not None:
             started = self._workers[running.worker].started
             self._send(client.channel, wire.Started(message.ticket, running.worker, started))
-        kind = _kind(toolchain, request.environment)
-        job = Job(key, digest, request, use_store)
-        ticket = plan.Ticket(client.number, message.ticket)
-        self._carry_out(
-            self._plan.requested(ticket, job_key, kind, job, plan.Urgency.EARLY, time.monotonic())
+        actions = self._plan.requested(
+            Ticket(client.number, message.ticket),
+            job_key,
+            _kind(hello.toolchain, request.environment),
+            Job(key, digest, request, use_store, cache_dir),
+            urgency,
+            time.monotonic(),
+            estimate=self._estimates.get((request.name, request.source)),
+            time_limit=hello.preferences.time_limit,
         )
+        self._carry_out(actions)
 
-    def _toolchain_digest(self, toolchain: Toolchain, request: CompileRequest) -> str:
+    def _answer_from_store(
+        self, client: Client, hello: wire.Hello, message: wire.Submit, key: str, urgency: Urgency
+    ) -> bool:
+        cache_dir = os.fsdecode(hello.preferences.cache_dir)
+        entry = self._store(hello).find(key)
+        if entry is not None:
+            self._tally.stored += 1
+            self._learn(message.request, entry.header.compile_wall_s)
+            shared = int(entry.metadata.get("shared") or 0)
+            self._send(client.channel, wire.Result(message.ticket, key, cached=True, shared=shared))
+            return True
+        failure = Failures(cache_dir).find(
+            key, plan.effective_time_limit(hello.preferences.time_limit, urgency)
+        )
+        if failure is not None:
+            self._tally.failed += 1
+            self._send(client.channel, wire.Failed(message.ticket, failure))
+        return failure is not None
+
+    def _store(self, hello: wire.Hello) -> DiskStore:
+        cache_dir = os.fsdecode(hello.preferences.cache_dir)
+        store = self._stores.get(cache_dir)
+        if store is None or store.limit_bytes != hello.preferences.store_limit:
+            store = self._stores[cache_dir] = DiskStore(cache_dir, limit_bytes=hello.preferences.store_limit)
+        return store
+
+    def _learn(self, request: CompileRequest, seconds: float) -> None:
+        """Remember how long a kernel took, whatever its configuration; the longest counts."""
+        kernel = request.name, request.source
+        self._estimates[kernel] = max(seconds, self._estimates.pop(kernel, 0.0))
+        if len(self._estimates) > _MAX_ESTIMATES:
+            del self._estimates[next(iter(self._estimates))]
+
+    def _toolchain_digest(self, hello: wire.Hello, request: CompileRequest) -> str:
         tools = {name: value for name, value in request.environment.items() if name in TOOL_VARIABLES}
-        which = toolchain, tuple(sorted(tools.items()))
+        which = hello.toolchain, tuple(sorted(tools.items()))
         if which not in self._toolchain_digests:
-            memory = Path(self._config.cache_dir, "toolchains")
-            self._toolchain_digests[which] = toolchain.digest(tools, memory)
+            memory = Path(os.fsdecode(hello.preferences.cache_dir), "toolchains")
+            self._toolchain_digests[which] = hello.toolchain.digest(tools, memory)
         return self._toolchain_digests[which]
 
     # Zygotes
 
-    def _start_zygote(self, kind: plan.Kind) -> None:
+    def _start_zygote(self, kind: Kind) -> None:
         toolchain, environment = kind
         assert isinstance(toolchain, Toolchain)
         assert isinstance(environment, tuple)
@@ -274,7 +438,7 @@ class Server:
         zygote = self._zygotes[kind] = _Zygote(process, mine)
         self._watch(mine, lambda mask: self._hear_zygote(kind, zygote))
 
-    def _hear_zygote(self, kind: plan.Kind, zygote: _Zygote) -> None:
+    def _hear_zygote(self, kind: Kind, zygote: _Zygote) -> None:
         try:
             body = zygote.socket.recv(_MAX_MESSAGE)
         except ConnectionError:
@@ -300,7 +464,7 @@ class Server:
             self._carry_out(self._plan.zygote_unable(kind, message.why))
             self._end_zygote(kind)
 
-    def _end_zygote(self, kind: plan.Kind) -> None:
+    def _end_zygote(self, kind: Kind) -> None:
         """Kill a zygote and bury its workers, which are ours once it is dead."""
         zygote = self._zygotes.pop(kind)
         self._unwatch(zygote.socket)
@@ -315,7 +479,7 @@ class Server:
                     self._strays.add(worker.pid)
                 self._forget_worker(number)
 
-    def _order_zygote(self, kind: plan.Kind, order: msgspec.Struct, fds: Iterable[int] = ()) -> None:
+    def _order_zygote(self, kind: Kind, order: msgspec.Struct, fds: Iterable[int] = ()) -> None:
         zygote = self._zygotes.get(kind)
         if zygote is not None:
             with contextlib.suppress(ConnectionError):
@@ -323,7 +487,7 @@ class Server:
 
     # Workers
 
-    def _fork(self, number: int, kind: plan.Kind) -> None:
+    def _fork(self, number: int, kind: Kind) -> None:
         folder = self._folder / f"worker-{number}"
         try:
             folder.mkdir(mode=0o700)
@@ -332,12 +496,12 @@ class Server:
             shutil.rmtree(folder, ignore_errors=True)
             self._carry_out(self._plan.fork_failed(number, str(error), time.monotonic()))
             return
-        worker = self._workers[number] = _Worker(kind, wire.Channel(mine, wire.FromWorker), folder)
+        worker = self._workers[number] = Worker(kind, wire.Channel(mine, wire.FromWorker), folder)
         self._watch(worker.channel, lambda mask: self._hear_worker(number, worker, mask))
         with theirs:
             self._order_zygote(kind, wire.Fork(number, os.fsencode(folder)), [theirs.fileno()])
 
-    def _hear_worker(self, number: int, worker: _Worker, mask: int) -> None:
+    def _hear_worker(self, number: int, worker: Worker, mask: int) -> None:
         try:
             if mask & selectors.EVENT_WRITE:
                 worker.channel.flush()
@@ -353,12 +517,12 @@ class Server:
         for outcome in outcomes:
             self._carry_out(self._plan.finished(number, outcome, time.monotonic()))
 
-    def _assign(self, number: int, job: plan.Job) -> None:
+    def _assign(self, number: int, job: PlannedJob) -> None:
         worker = self._workers[number]
         worker.started = time.monotonic()
         payload = job.payload
         assert isinstance(payload, Job)
-        store = os.fsencode(self._config.cache_dir) if payload.use_store else b""
+        store = os.fsencode(payload.cache_dir) if payload.use_store else b""
         self._send(worker.channel, wire.Assign(payload.key, payload.toolchain, payload.request, store))
         for ticket in job.tickets:
             if ticket.client in self._clients:
@@ -410,19 +574,41 @@ class Server:
                 case plan.Deliver(job, outcome):
                     self._deliver(job, outcome)
 
-    def _deliver(self, job: plan.Job, outcome: object) -> None:
+    def _deliver(self, job: PlannedJob, outcome: object) -> None:
         payload = job.payload
         assert isinstance(payload, Job)
         if isinstance(outcome, wire.Finished):
-            self._note_published(outcome, payload.key)
+            self._tally.compiled += 1
+            self._note_published(outcome, payload)
             self._notify(outcome.notice)
-        elif isinstance(outcome, wire.Failure) and outcome.kind != "service":
-            outcome.reproduce = write_plan(Path(self._config.cache_dir, "failed"), payload.request)
+            if not outcome.cached:
+                self._learn(payload.request, outcome.finished - outcome.started)
+        elif isinstance(outcome, wire.Failure):
+            self._tally.failed += 1
+            if outcome.kind != "service":
+                self._write_down(job, payload, outcome)
         for ticket in job.tickets:
             client = self._clients.get(ticket.client)
             if client is not None:
                 client.jobs.pop(ticket.number, None)
                 self._send(client.channel, self._message(ticket.number, payload.key, outcome))
+
+    def _write_down(self, job: PlannedJob, payload: Job, failure: wire.Failure) -> None:
+        request = payload.request
+        failure.reproduce = write_plan(Path(payload.cache_dir, "failed"), request)
+        if payload.use_store and failure.kind in REMEMBERED_KINDS:
+            retry = f"headstart cache retry {payload.key[:12]}"
+            limit = (
+                plan.effective_time_limit(job.time_limit, job.urgency) if failure.kind == "timeout" else None
+            )
+            remembered = msgspec.structs.replace(
+                failure, advice=f"it failed before and was not tried again; `{retry}` has it tried again"
+            )
+            Failures(payload.cache_dir).remember(
+                RememberedFailure(payload.key, request.name, request.target, remembered, limit)
+            )
+            if failure.reproduce:
+                failure.reproduce = remembered.reproduce = f"{retry}; {failure.reproduce}"
 
     def _message(self, ticket: int, key: str, outcome: object) -> wire.Result | wire.Failed:
         if isinstance(outcome, wire.Failure):
@@ -440,19 +626,19 @@ class Server:
             output=outcome.output,
         )
 
-    def _note_published(self, outcome: wire.Finished, key: str) -> None:
-        limit = self._config.store_limit
-        if limit is None or not outcome.stored:
+    def _note_published(self, outcome: wire.Finished, job: Job) -> None:
+        store = self._stores.get(job.cache_dir)
+        if store is None or store.limit_bytes is None or not outcome.stored:
             return
         with contextlib.suppress(OSError):
-            self._published += os.stat(self._store.path_of(key)).st_size
-        if self._published > limit * _PRUNE_SHARE:
-            self._published = 0
-            self._store.prune()
+            self._published[job.cache_dir] += os.stat(store.path_of(job.key)).st_size
+        if self._published[job.cache_dir] > store.limit_bytes * _PRUNE_SHARE:
+            self._published[job.cache_dir] = 0
+            store.prune()
 
 
-def _kind(toolchain: Toolchain, environment: Mapping[str, str]) -> plan.Kind:
-    return plan.Kind(toolchain, tuple(sorted(environment.items())))
+def _kind(toolchain: Toolchain, environment: Mapping[str, str]) -> Kind:
+    return Kind(toolchain, tuple(sorted(environment.items())))
 
 
 class _Notifier(logging.Handler):
@@ -469,10 +655,22 @@ class _Notifier(logging.Handler):
 def main(argument: str) -> None:
     """Run a service; `argument` is a `Config` in JSON."""
     config = Config.read(argument)
-    for fd in (config.client, config.client_pidfd):
-        os.set_inheritable(fd, False)
-    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+    for fd in (config.client, config.client_pidfd, config.listener):
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+    if config.listener >= 0 and os.fork():
+        os._exit(0)  # so that a shared service is no child of the client that happened to be first
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client decides what Ctrl-C means
+    serve(config)
+
+
+def serve(config: Config) -> None:
+    """Run a service in this process, until it has to end.
+
+    Raises:
+        ServiceError: the runtime folder cannot be used.
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with service_folder() as folder:

@@ -1,0 +1,61 @@
+"""What this machine, and the cgroup that this process is in, have to give. Linux, cgroup v2."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_cpus(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
+    """CPUs that this process may use: its affinity, or less where a cgroup's quota allows less. At least 1."""
+    cpus = float(len(os.sched_getaffinity(0)))
+    for folder in _own_cgroups(proc, cgroups):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if quota.isdecimal() and period.isdecimal():
+            cpus = min(cpus, int(quota) / int(period))
+    return max(1, math.ceil(cpus))
+
+
+def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
+    """Bytes that may still be used before something is killed or swapped out; None where that cannot be told."""
+    found = []
+    for line in _text(proc / "meminfo").splitlines():
+        name, _, amount = line.partition(":")
+        if name == "MemAvailable":
+            found.append(int(amount.split()[0]) << 10)
+    for folder in _own_cgroups(proc, cgroups):
+        limit, used = _text(folder / "memory.max"), _text(folder / "memory.current")
+        if limit.isdecimal() and used.isdecimal():
+            # Files that were read long ago count as used, and make way as soon as somebody asks.
+            statistics = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines())
+            found.append(int(limit) - int(used) + int(statistics.get("inactive_file", 0)))
+    return min(found, default=None)
+
+
+def own_memory(pid: int, proc: Path = _PROC) -> int:
+    """Bytes in memory that are no file's, of one process; 0 if it is gone."""
+    for line in _text(proc / str(pid) / "status").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def _own_cgroups(proc: Path, cgroups: Path) -> Iterator[Path]:
+    """The cgroup that this process is in, and those around it."""
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        if line.startswith("0::"):
+            inner = Path(line[3:].lstrip("/"))
+            for each in (inner, *inner.parents):
+                yield cgroups / each
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text().strip()
+    return ""

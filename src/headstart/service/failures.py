@@ -1,0 +1,69 @@
+"""Kernels that crash the compiler or never end, remembered, so that they are not tried again by every program.
+
+One file per kernel, `failed/<key>.json` in the cache folder, beside the plans that reproduce failures. The key contains
+the toolchain: another Triton tries again by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from headstart.wire import Failure
+
+REMEMBERED_KINDS = ("crash", "timeout")  # of failures; all others are found out again in no time
+
+
+class RememberedFailure(msgspec.Struct):
+    """Why a kernel is not tried again. `time_limit` is what it ran out of, seconds; None: it crashed."""
+
+    key: str
+    kernel: str
+    target: str
+    failure: Failure
+    time_limit: float | None = None
+
+
+class Failures:
+    """What is remembered in one cache folder."""
+
+    def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
+        self._folder = Path(cache_dir, "failed")
+
+    def find(self, key: str, time_limit: float | None) -> Failure | None:
+        """Why `key` would fail within `time_limit`, or None if it should be tried."""
+        remembered = self._read(self._folder / f"{key}.json")
+        if remembered is None:
+            return None
+        ran_out_of = remembered.time_limit
+        if ran_out_of is not None and (time_limit is None or time_limit > ran_out_of):
+            return None
+        return remembered.failure
+
+    def remember(self, what: RememberedFailure) -> None:
+        """Write it down; a folder that cannot be written remembers nothing."""
+        path = self._folder / f"{what.key}.json"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(msgspec.json.encode(what))
+            temporary.replace(path)
+
+    def forget(self, kernel: str) -> list[RememberedFailure]:
+        """Have kernels tried again: by name, or by the beginning of a key. Returns what was remembered of them."""
+        forgotten = []
+        for path in sorted(self._folder.glob("*.json")):
+            remembered = self._read(path)
+            if remembered is not None and (remembered.kernel == kernel or remembered.key.startswith(kernel)):
+                path.unlink(missing_ok=True)
+                forgotten.append(remembered)
+        return forgotten
+
+    def _read(self, path: Path) -> RememberedFailure | None:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=RememberedFailure)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return None
