@@ -16,13 +16,20 @@ import click
 from headstart import __version__
 from headstart.errors import HeadstartError, UsageError
 
-# Name of a subcommand (and of its module) and its line in `headstart --help`.
+# Name of a subcommand (mostly of its module too) and its line in `headstart --help`.
 COMMANDS = {
     "build": "Compile every kernel of a plan into a bundle.",
     "bundle": "List, verify, extract and merge bundles.",
     "cache": "Show, shrink or empty the cache of compiled kernels.",
     "doctor": "Check what headstart needs on this machine.",
+    "serve": "Run a compile service that programs share.",
+    "status": "Show the compile services that run, and what they are doing.",
+    "quiesce": "Have the compile service give its memory back.",
+    "resume": "Have the compile service go on after quiesce.",
+    "stop": "End the compile service.",
 }
+# Where a subcommand is that does not have a module of its own name.
+_HOME = {"quiesce": "control", "resume": "control", "stop": "control"}
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -50,7 +57,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"headstart.cli.{cmd_name}"), cmd_name)
+        module = import_module(f"headstart.cli.{_HOME.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -62,6 +62,23 @@ def clear(yes: bool) -> None:
     _say(store.clear())
 
 
+@cache.command()
+@click.argument("kernel")
+def retry(kernel: str) -> None:
+    """Have KERNEL tried again, which crashed the compiler or took too long twice.
+
+    KERNEL is a kernel's name, or the beginning of a key. A kernel that failed so is remembered, for the Triton that it
+    failed with, and whoever asks for it gets the same error at once.
+    """
+    from headstart.service.failures import Failures
+
+    forgotten = Failures(Settings.load().cache_dir).forget(kernel)
+    for each in forgotten:
+        click.echo(f"{each.kernel} ({each.target}) will be tried again; {each.failure.summary}")
+    if not forgotten:
+        raise Failure(f"no failure of {kernel!r} is remembered")
+
+
 def _store() -> DiskStore:
     settings = Settings.load()
     return DiskStore(settings.cache_dir, limit_bytes=settings.store_limit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from headstart.service.config import Config
 from headstart.service.door import log_of
 from headstart.settings import Settings
 
+_log = logging.getLogger("headstart")
 _LAST_WORDS = 4 << 10  # bytes
 _ATTEMPTS = 5  # to join a service that ends each time just then
 
@@ -136,14 +138,14 @@ def launch(settings: Settings) -> Launched:
         return Shared(sock, path)
     try:
         path = sharing.user_socket()
-    except ServiceError:
-        return launch_private(settings.workers)  # which says what is wrong with the folder
-    sock = sharing.connect(path)
-    if sock is not None:
-        return Shared(sock, path)
-    job = sharing.job_on_this_host(os.environ)
-    if job is not None:
-        return _join_or_start(sharing.job_socket(job), settings.workers)
+        sock = sharing.connect(path)
+        if sock is not None:
+            return Shared(sock, path)
+        job = sharing.job_on_this_host(os.environ)
+        if job is not None:
+            return _join_or_start(sharing.job_socket(job), settings.workers)
+    except ServiceError as error:
+        _log.info("no shared compile service: %s", error)
     return launch_private(settings.workers)
 
 

@@ -1,0 +1,53 @@
+"""`headstart serve`: a compile service for all of a user's programs on this host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from headstart.errors import UsageError
+from headstart.settings import Settings, parse_seconds, parse_size
+
+T = TypeVar("T")
+
+
+def _parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, str | None], T | None]:
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> T | None:
+        try:
+            return None if value is None else parse(value)
+        except UsageError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return callback
+
+
+@click.command(short_help="Run a compile service that programs share.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Compiles at a time. Default: HEADSTART_WORKERS, or one per core that may be used.",
+)
+@click.option(
+    "--memory",
+    callback=_parsed(parse_size),
+    metavar="SIZE",
+    help="What all workers together may use, as 8GiB. Default: what the machine and its cgroup have.",
+)
+@click.option(
+    "--idle",
+    callback=_parsed(parse_seconds),
+    metavar="TIME",
+    help="After how long without work a worker leaves, as 10m. Default: 60s.",
+)
+def serve(workers: int | None, memory: int | None, idle: float | None) -> None:
+    """Run a compile service in the foreground, for all of your programs on this host, until it is stopped.
+
+    Programs that start meanwhile join it by themselves, unless HEADSTART_SERVICE=private. If HEADSTART_SERVICE is a
+    path, the service listens there, for programs that have the same value.
+    """
+    from headstart.service import commands
+
+    commands.serve(Settings.load(workers=workers), memory=memory, idle=idle)

@@ -1,0 +1,81 @@
+"""`headstart status`: the compile services of this user, and what they are doing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from headstart.cli import Failure, count, human_bytes
+from headstart.settings import Settings
+
+if TYPE_CHECKING:
+    from headstart.wire import Report
+
+_INTERVAL = 1.0  # seconds between two looks
+
+
+@click.command(short_help="Show the compile services that run, and what they are doing.")
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per service.")
+def status(watch: bool, as_json: bool) -> None:
+    """Show clients, queue, kernels in flight with their ages, hit rates, and the workers' memory.
+
+    Private services, which belong to one program each, are not shown.
+    """
+    from headstart.service import commands
+
+    settings = Settings.load()
+    while True:
+        found = commands.reports(settings)
+        if watch:
+            click.clear()
+        for path, report in found:
+            click.echo(msgspec.json.encode(report) if as_json else describe(path, report))
+        if not watch:
+            break
+        time.sleep(_INTERVAL)
+    if not found:
+        raise Failure(f"no service runs; headstart serve starts one at {commands.socket_of(settings)}")
+
+
+def describe(path: Path, report: Report) -> str:
+    """A report for people."""
+    awaited, early, background = report.queued
+    state = "quiesced" if report.quiesced else "serving"
+    end = "stays until stopped" if report.lingers else "ends with its last client"
+    stored, joined = _share(report.stored, report), _share(report.joined, report)
+    lines = [
+        f"{path}",
+        f"  process {report.pid}, {state}, up for {_age(report.now - report.started)}, {end}",
+        f"  {report.workers} of {count(report.limit, 'worker')}, {human_bytes(report.workers_memory)}",
+        f"  queue: {awaited} awaited, {early} early, {background} background",
+        f"  {count(report.requests, 'request')}: {stored} from the store, {joined} joined a compile under way",
+        f"  {report.compiled} compiled, {report.failed} failed",
+    ]
+    lines += [
+        f"  client {client.pid} {client.name}, here for {_age(report.now - client.since)}: "
+        f"waits for {count(client.waiting, 'kernel')}"
+        for client in report.clients
+    ]
+    lines += [
+        f"  compiling {flight.name} ({flight.target}) for {_age(report.now - flight.started)}, "
+        f"wanted by {count(flight.clients, 'client')}, {human_bytes(flight.memory)}"
+        for flight in report.flights
+    ]
+    return "\n".join(lines)
+
+
+def _share(part: int, report: Report) -> str:
+    return f"{part} ({part / report.requests:.0%})" if report.requests else f"{part}"
+
+
+def _age(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

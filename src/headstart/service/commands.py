@@ -1,0 +1,80 @@
+"""What the `headstart` command asks of services that run, and how it starts one in the foreground."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from headstart import wire
+from headstart.errors import ServiceError
+from headstart.service import sharing
+from headstart.service.config import Config
+from headstart.settings import Settings
+
+
+def socket_of(settings: Settings) -> Path:
+    """Where the service listens that the user means: the one named by a path, or else the user's own.
+
+    Raises:
+        ServiceError: there is no runtime folder.
+    """
+    return Path(settings.service) if os.path.isabs(settings.service) else sharing.user_socket()
+
+
+def reports(settings: Settings) -> list[tuple[Path, wire.Report]]:
+    """The state of every service of this user, or of the one that is named by a path."""
+    paths = [Path(settings.service)] if os.path.isabs(settings.service) else sharing.sockets()
+    asked = [(path, ask(path, "status")) for path in paths]
+    return [(path, state) for path, state in asked if state is not None]
+
+
+def ask(path: Path, command: str) -> wire.Report | None:
+    """Have the service at `path` do as it is told, and wait until it is done. None: there is no service.
+
+    For `"stop"` that is when it has gone. For `command` see `wire.Control`.
+
+    Raises:
+        ServiceError: it cannot be reached, or talks another language.
+    """
+    sock = sharing.connect(path)
+    if sock is None:
+        return None
+    report = None
+    with sock:
+        try:
+            sock.sendall(wire.frame(wire.Control(command)))
+            for message in wire.receive_blocking(sock, wire.Deframer(wire.FromService)):
+                if isinstance(message, wire.Report):
+                    report = message
+                    if command != "stop":
+                        break
+        except ConnectionError:
+            pass  # it has gone
+        except wire.ProtocolError as error:
+            raise ServiceError(f"the service at {path} talks another language: {error}") from error
+    return report
+
+
+def serve(settings: Settings, *, memory: int | None, idle: float | None) -> None:
+    """Be the service at `socket_of(settings)`, until somebody stops it.
+
+    Raises:
+        ServiceError: there is one already, or none can be there.
+    """
+    from headstart.service import server  # needs all that a service needs
+
+    path = socket_of(settings)
+    with sharing.place_for_a_service(path) as listener:
+        if listener is None:
+            state = ask(path, "status")
+            who = "" if state is None else f" (process {state.pid})"
+            raise ServiceError(f"a service listens at {path} already{who}; headstart stop ends it")
+        fd = os.dup(listener.fileno())
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+    server.serve(
+        Config(
+            workers=settings.workers, memory=memory, idle=idle, listener=fd, socket=str(path), lingers=True
+        )
+    )
