@@ -216,3 +216,21 @@ def kill(process: psutil.Process) -> None:
     """SIGKILL, and wait until it is gone (or a zombie)."""
     process.send_signal(signal.SIGKILL)
     wait_until(lambda: not is_alive(process))
+
+
+def services_of(runtime_folder: Path) -> list[psutil.Process]:
+    """The services that run in a runtime folder, whoever's children they are."""
+    found = []
+    for process in descendants(runtime_folder):
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if "headstart.service.server" in command or "serve" in command:
+                found.append(process)
+    return found
+
+
+@pytest.fixture(params=["private", "shared"])
+def either_service(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Has a test run twice: with services of the clients' own, and with one that they share."""
+    monkeypatch.setenv("HEADSTART_SERVICE", request.param)
+    return str(request.param)

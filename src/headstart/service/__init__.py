@@ -1,18 +1,19 @@
 """The other processes: what a client starts and never runs inside itself.
 
-plan       decides which worker does what; pure, no I/O
-queue      who is next; part of the plan
-capacity   how many workers fit into the memory; pure, too
-standins   what generated kernels import of torch, without torch
-compiling  one compile, with Triton; everything that depends on Triton's version
-worker     the process that compiles
-zygote     the process that workers are forked from
-server     the process that owns the queue, the store and the others
-door       where clients of a shared server come in
-boot       starting a process of headstart's own
-sharing    where shared servers are found, and who may start one
-launch     how a client comes by a server, private or shared
+    plan       decides which worker does what; pure, no I/O
+    queue      who is next; part of the plan
+    capacity   how many workers fit into the memory; pure, too
+    standins   what generated kernels import of torch, without torch
+    compiling  one compile, with Triton; everything that depends on Triton's version
+    worker     the process that compiles
+    zygote     the process that workers are forked from
+    server     the process that owns the queue, the store and the others
+    door       where clients of a shared server come in
+    boot       starting a process of headstart's own
+    sharing    where shared servers are found, and who may start one
+    launch     how a client comes by a server, private or shared
+    commands   what `headstart serve`, `status` and the like do
 
-config, runtime, reporting: a service's settings, its folder, its state for people
-failures, reproduce: failed kernels, remembered so that they are not tried again, and written down as plans
+    config, runtime, reporting: a service's settings, its folder, its state for people
+    failures, reproduce: failed kernels, remembered so that they are not tried again, and written down as plans
 """

@@ -275,7 +275,8 @@ class Server:
         return [client for client in self._clients.values() if client.hello is not None]
 
     def _stop_if_alone(self) -> None:
-        if not self._lingers and not self._members() and (self._had_clients or self._door is None):
+        # Before the first client has introduced itself there may be others who are about to.
+        if not self._lingers and not self._members() and (self._had_clients or not self._clients):
             self._stop()
 
     def _say_goodbye(self) -> None:
@@ -291,7 +292,6 @@ class Server:
             self._obey(client, message.command)
         elif isinstance(message, wire.Supersede):
             self._lingers = False
-            self._had_clients = True
             self._stop_if_alone()
         elif client.hello is None:
             self._dismiss(client)
