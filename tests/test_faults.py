@@ -139,6 +139,7 @@ def test_a_failing_compile_fails_its_own_waiters_only_and_says_what_happened(
     assert error.stage == stage
 
 
+@pytest.mark.usefixtures("either_service")
 def test_wait_lets_everything_finish_and_lists_all_failures(open_compile: Open) -> None:
     async_compile = open_compile()
     scope = {
@@ -171,6 +172,7 @@ def test_wait_puts_good_kernels_in_place_when_another_has_nothing_to_compile_wit
     assert isinstance(scope["good"], headstart.CompiledKernel)
 
 
+@pytest.mark.usefixtures("either_service")
 def test_one_failure_reaches_everyone_who_waits_as_an_error_of_their_own(
     open_compile: Open, tmp_path: Path
 ) -> None:
@@ -191,6 +193,7 @@ def test_one_failure_reaches_everyone_who_waits_as_an_error_of_their_own(
     assert len({id(error) for error in caught}) == 4
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_compile_error_survives_pickling(open_compile: Open) -> None:
     error = failure_of(open_compile().triton(**raises()))
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - what this test has just made

@@ -75,6 +75,7 @@ def test_importing_headstart_imports_neither_triton_nor_torch(statement: str) ->
 # One compile per key
 
 
+@pytest.mark.usefixtures("either_service")
 def test_the_same_request_again_is_the_same_future(open_compile: Open) -> None:
     async_compile = open_compile()
     future = async_compile.triton(**pointwise())
@@ -85,6 +86,7 @@ def test_the_same_request_again_is_the_same_future(open_compile: Open) -> None:
     assert async_compile.statistics.deduplicated == 2
 
 
+@pytest.mark.usefixtures("either_service")
 def test_one_service_compiles_a_key_once_and_answers_everyone(open_compile: Open, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     async_compile = open_compile()
@@ -135,6 +137,7 @@ def test_a_second_client_compiles_what_the_first_did_not_live_to_finish(
     assert second.statistics.compiled == 1
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_later_client_finds_what_an_earlier_one_compiled(open_compile: Open) -> None:
     with open_compile() as first:
         cubin = first.triton(**pointwise()).result(PATIENCE).asm["cubin"]
@@ -143,6 +146,7 @@ def test_a_later_client_finds_what_an_earlier_one_compiled(open_compile: Open) -
     assert (second.statistics.compiled, second.statistics.cached) == (0, 1)
 
 
+@pytest.mark.usefixtures("either_service")
 def test_without_the_store_everything_is_compiled_anew_and_nothing_is_kept(open_compile: Open) -> None:
     for _ in range(2):
         with open_compile(use_store=False) as async_compile:
@@ -188,6 +192,7 @@ def test_kick_off_never_waits_for_a_service_that_does_not_read(open_compile: Ope
     assert all(future.result(PATIENCE).asm["cubin"] for future in futures)
 
 
+@pytest.mark.usefixtures("either_service")
 def test_many_threads_may_kick_off_and_wait_at_once(open_compile: Open) -> None:
     async_compile = open_compile()
     barrier = threading.Barrier(16)
@@ -209,6 +214,7 @@ def test_many_threads_may_kick_off_and_wait_at_once(open_compile: Open) -> None:
     assert (statistics.requested, statistics.compiled, statistics.deduplicated) == (128, 8, 120)
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_result_can_be_asked_for_inside_a_running_event_loop(open_compile: Open) -> None:
     async_compile = open_compile()
 
@@ -390,6 +396,7 @@ def _in_a_pool(number: int) -> int:
 _shared: AsyncCompile | None = None
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_forked_multiprocessing_pool_can_use_it(open_compile: Open, family: Family) -> None:
     global _shared
     _shared = open_compile()
@@ -436,6 +443,7 @@ def test_nothing_inherits_the_client_s_standard_streams(start_client: Start, tmp
     assert time.monotonic() - begun < 1
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_client_without_standard_streams_can_compile(start_client: Start, tmp_path: Path) -> None:
     client = start_client(
         """
@@ -455,6 +463,7 @@ def test_a_client_without_standard_streams_can_compile(start_client: Start, tmp_
     assert (tmp_path / "outcome").read_text() == "None"
 
 
+@pytest.mark.usefixtures("either_service")
 def test_what_a_compile_prints_is_captured_and_shown_to_whoever_waits(
     start_client: Start, open_compile: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -540,6 +549,7 @@ def test_a_worker_sees_no_gpu_has_a_group_and_a_temporary_folder_of_its_own(
     assert seen["modules"] == []
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_variable_that_changes_the_outcome_changes_the_key_and_reaches_the_worker(
     open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -608,6 +618,7 @@ def test_a_cache_folder_with_spaces_and_letters_of_any_kind_works(open_compile: 
     assert again.statistics.cached == 1
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_cache_folder_whose_name_is_no_text_works(open_compile: Open, tmp_path: Path) -> None:
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/latin-\xe9")
     assert open_compile(cache_dir=folder).triton(**pointwise()).result(PATIENCE).asm["cubin"]
@@ -692,6 +703,7 @@ with headstart.AsyncCompile("cuda:90", workers=2) as async_compile:
     assert all("no Triton to compile with" in line and "pip install" in line for line in lines[:2])
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_triton_that_cannot_be_imported_is_reported_with_its_traceback(
     start_client: Start, tmp_path: Path
 ) -> None:
@@ -727,6 +739,7 @@ def test_no_interpreter_to_start_is_a_service_error(
     assert "sys.executable is '/nonexistent/python'" in str(error)
 
 
+@pytest.mark.usefixtures("either_service")
 def test_a_cache_folder_that_is_a_file_costs_one_warning_and_no_kernel(
     open_compile: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,17 +1,16 @@
-"""One service for many clients: how they find and start it, who may use it, when it ends, and what its clients owe each other."""
+"""One service for many clients: how they find and start it, who may use it, and when it ends."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -31,7 +30,6 @@ from conftest import (
 )
 from headstart import AsyncCompile, CompilerCrashed, ServiceError, wire
 from headstart.service import commands, door, launch, sharing
-from headstart.service.config import Config
 from headstart.settings import Settings
 from kernels import Gate, aborts, hanging_ptxas, killed, pointwise
 
@@ -402,9 +400,10 @@ def test_what_two_clients_want_is_compiled_once_and_stays_when_one_of_them_leave
     open_compile: Open, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
-    first, second = open_compile(workers=1), open_compile()
+    first = open_compile(workers=1)  # whoever starts it decides
     first.triton(**gate.kernel())
     gate.began()
+    second = open_compile()
     both = [client.triton(**pointwise(1)) for client in (first, second)][1]
     only_first = first.triton(**pointwise(2))
     wait_until(lambda: sum(state().queued) == 2)

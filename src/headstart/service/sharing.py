@@ -125,7 +125,7 @@ def _supersede_older(path: Path) -> None:
     ours = _NAME.fullmatch(path.name)
     for other in path.parent.glob("*.sock") if ours else ():
         theirs = _NAME.fullmatch(other.name)
-        if ours and theirs and theirs["whose"] == ours["whose"] and int(theirs["protocol"]) < wire.PROTOCOL:
+        if ours and theirs and theirs["whose"] == ours["whose"] and int(theirs["protocol"]) < int(ours["protocol"]):
             with contextlib.suppress(ServiceError, OSError):
                 sock = connect(other)
                 if sock is not None:
