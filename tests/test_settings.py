@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.errors import UsageError
-from headstart.settings import DEFAULT_STORE_LIMIT, Settings, parse_size
+from headstart.settings import DEFAULT_STORE_LIMIT, Settings, parse_seconds, parse_size
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,38 @@ def test_arguments_go_before_variables(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HEADSTART_WORKERS", "none of your business")
     settings = Settings.load(workers=2, cache_dir=tmp_path)
     assert (settings.workers, settings.cache_dir) == (2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "service"),
+    [("", "auto"), (" auto ", "auto"), ("private", "private"), ("shared", "shared"), ("/run/a.sock", "/run/a.sock")],
+)
+def test_a_service_is_private_shared_or_at_a_path(text: str, service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSTART_SERVICE", text)
+    assert Settings.load().service == service
+
+
+def test_a_service_s_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HEADSTART_SERVICE", "./my.sock")
+    assert Settings.load().service == str(tmp_path / "my.sock")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("10m", 600), (" 2h ", 7200)])
+def test_times_have_units(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "10 minutes"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a time such as"):
+        parse_seconds(text)
+
+
+def test_an_unknown_kind_of_service_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSTART_SERVICE", "public")
+    with pytest.raises(UsageError, match="HEADSTART_SERVICE: expected auto, private, shared"):
+        Settings.load()
 
 
 def test_the_cache_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
