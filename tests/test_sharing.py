@@ -406,7 +406,8 @@ def test_what_two_clients_want_is_compiled_once_and_stays_when_one_of_them_leave
     second = open_compile()
     both = [client.triton(**pointwise(1)) for client in (first, second)][1]
     only_first = first.triton(**pointwise(2))
-    wait_until(lambda: sum(state().queued) == 2)
+    wait_until(lambda: sorted(client.waiting for client in state().clients) == [1, 3])
+    assert sum(state().queued) == 2
     first.close()
     wait_until(lambda: sum(state().queued) == 1)
     gate.open()
@@ -463,6 +464,20 @@ def test_clients_with_different_environments_share_a_service_each_with_its_zygot
     assert ".loc" not in second.result(PATIENCE).asm["ptx"]
     (service,) = services_of(runtime_folder)
     assert len(service.children()) == 2
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_tool_that_is_changed_while_a_service_lives_makes_other_kernels_from_then_on(
+    open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in hanging_ptxas(tmp_path / "tool").items():
+        monkeypatch.setenv(name, value)
+    before = open_compile().triton(**pointwise()).result(PATIENCE)
+    with (tmp_path / "tool" / "ptxas").open("a") as script:
+        script.write("# changed\n")
+    after = open_compile()
+    assert after.triton(**pointwise()).result(PATIENCE).key != before.key
+    assert after.services_started == state().compiled - 1 == 1
 
 
 @pytest.mark.usefixtures("shared")

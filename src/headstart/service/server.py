@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import resource
 import selectors
 import shutil
 import signal
@@ -123,6 +124,7 @@ class Server:
         self._workers: dict[int, Worker] = {}
         self._stores: dict[str, DiskStore] = {}
         self._toolchain_digests: dict[tuple[Toolchain, tuple[tuple[str, str], ...]], str] = {}
+        self._generations: Counter[Toolchain] = Counter()  # how often each was seen to have changed on disk
         self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
         self._notices: set[str] = set()
         self._unsent: dict[int, wire.Channel] = {}
@@ -173,12 +175,15 @@ class Server:
             if fitting != self._plan.limit:
                 self._carry_out(self._plan.resize(fitting, now))
         self._carry_out(self._plan.tick(now))
-        if self._plan.quiesced and not self._plan.workers:
+        if not (self._plan.quiesced and self._plan.workers):
             for client in self._draining:
                 self._send(client.channel, self._report(now))
             self._draining.clear()
-        if not self._had_clients and not self._lingers and now > self._started + _GREETING_PATIENCE:
+        if self._waits_for_first_client() and now > self._started + _GREETING_PATIENCE:
             self._stop()
+
+    def _waits_for_first_client(self) -> bool:
+        return self._door is not None and not self._had_clients and not self._lingers
 
     def _stop(self, mask: int = 0) -> None:
         self._running = False
@@ -188,7 +193,7 @@ class Server:
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
         if self._strays:
             waits.append(_STRAY_INTERVAL)
-        if not self._had_clients and not self._lingers:
+        if self._waits_for_first_client():
             waits.append(_GREETING_PATIENCE)
         return min(waits, default=None)
 
@@ -312,7 +317,22 @@ class Server:
         client.hello = hello
         self._had_clients = True
         self._send(client.channel, wire.Welcome(os.getpid()))
-        self._carry_out(self._plan.announced(_kind(hello.toolchain, hello.environment)))
+        self._look_at_toolchain_again(hello)
+        self._carry_out(self._plan.announced(self._kind(hello.toolchain, hello.environment)))
+
+    def _look_at_toolchain_again(self, hello: wire.Hello) -> None:
+        """A service may live longer than an installation: what was rebuilt since gets a new digest and a new zygote."""
+        memory = Path(os.fsdecode(hello.preferences.cache_dir), "toolchains")
+        known = [which for which in self._toolchain_digests if which[0] == hello.toolchain]
+        before = {which: self._toolchain_digests.pop(which) for which in known}
+        for toolchain, tools in known:
+            with contextlib.suppress(ServiceError):  # the next request is told
+                self._toolchain_digests[toolchain, tools] = toolchain.digest(dict(tools), memory)
+        if any(self._toolchain_digests.get(which) != before[which] for which in known):
+            self._generations[hello.toolchain] += 1
+
+    def _kind(self, toolchain: Toolchain, environment: Mapping[str, str]) -> Kind:
+        return Kind((toolchain, self._generations[toolchain]), tuple(sorted(environment.items())))
 
     def _obey(self, client: Client, command: str) -> None:
         now = time.monotonic()
@@ -362,7 +382,7 @@ class Server:
         actions = self._plan.requested(
             Ticket(client.number, message.ticket),
             job_key,
-            _kind(hello.toolchain, request.environment),
+            self._kind(hello.toolchain, request.environment),
             Job(key, digest, request, use_store, cache_dir),
             urgency,
             time.monotonic(),
@@ -415,9 +435,9 @@ class Server:
     # Zygotes
 
     def _start_zygote(self, kind: Kind) -> None:
-        toolchain, environment = kind
-        assert isinstance(toolchain, Toolchain)
-        assert isinstance(environment, tuple)
+        assert isinstance(kind.toolchain, tuple)
+        assert isinstance(kind.environment, tuple)
+        toolchain, _ = kind.toolchain
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -428,7 +448,7 @@ class Server:
                     f"{theirs.fileno()} {toolchain.torch_dir}",
                     pass_fds=[theirs.fileno()],
                     unset=FINGERPRINT_VARIABLES,
-                    set_to={"PYTHONHASHSEED": "0", **dict(environment)},
+                    set_to={"PYTHONHASHSEED": "0", **dict(kind.environment)},
                 )
             except OSError as error:
                 mine.close()
@@ -637,10 +657,6 @@ class Server:
             store.prune()
 
 
-def _kind(toolchain: Toolchain, environment: Mapping[str, str]) -> Kind:
-    return Kind(toolchain, tuple(sorted(environment.items())))
-
-
 class _Notifier(logging.Handler):
     """Passes on what a module warns of (a damaged entry, say): nobody reads a service's own log."""
 
@@ -673,5 +689,8 @@ def serve(config: Config) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Two fds for each client, two for each worker.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with service_folder() as folder:
         Server(config, folder).run()

@@ -1,0 +1,96 @@
+"""Whose turn it is, without a service; how the plan uses it is in test_plan.py."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from headstart.service.queue import Job, Kind, Queue, Ticket, Urgency
+
+KIND, OTHER = Kind("triton 3.9", ""), Kind("triton 3.6", "")
+
+
+def job(
+    key: str,
+    client: int = 1,
+    *,
+    urgency: Urgency = Urgency.EARLY,
+    kind: Kind = KIND,
+    estimate: float | None = None,
+) -> Job:
+    return Job(key, kind, urgency, None, estimate, tickets=[Ticket(client, 1)])
+
+
+def drained(queue: Queue) -> list[str]:
+    order = []
+    while (first := queue.first()) is not None:
+        queue.take(first)
+        order.append(first.key)
+    return order
+
+
+def test_looking_takes_nothing() -> None:
+    queue = Queue()
+    queue.put(job("a"))
+    assert queue.first() is queue.first()
+    assert queue.waiting(KIND) == 1
+
+
+def test_a_blocked_kind_is_left_aside() -> None:
+    queue = Queue()
+    queue.put(job("a"))
+    queue.put(job("b", kind=OTHER))
+    first = queue.first({KIND})
+    assert first is not None
+    assert first.key == "b"
+    assert queue.first({KIND, OTHER}) is None
+
+
+def test_a_newcomer_has_its_turn_next_and_then_no_more_often_than_others() -> None:
+    queue = Queue()
+    for number in range(6):
+        queue.put(job(f"old {number}"))
+    for _ in range(3):
+        queue.take(queue.first())  # type: ignore[arg-type]
+    for number in range(2):
+        queue.put(job(f"new {number}", client=2))
+    assert drained(queue) == ["new 0", "old 3", "new 1", "old 4", "old 5"]
+
+
+def test_a_job_that_was_dropped_is_not_found_in_any_line_and_one_put_back_only_once() -> None:
+    queue = Queue()
+    shared = job("shared")
+    shared.tickets.append(Ticket(2, 1))
+    queue.put(shared)
+    queue.drop(shared)
+    assert queue.first() is None
+    queue.put(shared)
+    queue.put(shared)
+    assert queue.waiting(KIND) == 1
+    assert drained(queue) == ["shared"]
+    assert queue.waiting(KIND) == 0
+
+
+def test_what_a_client_wanted_alone_goes_with_it_and_the_rest_stays_for_the_others() -> None:
+    queue = Queue()
+    mine, ours = job("mine"), job("ours")
+    ours.tickets.append(Ticket(2, 1))
+    queue.put(mine)
+    queue.put(ours)
+    queue.leave(1)
+    queue.drop(mine)
+    assert drained(queue) == ["ours"]
+
+
+def test_a_long_queue_costs_no_more_per_job_than_a_short_one() -> None:
+    def seconds_each(count: int) -> float:
+        queue, numbers = Queue(), random.Random(count)
+        begun = time.process_time()
+        for number in range(count):
+            queue.put(job(str(number), client=number % 7, estimate=numbers.random()))
+            queue.first()
+        assert len(drained(queue)) == count
+        return (time.process_time() - begun) / count
+
+    short = min(seconds_each(500) for _ in range(3))
+    assert seconds_each(20_000) < 5 * short
