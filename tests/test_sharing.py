@@ -163,6 +163,28 @@ def test_a_shared_service_ends_with_its_last_client(open_compile: Open, runtime_
 
 
 @pytest.mark.usefixtures("shared")
+def test_clients_that_come_just_when_the_last_one_leaves_get_their_kernels(
+    open_compile: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_compile().triton(**pointwise()).result(PATIENCE)  # in the store from now on: nothing but coming and going
+    failures: list[BaseException | None] = []
+
+    def come_and_go() -> None:
+        for _ in range(15):
+            with headstart.AsyncCompile("cuda:90", workers=1) as async_compile:
+                failures.append(async_compile.triton(**pointwise()).exception(PATIENCE))
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    commands.ask(sharing.user_socket(), "stop")
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert failures == [None] * 45
+    assert "died" not in caplog.text
+
+
+@pytest.mark.usefixtures("shared")
 def test_a_shared_service_is_nobody_s_child_and_outlives_the_client_that_started_it(
     open_compile: Open, start_client: Start, tmp_path: Path, runtime_folder: Path
 ) -> None:
