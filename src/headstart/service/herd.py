@@ -1,0 +1,224 @@
+"""The processes below a service: zygotes, and the workers that they fork.
+
+    plan ── actions ─▶ herd ── Fork, Kill ─▶ zygote ── fork ─▶ worker
+    plan ◀─ events ──  herd ◀─ Forked, Buried ─┘                 │
+                       herd ◀─ Finished, Failure ────────────────┘
+
+It starts and ends what the plan says, and tells the plan what became of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from headstart import machine, wire
+from headstart.environment import FINGERPRINT_VARIABLES
+from headstart.service import plan
+from headstart.service.boot import spawn
+from headstart.service.loop import Loop
+from headstart.service.queue import Kind
+from headstart.service.worker import last_stage, last_words
+from headstart.service.zygote import bury
+
+_MAX_MESSAGE = 1 << 16  # bytes, from a zygote
+
+_log = logging.getLogger("headstart.service")
+
+
+class _Zygote:
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self.process = process
+        self.socket = sock
+
+
+class Worker:
+    """A worker process, and what it is doing."""
+
+    def __init__(self, kind: Kind, channel: wire.Channel, folder: Path) -> None:
+        self.kind = kind
+        self.channel = channel
+        self.folder = folder
+        self.pid = 0
+        self.started = 0.0
+
+
+class Herd:
+    """Zygotes and workers.
+
+    Args:
+        loop: that listens to them.
+        plan: that is told.
+        carry_out: what the plan then says.
+        folder: for the workers' folders.
+    """
+
+    def __init__(
+        self, loop: Loop, plan: plan.Plan, carry_out: Callable[[Iterable[plan.Action]], None], folder: Path
+    ) -> None:
+        self._loop = loop
+        self._plan = plan
+        self._carry_out = carry_out
+        self._folder = folder
+        self._zygotes: dict[Kind, _Zygote] = {}
+        self.workers: dict[int, Worker] = {}
+        self._strays: set[int] = set()  # process groups that were killed and may hold adopted zombies
+
+    def memory(self) -> list[int]:
+        """Bytes that each worker uses."""
+        return [machine.own_memory(worker.pid) for worker in self.workers.values() if worker.pid]
+
+    def end(self) -> None:
+        """End every process."""
+        for kind in list(self._zygotes):
+            self.end_zygote(kind)
+
+    def start_zygote(self, kind: Kind) -> None:
+        """For `plan.StartZygote`. A kind's toolchain is a `Toolchain` and how often it has changed on disk."""
+        assert isinstance(kind.toolchain, tuple)
+        assert isinstance(kind.environment, tuple)
+        toolchain, _ = kind.toolchain
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                process = spawn(
+                    toolchain.python,
+                    toolchain.sys_path,
+                    "headstart.service.zygote",
+                    f"{theirs.fileno()} {toolchain.torch_dir}",
+                    pass_fds=[theirs.fileno()],
+                    unset=FINGERPRINT_VARIABLES,
+                    set_to={"PYTHONHASHSEED": "0", **dict(kind.environment)},
+                )
+            except OSError as error:
+                mine.close()
+                why = f"cannot start {toolchain.python}: {error.strerror}"
+                self._carry_out(self._plan.zygote_unable(kind, why))
+                return
+        zygote = self._zygotes[kind] = _Zygote(process, mine)
+        self._loop.watch(mine, lambda mask: self._hear_zygote(kind, zygote))
+
+    def _hear_zygote(self, kind: Kind, zygote: _Zygote) -> None:
+        try:
+            body = zygote.socket.recv(_MAX_MESSAGE)
+        except ConnectionError:
+            body = b""
+        now = time.monotonic()
+        if not body:
+            self.end_zygote(kind)
+            why = f"the process that holds Triton died (status {zygote.process.returncode})"
+            self._carry_out(self._plan.zygote_lost(kind, why, now))
+            return
+        message = wire.decode(wire.decoder(wire.FromZygote), body)
+        if isinstance(message, wire.Ready):
+            self._carry_out(self._plan.zygote_ready(kind, now))
+        elif isinstance(message, wire.Forked):
+            self.workers[message.worker].pid = message.pid
+            self._carry_out(self._plan.worker_forked(message.worker, now))
+        elif isinstance(message, wire.Buried):
+            self._clear_worker(message.worker, message.status)
+        elif message.worker >= 0:
+            self._forget_worker(message.worker)
+            self._carry_out(self._plan.fork_failed(message.worker, message.why, now))
+        else:
+            self._carry_out(self._plan.zygote_unable(kind, message.why))
+            self.end_zygote(kind)
+
+    def end_zygote(self, kind: Kind) -> None:
+        """Kill a zygote and bury its workers, which are ours once it is dead."""
+        zygote = self._zygotes.pop(kind)
+        self._loop.unwatch(zygote.socket)
+        zygote.process.kill()
+        zygote.process.wait()
+        zygote.socket.close()
+        for number, worker in list(self.workers.items()):
+            if worker.kind == kind:
+                if worker.pid:
+                    with contextlib.suppress(ChildProcessError):
+                        bury(worker.pid)
+                    self._strays.add(worker.pid)
+                self._forget_worker(number)
+
+    def _order_zygote(self, kind: Kind, order: msgspec.Struct, fds: Iterable[int] = ()) -> None:
+        zygote = self._zygotes.get(kind)
+        if zygote is not None:
+            with contextlib.suppress(ConnectionError):
+                socket.send_fds(zygote.socket, [wire.encode(order)], list(fds))
+
+    # Workers
+
+    def fork(self, number: int, kind: Kind) -> None:
+        """For `plan.Fork`."""
+        folder = self._folder / f"worker-{number}"
+        try:
+            folder.mkdir(mode=0o700)
+            mine, theirs = socket.socketpair()
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._carry_out(self._plan.fork_failed(number, str(error), time.monotonic()))
+            return
+        worker = self.workers[number] = Worker(kind, wire.Channel(mine, wire.FromWorker), folder)
+        self._loop.watch(worker.channel, lambda mask: self._hear_worker(number, worker, mask))
+        with theirs:
+            self._order_zygote(kind, wire.Fork(number, os.fsencode(folder)), [theirs.fileno()])
+
+    def _hear_worker(self, number: int, worker: Worker, mask: int) -> None:
+        try:
+            outcomes = self._loop.receive(worker.channel, mask)
+        except (EOFError, ConnectionError):
+            self._loop.unwatch(worker.channel)  # the zygote will say how it ended
+            return
+        except wire.ProtocolError:
+            _log.exception("worker %d was killed", number)
+            self._order_zygote(worker.kind, wire.Kill(number))
+            return
+        for outcome in outcomes:
+            self._carry_out(self._plan.finished(number, outcome, time.monotonic()))
+
+    def retire(self, number: int) -> None:
+        """For `plan.Retire`: a worker whose socket is closed ends by itself."""
+        self._loop.unwatch(self.workers[number].channel)
+        self.workers[number].channel.close()
+
+    def kill(self, number: int) -> None:
+        """For `plan.Kill`."""
+        self._order_zygote(self.workers[number].kind, wire.Kill(number))
+
+    def _clear_worker(self, number: int, status: int) -> None:
+        worker = self.workers.get(number)
+        if worker is None:
+            return
+        stage, words = last_stage(str(worker.folder)), last_words(str(worker.folder))
+        self._strays.add(worker.pid)
+        self._forget_worker(number)
+        self._carry_out(self._plan.worker_buried(number, status, stage, words, time.monotonic()))
+
+    def _forget_worker(self, number: int) -> None:
+        worker = self.workers.pop(number)
+        self._loop.unwatch(worker.channel)
+        worker.channel.close()
+        shutil.rmtree(worker.folder, ignore_errors=True)
+
+    @property
+    def has_strays(self) -> bool:
+        """Whether tools that were killed are not dead yet."""
+        return bool(self._strays)
+
+    def reap_strays(self) -> None:
+        """Bury what is dead of the tools that killed workers left."""
+        # Tools of a killed worker are adopted by this process, the nearest subreaper.
+        for group in list(self._strays):
+            try:
+                while os.waitpid(-group, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                self._strays.discard(group)
