@@ -80,8 +80,8 @@ class SimulatedService:
 
     # Events
 
-    def announce(self, kind: Kind = PLAIN) -> list[Action]:
-        return self._perform(self.plan.announced(kind))
+    def announce(self, kind: Kind = PLAIN, *, client: int = 0) -> list[Action]:
+        return self._perform(self.plan.announced(kind, client))
 
     def request(
         self,
@@ -561,6 +561,7 @@ def test_a_job_takes_no_workers_place_that_comes_first_itself() -> None:
 
 def test_a_zygote_of_an_environment_of_the_past_is_ended_with_its_last_worker() -> None:
     simulated = service(limit=2)
+    simulated.leave(0)  # who announced it
     simulated.request("debug", DEBUG)
     (retire,) = prepare(simulated, DEBUG)
     assert isinstance(retire, Retire)
@@ -573,6 +574,17 @@ def test_a_zygote_of_an_environment_of_the_past_is_ended_with_its_last_worker() 
     assert simulated.die(first, status=0) == [EndZygote(PLAIN)]
     assert simulated.die(last, status=0) == [], "the next job finds a zygote"
     assert list(simulated.zygotes) == [DEBUG]
+
+
+def test_a_zygote_stays_for_the_client_that_announced_its_kind_and_goes_with_it() -> None:
+    simulated = service(limit=1)
+    simulated.announce(DEBUG, client=1)
+    assert simulated.zygote_ready(DEBUG) == []
+    (worker,) = simulated.in_state("idle")
+    simulated.pass_time(IDLE_TIMEOUT)
+    assert simulated.die(worker, status=0) == []
+    assert set(simulated.zygotes) == {PLAIN, DEBUG}
+    assert simulated.leave(1) == [EndZygote(DEBUG)]
 
 
 def test_a_zygote_that_somebody_asks_for_is_not_ended() -> None:
@@ -1238,9 +1250,9 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def resume(self) -> None:
         self.service.resume()
 
-    @rule(kind=st.sampled_from(KINDS))
-    def come(self, kind: Kind) -> None:
-        self.service.announce(kind)
+    @rule(kind=st.sampled_from(KINDS), client=st.sampled_from(CLIENTS))
+    def come(self, kind: Kind, client: int) -> None:
+        self.service.announce(kind, client=client)
 
     def _zygotes(self, *states: str) -> list[Kind]:
         return [kind for kind, state in self.service.zygotes.items() if state in states]

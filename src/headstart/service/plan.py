@@ -126,6 +126,7 @@ class Plan:
         self.quiesced = False
         self._jobs: dict[str, Job] = {}
         self._queue = Queue()
+        self._announced: dict[int, Kind] = {}  # what each client will mostly ask for
         self._alone: set[Job] = set()  # those with an `alone_until` that is not over
         self._workers: dict[int, _Worker] = {}
         self._zygotes: dict[Kind, _Zygote] = {}
@@ -133,8 +134,9 @@ class Plan:
 
     # What clients do
 
-    def announced(self, kind: Kind) -> list[Action]:
+    def announced(self, kind: Kind, client: int) -> list[Action]:
         """A client that will ask for jobs of `kind` has come: get workers ready before it does."""
+        self._announced[client] = kind
         return self._start_zygote(kind)
 
     def requested(
@@ -198,11 +200,12 @@ class Plan:
     def client_left(self, client: int, now: float) -> list[Action]:
         """Forget a client's tickets. What nobody else wants is dropped, unless it has begun."""
         self._queue.leave(client)
+        self._announced.pop(client, None)
         for job in list(self._jobs.values()):
             job.tickets = [ticket for ticket in job.tickets if ticket.client != client]
             if not job.tickets and job.worker is None:
                 self._forget(job)
-        return self._schedule(now)
+        return [*self._schedule(now), *self._end_unused_zygotes()]
 
     # What the user says
 
@@ -303,7 +306,7 @@ class Plan:
         answer: list[Action] = []
         if worker.job is not None:
             answer = self._after_death(worker, worker.job, status, stage, last_words, now)
-        return [*answer, *self._schedule(now), *self._end_zygote(worker.kind)]
+        return [*answer, *self._schedule(now), *self._end_unused_zygotes()]
 
     def _after_death(
         self, worker: _Worker, job: Job, status: int, stage: str, last_words: str, now: float
@@ -428,13 +431,16 @@ class Plan:
         self._zygotes[kind] = _Zygote()
         return [StartZygote(kind)]
 
-    def _end_zygote(self, kind: Kind) -> list[Action]:
-        # The last one stays, so that the next job finds a zygote; others were for environments of the past.
+    def _end_unused_zygotes(self) -> list[Action]:
         used = {worker.kind for worker in self._workers.values()} | {job.kind for job in self._jobs.values()}
-        if kind not in self._zygotes or len(self._zygotes) == 1 or kind in used:
-            return []
-        del self._zygotes[kind]
-        return [EndZygote(kind)]
+        used |= set(self._announced.values())
+        unused = [kind for kind, zygote in self._zygotes.items() if zygote.ready and kind not in used]
+        # The last one stays, so that the next job finds a zygote; others were for clients and environments of the past.
+        if len(unused) == len(self._zygotes):
+            del unused[-1:]
+        for kind in unused:
+            del self._zygotes[kind]
+        return [EndZygote(kind) for kind in unused]
 
     def _fork(self, kind: Kind) -> Fork:
         number = next(self._numbers)

@@ -256,7 +256,7 @@ class Server:
         self._had_clients = True
         self._loop.send(client.channel, wire.Welcome(os.getpid()))
         self._toolchains.look_again(hello.toolchain, os.fsdecode(hello.preferences.cache_dir))
-        self._carry_out(self._plan.announced(self._kind(hello.toolchain, hello.environment)))
+        self._carry_out(self._plan.announced(self._kind(hello.toolchain, hello.environment), client.number))
 
     def _kind(self, toolchain: Toolchain, environment: Mapping[str, str]) -> Kind:
         return Kind((toolchain, self._toolchains.generation(toolchain)), tuple(sorted(environment.items())))
