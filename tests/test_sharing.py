@@ -512,6 +512,30 @@ def test_each_client_s_kernels_go_into_its_own_cache_folder(open_compile: Open, 
     assert state().compiled == 2
 
 
+# Order
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_kernel_whose_other_configurations_took_long_goes_first(open_compile: Open, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    async_compile = open_compile(workers=1)
+    slow = pointwise(name="slow", before="import time\ntime.sleep(0.3)\n")
+    quick = pointwise(name="quick")
+    for kernel in (slow, quick):
+        async_compile.triton(**kernel).result(PATIENCE)
+    async_compile.triton(**gate.kernel())
+    gate.began()
+    kernels = [{**kernel, "constants": {"BLOCK": 64}} for kernel in (quick, slow)]
+    futures = [async_compile.triton(**kernel) for kernel in (*kernels, pointwise(name="unknown"))]
+    for future in futures:
+        future.want()  # all of them, or the one that is waited for would go first
+    wait_until(lambda: state().queued[0] == len(futures))
+    gate.open()
+    assert all(future.result(PATIENCE).asm["cubin"] for future in futures)
+    begun = sorted(async_compile.timeline[-3:], key=lambda span: span.started or 0.0)
+    assert [span.name for span in begun] == ["unknown", "slow", "quick"]
+
+
 # It dies
 
 
