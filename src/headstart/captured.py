@@ -10,7 +10,7 @@ named, a value is written down, decorators and default expressions stay text and
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -165,13 +165,13 @@ class CapturedSource(msgspec.Struct, frozen=True, tag="captured", dict=True):
         kernel = msgspec.structs.replace(self.kernel, filename=filename)
         return msgspec.structs.replace(self, functions=[kernel, *self.functions[1:]])
 
-    def plain(self) -> dict[str, object]:
+    def plain(self) -> dict[str, Any]:
         """As dicts, lists, strings and numbers; `from_plain` reads it back."""
-        plain: dict[str, object] = msgspec.to_builtins(self)
+        plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
 
     @classmethod
-    def from_plain(cls, plain: dict[str, object]) -> CapturedSource:
+    def from_plain(cls, plain: dict[str, Any]) -> CapturedSource:
         """The source that `plain` was made of.
 
         Raises:

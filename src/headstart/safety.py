@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from headstart import captured
 from headstart.captured import Binding, CapturedFunction, CapturedSource
 
-_BUILTINS = frozenset(
-    "abs all any bool dict divmod enumerate filter float frozenset getattr hasattr hash int isinstance issubclass len "
-    "list map max min object pow print property range repr reversed round set slice sorted staticmethod str sum super "
-    "tuple type zip ArithmeticError AssertionError Exception NotImplementedError RuntimeError TypeError ValueError "
-    "NotImplemented Ellipsis".split()
-)
+_BUILTINS = {
+    *("abs", "all", "any", "bool", "dict", "divmod", "enumerate", "filter", "float", "frozenset", "getattr", "hasattr"),
+    *("hash", "int", "isinstance", "issubclass", "len", "list", "map", "max", "min", "object", "pow", "print", "range"),
+    *("repr", "reversed", "round", "set", "slice", "sorted", "str", "sum", "tuple", "type", "zip"),
+    *("ArithmeticError", "AssertionError", "Exception", "RuntimeError", "TypeError", "ValueError"),
+}
 # Modules that Triton's own import: `tl.core.builtins` would be a way to everything.
 _CLOSED_ATTRIBUTES = (sys.stdlib_module_names - {"copy", "math", "random"}) | {
     *("knobs", "runtime", "compiler", "backends", "tools", "testing"),

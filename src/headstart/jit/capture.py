@@ -9,8 +9,6 @@ the function, with every value that was looked at: while these are the same obje
 
 from __future__ import annotations
 
-import ast
-import builtins
 import inspect
 import sys
 import textwrap
@@ -74,7 +72,7 @@ def capture_for(kernel: Any, constants: Mapping[Any, Any] | None, signature: Map
         )
     parameters = inspect.signature(function.fn).parameters
     order = list(parameters)
-    given = {order[name] if isinstance(name, int) else name: value for name, value in (constants or {}).items()}
+    given = {_parameter(key, order): value for key, value in (constants or {}).items()}
     values = {
         name: given.get(name, parameter.default)
         for name, parameter in parameters.items()
@@ -82,6 +80,11 @@ def capture_for(kernel: Any, constants: Mapping[Any, Any] | None, signature: Map
     }
     types_ = {name: "constexpr" if name in values else signature.get(name, "") for name in order}
     return source.named(compat.entry_name(function, values, types_))
+
+
+def _parameter(key: Any, order: list[str]) -> Any:
+    index = key[0] if isinstance(key, tuple) and len(key) == 1 else key
+    return order[index] if isinstance(index, int) and 0 <= index < len(order) else key
 
 
 class _Notes:
@@ -134,7 +137,7 @@ class _Taken:
 
 def _notes(function: Any) -> _Notes:
     attributes = vars(function)
-    notes = attributes.get(_NOTES)
+    notes: _Notes | None = attributes.get(_NOTES)
     if notes is None or (notes.parsed is not None and notes.parsed.function is not function.fn):
         notes = attributes[_NOTES] = _Notes()
     return notes
@@ -288,7 +291,7 @@ class _Capturing:
     def _class(self, value: type, uses: list[Use], name: str, user: _User) -> Binding:
         if issubclass(value, tuple) and hasattr(value, "_fields"):
             fields = list(value._fields)
-            defaults = [self._bind(default, [Use(())], name, user) for default in value._field_defaults.values()]
+            defaults = [self._bind(default, [Use(())], name, user) for default in value._field_defaults.values()]  # type: ignore[attr-defined]
             return NamedTuple(value.__module__, value.__name__, fields, defaults)
         if compat.is_aggregate(value):
             raise user.refuse(name, "an aggregate, which headstart cannot describe yet")
@@ -347,7 +350,7 @@ def _submodules(module: types.ModuleType, uses: list[Use]) -> list[str]:
 def _member_of_triton(value: Any) -> Member | None:
     """Where in Triton `value` is to be found, if there."""
     home = getattr(value, "__module__", None)
-    module = sys.modules.get(home) if compat.is_triton(home) else None
+    module = sys.modules.get(str(home)) if compat.is_triton(home) else None
     if module is None:
         return None
     path = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
@@ -376,4 +379,4 @@ def _why_not(value: Any) -> str:
         return "a Python function that takes part in compiling, from outside of Triton"
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
         return "a Python function that is not decorated with @triton.jit or @triton.constexpr_function"
-    return f"a {type(value).__module__}.{kind}, where only numbers, strings, None, dtypes and tuples of these can travel"
+    return f"a {type(value).__module__}.{kind}; numbers, strings, None, dtypes and tuples of these can travel"

@@ -1,5 +1,5 @@
-"""What headstart relies on in the objects of a live Triton, 3.6 to 3.9, that is not public. Nothing here imports Triton:
-whoever has a kernel has it imported.
+"""What headstart relies on in the objects of a live Triton, 3.6 to 3.9, that is not public. Whoever has a kernel has
+Triton imported: nothing here does so.
 
 * `@triton.jit` makes a `JITFunction`, `@triton.constexpr_function` a `ConstexprFunction`; both keep the Python function
   in `fn`, its lines with decorators in `raw_src`, the number of the first in `starting_line_number`, and in `_src` what
@@ -21,7 +21,9 @@ from headstart.errors import UsageError
 Kind = Literal["jit", "constexpr_function"]
 
 _WRAPPERS = ("Autotuner", "Heuristics")
-_SpecializationProxy = namedtuple("SpecializationProxy", ["constants", "signature"])
+
+# By the name and the fields that Triton gives it.
+SpecializationProxy = namedtuple("SpecializationProxy", ["constants", "signature"])
 
 
 def jit_function(kernel: Any) -> Any:
@@ -47,7 +49,7 @@ def jit_function(kernel: Any) -> Any:
 
 
 def kind(value: Any) -> Kind | None:
-    """What kind of function of Triton's `value` is, if it is one that can be described. A subclass is something else."""
+    """Which of Triton's functions `value` is, if it is one that can be described. A subclass is something else."""
     jit = sys.modules.get("triton.runtime.jit")
     if jit is None:
         return None
@@ -98,7 +100,7 @@ def entry_name(function: Any, constants: Mapping[str, Any], signature: Mapping[s
     """
     if not has_own_name(function):
         return ""
-    name: str = function._repr(_SpecializationProxy(dict(constants), dict(signature)))
+    name: str = function._repr(SpecializationProxy(dict(constants), dict(signature)))
     return name.rpartition(".")[2]
 
 

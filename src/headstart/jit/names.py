@@ -7,6 +7,7 @@ order of the text, not by Python's rule that a name assigned anywhere is local e
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -48,8 +49,8 @@ class _Walker:
         arguments = node.args
         positional = [*arguments.posonlyargs, *arguments.args]
         with_default = positional[len(positional) - len(arguments.defaults) :]
-        pairs = [*zip(with_default, arguments.defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults)]
-        for argument, default in pairs:
+        by_keyword = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        for argument, default in [*zip(with_default, arguments.defaults, strict=True), *by_keyword]:
             if default is not None:
                 # Triton evaluates both once more, from the text.
                 self._walk(default)
@@ -94,7 +95,7 @@ class _Walker:
         elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
             self._walk(node.iter)
             self._walk(node.target)
-            self._all([node for field in ("ifs", "body", "orelse") for node in getattr(node, field, ())])
+            self._all(node.ifs if isinstance(node, ast.comprehension) else [*node.body, *node.orelse])
         elif isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
             self._all(node.generators)
             self._all([node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
@@ -107,8 +108,8 @@ class _Walker:
         else:
             self._all(ast.iter_child_nodes(node))
 
-    def _all(self, nodes: object) -> None:
-        for node in nodes:  # type: ignore[attr-defined]
+    def _all(self, nodes: Iterable[ast.AST]) -> None:
+        for node in nodes:
             self._walk(node)
 
     def _name(self, node: ast.AST) -> None:

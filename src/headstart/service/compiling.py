@@ -9,7 +9,7 @@ What is relied on, beyond `triton.compile`, `ASTSource`, `GPUTarget` and `triton
 * `JITFunction.arg_names`, and `BaseBackend.parse_options` returning a dataclass of all options.
 
 A function defined by a request's source has the request's file name, and finds its text in linecache, so that
-debug lines and tracebacks read as they would in the client.
+debug lines and tracebacks read as they would in the client. One that was captured live is made again (`rebuilding`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from headstart.captured import CapturedSource
 from headstart.environment import TOOL_VARIABLES
 from headstart.request import CompileRequest
 from headstart.service import standins
+from headstart.service.rebuilding import rebuilt
 from headstart.target import Target
 from headstart.wire import Failure
 
@@ -122,18 +124,21 @@ class Compiler:
                 # An earlier kernel's source has set a knob, which must not reach this one.
                 vars(group).clear()
                 vars(group).update(values)
-        with _module_of(request) as module:
-            try:
-                return self._compile(request, module)
-            except Refused:
-                raise
-            except Exception as error:
-                raise Refused(self._failure(error)) from error
+        try:
+            if isinstance(request.source, CapturedSource):
+                with rebuilt(request.source) as function:
+                    # Its names are bound to data and to what Triton has: nothing in it is beyond its key.
+                    return self._compile(request, function, reaches=[])
+            with _module_of(request, request.source) as module:
+                tree = ast.parse(request.source, request.filename)
+                return self._compile(request, _define(request, tree, module), _foreign_modules(tree))
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused(self._failure(error)) from error
 
-    def _compile(self, request: CompileRequest, module: types.ModuleType) -> Compiled:
+    def _compile(self, request: CompileRequest, function: Any, reaches: list[str]) -> Compiled:
         triton = importlib.import_module("triton")
-        tree = ast.parse(request.source, request.filename)
-        function = _define(request, tree, module)
         self._enter("signature")
         target = _gpu_target(request.target)
         source = triton.compiler.ASTSource(function, *_specialization(request, function))
@@ -146,7 +151,7 @@ class Compiler:
         triton.compile(source, target=target, options=options)
         files = {name.rpartition(".")[2]: content for name, content in _MemoryCache.held.items()}
         metadata = json.loads(files.pop("json"))
-        return Compiled(files, metadata, _foreign_modules(tree))
+        return Compiled(files, metadata, reaches)
 
     def _enter(self, stage: str) -> None:
         self._stage = stage
@@ -207,12 +212,12 @@ def prepare() -> str:
 
 
 @contextlib.contextmanager
-def _module_of(request: CompileRequest) -> Iterator[types.ModuleType]:
+def _module_of(request: CompileRequest, source: str) -> Iterator[types.ModuleType]:
     module = types.ModuleType(request.module or request.name)
     module.__file__ = request.filename
-    lines = request.source.splitlines(keepends=True)
+    lines = source.splitlines(keepends=True)
     # An entry without a modification time is never checked against the disk.
-    linecache.cache[request.filename] = (len(request.source), None, lines, request.filename)
+    linecache.cache[request.filename] = (len(source), None, lines, request.filename)
     previous = sys.modules.get(module.__name__)
     if previous is None:
         sys.modules[module.__name__] = module
