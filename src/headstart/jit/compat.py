@@ -43,6 +43,8 @@ def jit_function(kernel: Any) -> Any:
         raise UsageError(
             "TRITON_INTERPRET is set, so @triton.jit makes functions that cannot be compiled; unset it"
         )
+    if type(function).__name__ == "GluonJITFunction":
+        raise UsageError(f"{function.__name__} is a Gluon function, which headstart cannot compile yet")
     raise UsageError(
         f"expected source text or a @triton.jit function, not {type(kernel).__name__} ({kernel!r:.80})"
     )

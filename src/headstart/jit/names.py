@@ -7,8 +7,8 @@ order of the text, not by Python's rule that a name assigned anywhere is local e
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple
 
 
 class Use(NamedTuple):
@@ -70,57 +70,117 @@ class _Walker:
             self.uses[Use(path, matters=False)] = None
 
     def _walk(self, node: ast.AST) -> None:
-        kind = type(node)
-        if kind is ast.Constant:
+        visit = self._VISITS.get(type(node))
+        if visit is not None:
+            visit(self, node)
             return
-        if kind in (ast.Name, ast.Attribute):
-            self._name(node)
-        elif isinstance(node, ast.Assign):
-            self._walk(node.value)
-            for target in node.targets:
-                self._walk(target)
-        elif isinstance(node, ast.AugAssign):
-            if isinstance(node.target, ast.Name) and node.target.id not in self._local:
-                self.uses[Use((node.target.id,))] = None
-            self._walk(node.value)
-            self._walk(node.target)
-        elif isinstance(node, ast.AnnAssign):
-            self._annotation(node.annotation)
-            if node.value is not None:
-                self._walk(node.value)
-            self._walk(node.target)
-        elif isinstance(node, ast.NamedExpr):
-            self._walk(node.value)
-            self._walk(node.target)
-        elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
-            self._walk(node.iter)
-            self._walk(node.target)
-            self._all(node.ifs if isinstance(node, ast.comprehension) else [*node.body, *node.orelse])
-        elif isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
-            self._all(node.generators)
-            self._all([node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
-        elif isinstance(node, (ast.FunctionDef, ast.Lambda)):
-            # In a constexpr function, which is Python.
-            self._parameters(node.args)
-            if isinstance(node, ast.FunctionDef):
-                self._local.add(node.name)
-            self._all(ast.iter_child_nodes(node))
-        else:
-            self._all(ast.iter_child_nodes(node))
+        for field in node._fields:
+            value = getattr(node, field)
+            if type(value) is list:
+                self._all(value)
+            elif isinstance(value, (ast.expr, ast.stmt)):
+                self._walk(value)
 
-    def _all(self, nodes: Iterable[ast.AST]) -> None:
+    def _all(self, nodes: Iterable[Any]) -> None:
         for node in nodes:
-            self._walk(node)
+            if isinstance(node, ast.AST):
+                self._walk(node)
 
-    def _name(self, node: ast.AST) -> None:
+    def _name(self, node: ast.Name) -> None:
+        if type(node.ctx) is not ast.Load:
+            self._local.add(node.id)
+        elif node.id not in self._local:
+            self.uses[Use((node.id,))] = None
+
+    def _attribute(self, node: ast.Attribute) -> None:
         path = _path(node)
         if path is None:
-            assert isinstance(node, ast.Attribute)
             self._walk(node.value)
-        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            self._local.add(node.id)
         elif path[0] not in self._local:
             self.uses[Use(path)] = None
+
+    def _assign(self, node: ast.Assign) -> None:
+        self._walk(node.value)
+        self._all(node.targets)
+
+    def _augmented(self, node: ast.AugAssign) -> None:
+        if isinstance(node.target, ast.Name) and node.target.id not in self._local:
+            self.uses[Use((node.target.id,))] = None
+        self._walk(node.value)
+        self._walk(node.target)
+
+    def _annotated(self, node: ast.AnnAssign) -> None:
+        self._annotation(node.annotation)
+        if node.value is not None:
+            self._walk(node.value)
+        self._walk(node.target)
+
+    def _named(self, node: ast.NamedExpr) -> None:
+        self._walk(node.value)
+        self._walk(node.target)
+
+    def _loop(self, node: ast.For) -> None:
+        self._walk(node.iter)
+        self._walk(node.target)
+        self._all(node.body)
+        self._all(node.orelse)
+
+    def _generator(self, node: ast.comprehension) -> None:
+        self._walk(node.iter)
+        self._walk(node.target)
+        self._all(node.ifs)
+
+    def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> None:
+        self._all(node.generators)
+        self._walk(node.elt)
+
+    def _dict(self, node: ast.DictComp) -> None:
+        self._all([*node.generators, node.key, node.value])
+
+    # In a constexpr function, which is Python:
+
+    def _inner_function(self, node: ast.FunctionDef) -> None:
+        self._local.add(node.name)
+        self._all([*node.args.defaults, *node.args.kw_defaults])
+        self._parameters(node.args)
+        self._all(node.body)
+
+    def _lambda(self, node: ast.Lambda) -> None:
+        self._all([*node.args.defaults, *node.args.kw_defaults])
+        self._parameters(node.args)
+        self._walk(node.body)
+
+    def _import(self, node: ast.Import | ast.ImportFrom) -> None:
+        self._local |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+
+    def _caught(self, node: ast.ExceptHandler) -> None:
+        if node.name is not None:
+            self._local.add(node.name)
+        self._all([node.type, *node.body])
+
+    def _nothing(self, node: ast.AST) -> None:
+        pass
+
+    _VISITS: ClassVar[dict[type[ast.AST], Callable[..., None]]] = {
+        ast.Name: _name,
+        ast.Attribute: _attribute,
+        ast.Constant: _nothing,
+        ast.Assign: _assign,
+        ast.AugAssign: _augmented,
+        ast.AnnAssign: _annotated,
+        ast.NamedExpr: _named,
+        ast.For: _loop,
+        ast.comprehension: _generator,
+        ast.ListComp: _comprehension,
+        ast.SetComp: _comprehension,
+        ast.GeneratorExp: _comprehension,
+        ast.DictComp: _dict,
+        ast.FunctionDef: _inner_function,
+        ast.Lambda: _lambda,
+        ast.Import: _import,
+        ast.ImportFrom: _import,
+        ast.ExceptHandler: _caught,
+    }
 
 
 def _path(node: ast.AST) -> tuple[str, ...] | None:
