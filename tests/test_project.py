@@ -21,6 +21,7 @@ DOCUMENTS = ("README.md", "docs/architecture.md")
 
 PUBLIC = {
     "AsyncCompile",
+    "CannotTravel",
     "CompileError",
     "CompileErrors",
     "CompileTimeout",
