@@ -88,24 +88,21 @@ def _parameter(key: Any, order: list[str]) -> Any:
 
 
 class _Notes:
-    """What is kept on a function. Copies of the function are not given it."""
+    """What is kept on a function; it is of no use to a copy of it, in this process or another."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: dict[str, Any] | None = None) -> None:
+        self.owner = owner
         self.parsed: _Parsed | None = None
         self.taken: _Taken | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Notes, ()
 
-    def __copy__(self) -> _Notes:
-        return _Notes()
-
 
 class _Parsed:
     """What a function's text says, whatever its names stand for."""
 
     def __init__(self, function: Any) -> None:
-        self.function = function.fn  # the notes of a copy of the function may be those of the original
         self.compiled = compat.compiled_text(function)
         self.text = compat.text(function)
         self.uses: list[Use] = names_used(self.compiled)
@@ -138,8 +135,8 @@ class _Taken:
 def _notes(function: Any) -> _Notes:
     attributes = vars(function)
     notes: _Notes | None = attributes.get(_NOTES)
-    if notes is None or (notes.parsed is not None and notes.parsed.function is not function.fn):
-        notes = attributes[_NOTES] = _Notes()
+    if notes is None or notes.owner is not attributes:
+        notes = attributes[_NOTES] = _Notes(attributes)
     return notes
 
 
@@ -293,6 +290,8 @@ class _Capturing:
             fields = list(value._fields)
             defaults = [self._bind(default, [Use(())], name, user) for default in value._field_defaults.values()]  # type: ignore[attr-defined]
             return NamedTuple(value.__module__, value.__name__, fields, defaults)
+        if not any(use.path or use.matters for use in uses):
+            return Constant(None)
         if compat.is_aggregate(value):
             raise user.refuse(name, "an aggregate, which headstart cannot describe yet")
         return Namespace(value.__qualname__, self._members(value, uses, name, user), is_class=True)
