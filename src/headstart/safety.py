@@ -59,6 +59,11 @@ def _of_function(function: CapturedFunction, functions: int) -> Iterator[str]:
         yield from (f"{name}: {problem}" for problem in _of_binding(binding, functions))
     # Decorators of a captured function are not evaluated.
     definition.decorator_list = []
+    # Neither are annotations of its parameters.
+    definition.returns = None
+    for argument in ast.walk(definition.args):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
     yield from _of_code(definition, set(function.names))
 
 
@@ -106,11 +111,7 @@ def _of_code(code: ast.AST, known: set[str]) -> Iterator[str]:
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-    # What is not evaluated again need not be known.
-    skipped = {id(inner) for node in nodes for inner in _annotations(node)}
     for node in nodes:
-        if id(node) in skipped:
-            continue
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield f"it imports within a function: {ast.unparse(node)}"
         elif isinstance(node, (ast.Global, ast.Nonlocal)):
@@ -123,12 +124,6 @@ def _of_code(code: ast.AST, known: set[str]) -> Iterator[str]:
             name = node.id
             if name not in bound and name not in known and name not in _BUILTINS:
                 yield f"it uses {name}, which is neither defined nor a harmless builtin"
-
-
-def _annotations(node: ast.AST) -> Iterator[ast.AST]:
-    annotation = getattr(node, "annotation", None) or getattr(node, "returns", None)
-    if annotation is not None:
-        yield from ast.walk(annotation)
 
 
 def _of_text(text: str) -> Iterator[str]:
@@ -145,14 +140,17 @@ def _of_text(text: str) -> Iterator[str]:
                 known |= {alias.asname or alias.name.partition(".")[0] for alias in names}
             case ast.ImportFrom(module, names, level):
                 inner = [f"{module}.{alias.name}" for alias in names]
-                closed = level or module is None or not all(map(_may_import, inner))
-                if closed and module != "math" and module != "__future__":
+                closed = level or module is None or "*" in {alias.name for alias in names}
+                if closed or (module not in ("math", "__future__") and not all(map(_may_import, inner))):
                     yield f"it imports: {ast.unparse(node)}"
                 known |= {alias.asname or alias.name for alias in names}
             case ast.Expr(ast.Constant()):
                 pass
-            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, value) if _is_literal(value):
+            case ast.Assign([ast.Name(name)], value) if _is_literal(value):
                 known.add(name)
+            case ast.AnnAssign(ast.Name(name), annotation, value) if _is_literal(value):
+                known.add(name)
+                yield from _of_code(annotation, known)
             case ast.FunctionDef(name):
                 known.add(name)
                 for decorator in node.decorator_list:

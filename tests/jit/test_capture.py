@@ -485,6 +485,17 @@ def test_a_captured_source_survives_its_travels(define: Define) -> None:
 
 # What cannot travel
 
+AGGREGATE = """
+from triton.language.core import _aggregate
+
+@_aggregate
+class bad:
+    x: tl.tensor
+
+    def __init__(self, x):
+        self.x = x
+"""
+
 
 @pytest.mark.parametrize(
     ("text", "name", "why"),
@@ -498,12 +509,7 @@ def test_a_captured_source_survives_its_travels(define: Define) -> None:
         ("bad = type(math)('mine')", "bad", "a module of which not only attributes are used"),
         ("import enum\nbad = enum.IntEnum('E', 'A').A", "bad", "a __main__.E"),
         ("bad = triton.heuristics({})(triton.jit(callee.fn))", "bad", "which is tuned by Triton"),
-        (
-            "from triton.language.core import _aggregate\n@_aggregate\nclass bad:\n    x: tl.tensor\n"
-            "    def __init__(self, x): self.x = x",
-            "bad",
-            "an aggregate",
-        ),
+        (AGGREGATE, "bad", "an aggregate"),
         ("import triton.language.core as core\n@core.builtin\ndef bad(x): return x", "bad", "takes part in compiling"),
     ],
 )
