@@ -107,7 +107,15 @@ def test_a_body_of_python_that_computes_is_safe() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "def f(x): return x\nimport os\n", "f = 1\n", "def g(x): return x\n", "def f(x:\n", "class f: pass\n", "\x00"],
+    [
+        "",
+        "def f(x): return x\nimport os\n",
+        "f = 1\n",
+        "def g(x): return x\n",
+        "def f(x:\n",
+        "class f: pass\n",
+        "\x00",
+    ],
 )
 def test_a_text_that_is_not_the_one_function_is_refused(text: str) -> None:
     assert check_safe(source(text))

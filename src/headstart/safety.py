@@ -17,8 +17,35 @@ from headstart import captured
 from headstart.captured import Binding, CapturedFunction, CapturedSource
 
 _BUILTINS = {
-    *("abs", "all", "any", "bool", "dict", "divmod", "enumerate", "filter", "float", "frozenset", "getattr", "hasattr"),
-    *("hash", "int", "isinstance", "issubclass", "len", "list", "map", "max", "min", "object", "pow", "print", "range"),
+    *(
+        "abs",
+        "all",
+        "any",
+        "bool",
+        "dict",
+        "divmod",
+        "enumerate",
+        "filter",
+        "float",
+        "frozenset",
+        "getattr",
+        "hasattr",
+    ),
+    *(
+        "hash",
+        "int",
+        "isinstance",
+        "issubclass",
+        "len",
+        "list",
+        "map",
+        "max",
+        "min",
+        "object",
+        "pow",
+        "print",
+        "range",
+    ),
     *("repr", "reversed", "round", "set", "slice", "sorted", "str", "sum", "tuple", "type", "zip"),
     *("ArithmeticError", "AssertionError", "Exception", "RuntimeError", "TypeError", "ValueError"),
 }
@@ -179,7 +206,10 @@ def _of_decorator(decorator: ast.expr) -> Iterator[str]:
 
 
 def _is_literal(value: ast.expr | None) -> bool:
-    if isinstance(value, ast.Call) and ast.unparse(value.func) in ("tl.constexpr", "triton.language.constexpr"):
+    if isinstance(value, ast.Call) and ast.unparse(value.func) in (
+        "tl.constexpr",
+        "triton.language.constexpr",
+    ):
         return not value.keywords and all(map(_is_literal, value.args))
     if value is None:
         return True

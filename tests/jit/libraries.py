@@ -62,7 +62,12 @@ def pretend() -> None:
     """To libraries, that there is an H100."""
     triton.runtime.driver.set_active(Driver())
     properties = types.SimpleNamespace(
-        name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, warp_size=32, total_memory=85 << 30
+        name="NVIDIA H100 80GB HBM3",
+        major=9,
+        minor=0,
+        multi_processor_count=132,
+        warp_size=32,
+        total_memory=85 << 30,
     )
     answers: dict[str, Any] = {
         "get_device_name": properties.name,
@@ -180,14 +185,18 @@ def compare(found: list[tuple[Any, ...]]) -> list[str]:
     differing = []
     with headstart.AsyncCompile("cuda:90", workers=2, use_store=False) as compiler:
         futures = [
-            compiler.triton(kernel, signature=signature, constants=constants, attrs=attributes, options=options)
+            compiler.triton(
+                kernel, signature=signature, constants=constants, attrs=attributes, options=options
+            )
             for kernel, signature, constants, attributes, options in found
         ]
         for (kernel, signature, constants, attributes, options), future in zip(found, futures, strict=True):
             source = ASTSource(kernel, dict(signature), constants, attributes)
             here = triton.compile(source, target=TARGET, options=options).asm
             there = future.result().asm
-            differing += [f"{kernel.__name__}.{name}" for name in here if name != "sass" and here[name] != there[name]]
+            differing += [
+                f"{kernel.__name__}.{name}" for name in here if name != "sass" and here[name] != there[name]
+            ]
     return differing
 
 

@@ -72,7 +72,9 @@ def kernel_of(kernel: Any) -> CapturedFunction:
 
 def digest(kernel: Any) -> str:
     source = capture(kernel)
-    return CompileRequest.make(source.kernel.name, source, signature={"x": "*fp32"}, target="cuda:90").digest()
+    return CompileRequest.make(
+        source.kernel.name, source, signature={"x": "*fp32"}, target="cuda:90"
+    ).digest()
 
 
 # What names stand for
@@ -510,16 +512,18 @@ class bad:
         ("import enum\nbad = enum.IntEnum('E', 'A').A", "bad", "a __main__.E"),
         ("bad = triton.heuristics({})(triton.jit(callee.fn))", "bad", "which is tuned by Triton"),
         (AGGREGATE, "bad", "an aggregate"),
-        ("import triton.language.core as core\n@core.builtin\ndef bad(x): return x", "bad", "takes part in compiling"),
+        (
+            "import triton.language.core as core\n@core.builtin\ndef bad(x): return x",
+            "bad",
+            "takes part in compiling",
+        ),
     ],
 )
 def test_what_cannot_travel_is_named_with_who_uses_it_and_where(
     define: Define, text: str, name: str, why: str
 ) -> None:
     before = "@triton.jit\ndef callee(x):\n    return x\n"
-    after = (
-        "\n\n@triton.jit\ndef user(x):\n    return x + bad\n\n\n@triton.jit\ndef kernel(x):\n    tl.store(x, user(1))\n"
-    )
+    after = "\n\n@triton.jit\ndef user(x):\n    return x + bad\n\n\n@triton.jit\ndef kernel(x):\n    tl.store(x, user(1))\n"
     cell = define(before + textwrap.dedent(text) + after, filename="<the cell>")
     with pytest.raises(CannotTravel) as caught:
         capture(cell.kernel)
@@ -554,7 +558,9 @@ def test_a_function_is_captured_within_3_ms_and_known_again_within_100_us(define
         started = time.perf_counter()
         capture(kernel)
         again.append(time.perf_counter() - started)
-        CompileRequest.make("kernel", source, signature={"x": "*fp32"}, target="cuda:90", environment={}).digest()
+        CompileRequest.make(
+            "kernel", source, signature={"x": "*fp32"}, target="cuda:90", environment={}
+        ).digest()
         started = time.perf_counter()
         made = CompileRequest.make(
             "kernel", capture(kernel), signature={"x": "*fp16"}, target="cuda:90", environment={}
@@ -580,4 +586,7 @@ def test_a_module_is_imported_under_its_name(define: Define) -> None:
 
 
 def test_importing_the_capture_does_not_import_triton() -> None:
-    assert "import triton" not in Path(importlib.import_module("headstart.jit.compat").__file__ or "").read_text()
+    assert (
+        "import triton"
+        not in Path(importlib.import_module("headstart.jit.compat").__file__ or "").read_text()
+    )

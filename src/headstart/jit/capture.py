@@ -56,7 +56,9 @@ def capture(kernel: Any) -> CapturedSource:
     return notes.taken.source
 
 
-def capture_for(kernel: Any, constants: Mapping[Any, Any] | None, signature: Mapping[str, str] | str) -> CapturedSource:
+def capture_for(
+    kernel: Any, constants: Mapping[Any, Any] | None, signature: Mapping[str, str] | str
+) -> CapturedSource:
     """The source of a live kernel, named as it names itself for a specialization (`@triton.jit(repr=…)`).
 
     Raises:
@@ -164,7 +166,9 @@ class _Capturing:
 
     def take(self, kernel: Any) -> _Taken:
         self._function(kernel)
-        self._taken.source = CapturedSource([function for function in self._functions if function is not None])
+        self._taken.source = CapturedSource(
+            [function for function in self._functions if function is not None]
+        )
         return self._taken
 
     def _function(self, function: Any) -> int:
@@ -288,7 +292,9 @@ class _Capturing:
     def _class(self, value: type, uses: list[Use], name: str, user: _User) -> Binding:
         if issubclass(value, tuple) and hasattr(value, "_fields"):
             fields = list(value._fields)
-            defaults = [self._bind(default, [Use(())], name, user) for default in value._field_defaults.values()]  # type: ignore[attr-defined]
+            defaults = [
+                self._bind(default, [Use(())], name, user) for default in value._field_defaults.values()
+            ]  # type: ignore[attr-defined]
             return NamedTuple(value.__module__, value.__name__, fields, defaults)
         if not any(use.path or use.matters for use in uses):
             return Constant(None)

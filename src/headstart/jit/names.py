@@ -61,7 +61,13 @@ class _Walker:
             self._walk(statement)
 
     def _parameters(self, arguments: ast.arguments) -> None:
-        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+        every = [
+            *arguments.posonlyargs,
+            *arguments.args,
+            *arguments.kwonlyargs,
+            arguments.vararg,
+            arguments.kwarg,
+        ]
         self._local |= {argument.arg for argument in every if argument is not None}
 
     def _annotation(self, node: ast.expr) -> None:
