@@ -190,7 +190,7 @@ class AsyncCompile:
             CannotTravel: the function uses something that cannot be described to another process.
         """
         if source is None:
-            name, source = _live(name, signature, constants, filename)
+            name, source, constants = _live(name, signature, constants, filename)
         request = CompileRequest.make(
             name,
             source,
@@ -424,14 +424,14 @@ class AsyncCompile:
 
 def _live(
     kernel: Any, signature: Mapping[str, str] | str, constants: Mapping[Any, Any] | None, filename: str | None
-) -> tuple[str, CapturedSource]:
-    """Name and source of a live kernel."""
+) -> tuple[str, CapturedSource, dict[Any, Any]]:
+    """Name and source of a live kernel, and its constants as a request takes them."""
     if isinstance(kernel, str):
         raise UsageError(f"{kernel}: its source is missing: triton({kernel!r}, source, …), or triton(function, …)")
-    from headstart.jit.capture import capture_for  # who has only texts needs none of it
+    from headstart.jit.capture import capture_call  # who has only texts needs none of it
 
-    source = capture_for(kernel, constants, signature)
-    return source.kernel.name, source if filename is None else source.shown_in(filename)
+    source, plain = capture_call(kernel, constants, signature)
+    return source.kernel.name, source if filename is None else source.shown_in(filename), plain
 
 
 def _reproduce(folder: Path, request: CompileRequest) -> str:

@@ -123,7 +123,7 @@ class CapturedSource(msgspec.Struct, frozen=True, tag="captured", dict=True):
     """A kernel and everything that it calls.
 
     Attributes:
-        functions: the kernel first.
+        functions: the kernel first. A constant `{"function": 2}` of the request is the one at index 2.
         entry_name: what the compiled kernel is called, where the kernel has a `repr` of its own, which makes that of
             a specialization; empty: its `__name__`.
     """

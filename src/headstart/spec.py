@@ -93,7 +93,7 @@ class KernelSpec:
             source = source_or_fn
             name = name or _only_jit_function(source)
         else:
-            source = _captured(source_or_fn, constants, signature)
+            source, constants = _captured(source_or_fn, constants, signature)
             if name not in (None, source.kernel.name):
                 raise UsageError(
                     f"name={name!r} was given with the function {source.kernel.name}; leave it out"
@@ -136,12 +136,13 @@ def _is_jit(node: ast.FunctionDef) -> bool:
 
 def _captured(
     source_or_fn: Any, constants: Mapping[Any, Any] | None, signature: Mapping[str, str] | str
-) -> CapturedSource:
+) -> tuple[CapturedSource, Mapping[Any, Any] | None]:
     if isinstance(source_or_fn, CapturedSource):
-        return source_or_fn
-    from headstart.jit.capture import capture_for
+        return source_or_fn, constants
+    from headstart.jit.capture import capture_call
 
-    return capture_for(source_or_fn, constants, signature)
+    source, plain = capture_call(source_or_fn, constants, signature)
+    return source, plain or constants
 
 
 def load_plan(plan: str) -> Iterator[KernelSpec]:

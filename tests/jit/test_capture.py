@@ -33,7 +33,7 @@ from headstart.captured import (
     Table,
 )
 from headstart.errors import CannotTravel, UsageError
-from headstart.jit.capture import capture, capture_for
+from headstart.jit.capture import capture, capture_call
 from headstart.request import CompileRequest
 from headstart.safety import check_safe
 
@@ -350,11 +350,37 @@ def test_a_name_of_its_own_is_that_of_a_specialization(define: Define) -> None:
         """
     )
     signature = {"x": "*fp32", "n": "i32"}
-    four, eight = (capture_for(cell.kernel, constants, signature) for constants in ({"N": 4}, {(2,): 8}))
+    four, eight = (capture_call(cell.kernel, constants, signature)[0] for constants in ({"N": 4}, {(2,): 8}))
     assert (four.entry_name, eight.entry_name) == ("kernel_4_fp32", "kernel_8_fp32")
     assert four.functions is eight.functions
     with pytest.raises(UsageError, match="needs the signature as a mapping"):
-        capture_for(cell.kernel, None, "*fp32, i32, 4, 3")
+        capture_call(cell.kernel, None, "*fp32, i32, 4, 3")
+
+
+def test_a_function_given_as_an_argument_travels_too_and_is_the_one_that_the_kernel_knows(define: Define) -> None:
+    cell = define(
+        """
+        @triton.jit
+        def relu(x):
+            return x
+
+        @triton.jit
+        def other(x):
+            return x
+
+        @triton.jit
+        def kernel(x, ACT: tl.constexpr):
+            if ACT == relu:
+                tl.store(x, ACT(1))
+        """
+    )
+    plain = {"x": "*fp32"}
+    source, constants = capture_call(cell.kernel, {"ACT": cell.relu}, plain)
+    assert constants == {"ACT": {"function": 1}}
+    assert source.kernel.names["relu"] == FunctionRef(1)
+    assert capture_call(cell.kernel, {"ACT": cell.relu}, plain)[0] is source
+    source, constants = capture_call(cell.kernel, {"ACT": cell.other}, plain)
+    assert (source.functions[2].name, constants) == ("other", {"ACT": {"function": 2}})
 
 
 # When it is captured again
@@ -523,7 +549,8 @@ def test_what_cannot_travel_is_named_with_who_uses_it_and_where(
     define: Define, text: str, name: str, why: str
 ) -> None:
     before = "@triton.jit\ndef callee(x):\n    return x\n"
-    after = "\n\n@triton.jit\ndef user(x):\n    return x + bad\n\n\n@triton.jit\ndef kernel(x):\n    tl.store(x, user(1))\n"
+    after = "\n\n@triton.jit\ndef user(x):\n    return x + bad\n"
+    after += "\n\n@triton.jit\ndef kernel(x):\n    tl.store(x, user(1))\n"
     cell = define(before + textwrap.dedent(text) + after, filename="<the cell>")
     with pytest.raises(CannotTravel) as caught:
         capture(cell.kernel)

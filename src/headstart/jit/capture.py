@@ -13,7 +13,7 @@ import inspect
 import sys
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headstart.captured import (
@@ -39,49 +39,60 @@ _NOTES = "__headstart__"  # in a function's __dict__
 _ABSENT: Any = object()
 
 
-def capture(kernel: Any) -> CapturedSource:
+def capture(kernel: Any, arguments: Sequence[Any] = ()) -> CapturedSource:
     """The source of a live kernel.
 
     Args:
         kernel: a `@triton.jit` function, or one wrapped by `@triton.autotune` or `@triton.heuristics`.
+        arguments: functions that it is given as constexpr arguments.
 
     Raises:
         UsageError: it is no such function.
         CannotTravel: it uses something that cannot be described as data.
     """
-    function = compat.jit_function(kernel)
-    notes = _notes(function)
-    if notes.taken is None or not notes.taken.is_current():
-        notes.taken = _Capturing().take(function)
-    return notes.taken.source
+    return _take(compat.jit_function(kernel), arguments).source
 
 
-def capture_for(
+def capture_call(
     kernel: Any, constants: Mapping[Any, Any] | None, signature: Mapping[str, str] | str
-) -> CapturedSource:
-    """The source of a live kernel, named as it names itself for a specialization (`@triton.jit(repr=…)`).
+) -> tuple[CapturedSource, dict[Any, Any]]:
+    """The source of a live kernel for one specialization, and the constants of that as a request takes them.
+
+    The source is named as the kernel names itself (`@triton.jit(repr=…)`), and holds the functions among the constants.
 
     Raises:
         UsageError: as `capture`; or the kernel has a name of its own, and the signature is not a mapping.
     """
-    source = capture(kernel)
     function = compat.jit_function(kernel)
+    given = dict(constants or {})
+    functions = {key: value for key, value in given.items() if compat.kind(value) is not None}
+    taken = _take(function, list(functions.values()))
+    plain = given | {key: {"function": taken.indices[id(value)]} for key, value in functions.items()}
     if not compat.has_own_name(function):
-        return source
+        return taken.source, plain
     if isinstance(signature, str):
         raise UsageError(
-            f"{source.kernel.name} has a repr of its own, which needs the signature as a mapping: {{'x': '*fp32'}}"
+            f"{function.__name__} has a repr of its own, which needs the signature as a mapping: {{'x': '*fp32'}}"
         )
-    parameters = inspect.signature(function.fn).parameters
+    parameters = function.signature.parameters
     order = list(parameters)
-    given = {_parameter(key, order): value for key, value in (constants or {}).items()}
+    by_name = {_parameter(key, order): value for key, value in given.items()}
     values = {
-        name: given.get(name, parameter.default)
+        name: by_name.get(name, parameter.default)
         for name, parameter in parameters.items()
-        if name in given or (name not in signature and parameter.default is not inspect.Parameter.empty)
+        if name in by_name or (name not in signature and parameter.default is not inspect.Parameter.empty)
     }
     types_ = {name: "constexpr" if name in values else signature.get(name, "") for name in order}
-    return source.named(compat.entry_name(function, values, types_))
+    return taken.source.named(compat.entry_name(function, values, types_)), plain
+
+
+def _take(function: Any, arguments: Sequence[Any]) -> _Taken:
+    notes = _notes(function)
+    key = tuple(map(id, arguments))
+    taken = notes.taken.get(key)
+    if taken is None or not taken.is_current():
+        taken = notes.taken[key] = _Capturing().take(function, arguments)
+    return taken
 
 
 def _parameter(key: Any, order: list[str]) -> Any:
@@ -95,7 +106,7 @@ class _Notes:
     def __init__(self, owner: dict[str, Any] | None = None) -> None:
         self.owner = owner
         self.parsed: _Parsed | None = None
-        self.taken: _Taken | None = None
+        self.taken: dict[tuple[int, ...], _Taken] = {}  # by the functions given as arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Notes, ()
@@ -114,6 +125,8 @@ class _Taken:
     """One capture, and what it depends on.
 
     Attributes:
+        indices: of the functions in it, by `id`.
+        arguments: held, so that no other function gets their `id`.
         looked_up: `mapping.get(name)` was `value`.
         cells: `cell.cell_contents` was `value`.
         mutable: `repr(value)` was `shown`.
@@ -121,6 +134,8 @@ class _Taken:
 
     def __init__(self) -> None:
         self.source: CapturedSource
+        self.indices: dict[int, int] = {}
+        self.arguments: list[Any] = []
         self.looked_up: list[tuple[Mapping[str, Any], str, Any]] = []
         self.cells: list[tuple[types.CellType, Any]] = []
         self.mutable: list[tuple[Any, str]] = []
@@ -162,10 +177,12 @@ class _Capturing:
     def __init__(self) -> None:
         self._taken = _Taken()
         self._functions: list[CapturedFunction | None] = []
-        self._indices: dict[int, int] = {}
+        self._indices = self._taken.indices
 
-    def take(self, kernel: Any) -> _Taken:
-        self._function(kernel)
+    def take(self, kernel: Any, arguments: Sequence[Any]) -> _Taken:
+        for function in (kernel, *arguments):
+            self._function(function)
+        self._taken.arguments = list(arguments)
         self._taken.source = CapturedSource(
             [function for function in self._functions if function is not None]
         )
@@ -291,11 +308,9 @@ class _Capturing:
 
     def _class(self, value: type, uses: list[Use], name: str, user: _User) -> Binding:
         if issubclass(value, tuple) and hasattr(value, "_fields"):
-            fields = list(value._fields)
-            defaults = [
-                self._bind(default, [Use(())], name, user) for default in value._field_defaults.values()
-            ]  # type: ignore[attr-defined]
-            return NamedTuple(value.__module__, value.__name__, fields, defaults)
+            given: dict[str, Any] = getattr(value, "_field_defaults", {})
+            defaults = [self._bind(default, [Use(())], name, user) for default in given.values()]
+            return NamedTuple(value.__module__, value.__name__, list(value._fields), defaults)
         if not any(use.path or use.matters for use in uses):
             return Constant(None)
         if compat.is_aggregate(value):

@@ -126,22 +126,22 @@ class Compiler:
                 vars(group).update(values)
         try:
             if isinstance(request.source, CapturedSource):
-                with rebuilt(request.source) as function:
-                    # Its names are bound to data and to what Triton has: nothing in it is beyond its key.
-                    return self._compile(request, function, reaches=[])
+                with rebuilt(request.source) as functions:
+                    # Their names are bound to data and to what Triton has: nothing in them is beyond the key.
+                    return self._compile(request, functions, reaches=[])
             with _module_of(request, request.source) as module:
                 tree = ast.parse(request.source, request.filename)
-                return self._compile(request, _define(request, tree, module), _foreign_modules(tree))
+                return self._compile(request, [_define(request, tree, module)], _foreign_modules(tree))
         except Refused:
             raise
         except Exception as error:
             raise Refused(self._failure(error)) from error
 
-    def _compile(self, request: CompileRequest, function: Any, reaches: list[str]) -> Compiled:
+    def _compile(self, request: CompileRequest, functions: list[Any], reaches: list[str]) -> Compiled:
         triton = importlib.import_module("triton")
         self._enter("signature")
         target = _gpu_target(request.target)
-        source = triton.compiler.ASTSource(function, *_specialization(request, function))
+        source = triton.compiler.ASTSource(functions[0], *_specialization(request, functions))
         self._enter("options")
         backend = triton.compiler.make_backend(target)
         options = _options(request, backend)
@@ -261,10 +261,11 @@ def _foreign_modules(tree: ast.Module) -> list[str]:
 
 
 def _specialization(
-    request: CompileRequest, function: Any
+    request: CompileRequest, functions: list[Any]
 ) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
+    function = functions[0]
     names: list[str] = list(function.arg_names)
-    constants = {_path(key, names): _constant(value) for key, value in request.constants.items()}
+    constants = {_path(key, names): _constant(value, functions) for key, value in request.constants.items()}
     attributes = {_path(key, names): [list(fact) for fact in facts] for key, facts in request.attributes.items()}
     if isinstance(request.signature, str):
         types_by_name, literals, hints = _ahead_of_time(request.signature, names)
@@ -341,10 +342,12 @@ def _number(text: str) -> int | float | None:
     return None
 
 
-def _constant(value: Any) -> Any:
+def _constant(value: Any, functions: list[Any]) -> Any:
     if isinstance(value, list):
-        return tuple(_constant(member) for member in value)
+        return tuple(_constant(member, functions) for member in value)
     if isinstance(value, Mapping):
+        if "function" in value:
+            return functions[value["function"]]
         language = importlib.import_module("triton.language")
         return language.dtype(value["dtype"])
     return value

@@ -23,8 +23,8 @@ from headstart.captured import Binding, CapturedFunction, CapturedSource
 
 
 @contextlib.contextmanager
-def rebuilt(source: CapturedSource) -> Iterator[Any]:
-    """The kernel, as Triton's `JITFunction`; its text can be looked up while the context lasts.
+def rebuilt(source: CapturedSource) -> Iterator[list[Any]]:
+    """The functions, as Triton's objects; their texts can be looked up while the context lasts.
 
     Raises:
         ImportError: a module of Triton that it uses is not there.
@@ -35,10 +35,10 @@ def rebuilt(source: CapturedSource) -> Iterator[Any]:
     kept = {file: linecache.cache[file] for file in files if file in linecache.cache}
     try:
         rebuilding = _Rebuilding(source)
-        kernel = rebuilding.function(0)
+        functions = [rebuilding.function(index) for index in range(len(source.functions))]
         rebuilding.bind()
         _show(source.functions)
-        yield kernel
+        yield functions
     finally:
         for file in files:
             linecache.cache.pop(file, None)
@@ -59,14 +59,10 @@ class _Rebuilding:
         return self._made[index]
 
     def bind(self) -> None:
-        """Give all functions made, and those that these need, their names."""
-        bound: set[int] = set()
-        while len(bound) < len(self._made):
-            for index in self._made.keys() - bound:
-                function = self._source.functions[index]
-                scope = self._made[index].fn.__globals__
-                scope.update({name: self._value(binding) for name, binding in function.names.items()})
-                bound.add(index)
+        """Give all functions their names."""
+        for index, made in self._made.items():
+            names = self._source.functions[index].names
+            made.fn.__globals__.update({name: self._value(binding) for name, binding in names.items()})
 
     def _make(self, captured_function: CapturedFunction) -> Any:
         function = self._python(captured_function)
