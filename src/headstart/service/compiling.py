@@ -124,18 +124,14 @@ class Compiler:
                 # An earlier kernel's source has set a knob, which must not reach this one.
                 vars(group).clear()
                 vars(group).update(values)
-        try:
-            if isinstance(request.source, CapturedSource):
-                with rebuilt(request.source) as functions:
-                    # Their names are bound to data and to what Triton has: nothing in them is beyond the key.
-                    return self._compile(request, functions, reaches=[])
-            with _module_of(request, request.source) as module:
-                tree = ast.parse(request.source, request.filename)
-                return self._compile(request, [_define(request, tree, module)], _foreign_modules(tree))
-        except Refused:
-            raise
-        except Exception as error:
-            raise Refused(self._failure(error)) from error
+        with contextlib.ExitStack() as shown:  # errors are told while the source's lines can be looked up
+            try:
+                functions, reaches = _functions(request, shown)
+                return self._compile(request, functions, reaches)
+            except Refused:
+                raise
+            except Exception as error:
+                raise Refused(self._failure(error)) from error
 
     def _compile(self, request: CompileRequest, functions: list[Any], reaches: list[str]) -> Compiled:
         triton = importlib.import_module("triton")
@@ -209,6 +205,16 @@ def prepare() -> str:
 
 
 # The source
+
+
+def _functions(request: CompileRequest, shown: contextlib.ExitStack) -> tuple[list[Any], list[str]]:
+    """The kernel, then others that were captured with it; and the modules that it reaches beyond its key."""
+    if isinstance(request.source, CapturedSource):
+        # Names are bound to data and to what Triton has: nothing is beyond the key.
+        return shown.enter_context(rebuilt(request.source)), []
+    module = shown.enter_context(_module_of(request, request.source))
+    tree = ast.parse(request.source, request.filename)
+    return [_define(request, tree, module)], _foreign_modules(tree)
 
 
 @contextlib.contextmanager
