@@ -1,7 +1,8 @@
 """torch.compile on a GPU: the first call with Inductor's own pool, with one thread, and with headstart.
 
-    python benchmarks/gpu/torch_compile.py [case …]         from a checkout, with src on PYTHONPATH
-    python benchmarks/gpu/torch_compile.py --report FILE    the table of what an earlier run wrote
+    python benchmarks/gpu/torch_compile.py [case …] [kind …]    from a checkout, with src on PYTHONPATH
+    python benchmarks/gpu/torch_compile.py --report FILE        the table of what an earlier run wrote
+    SAMPLE=1 python benchmarks/gpu/torch_compile.py …           and where the threads were, every few milliseconds
 
 Each measurement is a fresh process with empty caches. It is checked against eager, the time until the first call
 returns is taken, and how often Triton's compiler ran in that process. Prints a line for each and a table, and writes
@@ -16,13 +17,17 @@ torch_compile.json into $OUT.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +144,7 @@ def measure(case: str, kind: str) -> dict[str, Any]:
 
         assert inductor.current() is not None, "headstart stepped aside"
     torch.manual_seed(0)
-    compiles = _count_compiles()
+    meters = Meters(torch)
     function, arguments, options, trained, tolerance = globals()[case](torch)
     expected = _call(torch, getattr(function, "reference", function), arguments, trained)
     torch.cuda.synchronize()
@@ -149,10 +154,14 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         adapter.describing.awake.wait(120)
         while not adapter.compiler._service().workers:
             time.sleep(0.01)
+    sampler = Sampler() if os.environ.get("SAMPLE") else None
     ready = time.perf_counter()
     found = _call(torch, torch.compile(function, **options), arguments, trained)
     torch.cuda.synchronize()
     first_call = time.perf_counter() - ready
+    samples = sampler.stop() if sampler else None
+    meters.stop()
+    pool = pool_pss()
     again = time.perf_counter()
     _call(torch, torch.compile(function, **options), arguments, trained)
     torch.cuda.synchronize()
@@ -162,8 +171,9 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         "first_call_s": first_call,
         "before_s": ready - begun,
         "second_call_s": time.perf_counter() - again,
-        "compiles_in_process": sum(not hit for hit in compiles),
-        "hits_in_process": sum(compiles),
+        **meters.figures(),
+        "pool_pss_mib": pool,
+        "samples": samples,
         "worst_error": _worst(torch, found, expected),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name(),
@@ -179,13 +189,119 @@ def measure(case: str, kind: str) -> dict[str, Any]:
     return result
 
 
-def _count_compiles() -> list[bool]:
-    """One member per call of `triton.compile` that ends in this process: whether it was a cache hit."""
-    from triton import knobs
+class Meters:
+    """What the first call spends where, in this process. Seconds; only the first call is counted."""
 
-    calls: list[bool] = []
-    knobs.compilation.listener = lambda *, cache_hit, **_: calls.append(bool(cache_hit))
-    return calls
+    def __init__(self, torch: Any) -> None:
+        from torch._inductor.async_compile import AsyncCompile
+        from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+        from triton import knobs
+        from triton.compiler import CompiledKernel
+
+        self._torch = torch
+        self._on = True
+        self._spent: dict[str, float] = {}
+        self._depth: dict[str, int] = {}
+        self.compiled: list[tuple[bool, float]] = []  # per end of `triton.compile` here: hit, seconds
+        knobs.compilation.listener = self._compiled
+        self._watch(AsyncCompile, "wait", "wait_s")
+        # The module's and the class's name differ from torch to torch.
+        for module in ("static_triton_launcher", "static_cuda_launcher"):
+            with contextlib.suppress(ImportError):
+                found = importlib.import_module(f"torch._inductor.runtime.{module}")
+                for cls in {value for name, value in vars(found).items() if name.startswith("StaticallyLaunched")}:
+                    if "load_kernel" in vars(cls):
+                        self._watch(cls, "load_kernel", "load_s")
+        self._watch(CompiledKernel, "_init_handles", "load_s")
+        self._watch(CachingAutotuner, "_dynamic_scale_rblock", "rescale_s")
+        self._watch(CachingAutotuner, "_make_launchers", "launchers_s")
+        self._watch(CachingAutotuner, "benchmark_all_configs", "benchmark_s")
+
+    def _compiled(self, *, times: Any, cache_hit: bool, **_: Any) -> None:
+        if self._on:
+            self.compiled.append((bool(cache_hit), times.total / 1e6))
+
+    def _watch(self, owner: Any, name: str, figure: str) -> None:
+        original = getattr(owner, name)
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            self._depth[figure] = self._depth.get(figure, 0) + 1
+            started = time.perf_counter()
+            try:
+                return original(*arguments, **keywords)
+            finally:
+                self._depth[figure] -= 1
+                if self._on and not self._depth[figure]:  # not twice, where one calls another
+                    self._spent[figure] = self._spent.get(figure, 0.0) + time.perf_counter() - started
+
+        setattr(owner, name, timed)
+
+    def stop(self) -> None:
+        self._on = False
+
+    def figures(self) -> dict[str, Any]:
+        """All of them, Inductor's own included."""
+        phases = self._torch._dynamo.utils.compilation_time_metrics
+        longest = sorted(((sum(times), name) for name, times in phases.items()), reverse=True)[:20]
+        return {
+            "compiles_in_process": sum(not hit for hit, _ in self.compiled),
+            "hits_in_process": sum(hit for hit, _ in self.compiled),
+            "triton_s": sum(seconds for hit, seconds in self.compiled if not hit),
+            **self._spent,
+            "phases": {name: round(seconds, 3) for seconds, name in longest},
+        }
+
+
+class Sampler:
+    """Where each thread is, every 5 ms: a poor man's profiler, for runs whose times are not quoted."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {}
+        self._going = True
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._going:
+            names = {thread.ident: thread.name for thread in threading.enumerate()}
+            for ident, frame in sys._current_frames().items():
+                if ident == threading.get_ident():
+                    continue
+                seen = self._counts.setdefault(names.get(ident, "?"), Counter())
+                functions = set()
+                first = True
+                while frame is not None:
+                    code = frame.f_code
+                    where = f"{Path(code.co_filename).name}:{code.co_name}"
+                    if first:
+                        seen[f"self {where}"] += 1
+                        first = False
+                    functions.add(where)
+                    frame = frame.f_back
+                seen.update(functions)
+            time.sleep(0.005)
+
+    def stop(self) -> dict[str, list[tuple[str, int]]]:
+        """The most frequent functions of each thread, with the number of samples in which they were on its stack."""
+        self._going = False
+        self._thread.join()
+        return {name: counts.most_common(150) for name, counts in self._counts.items()}
+
+
+def pool_pss() -> float:
+    """Memory of all processes below this one, MiB: proportional set sizes, so that shared pages count once."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    total, wave = 0.0, {os.getpid()}
+    while wave := {child for child, parent in parents.items() if parent in wave}:
+        for child in wave:
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{child}/smaps_rollup").read_text()
+                total += int(text.partition("Pss:")[2].split()[0]) / 1024
+    return total
 
 
 def _call(torch: Any, function: Any, arguments: list[Any], trained: bool) -> list[Any]:
@@ -284,8 +400,9 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         # One kind after the other, so that what is cut off at the deadline is the least telling.
-        for kind in KINDS:
-            for case in sys.argv[1:] or CASES:
+        asked = sys.argv[1:]
+        for kind in [kind for kind in asked if kind in KINDS] or KINDS:
+            for case in [case for case in asked if case in CASES] or CASES:
                 if time.monotonic() > deadline - 30:
                     results.append({"case": case, "kind": kind, "failed": "left out: the time is up"})
                 else:

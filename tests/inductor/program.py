@@ -133,7 +133,7 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
         us = (time.perf_counter() - started) * 1e6
         import hashlib
 
-        text = hashlib.sha256(as_in_module(source_code).encode()).hexdigest()[:16]
+        text = hashlib.sha256(as_in_module(kernel_name, source_code).encode()).hexdigest()[:16]
         kicks.append({"name": kernel_name, "text": text, "caller": caller, "us": us, "at": at})
         return future
 

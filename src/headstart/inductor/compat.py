@@ -252,6 +252,11 @@ def path_of_stem(stem: str, cache_dir: str | None = None) -> str:
     return os.path.join(cache_dir or _runtime_utils().cache_dir(), stem[1:3], f"{stem}.py")
 
 
+def is_cached(text: str) -> bool:
+    """Whether PyCodeCache has a source in exactly this form."""
+    return os.path.exists(path_of_stem(code_key(text)))
+
+
 def ensure_source(path: str, text: str) -> None:
     """Have a generated file there: ptxas writes its time and size into debug lines, and Inductor may load it."""
     if not os.path.exists(path):

@@ -17,6 +17,7 @@ import msgspec
 from headstart.inductor import compat, plain
 
 _USER_KERNEL = "@triton_heuristics.user_autotune("
+_TEMPLATE = "triton_tem_"  # what kernels of generated modules are called if they are made from templates
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -122,14 +123,15 @@ ToDescriber = Describe | Rescale
 FromDescriber = Awake | Described | Jobs | Undescribed
 
 
-def as_in_module(source: str) -> str:
-    """A source as the generated module will hold it, whatever it looked like when it was kicked off early.
+def as_in_module(name: str, source: str) -> str:
+    """A source in the form in which Inductor will load it, whatever it looked like when it was kicked off.
 
-    For templates the two differ in white space (pytorch #197471), and line numbers are part of Triton's hash. This is
-    what Inductor's `IndentedBuffer.splice(strip=True)` does. User-defined kernels are never kicked off early: theirs is
-    the module's text already.
+    For templates two forms differ in white space (pytorch #197471), and line numbers are part of Triton's hash. A
+    candidate that is benchmarked is loaded from the code cache, where it lies before it is kicked off. A kernel of
+    the generated module goes through Inductor's `IndentedBuffer.splice(strip=True)`, and that is done here.
+    User-defined kernels are never kicked off early: theirs is the module's text already.
     """
-    if _USER_KERNEL in source:
+    if _USER_KERNEL in source or (not name.startswith(_TEMPLATE) and compat.is_cached(source)):
         return source
     body = textwrap.dedent(source).strip()
     return "\n" + "\n".join(line if line.strip() else "" for line in body.split("\n")) + "\n"

@@ -77,7 +77,7 @@ class Source:
     def begin(self) -> None:
         """Find the recipe, or ask for it."""
         self._use_store = not compat.caches_disabled()
-        text = as_in_module(self._text)
+        text = as_in_module(self.name, self._text)
         self.stem = compat.code_key(text)
         key = (self.name, text, tuple(self._environment.items()), repr(self._config))
         self._twin = self.adapter.twin(key, self)
