@@ -341,8 +341,9 @@ def gpuless(*, rescale: bool = False) -> Iterator[GPULess]:
         enter(mock.patch.object(output_code.CompiledFxGraph, "__call__", call))
         enter(mock.patch.object(subproc_pool, "find_compile_subproc_binary", worker_program))
         enter(mock.patch.object(AlgorithmSelectorCache, "make_benchmark_fn", make_benchmark_fn))
-        # On Python 3.11.0 to 3.11.8 Inductor does not kick candidates off, because its threads would meet a fault there.
-        enter(mock.patch.object(select_algorithm, "sys", types.SimpleNamespace(version_info=_Version(3, 12, 0), stderr=sys.stderr)))
+        # Inductor does not kick candidates off on Python 3.11.0 to 3.11.8, in whose threads there is a fault.
+        newer = types.SimpleNamespace(version_info=_Version(3, 12, 0), stderr=sys.stderr)
+        enter(mock.patch.object(select_algorithm, "sys", newer))
         enter(mock.patch.object(TritonScheduling, "benchmark_codegened_module", benchmark_module))
         device_interface.caching_worker_device_properties["cuda"] = [properties]
         stack.callback(device_interface.caching_worker_device_properties.pop, "cuda", None)

@@ -119,7 +119,7 @@ def _run(torch: Any, cases: Any, name: str, kicks: list[Any]) -> dict[str, Any]:
 def _watch_kick_offs(async_compile: Any) -> list[Any]:
     import traceback
 
-    from headstart.inductor.recipe import as_in_module
+    from headstart.inductor.recipe import as_loaded
 
     kicks: list[Any] = []
     original = async_compile.AsyncCompile.triton
@@ -133,7 +133,7 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
         us = (time.perf_counter() - started) * 1e6
         import hashlib
 
-        text = hashlib.sha256(as_in_module(kernel_name, source_code).encode()).hexdigest()[:16]
+        text = hashlib.sha256(as_loaded(kernel_name, source_code).encode()).hexdigest()[:16]
         kicks.append({"name": kernel_name, "text": text, "caller": caller, "us": us, "at": at})
         return future
 
