@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import headstart
@@ -159,11 +160,13 @@ def registers() -> None:
     pairs: list[tuple[int, int | None]] = []
 
     def make(self: Any) -> None:
+        # Before they are loaded, which a kernel's file may not outlive.
+        read = [
+            cubin.registers(Path(result.kernel.cubin_path).read_bytes(), result.kernel.name)
+            for result in self.compile_results
+        ]
         original(self)
-        for result in self.compile_results:
-            kernel = result.kernel
-            raw = getattr(kernel, "cubin_raw", None) or open(kernel.cubin_path, "rb").read()  # noqa: SIM115
-            pairs.append((kernel.n_regs, cubin.registers(raw, kernel.name)))
+        pairs.extend(zip([result.kernel.n_regs for result in self.compile_results], read, strict=True))
 
     CachingAutotuner._make_launchers = make
     try:

@@ -36,6 +36,8 @@ from headstart.kernel import CompiledKernel
 from headstart.settings import Mode, mode, patience
 from headstart.toolchain import Toolchain, find_toolchain
 
+_MOMENT = 1.0  # seconds that a job has until a worker begins it
+
 _log = logging.getLogger("headstart")
 
 
@@ -111,8 +113,9 @@ class Adapter:
         self._jobs: dict[str, _Started] = {}
         self._devices: dict[str, int] = {}
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
-        # Since when a worker should have been on its way (`time.monotonic()`), if any is needed.
-        self._expected = time.monotonic() if self.compiler.starts_service else None
+        self._started = time.monotonic()  # and with it the workers, or with the first kick-off
+        self._first_kick_off: float | None = None
+        self._first_job: float | None = None
         self._heard = False
         self._pool: Pool | None = None
 
@@ -152,8 +155,8 @@ class Adapter:
                 return source
             source = self._sources[key] = Source(self, name, text, environment, config)
             self.counts["sources"] += 1
-            if self._expected is None:
-                self._expected = time.monotonic()
+            if self._first_kick_off is None:
+                self._first_kick_off = time.monotonic()
         self.soon(source.guarded_begin)
         return source
 
@@ -262,6 +265,7 @@ class Adapter:
                 )
                 started = self._jobs[job.key] = _Started(job, future, device)
                 self._devices[Path(path).stem] = device
+                self._first_job = self._first_job or time.monotonic()
                 self.counts["jobs"] += 1
         assert started.future is not None
         return started.future
@@ -285,13 +289,22 @@ class Adapter:
         self._heard = True
 
     def patience_left(self) -> float | None:
-        """Seconds until this process compiles by itself while it waits, because no worker has ever answered; or None.
+        """Seconds until this process compiles by itself while it waits, because no worker has ever begun; None: never.
 
-        Counted from the start of the workers, so that a program which imports and traces for that long loses nothing.
+        Workers count as late from when they were started, so that they cost no more than the patience in all, however
+        long the program traces. As long as it is the describer that is late, which imports torch as Inductor's own pool
+        would, the time runs from the first kick-off.
         """
-        if self._heard or self._expected is None:
+        if self._first_kick_off is None or self._heard:
             return None
-        return max(0.0, self._expected + self._patience - time.monotonic())
+        if self.compiler.in_flight():
+            self._heard = True
+            return None
+        if self._first_job is None:
+            end = self._first_kick_off + self._patience
+        else:
+            end = max(self._started + self._patience, self._first_job + _MOMENT)
+        return max(0.0, end - time.monotonic())
 
     def steps_aside(self, name: str, stem: str, reason: str) -> None:
         """One kernel is left to Inductor's own process.
