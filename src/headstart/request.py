@@ -7,7 +7,7 @@ imports Triton. What only Triton can tell (whether an option exists, whether a t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,7 @@ from headstart.errors import UsageError
 from headstart.target import Target
 
 Attributes = dict[str, list[tuple[str, int | str]]]
+Source: TypeAlias = str  # what defines a kernel: Python text
 
 
 class CompileRequest(msgspec.Struct, frozen=True):
@@ -40,7 +41,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
     """
 
     name: str
-    source: str
+    source: Source
     signature: dict[str, str] | str
     constants: dict[str, Any]
     attributes: Attributes
@@ -54,7 +55,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
     def make(
         cls,
         name: str,
-        source: str,
+        source: Source,
         *,
         signature: Mapping[str, str] | str,
         constants: Mapping[Any, Any] | None = None,
