@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import errno
 import os
 import subprocess
@@ -20,7 +20,7 @@ from headstart.manifest import Manifest, Specialization, Tuning
 from headstart.recording import Recorder, module_program, record_path, script_program, update
 from headstart.request import CompileRequest
 
-DAY = datetime.date(2026, 11, 23)
+DAY = dt.date(2026, 11, 23)
 
 
 def request(name: str = "k", **options: Any) -> CompileRequest:
@@ -29,7 +29,7 @@ def request(name: str = "k", **options: Any) -> CompileRequest:
     )
 
 
-def specialization(name: str = "k", *, day: datetime.date = DAY, **fields: Any) -> Specialization:
+def specialization(name: str = "k", *, day: dt.date = DAY, **fields: Any) -> Specialization:
     made = request(name)
     return Specialization(request=made, digest=made.digest(), last_seen=day, **fields)
 
@@ -95,12 +95,12 @@ def test_nothing_is_written_if_there_is_nothing_new(path: Path) -> None:
 
 
 def test_kernels_that_nobody_asks_for_any_more_are_forgotten(path: Path) -> None:
-    old = specialization("old", day=DAY - datetime.timedelta(100))
-    assert update(path, Manifest.of([old, specialization("recent", day=DAY - datetime.timedelta(80))]))
+    old = specialization("old", day=DAY - dt.timedelta(100))
+    assert update(path, Manifest.of([old, specialization("recent", day=DAY - dt.timedelta(80))]))
     assert names(path) == {"old", "recent"}
     assert update(path, Manifest.of([specialization("new")]), kept_days=90)
     assert names(path) == {"recent", "new"}
-    assert update(path, Manifest.of([specialization("k", day=datetime.date.min)]), kept_days=10**6)
+    assert update(path, Manifest.of([specialization("k", day=dt.date.min)]), kept_days=10**6)
 
 
 def test_a_damaged_record_is_set_aside_with_one_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -216,6 +216,15 @@ def test_an_update_waits_for_the_one_before_it(path: Path, monkeypatch: pytest.M
     assert names(path) == {"a", "b"}
 
 
+HOLDER = """
+import fcntl, sys
+lock = open(sys.argv[1], "w")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_lock_that_nobody_gives_back_is_a_warning(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,8 +234,7 @@ def test_a_lock_that_nobody_gives_back_is_a_warning(
         [
             sys.executable,
             "-c",
-            "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
-            "print('held', flush=True); sys.stdin.read()",
+            HOLDER,
             str(path.with_name(".app.manifest.lock")),
         ],
         stdin=subprocess.PIPE,

@@ -14,6 +14,21 @@ from headstart.trust import LANGUAGE_NAMES, check_request, check_source
 HEAD = "import triton\nimport triton.language as tl\n"
 KERNEL = "@triton.jit\ndef k(x):\n    tl.store(x, 1)\n"
 
+MANY_IMPORTS = """
+from triton import jit
+from triton.language import constexpr, float32 as f32
+from triton.language.extra import libdevice
+from triton.language.extra.cuda.libdevice import rsqrt
+import math
+LOG2E = constexpr(1.44269504)
+SIZES = (1, 2**4, -math.pi)
+TYPE: constexpr = f32
+exp = libdevice.exp
+
+@jit
+def k(x, B: constexpr = 4, C=None): exp(rsqrt(x) * LOG2E)
+"""
+
 
 def body(line: str, decorator: str = "triton.jit") -> str:
     return f"{HEAD}@{decorator}\ndef k(x, n, B: tl.constexpr):\n    {line}\n"
@@ -24,13 +39,10 @@ def body(line: str, decorator: str = "triton.jit") -> str:
     [
         HEAD + KERNEL,
         '"""A docstring."""\nfrom __future__ import annotations\n' + HEAD + KERNEL,
-        "from triton import jit\nfrom triton.language import constexpr, float32 as f32\nfrom triton.language.extra import "
-        "libdevice\nfrom triton.language.extra.cuda.libdevice import rsqrt\nimport math\n"
-        "LOG2E = constexpr(1.44269504)\nSIZES = (1, 2**4, -math.pi)\nTYPE: constexpr = f32\nexp = libdevice.exp\n"
-        "@jit\ndef k(x, B: constexpr = 4, C=None): exp(rsqrt(x) * LOG2E)\n",
+        MANY_IMPORTS,
         HEAD + "@triton.jit(noinline=True, do_not_specialize=['n'])\ndef k(x: 'tl.tensor', n) -> tl.tensor: return x\n",
         HEAD + "@triton.constexpr_function\ndef log2(n):\n    return n.bit_length() - 1 if isinstance(n, int) else 0\n",
-        body("for i in tl.static_range(B):\n        a, b = x[i], tl.math.exp(x.to(tl.float32))\n        x += triton.cdiv(n, B)"),
+        body("for i in tl.range(B):\n        a = tl.math.exp(x.to(tl.float32))\n        x += triton.cdiv(n, B)"),
         HEAD + "@triton.jit\ndef k(input, type):\n    id = tl.program_id(0)\n    tl.store(input + id, type)\n",
         body("tl.static_assert(B > 1, f'B is {B}')"),
         body("y = x.dtype.element_ty.primitive_bitwidth; tl.store(x, max(y, n), mask=n < len(B))"),

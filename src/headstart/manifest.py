@@ -35,7 +35,7 @@ This code assumes that:
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import math
 import os
 import struct
@@ -59,7 +59,13 @@ MAX_BODY_BYTES = 1 << 30
 
 _PREFIX = struct.Struct("<8sHQ32s")
 _VERSION = struct.Struct("<8sH")
+_END_OF_TIME = 253402300800.0  # the year 10000, seconds since 1970
 _EXPLAINED = 100  # kernels of one name among which `compare` looks for the nearest
+
+
+def _check_time(seconds: float) -> None:
+    if not 0.0 <= seconds < _END_OF_TIME:
+        raise ValueError(f"recorded_at: {seconds} is no time")
 
 
 class Origin(msgspec.Struct, frozen=True, order=True, kw_only=True):
@@ -78,6 +84,9 @@ class Origin(msgspec.Struct, frozen=True, order=True, kw_only=True):
     triton_version: str = ""
     toolchain: str = ""
     recorded_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_time(self.recorded_at)
 
     def undated(self) -> tuple[str, str, str, str]:
         """Everything but the time: what makes two origins the same."""
@@ -101,11 +110,13 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float = 0.0
     winner: bool = False
     asked_by: str = ""
-    last_seen: datetime.date = datetime.date.min
+    last_seen: dt.date = dt.date.min
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.duration_s < math.inf:
             raise ValueError(f"duration_s: {self.duration_s} is no number of seconds")
+        if not self.request.name.isidentifier():  # it becomes part of file names
+            raise ValueError(f"name: {self.request.name!r} is no name of a function")
 
     def merged(self, other: Specialization) -> Specialization:
         """The same kernel with what both know."""
@@ -137,8 +148,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
     recorded_at: float = 0.0
 
     def __post_init__(self) -> None:
-        if not -math.inf < self.recorded_at < math.inf:
-            raise ValueError(f"recorded_at: {self.recorded_at} is no time")
+        _check_time(self.recorded_at)
 
     def digest(self) -> str:
         """Identity of what was tuned: SHA-256 over autotuner, key and target, hexadecimal."""
@@ -239,7 +249,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         found = [each for digest, each in self.specializations.items() if digest not in known]
         return sorted(found, key=lambda each: (not each.winner, -each.duration_s))
 
-    def seen_since(self, day: datetime.date) -> Manifest:
+    def seen_since(self, day: dt.date) -> Manifest:
         """Without the kernels that nobody has asked for since `day`."""
         kept = {digest: each for digest, each in self.specializations.items() if each.last_seen >= day}
         return msgspec.structs.replace(self, specializations=kept)
@@ -293,10 +303,8 @@ def compare(before: Manifest, after: Manifest) -> Difference:
             if not old:
                 break
             components = new.request.components()
-            reasons, index = min(
-                (keys.explain(old[index].request.components(), components), index)
-                for index in range(min(len(old), _EXPLAINED))
-            )
+            explained = [keys.explain(each.request.components(), components) for each in old[:_EXPLAINED]]
+            index, reasons = min(enumerate(explained), key=lambda found: len(found[1]))
             changed.append(Change(old.pop(index), new, reasons))
             added[name].remove(new)
     return Difference(
@@ -360,7 +368,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True):
     duration_s: float
     winner: bool
     asked_by: str
-    last_seen: datetime.date
+    last_seen: dt.date
 
     @classmethod
     def of(cls, each: Specialization, sources: _Sources) -> _Record:
@@ -447,5 +455,5 @@ def _merged_origins(origins: Iterable[Origin]) -> tuple[Origin, ...]:
     return tuple(sorted({origin.undated(): origin for origin in sorted(origins)}.values()))
 
 
-def _rank_of_specialization(each: Specialization) -> tuple[datetime.date, str, bytes]:
+def _rank_of_specialization(each: Specialization) -> tuple[dt.date, str, bytes]:
     return each.last_seen, each.asked_by, _encoder.encode(each.request)

@@ -23,7 +23,7 @@ This code assumes that:
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import fcntl
 import logging
 import os
@@ -33,11 +33,11 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
 
-from headstart import __version__
 from headstart.errors import DamagedError, FutureVersionError
 from headstart.folders import cache_dir
 from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
@@ -56,8 +56,8 @@ _log = logging.getLogger("headstart")
 def script_program(path: str | os.PathLike[str]) -> str:
     """How a script is named in records: its absolute path, symbolic links resolved.
 
-    Working directory, arguments and interpreter are no part of it: the same script for another data set, or in a rebuilt
-    virtual environment, needs mostly the same kernels, and a manifest keeps those of all its runs.
+    Working directory, arguments and interpreter are no part of it: the same script for another data set, or in a
+    rebuilt virtual environment, needs mostly the same kernels, and a manifest keeps those of all its runs.
     """
     return os.path.realpath(path)
 
@@ -82,8 +82,8 @@ def record_path(program: str, folder: str | os.PathLike[str] | None = None) -> P
 def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int | None = None) -> bool:
     """Merge `manifest` into the one at `path`, which need not exist, among all processes that do the same.
 
-    Nothing is written if it says nothing new. A damaged file is set aside as `NAME.damaged` and replaced; one of a newer
-    headstart is left alone.
+    Nothing is written if it says nothing new. A damaged file is set aside as `NAME.damaged` and replaced; one of a
+    newer headstart is left alone.
 
     Args:
         kept_days: forget kernels that nobody asked for in so many days before the last one; None: keep all.
@@ -99,7 +99,7 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
             merged = merge(existing, manifest)
             if kept_days is not None and merged.specializations:
                 last = max(each.last_seen for each in merged.specializations.values())
-                merged = merged.seen_since(last - min(datetime.timedelta(kept_days), last - datetime.date.min))
+                merged = merged.seen_since(last - min(dt.timedelta(kept_days), last - dt.date.min))
             if not _same(existing, merged):
                 merged.save(place)
     except FutureVersionError as error:
@@ -133,10 +133,14 @@ class Recorder:
     ) -> None:
         self.path = Path(path).absolute()
         self._origin = Origin(
-            program=program, headstart_version=__version__, triton_version=triton_version, toolchain=toolchain
+            program=program,
+            # By name: the package stands above all its modules.
+            headstart_version=import_module("headstart").__version__,
+            triton_version=triton_version,
+            toolchain=toolchain,
         )
         self._kept_days = kept_days
-        self._today = datetime.datetime.now(datetime.timezone.utc).date()
+        self._today = dt.datetime.now(dt.timezone.utc).date()
         self._start_empty()
         _recorders.add(self)
 

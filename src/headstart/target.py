@@ -32,8 +32,8 @@ SHARED_MEMORY_LIMIT = {
     "hip:gfx1201": 65536,
 }
 
-# Options that one backend alone has, or that mean another thing to each: `CUDAOptions` and `HIPOptions` of Triton 3.6 to
-# 3.9. A kernel that is compiled for the other backend goes without them.
+# Options that one backend alone has, or that mean another thing to each: `CUDAOptions` and `HIPOptions` of Triton 3.6
+# to 3.9. A kernel that is compiled for the other backend goes without them.
 _BOUND_TO_BACKEND = frozenset(
     {
         "allowed_dot_input_precisions",

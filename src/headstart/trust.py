@@ -10,7 +10,8 @@ the user's code. In a manifest from elsewhere it need not be. So a request out o
   its functions hand out their globals;
 * its signature names plain types, its options and environment name no files, plug-ins or arguments of tools.
 
-What is refused may still be harmless, as kernels in Gluon are. Whoever knows where a manifest comes from says `--trust`.
+What is refused may still be harmless, as kernels in Gluon are. Whoever knows where a manifest comes from says
+`--trust`.
 
 These are lists of what is allowed, written against Triton 3.6 to 3.9. They keep code out; they do not bound what a
 compile costs (the time limit does), nor what the kernel does on a GPU.
@@ -36,47 +37,52 @@ _DECORATORS = {
     f"{module}.{name}" for module, names in _NAMES.items() for name in names & {"constexpr_function", "jit"}
 }
 _LANGUAGE = "triton.language"
-_MODULES_OF_LANGUAGE = frozenset(
-    "core cuda extra hip libdevice math random standard target_info utils".split()
-)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MODULES_OF_LANGUAGE = _words("core cuda extra hip libdevice math random standard target_info utils")
 # `triton.language.__all__` of Triton 3.6 to 3.9 without `str_to_ty`, which evaluates text.
-LANGUAGE_NAMES = _MODULES_OF_LANGUAGE | frozenset(
+LANGUAGE_NAMES = _MODULES_OF_LANGUAGE | _words(
     """
-    PropagateNan TRITON_MAX_TENSOR_NUMEL abs add advance arange argmax argmin associative_scan assume atomic_add atomic_and
-    atomic_cas atomic_load atomic_max atomic_min atomic_or atomic_poll atomic_store atomic_xchg atomic_xor bfloat16
-    bitonic_merge block_type broadcast broadcast_to cast cat cdiv ceil clamp condition const constexpr constexpr_type cos
-    cumprod cumsum debug_barrier device_assert device_print div_rn dot dot_scaled dtype erf exp exp2 expand_dims
-    expect_zero fdiv flip float16 float32 float64 float8e4b15 float8e4b8 float8e4nv float8e5 float8e5b16 floor fma full
-    gather histogram inline_asm_elementwise int1 int16 int32 int64 int8 interleave join load load_tensor_descriptor log
-    log2 make_block_ptr make_tensor_descriptor map_elementwise max max_constancy max_contiguous maximum min minimum mul
-    multiple_of num_programs pair_uniform_to_normal permute philox philox_impl pi32_t pointer_type program_id rand rand4x
-    randint randint4x randn randn4x range ravel reduce reduce_or reshape rsqrt sigmoid sin slice softmax sort split sqrt
-    sqrt_rn squeeze static_assert static_print static_range store store_tensor_descriptor sub sum swizzle2d tensor
-    tensor_descriptor tensor_descriptor_type to_tensor topk trans tuple tuple_type uint16 uint32 uint64 uint8
-    uint_to_uniform_float umulhi unsqueeze view void where xor_sum zeros zeros_like
-    """.split()
+    PropagateNan TRITON_MAX_TENSOR_NUMEL abs add advance arange argmax argmin associative_scan assume atomic_add
+    atomic_and atomic_cas atomic_load atomic_max atomic_min atomic_or atomic_poll atomic_store atomic_xchg
+    atomic_xor bfloat16 bitonic_merge block_type broadcast broadcast_to cast cat cdiv ceil clamp condition const
+    constexpr constexpr_type cos cumprod cumsum debug_barrier device_assert device_print div_rn dot dot_scaled
+    dtype erf exp exp2 expand_dims expect_zero fdiv flip float16 float32 float64 float8e4b15 float8e4b8
+    float8e4nv float8e5 float8e5b16 floor fma full gather histogram inline_asm_elementwise int1 int16 int32
+    int64 int8 interleave join load load_tensor_descriptor log log2 make_block_ptr make_tensor_descriptor
+    map_elementwise max max_constancy max_contiguous maximum min minimum mul multiple_of num_programs
+    pair_uniform_to_normal permute philox philox_impl pi32_t pointer_type program_id rand rand4x randint
+    randint4x randn randn4x range ravel reduce reduce_or reshape rsqrt sigmoid sin slice softmax sort split sqrt
+    sqrt_rn squeeze static_assert static_print static_range store store_tensor_descriptor sub sum swizzle2d
+    tensor tensor_descriptor tensor_descriptor_type to_tensor topk trans tuple tuple_type uint16 uint32 uint64
+    uint8 uint_to_uniform_float umulhi unsqueeze view void where xor_sum zeros zeros_like
+    """
 )
 # Of tensors, descriptors, types and constants; of Python's own containers; of `triton.language.extra.cuda`.
-_VALUE_NAMES = frozenset(
+_VALUE_NAMES = _words(
     """
-    T block_shape element_ty get_block_shapes int_bitwidth int_signedness is_bf16 is_block is_bool is_const is_dtype
-    is_floating is_fp16 is_fp32 is_fp64 is_fp8 is_int is_int1 is_int16 is_int32 is_int64 is_int8 is_int_signed
-    is_int_unsigned is_ptr item logical_and logical_or name nbytes numel primitive_bitwidth scalar scatter shape strides to
-    type value
+    T block_shape element_ty get_block_shapes int_bitwidth int_signedness is_bf16 is_block is_bool is_const
+    is_dtype is_floating is_fp16 is_fp32 is_fp64 is_fp8 is_int is_int1 is_int16 is_int32 is_int64 is_int8
+    is_int_signed is_int_unsigned is_ptr item logical_and logical_or name nbytes numel primitive_bitwidth scalar
+    scatter shape strides to type value
 
     append bit_length count extend index items keys values
 
-    gdc gdc_launch_dependents gdc_wait globaltimer num_threads num_warps smid
-    is_cuda is_hip is_hip_cdna3 is_hip_cdna4 cuda_capability_geq current_target
-    """.split()
+    gdc gdc_launch_dependents gdc_wait globaltimer num_threads num_warps smid is_cuda is_hip is_hip_cdna3
+    is_hip_cdna4 cuda_capability_geq current_target
+    """
 )
 _OPEN_ATTRIBUTES = LANGUAGE_NAMES | _VALUE_NAMES
-_BUILTINS = frozenset(
+_BUILTINS = _words(
     """
-    AssertionError NotImplementedError RuntimeError TypeError ValueError abs all any bin bool chr complex dict divmod
-    enumerate filter float frozenset hash hex id input int isinstance iter len list map max min next ord pow print range
-    reversed round set slice sorted str sum tuple zip
-    """.split()
+    AssertionError NotImplementedError RuntimeError TypeError ValueError abs all any bin bool chr complex dict
+    divmod enumerate filter float frozenset hash hex id input int isinstance iter len list map max min next ord
+    pow print range reversed round set slice sorted str sum tuple zip
+    """
 )
 _STATEMENTS = (
     ast.AnnAssign, ast.Assert, ast.Assign, ast.AugAssign, ast.Break, ast.Continue, ast.Expr, ast.For, ast.If, ast.Pass,
@@ -153,7 +159,7 @@ class _Scope:
         return name in self.imported or name in self.parameters or name in self._readable
 
     def full_name(self, node: ast.expr) -> str:
-        """`tl.float32` as `triton.language.float32`; empty if it is no name, or begins with one that is not imported."""
+        """`tl.float32` as `triton.language.float32`; empty if it is no name, or does not begin with an imported one."""
         if isinstance(node, ast.Name):
             return self.imported.get(node.id, "")
         if isinstance(node, ast.Attribute):
@@ -256,7 +262,7 @@ def _check_constant(node: ast.expr, scope: _Scope) -> None:
         case ast.Call(func=func, args=[argument], keywords=[]) if _is_constexpr(func, scope):
             _check_constant(argument, scope)
             return
-        case ast.UnaryOp() | ast.BinOp() | ast.BoolOp() | ast.Compare() | ast.Tuple() | ast.List() | ast.Dict() | ast.Set():
+        case ast.UnaryOp() | ast.BinOp() | ast.BoolOp() | ast.Compare() | ast.Tuple() | ast.List() | ast.Dict():
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.expr):
                     _check_constant(child, scope)
