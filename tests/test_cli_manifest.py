@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ __all__ = ["fake"]
 
 
 @pytest.fixture(autouse=True)
-def _a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cwd é").mkdir()
     monkeypatch.chdir(tmp_path / "cwd é")
-    yield
 
 
 def specialization(name: str = "scale", source: str = KERNEL, **fields: Any) -> Specialization:
@@ -285,7 +283,7 @@ def test_trust_is_for_manifests(fake: list[FakeCompile]) -> None:
 @pytest.mark.triton
 def test_a_manifest_becomes_a_bundle() -> None:
     recorded = [
-        specialization(constants={"FACTOR": factor, "BLOCK": 64}, duration_s=1.0, options={"num_warps": 4, "maxnreg": 64})
+        specialization(constants={"FACTOR": factor, "BLOCK": 64}, options={"num_warps": 4, "maxnreg": 64})
         for factor in (2, 3)
     ]
     write(*recorded)

@@ -30,6 +30,8 @@ This code assumes that:
 - digests of requests are right: they are written down, not computed anew. A wrong one costs a compile in vain; what
   is served for a request is found by the digest that its own client computes.
 
+- what a request holds is plain data without cycles, so that tens of thousands need not burden the garbage collector;
+
 - unknown fields may be skipped: a change that an older reader must notice raises `VERSION`.
 """
 
@@ -93,7 +95,7 @@ class Origin(msgspec.Struct, frozen=True, order=True, kw_only=True):
         return self.program, self.headstart_version, self.triton_version, self.toolchain
 
 
-class Specialization(msgspec.Struct, frozen=True, kw_only=True):
+class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One kernel, as one run needed it.
 
     Attributes:
@@ -359,7 +361,7 @@ def retarget(request: CompileRequest, target: Target) -> tuple[CompileRequest, l
 # The file
 
 
-class _Record(msgspec.Struct, frozen=True, array_like=True):
+class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A `Specialization` whose source lies in a table, since many kernels share one."""
 
     request: CompileRequest  # its source is empty
