@@ -139,7 +139,7 @@ def test_a_record_that_cannot_be_written_is_a_warning(
     assert {each.name for each in path.parent.iterdir()} == {"app.manifest", ".app.manifest.lock"}
 
 
-@pytest.mark.parametrize("place", ["file/app.manifest", "folder"])
+@pytest.mark.parametrize("place", ["file/app.manifest", "folder", "/proc/app.manifest"])
 def test_a_place_that_can_be_no_file_is_a_warning(
     tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:

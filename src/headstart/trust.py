@@ -23,6 +23,7 @@ import ast
 import builtins
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from headstart.environment import OUTCOME_VARIABLES, TOOL_VARIABLES
 from headstart.request import CompileRequest, Source
@@ -62,7 +63,8 @@ LANGUAGE_NAMES = _MODULES_OF_LANGUAGE | _words(
     uint8 uint_to_uniform_float umulhi unsqueeze view void where xor_sum zeros zeros_like
     """
 )
-# Of tensors, descriptors, types and constants; of Python's own containers; of `triton.language.extra.cuda`.
+# Of tensors, descriptors, types and constants; of Python's own containers; of `triton.language.core` and `.math`
+# besides those above; of `triton.language.extra.cuda` and `.target_info`.
 _VALUE_NAMES = _words(
     """
     T block_shape element_ty get_block_shapes int_bitwidth int_signedness is_bf16 is_block is_bool is_const
@@ -71,6 +73,8 @@ _VALUE_NAMES = _words(
     scatter shape strides to type value
 
     append bit_length count extend index items keys values
+
+    CONSTEXPR_0 get_int_dtype tanh
 
     gdc gdc_launch_dependents gdc_wait globaltimer num_threads num_warps smid is_cuda is_hip is_hip_cdna3
     is_hip_cdna4 cuda_capability_geq current_target
@@ -118,6 +122,7 @@ def check_source(source: Source) -> str | None:
     return _check_text(source)
 
 
+@lru_cache(maxsize=1024)  # a millisecond each, and a manifest has few sources for its many kernels
 def _check_text(text: str) -> str | None:
     try:
         module = ast.parse(text)
