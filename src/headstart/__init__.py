@@ -7,8 +7,11 @@ The modules, lowest first; each imports only from those above it:
     environment, keys           what changes a compile's outcome; how identity is told
     captured, safety            a live kernel, as plain data; what may come from elsewhere
     request                     one compile, as plain data
+    trust                       which requests from elsewhere may be compiled
     entry                       one compiled kernel, as one file
+    manifest                    what a run compiled, as one file
     store, bundle, toolchain    many entries; many entries in one file; which Triton compiles
+    recording                   writes a manifest while a program runs
     wire                        the messages between the processes
     kernel, future              what a caller gets
     service/                    the other processes: server, plan, zygote, worker

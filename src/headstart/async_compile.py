@@ -203,6 +203,10 @@ class AsyncCompile:
             module=module,
             environment=self._environment(),
         )
+        return self.submit(request, use_store=use_store)
+
+    def submit(self, request: CompileRequest, *, use_store: bool = True) -> KernelFuture:
+        """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`."""
         digest = request.digest()
         with self._lock:
             future = self.kernels.get(digest)
@@ -213,8 +217,9 @@ class AsyncCompile:
             if future is not None:
                 return future
             kickoff = self._service().submit(request, self._use_store and use_store)
-            self._asked.append(Asked(name, kickoff.kicked_off, kickoff))
-            return self.kernels.save(digest, LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer)))
+            self._asked.append(Asked(request.name, kickoff.kicked_off, kickoff))
+            future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
+            return self.kernels.save(digest, future)
 
     def wait(self, scope: MutableMapping[str, Any]) -> None:
         """Replace every LambdaFuture in `scope` by its CompiledKernel.

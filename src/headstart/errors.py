@@ -11,7 +11,7 @@ HeadstartError
 ├── CompileErrors          several of the above, raised once everything has finished
 ├── ServiceError           the machine's failure: no service, no Triton, no process to be had
 ├── StoreUnavailable       the store cannot be written (full, read-only, not a folder)
-└── DamagedError           an entry or a bundle is not what its checksums say
+└── DamagedError           an entry, a bundle or a manifest is not what its checksums say
     └── FutureVersionError it was written by a newer headstart
 
 The user's mistake, the machine's failure and a kernel's failure are different classes, because what to do

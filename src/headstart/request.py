@@ -7,7 +7,7 @@ imports Triton. What only Triton can tell (whether an option exists, whether a t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -18,6 +18,7 @@ from headstart.errors import UsageError
 from headstart.target import Target
 
 Attributes = dict[str, list[tuple[str, int | str]]]
+Source: TypeAlias = str | CapturedSource  # what defines a kernel: Python text, or a live function as plain data
 
 
 class CompileRequest(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
     """
 
     name: str
-    source: str | CapturedSource
+    source: Source
     signature: dict[str, str] | str
     constants: dict[str, Any]
     attributes: Attributes
@@ -55,7 +56,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
     def make(
         cls,
         name: str,
-        source: str | CapturedSource,
+        source: Source,
         *,
         signature: Mapping[str, str] | str,
         constants: Mapping[Any, Any] | None = None,
@@ -132,7 +133,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
         return keys.digest(self.components())
 
 
-def _source(source: str | CapturedSource) -> list[keys.Component]:
+def _source(source: Source) -> list[keys.Component]:
     if isinstance(source, str):
         return [("source", source)]
     named = [("entry name", source.entry_name)] if source.entry_name else []
