@@ -6,16 +6,20 @@ The modules, lowest first; each imports only from those above it:
     machine                     what CPUs and memory there are
     settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told
+    captured, safety            a live kernel, as plain data; what may come from elsewhere
     request                     one compile, as plain data
+    trust                       which requests from elsewhere may be compiled
     entry                       one compiled kernel, as one file
+    manifest                    what a run compiled, as one file
     store, bundle, toolchain    many entries; many entries in one file; which Triton compiles
+    recording                   writes a manifest while a program runs
     wire                        the messages between the processes
     kernel, future              what a caller gets
     service/                    the other processes: server, plan, zygote, worker
     connection                  the client's end of the socket
     bundler, timeline           notes results, writes and reads bundles; what became of the requests
     async_compile               AsyncCompile: what a code generator calls
-    inductor/                   the adapter for torch.compile
+    inductor/, jit/             the adapters for torch.compile, and for programs that use @triton.jit
     spec                        KernelSpec and plan files
     cli/                        the `headstart` command
 
@@ -31,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncCompile",
+    "CannotTravel",
     "CompileError",
     "CompileErrors",
     "CompileTimeout",
@@ -79,6 +84,7 @@ if TYPE_CHECKING:
     from headstart.async_compile import AsyncCompile, CompiledTritonKernels
     from headstart.bundler import TritonBundler
     from headstart.errors import (
+        CannotTravel,
         CompileError,
         CompileErrors,
         CompilerCrashed,

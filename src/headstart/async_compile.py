@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from headstart import timeline
 from headstart.bundle import Bundle, BundleItem
 from headstart.bundler import TritonBundler
+from headstart.captured import CapturedSource
 from headstart.entry import Entry
 from headstart.environment import TOOL_VARIABLES, bypass_reason, fingerprint
 from headstart.errors import (
@@ -30,6 +31,7 @@ from headstart.errors import (
     HeadstartError,
     OutOfResources,
     ServiceError,
+    UsageError,
 )
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
@@ -159,8 +161,8 @@ class AsyncCompile:
 
     def triton(
         self,
-        name: str,
-        source: str,
+        name: Any,
+        source: str | CapturedSource | None = None,
         *,
         signature: Mapping[str, str] | str,
         constants: Mapping[Any, Any] | None = None,
@@ -174,21 +176,24 @@ class AsyncCompile:
         """Kick off the compile of one kernel. Returns at once; the same request again returns the same future.
 
         Args:
-            name: the `@triton.jit` function.
-            source: Python text that defines it.
+            name: the name of the `@triton.jit` function that `source` defines; or such a function itself, as it is now.
+            source: Python text; left out for a function.
             signature: `{"x": "*fp32", "n": "i32"}`, where constexprs may be left out, or Triton's ahead-of-time
                 string, as in `"*fp32:16, i32, 1024"`.
             constants: values of constexpr parameters, by name.
             attrs: facts about arguments: `{"x": 16}`, or Triton's `{(0,): [["tt.divisibility", 16]]}`.
             options: the backend's: `num_warps`, `num_stages`, …
             target: overrides that of this AsyncCompile.
-            filename: what debug lines and tracebacks show; default: `name` + `.py`.
-            module: `__name__` of the module that the source becomes; default: `name`.
+            filename: what debug lines and tracebacks show; default: `name` + `.py`, or the function's file.
+            module: `__name__` of the module that a text becomes; default: `name`.
             use_store: False: neither look this kernel up in bundles and the store, nor keep it there.
 
         Raises:
             UsageError: an argument has the wrong form. What only Triton can tell comes with the future.
+            CannotTravel: the function uses something that cannot be described to another process.
         """
+        if source is None:
+            name, source, constants = _live(name, signature, constants, filename)
         request = CompileRequest.make(
             name,
             source,
@@ -201,6 +206,10 @@ class AsyncCompile:
             module=module,
             environment=self._environment(),
         )
+        return self.submit(request, use_store=use_store)
+
+    def submit(self, request: CompileRequest, *, use_store: bool = True) -> KernelFuture:
+        """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`."""
         digest = request.digest()
         with self._lock:
             future = self.kernels.get(digest)
@@ -211,10 +220,9 @@ class AsyncCompile:
             if future is not None:
                 return future
             kickoff = self._service().submit(request, self._use_store and use_store)
-            self._asked.append(Asked(name, kickoff.kicked_off, kickoff))
-            return self.kernels.save(
-                digest, LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer))
-            )
+            self._asked.append(Asked(request.name, kickoff.kicked_off, kickoff))
+            future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
+            return self.kernels.save(digest, future)
 
     def wait(self, scope: MutableMapping[str, Any]) -> None:
         """Replace every LambdaFuture in `scope` by its CompiledKernel.
@@ -422,6 +430,18 @@ class AsyncCompile:
         self._lock = threading.RLock()
         self.bundler.after_fork()
         self.kernels.after_fork()
+
+
+def _live(
+    kernel: Any, signature: Mapping[str, str] | str, constants: Mapping[Any, Any] | None, filename: str | None
+) -> tuple[str, CapturedSource, dict[Any, Any]]:
+    """Name and source of a live kernel, and its constants as a request takes them."""
+    if isinstance(kernel, str):
+        raise UsageError(f"{kernel}: its source is missing: triton({kernel!r}, source, …), or triton(function, …)")
+    from headstart.jit.capture import capture_call  # who has only texts needs none of it
+
+    source, plain = capture_call(kernel, constants, signature)
+    return source.kernel.name, source if filename is None else source.shown_in(filename), plain
 
 
 def _reproduce(folder: Path, request: CompileRequest) -> str:

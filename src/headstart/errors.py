@@ -2,6 +2,7 @@
 
 HeadstartError
 ├── UsageError             the caller's mistake: a bad target, signature, plan or option
+│   └── CannotTravel       a live kernel uses something that no other process can be given
 ├── CompileError           one kernel could not be compiled
 │   ├── SourceError        its source, signature or options are at fault
 │   ├── OutOfResources     it compiled, but its target cannot run it
@@ -10,7 +11,7 @@ HeadstartError
 ├── CompileErrors          several of the above, raised once everything has finished
 ├── ServiceError           the machine's failure: no service, no Triton, no process to be had
 ├── StoreUnavailable       the store cannot be written (full, read-only, not a folder)
-└── DamagedError           an entry or a bundle is not what its checksums say
+└── DamagedError           an entry, a bundle or a manifest is not what its checksums say
     └── FutureVersionError it was written by a newer headstart
 
 The user's mistake, the machine's failure and a kernel's failure are different classes, because what to do
@@ -31,6 +32,28 @@ class HeadstartError(Exception):
 
 class UsageError(HeadstartError):
     """The request itself is wrong; the message says which part and what is accepted."""
+
+
+class CannotTravel(UsageError):
+    """A live kernel uses something that cannot be described to another process.
+
+    Attributes:
+        kernel: the function that uses it: its `__module__` and `__qualname__`.
+        name: what it is called there; empty if the function itself is meant.
+        why: one line.
+        where: file and line of the function.
+    """
+
+    def __init__(self, kernel: str, name: str, why: str, where: str) -> None:
+        self.kernel = kernel
+        self.name = name
+        self.why = why
+        self.where = where
+        what = f"it uses {name}, " if name else ""
+        super().__init__(f"{kernel} cannot travel: {what}{why} ({where})")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kernel, self.name, self.why, self.where)
 
 
 class CompileError(HeadstartError):

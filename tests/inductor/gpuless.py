@@ -27,7 +27,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 SHIM = Path(__file__).with_name("shim.cpp")
@@ -249,8 +249,10 @@ def gpuless(*, rescale: bool = False) -> Iterator[GPULess]:
     import torch._inductor.fx_passes.joint_graph as joint_graph
     import torch._inductor.output_code as output_code
     import torch._inductor.runtime.triton_heuristics as triton_heuristics
+    import torch._inductor.select_algorithm as select_algorithm
     import torch.cuda
     from torch._dynamo.device_interface import CudaInterface
+    from torch._inductor.codecache import PyCodeCache
     from torch._inductor.codegen.triton import TritonScheduling
     from torch._inductor.select_algorithm import AlgorithmSelectorCache, TritonTemplateCaller
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -305,6 +307,10 @@ def gpuless(*, rescale: bool = False) -> Iterator[GPULess]:
         """Templates before library calls, in the order in which they were made."""
 
         def benchmark(choices: Any) -> Any:
+            for choice in choices:
+                if isinstance(choice, TritonTemplateCaller):  # as a first call of it would
+                    module = PyCodeCache.load_by_key_path(choice.bmreq.module_cache_key, choice.bmreq.module_path)
+                    getattr(module, choice.bmreq.kernel_name).precompile()
             return {
                 choice: 1.0 + number + 1000.0 * (not isinstance(choice, TritonTemplateCaller))
                 for number, choice in enumerate(choices)
@@ -335,6 +341,9 @@ def gpuless(*, rescale: bool = False) -> Iterator[GPULess]:
         enter(mock.patch.object(output_code.CompiledFxGraph, "__call__", call))
         enter(mock.patch.object(subproc_pool, "find_compile_subproc_binary", worker_program))
         enter(mock.patch.object(AlgorithmSelectorCache, "make_benchmark_fn", make_benchmark_fn))
+        # Inductor does not kick candidates off on Python 3.11.0 to 3.11.8, in whose threads there is a fault.
+        newer = types.SimpleNamespace(version_info=_Version(3, 12, 0), stderr=sys.stderr)
+        enter(mock.patch.object(select_algorithm, "sys", newer))
         enter(mock.patch.object(TritonScheduling, "benchmark_codegened_module", benchmark_module))
         device_interface.caching_worker_device_properties["cuda"] = [properties]
         stack.callback(device_interface.caching_worker_device_properties.pop, "cuda", None)
@@ -343,6 +352,12 @@ def gpuless(*, rescale: bool = False) -> Iterator[GPULess]:
             stack.callback(cached.cache_clear)
         enter(state.fake)
         yield state
+
+
+class _Version(NamedTuple):
+    major: int
+    minor: int
+    micro: int
 
 
 class _CpuNode:

@@ -68,7 +68,9 @@ def main() -> None:
                 name: getattr(adapter.compiler.statistics, name) for name in ("compiled", "cached", "failed")
             }
             results["bundled"] = adapter.compiler.bundler.noted
-            stems = {source.stem for source in adapter._sources.values()}
+            # But for candidates, which Inductor loads in order to benchmark them.
+            kinds = ("triton_poi_", "triton_red_", "triton_per_", "triton_tem_")
+            stems = {source.stem for source in adapter._sources.values() if source.name.startswith(kinds)}
             package = "torch._inductor.runtime.compile_tasks"
             results["loaded"] = [stem for stem in stems if f"{package}.{stem}" in sys.modules]
             results["services"] = adapter.compiler.services_started
@@ -112,6 +114,7 @@ def _run(torch: Any, cases: Any, name: str, kicks: list[Any]) -> dict[str, Any]:
         "texts": sorted({kick["text"] for kick in kicks}),
         "from_module": len(late),
         "module_began": min((kick["at"] for kick in late), default=None),
+        "names": sorted({kick["name"] for kick in kicks}),
         "not_early": sorted(kick["name"] for kick in late if kick["text"] not in early),
     }
 
@@ -119,7 +122,7 @@ def _run(torch: Any, cases: Any, name: str, kicks: list[Any]) -> dict[str, Any]:
 def _watch_kick_offs(async_compile: Any) -> list[Any]:
     import traceback
 
-    from headstart.inductor.recipe import as_in_module
+    from headstart.inductor.recipe import as_loaded
 
     kicks: list[Any] = []
     original = async_compile.AsyncCompile.triton
@@ -133,7 +136,7 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
         us = (time.perf_counter() - started) * 1e6
         import hashlib
 
-        text = hashlib.sha256(as_in_module(source_code).encode()).hexdigest()[:16]
+        text = hashlib.sha256(as_loaded(kernel_name, source_code).encode()).hexdigest()[:16]
         kicks.append({"name": kernel_name, "text": text, "caller": caller, "us": us, "at": at})
         return future
 

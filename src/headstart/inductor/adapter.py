@@ -36,6 +36,8 @@ from headstart.kernel import CompiledKernel
 from headstart.settings import Mode, mode, patience
 from headstart.toolchain import Toolchain, find_toolchain
 
+_MOMENT = 1.0  # seconds that a job has until a worker begins it
+
 _log = logging.getLogger("headstart")
 
 
@@ -69,7 +71,7 @@ class _Compiler(AsyncCompile):
 
 class _Started(NamedTuple):
     job: Job
-    future: LambdaFuture[CompiledKernel]
+    future: LambdaFuture[CompiledKernel] | None  # None: it was in Triton's cache
     device: int
 
 
@@ -100,6 +102,7 @@ class Adapter:
         _adapters.add(self)
         if self.compiler.starts_service:
             self._start_describer()
+        self.soon(self.recipes.prepare)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -110,7 +113,9 @@ class Adapter:
         self._jobs: dict[str, _Started] = {}
         self._devices: dict[str, int] = {}
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
+        self._started = time.monotonic()  # and with it the workers, or with the first kick-off
         self._first_kick_off: float | None = None
+        self._first_job: float | None = None
         self._heard = False
         self._pool: Pool | None = None
 
@@ -118,6 +123,7 @@ class Adapter:
         """Replace what is imported already; the rest when it is."""
         when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool)
         when_imported(compat.HEURISTICS, self._replacement.replace_compile)
+        when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys))
 
     def close(self) -> None:
         """Put everything back, and end all processes."""
@@ -175,33 +181,34 @@ class Adapter:
         return compat.compiled_kernel(src, files, hash)
 
     def _files(self, stem: str, src: Any, target: Any, options: Any) -> tuple[dict[str, str], str]:
-        root = compat.triton_folder(self._devices.get(stem, 0))
-        started = self._jobs.get(job_key(stem, src, target, options))
-        if started is None:
-            # Not foreseen: benchmarked fusions, coordinate descent, a launch that failed.
-            job = job_of(stem, src, target, options)
-            found = layout.find(root, job.hash, job.name)
-            if found is not None:
-                return found, job.hash
-            with self._lock:
-                self.counts["late"] += 1
-            path = compat.path_of(src)
-            started = _Started(
-                job,
-                self.compile_job(
-                    job,
-                    text=compat.read_source(path),
-                    path=path,
-                    module=src.fn.__module__,
-                    device=self._devices.get(stem, 0),
-                    use_store=not compat.caches_disabled(),
-                ),
-                self._devices.get(stem, 0),
-            )
-        found = layout.find(root, started.job.hash, started.job.name)
+        started = self._jobs.get(job_key(src, target, options)) or self._start_late(stem, src, target, options)
+        job = started.job
+        root = compat.triton_folder(started.device)
+        found = layout.find(root, job.hash, job.name)
         if found is None:
-            found = layout.write(root, started.job.hash, started.job.name, started.future.result())
-        return found, started.job.hash
+            if started.future is None:
+                raise FileNotFoundError(f"Triton's cache folder {root} is being emptied")
+            found = layout.write(root, job.hash, job.name, started.future.result())
+        return found, job.hash
+
+    def _start_late(self, stem: str, src: Any, target: Any, options: Any) -> _Started:
+        """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed."""
+        job = job_of(src, target, options)
+        device = self._devices.get(stem, 0)
+        if layout.find(compat.triton_folder(device), job.hash, job.name) is not None:
+            return _Started(job, None, device)
+        with self._lock:
+            self.counts["late"] += 1
+        path = compat.path_of(src)
+        future = self.compile_job(
+            job,
+            text=compat.read_source(path),
+            path=path,
+            module=src.fn.__module__,
+            device=device,
+            use_store=not compat.caches_disabled(),
+        )
+        return _Started(job, future, device)
 
     @staticmethod
     def _as_inductors(error: CompileError) -> Exception:
@@ -258,11 +265,20 @@ class Adapter:
                 )
                 started = self._jobs[job.key] = _Started(job, future, device)
                 self._devices[Path(path).stem] = device
+                self._first_job = self._first_job or time.monotonic()
                 self.counts["jobs"] += 1
+        assert started.future is not None
         return started.future
 
     def materialize(self, job: Job, kernel: CompiledKernel, root: str) -> None:
-        """Write Triton's cache entry, if it can be."""
+        """Write Triton's cache entry, if it can be, and if this is the time.
+
+        While Inductor generates code, each call into the system costs this thread a wait for the interpreter's lock, so
+        what is more urgent goes first: whoever asks for the kernel then writes its entry. Only processes that benchmark
+        look for it without asking.
+        """
+        if not (self._queue.empty() or compat.benchmarks_elsewhere()):
+            return
         try:
             layout.write(root, job.hash, job.name, kernel)
         except (OSError, DamagedError) as error:
@@ -273,10 +289,22 @@ class Adapter:
         self._heard = True
 
     def patience_left(self) -> float | None:
-        """Seconds until this process begins to compile by itself, because no worker has ever answered; None: never."""
-        if self._heard or self._first_kick_off is None:
+        """Seconds until this process compiles by itself while it waits, because no worker has ever begun; None: never.
+
+        Workers count as late from when they were started, so that they cost no more than the patience in all, however
+        long the program traces. As long as it is the describer that is late, which imports torch as Inductor's own pool
+        would, the time runs from the first kick-off.
+        """
+        if self._first_kick_off is None or self._heard:
             return None
-        return max(0.0, self._first_kick_off + self._patience - time.monotonic())
+        if self.compiler.in_flight():
+            self._heard = True
+            return None
+        if self._first_job is None:
+            end = self._first_kick_off + self._patience
+        else:
+            end = max(self._started + self._patience, self._first_job + _MOMENT)
+        return max(0.0, end - time.monotonic())
 
     def steps_aside(self, name: str, stem: str, reason: str) -> None:
         """One kernel is left to Inductor's own process.

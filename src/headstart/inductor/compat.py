@@ -34,6 +34,7 @@ from headstart.environment import BYPASS_VARIABLES, bypass_reason, fingerprint
 KNOWN_VERSIONS = ("2.11", "2.12", "2.13", "2.14")
 
 ASYNC_COMPILE = "torch._inductor.async_compile"
+COMPILE_FX = "torch._inductor.compile_fx"
 HEURISTICS = "torch._inductor.runtime.triton_heuristics"
 
 _BYPASSES = tuple(sorted(BYPASS_VARIABLES))
@@ -188,10 +189,31 @@ def caches_disabled() -> bool:
 def environment(torch: Torch) -> dict[str, str]:
     """The fingerprint that Inductor's own workers would have: they prefer the ptxas that torch brings."""
     found = fingerprint()
-    ptxas = os.path.join(torch.folder, "bin", "ptxas")
-    if "TRITON_PTXAS_PATH" not in found and os.access(ptxas, os.X_OK):
+    if "TRITON_PTXAS_PATH" not in found and (ptxas := _ptxas(torch.folder)) is not None:
         found["TRITON_PTXAS_PATH"] = ptxas
     return found
+
+
+@functools.cache
+def _ptxas(folder: str) -> str | None:
+    path = os.path.join(folder, "bin", "ptxas")
+    return path if os.access(path, os.X_OK) else None
+
+
+def benchmarks_elsewhere() -> bool:
+    """Whether other processes benchmark candidates, which then look for kernels in Triton's cache."""
+    return bool(getattr(inductor_config(), "autotune_in_subproc", False))
+
+
+def compute_keys() -> None:
+    """Have torch's and Triton's digests of their own files computed before a compile waits for them; both are kept.
+
+    Once `COMPILE_FX` is imported: an import in another thread than the user's could meet half of a module.
+    """
+    torch_key()
+    cache = sys.modules.get("triton.runtime.cache")
+    if cache is not None and hasattr(cache, "triton_key"):
+        cache.triton_key()
 
 
 def inductor_config() -> Any:
@@ -252,8 +274,13 @@ def path_of_stem(stem: str, cache_dir: str | None = None) -> str:
     return os.path.join(cache_dir or _runtime_utils().cache_dir(), stem[1:3], f"{stem}.py")
 
 
+def is_cached(text: str) -> bool:
+    """Whether PyCodeCache has a source in exactly this form."""
+    return os.path.exists(path_of_stem(code_key(text)))
+
+
 def ensure_source(path: str, text: str) -> None:
-    """Have a generated file there: ptxas writes its time and size into debug lines, and Inductor may load it."""
+    """Have a generated file there: Inductor may load it."""
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         part = f"{path}.{os.getpid()}.tmp"

@@ -62,14 +62,14 @@ class Describer:
                 device=autotuner.triton_meta.get("device") or 0,
                 arguments=plain.encode(arguments),
                 function=_outside(autotuner.fn),
-                jobs=[self._job(stem, autotuner, config) for config in autotuner.configs],
+                jobs=[self._job(autotuner, config) for config in autotuner.configs],
                 may_scale=recorder.may_scale(autotuner),
                 seconds=time.perf_counter() - started,
             )
         if recipe.may_scale:
             if len(self._autotuners) >= _KEPT:
                 self._autotuners.clear()
-            self._autotuners[order.source] = (stem, autotuner)
+            self._autotuners[order.source] = autotuner
         return recipe
 
     def rescale(self, order: Rescale) -> list[Job]:
@@ -77,12 +77,12 @@ class Describer:
         source = order.described.source
         if source not in self._autotuners:
             self.describe(order.described)
-        stem, autotuner = self._autotuners[source]
+        autotuner = self._autotuners[source]
         added = recorder.scaled_configs(autotuner, order.registers)
-        return [self._job(stem, autotuner, config) for config in added]
+        return [self._job(autotuner, config) for config in added]
 
-    def _job(self, stem: str, autotuner: Any, config: Any) -> Job:
-        return job_of(stem, *self._recorder.compile_arguments(autotuner, config), config)
+    def _job(self, autotuner: Any, config: Any) -> Job:
+        return job_of(*self._recorder.compile_arguments(autotuner, config), config)
 
 
 def _outside(fn: Any) -> Function:

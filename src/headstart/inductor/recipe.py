@@ -16,7 +16,10 @@ import msgspec
 
 from headstart.inductor import compat, plain
 
-_USER_KERNEL = "@triton_heuristics.user_autotune("
+# How Inductor calls kernels of generated modules that are made from templates; and every kernel that is benchmarked as
+# a fusion, or any at all with `unique_kernel_names` off.
+_TEMPLATE = "triton_tem_"
+_NAMELESS = "triton_"
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -122,23 +125,26 @@ ToDescriber = Describe | Rescale
 FromDescriber = Awake | Described | Jobs | Undescribed
 
 
-def as_in_module(source: str) -> str:
-    """A source as the generated module will hold it, whatever it looked like when it was kicked off early.
+def as_loaded(name: str, source: str) -> str:
+    """A source in the form in which Inductor will load it, whatever it looked like when it was kicked off.
 
-    For templates the two differ in white space (pytorch #197471), and line numbers are part of Triton's hash. This is
-    what Inductor's `IndentedBuffer.splice(strip=True)` does. User-defined kernels are never kicked off early: theirs is
-    the module's text already.
+    Only for templates do the two differ, in white space (pytorch #197471), and line numbers are part of Triton's hash.
+    A kernel of the generated module has gone through Inductor's `IndentedBuffer.splice(strip=True)`, which is done
+    here. A candidate that is benchmarked is loaded as it is kicked off, from the code cache.
     """
-    if _USER_KERNEL in source:
+    if _TEMPLATE not in name and (name != _NAMELESS or compat.is_cached(source)):
         return source
     body = textwrap.dedent(source).strip()
     return "\n" + "\n".join(line if line.strip() else "" for line in body.split("\n")) + "\n"
 
 
-def job_key(stem: str, src: Any, target: Any, options: dict[str, Any]) -> str:
-    """What tells one call of `triton.compile` from another, in every process; `stem` stands for the source."""
+def job_key(src: Any, target: Any, options: dict[str, Any]) -> str:
+    """What tells one call of `triton.compile` from another, in every process.
+
+    Not the file: Inductor may keep one source under two names, as it does with candidates.
+    """
     parts = (
-        stem,
+        src.fn.cache_key,
         src.name,
         sorted((name, str(kind)) for name, kind in src.signature.items()),
         sorted((key, repr(value)) for key, value in src.constants.items()),
@@ -149,7 +155,7 @@ def job_key(stem: str, src: Any, target: Any, options: dict[str, Any]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def job_of(stem: str, src: Any, target: Any, options: dict[str, Any], config: Any = None) -> Job:
+def job_of(src: Any, target: Any, options: dict[str, Any], config: Any = None) -> Job:
     """The job that a call of `triton.compile` stands for.
 
     Raises:
@@ -157,7 +163,7 @@ def job_of(stem: str, src: Any, target: Any, options: dict[str, Any], config: An
     """
     known = compat.parsed_options(target, options)
     return Job(
-        key=job_key(stem, src, target, options),
+        key=job_key(src, target, options),
         hash=compat.cache_hash(src, target, options),
         name=src.name,
         signature=dict(src.signature),

@@ -17,13 +17,13 @@ import msgspec
 from headstart import keys
 from headstart.entry import Entry, pack_entry
 from headstart.environment import TOOL_VARIABLES
-from headstart.errors import DamagedError, StoreUnavailable
+from headstart.errors import DamagedError, ServiceError, StoreUnavailable
 from headstart.inductor import compat
 from headstart.inductor.recipe import Describe, Job, Recipe
 from headstart.store import DiskStore
 from headstart.toolchain import Toolchain
 
-FORMAT = "recipe 1"  # raised whenever a recipe changes its meaning
+FORMAT = "recipe 2"  # raised whenever a recipe changes its meaning
 KIND = "recipe"  # what such an entry has as its target and as its artifact
 
 # Inductor's variables that say where and how fast, not what.
@@ -61,6 +61,11 @@ class Recipes:
         self._find_bundled = find_bundled
         self._note = note
         self._toolchain = ""
+
+    def prepare(self) -> None:
+        """Do early what the first key needs: reading a toolchain that was never read before takes seconds."""
+        with contextlib.suppress(ServiceError):
+            self._toolchain_digest()
 
     def find(self, described: Describe) -> Recipe | None:
         """The recipe of a source, if it was described before by the same torch and Triton."""

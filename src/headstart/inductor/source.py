@@ -21,7 +21,7 @@ from headstart.future import LambdaFuture
 from headstart.inductor import compat, plain
 from headstart.inductor.cubin import registers
 from headstart.inductor.describing import UndescribedError
-from headstart.inductor.recipe import Describe, Job, Recipe, Rescale, as_in_module
+from headstart.inductor.recipe import Describe, Job, Recipe, Rescale, as_loaded
 from headstart.kernel import CompiledKernel
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Source:
         if self._twin is not self:
             return self._twin.autotuner()
         assert self._recipe is not None
+        compat.ensure_source(self._path(), self._recipe.text)
         function = compat.lean_function(self._recipe.function)
         made = compat.new_autotuner(function, self._arguments())
         return made, int((self._finished - self._started) * 1e6)
@@ -77,7 +78,7 @@ class Source:
     def begin(self) -> None:
         """Find the recipe, or ask for it."""
         self._use_store = not compat.caches_disabled()
-        text = as_in_module(self._text)
+        text = as_loaded(self.name, self._text)
         self.stem = compat.code_key(text)
         key = (self.name, text, tuple(self._environment.items()), repr(self._config))
         self._twin = self.adapter.twin(key, self)
@@ -124,13 +125,15 @@ class Source:
 
     def _begin_jobs(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        compat.ensure_source(self._path(), recipe.text)
         jobs = self._wanted_jobs(recipe)
         self._left = len(jobs)
         if not jobs:
             self._settle()
         for job in jobs:
             future = self._kick_off(job)
+            if not future.done():
+                # ptxas writes the file's time and size into debug lines. No worker gets that far before it is there.
+                compat.ensure_source(self._path(), recipe.text)
             self._futures.append((job, future))
             if self._wanted:
                 future.want()
