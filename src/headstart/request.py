@@ -128,6 +128,11 @@ class CompileRequest(msgspec.Struct, frozen=True):
             *_source(self.source),
         ]
 
+    @property
+    def kernel(self) -> tuple[str, str]:
+        """What all configurations of one kernel have in common: its name and source."""
+        return self.name, self.source if isinstance(self.source, str) else self.source.identity
+
     def digest(self) -> str:
         """Identity of the request, toolchain left out: SHA-256, hexadecimal."""
         return keys.digest(self.components())

@@ -313,7 +313,7 @@ class Server:
             Job(key, digest, request, use_store, cache_dir),
             urgency,
             time.monotonic(),
-            estimate=self._estimates.get((request.name, request.source)),
+            estimate=self._estimates.get(request.kernel),
             time_limit=hello.preferences.time_limit,
         )
         self._carry_out(actions)
@@ -346,7 +346,7 @@ class Server:
 
     def _learn(self, request: CompileRequest, seconds: float) -> None:
         """Remember how long a kernel took, whatever its configuration; the longest counts."""
-        kernel = request.name, request.source
+        kernel = request.kernel
         self._estimates[kernel] = max(seconds, self._estimates.pop(kernel, 0.0))
         if len(self._estimates) > _MAX_ESTIMATES:
             del self._estimates[next(iter(self._estimates))]
