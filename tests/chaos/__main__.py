@@ -1,0 +1,63 @@
+"""`python -m chaos`: see `chaos/__init__.py`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from chaos.driver import perform
+
+_DISK_SIZE = "24m"  # of the disk that is filled; the rest of the machine is not to notice
+_MOUNT = f'mount -t tmpfs -o size={_DISK_SIZE} none "$1" && shift && exec "$@"'
+
+
+def main() -> int:
+    """Run, print the table, and return how many problems there were, at most 100."""
+    parser = argparse.ArgumentParser(prog="python -m chaos", description="Break things while kernels compile.")
+    parser.add_argument("--seed", type=int, default=None, help="of all that is random; default: another each time")
+    parser.add_argument("--seconds", type=float, default=60.0, help="in which rounds are begun")
+    parser.add_argument("--disk", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    if arguments.folder is None:
+        with tempfile.TemporaryDirectory(prefix="headstart-chaos-") as folder:
+            return _within(Path(folder), seed, arguments.seconds)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a full backlog takes thousands
+    print(f"chaos: seed {seed}, {arguments.seconds:g} s", flush=True)
+    began = time.monotonic()
+    run, table = perform(arguments.folder, arguments.disk, seed, arguments.seconds)
+    print(table)
+    for problem in run.problems:
+        print(f"PROBLEM: {problem}")
+    print(f"chaos: {time.monotonic() - began:.1f} s")
+    return min(100, len(run.problems))
+
+
+def _within(folder: Path, seed: int, seconds: float) -> int:
+    """The same in a process with a small disk of its own, where this system lets its users mount one."""
+    disk, inside = folder / "disk", folder / "run"
+    disk.mkdir()
+    inside.mkdir()
+    again = [sys.executable, "-m", "chaos", "--seed", str(seed), "--seconds", str(seconds), "--folder", str(inside)]
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, "sh", str(disk)]
+    try:
+        allowed = subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        print("chaos: no disk can be mounted here, so none will be full")
+        return subprocess.run(again, env=os.environ).returncode
+    return subprocess.run([*mounted, *again, "--disk", str(disk)], env=os.environ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

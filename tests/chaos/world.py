@@ -1,0 +1,231 @@
+"""Who is alive, what was done to them, and what is still to be undone."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import psutil
+
+import headstart
+from conftest import is_alive
+
+TESTS = Path(__file__).parent.parent
+
+
+class Client:
+    """One run of `program.py`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], numbers: list[int], output: Path) -> None:
+        self.process = process
+        self.numbers = numbers
+        self.output = output
+        self.killed = False  # by us
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def answers(self) -> list[dict[str, str | int]]:
+        """What it has printed; the last line of one that was killed may be half."""
+        found = []
+        for line in self.output.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
+
+    @property
+    def errors(self) -> str:
+        return self.output.with_suffix(".stderr").read_text(errors="replace")
+
+
+class World:
+    """One run: its folders, its processes and what has happened to them.
+
+    Args:
+        folder: everything of this run is below it.
+        disk: for the cache folder: a disk that may be filled, or None.
+        seed: of all that is random.
+    """
+
+    def __init__(self, folder: Path, disk: Path | None, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.disk = disk
+        self.folder = folder
+        self.cache = (disk or folder) / "cache"
+        self.marks = folder / "marks"
+        self.runtime = folder / "runtime"
+        self.temporary = folder / "tmp"
+        for each in (self.marks, self.runtime, self.temporary):
+            each.mkdir(mode=0o700)
+        self.service = "private"  # HEADSTART_SERVICE of this round's clients
+        self.clients: list[Client] = []
+        self.victims: set[int] = set()  # workers that were killed, or whose service or zygote was
+        self.damaged: Counter[str] = Counter()  # kernels: how often an entry of theirs was damaged or removed
+        self.disk_full: list[tuple[float, float]] = []  # from when until when
+        self.kills = 0
+        self.dropped: set[str] = set()  # kernels that clients asked for who were killed
+        self.width = 1  # clients at a time
+        self.over = False  # whether no more faults are to come in this round
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._serials = count()
+
+    def begin(self, service: str) -> None:
+        """A new round: nobody is there yet."""
+        self.service = service
+        self.clients = []
+        self.kills = 0
+
+    # What is to be undone
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Have something done in a while, or when the round's faults are over."""
+        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._serials), action))
+
+    def catch_up(self, *, everything: bool = False) -> None:
+        """Do what is due by now."""
+        self.over = everything
+        while self._later and (everything or self._later[0][0] <= time.monotonic()):
+            heapq.heappop(self._later)[2]()
+
+    # Processes
+
+    def environment(self) -> dict[str, str]:
+        """Of a client."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "HEADSTART_"))}
+        source = Path(headstart.__file__).parent.parent
+        return {
+            **inherited,
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "HEADSTART_CACHE_DIR": str(self.cache),
+            "HEADSTART_SERVICE": self.service,
+            "TMPDIR": str(self.temporary),
+            "PYTHONPATH": f"{source}{os.pathsep}{TESTS}",
+        }
+
+    def start_client(self, numbers: list[int]) -> Client:
+        """A program that asks for these kernels."""
+        output = self.folder / f"client{next(self._serials)}.out"
+        with output.open("wb") as out, output.with_suffix(".stderr").open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "chaos.program", str(self.marks), *map(str, numbers)],
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+            )
+        self.clients.append(Client(process, numbers, output))
+        return self.clients[-1]
+
+    def processes(self) -> list[psutil.Process]:
+        """All living processes of this run but the driver: whoever has its runtime folder in the environment."""
+        mark = f"XDG_RUNTIME_DIR={self.runtime}".encode()
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and int(name) != os.getpid():
+                with contextlib.suppress(OSError, psutil.Error):
+                    if mark in Path("/proc", name, "environ").read_bytes().split(b"\0"):
+                        process = psutil.Process(int(name))
+                        if is_alive(process):
+                            found.append(process)
+        return found
+
+    def services(self) -> list[psutil.Process]:
+        return [process for process in self.processes() if _runs(process, "headstart.service.server")]
+
+    def zygotes(self) -> list[psutil.Process]:
+        return [process for process in self._forks() if not _is_worker(process)]
+
+    def workers(self) -> list[psutil.Process]:
+        return [process for process in self._forks() if _is_worker(process)]
+
+    def _forks(self) -> list[psutil.Process]:
+        return [process for process in self.processes() if _runs(process, "headstart.service.zygote")]
+
+    def kill(self, target: psutil.Process, *more: psutil.Process) -> None:
+        """SIGKILL, of a whole family as it was in one moment; whose workers these were is remembered."""
+        with self.frozen([target, *more]) as family:
+            self.note_victims(family)
+            self.kills += 1
+            for process in (target, *more):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """For a driver that fails itself."""
+        while left := self.processes():
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def note_victims(self, family: list[psutil.Process]) -> None:
+        """What these workers are at may be compiled again."""
+        self.victims.update(process.pid for process in family if _is_worker(process))
+
+    @contextlib.contextmanager
+    def frozen(self, roots: list[psutil.Process]) -> Iterator[list[psutil.Process]]:
+        """Processes and all below them, stopped from the top down, so that none is forked unseen."""
+        family: list[psutil.Process] = []
+        left = list(roots)
+        while left:
+            process = left.pop()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP)
+                family.append(process)
+                left += process.children()
+        try:
+            yield family
+        finally:
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGCONT)
+
+    def pause(self, process: psutil.Process, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after a while."""
+        process.send_signal(signal.SIGSTOP)
+
+        def go_on() -> None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+
+        self.later(seconds, go_on)
+
+    # Files
+
+    def entries(self) -> list[Path]:
+        """What is in the store."""
+        return sorted(self.cache.glob("store/v1/??/*.hse"))
+
+
+def _runs(process: psutil.Process, module: str) -> bool:
+    try:
+        return module in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Whether it leads a process group of its own, as only workers among the zygotes' forks do."""
+    try:
+        parent = process.parent()
+        return _runs(process, "headstart.service.zygote") and (
+            os.getpgid(process.pid) == process.pid
+            or (parent is not None and _runs(parent, "headstart.service.zygote"))
+        )
+    except (psutil.Error, ProcessLookupError):
+        return False
