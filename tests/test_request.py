@@ -152,6 +152,14 @@ def test_numbers_and_strings_of_special_types_count_as_plain_ones_and_can_travel
     assert travelled(made).digest() == made.digest()
 
 
+def test_what_is_nested_too_deep_is_refused() -> None:
+    value: list[Any] = []
+    for _ in range(2000):
+        value = [value]
+    with pytest.raises(UsageError, match=r"constants\['BLOCK'\]: nested more than 64 deep"):
+        request(constants={"BLOCK": value})
+
+
 def test_the_file_name_is_no_part_of_the_identity() -> None:
     assert request().filename == "add.py"
     assert request(filename="/home/me/model.py").filename == "/home/me/model.py"

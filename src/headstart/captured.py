@@ -131,6 +131,10 @@ class CapturedSource(msgspec.Struct, frozen=True, tag="captured", dict=True):
     functions: list[CapturedFunction]
     entry_name: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.functions:
+            raise ValueError("functions: there is no kernel")
+
     @property
     def kernel(self) -> CapturedFunction:
         """The function that is compiled."""

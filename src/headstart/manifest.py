@@ -52,7 +52,7 @@ import msgspec
 from headstart import keys
 from headstart.entry import Key, Size, check_version, decode, snapshot_of
 from headstart.errors import DamagedError
-from headstart.request import CompileRequest, Source
+from headstart.request import CompileRequest, Source, check_plain
 from headstart.target import OPTIONS_OF_BACKEND, Target
 
 MAGIC = b"\x89HSM\r\n\x1a\n"
@@ -117,8 +117,6 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def __post_init__(self) -> None:
         if not 0.0 <= self.duration_s < math.inf:
             raise ValueError(f"duration_s: {self.duration_s} is no number of seconds")
-        if not self.request.name.isidentifier():  # it becomes part of file names
-            raise ValueError(f"name: {self.request.name!r} is no name of a function")
 
     def merged(self, other: Specialization) -> Specialization:
         """The same kernel with what both know."""
@@ -151,6 +149,8 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check_time(self.recorded_at)
+        check_plain([self.key], "key")
+        check_plain(self.configuration, "configuration")
 
     def digest(self) -> str:
         """Identity of what was tuned: SHA-256 over autotuner, key and target, hexadecimal."""

@@ -18,6 +18,7 @@ from headstart.errors import UsageError
 from headstart.target import Target
 
 Attributes = dict[str, list[tuple[str, int | str]]]
+_MAX_DEPTH = 64  # of constants and options in one another
 Source: TypeAlias = str | CapturedSource  # what defines a kernel: Python text, or a live function as plain data
 
 
@@ -51,6 +52,13 @@ class CompileRequest(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     filename: str
     module: str = ""
+
+    def __post_init__(self) -> None:
+        # Its identity is computed by whoever receives it, whom a stranger's data must not bring down.
+        if not self.name.isidentifier():  # it becomes part of file names
+            raise ValueError(f"name: {self.name!r} is no name of a function")
+        check_plain(self.constants, "constants")
+        check_plain(self.options, "options")
 
     @classmethod
     def make(
@@ -138,6 +146,26 @@ class CompileRequest(msgspec.Struct, frozen=True):
         return keys.digest(self.components())
 
 
+def check_plain(value: Any, where: str, depth: int = 0) -> None:
+    """Whether a dict or list that was decoded has names for keys and an end, as whoever computes its identity expects.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"{where}: nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, dict):
+        for key, member in value.items():
+            if type(key) is not str:
+                raise ValueError(f"{where}: {key!r} is no name")
+            if isinstance(member, (dict, list)):
+                check_plain(member, where, depth + 1)
+    else:
+        for member in value:
+            if isinstance(member, (dict, list)):
+                check_plain(member, where, depth + 1)
+
+
 def _source(source: Source) -> list[keys.Component]:
     if isinstance(source, str):
         return [("source", source)]
@@ -199,7 +227,9 @@ def _facts(value: Any, where: str) -> list[tuple[str, int | str]]:
         raise UsageError(f"{where}: expected a divisibility, 16, or Triton's [['tt.divisibility', 16]]") from None
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, depth: int = 1) -> Any:
+    if depth > _MAX_DEPTH:
+        raise UsageError(f"{where}: nested more than {_MAX_DEPTH} deep")
     # Subclasses (numpy.float64, enums) have a repr of their own, and msgpack does not know them.
     if value is None or isinstance(value, bool):
         return value
@@ -212,11 +242,11 @@ def _plain(value: Any, where: str) -> Any:
             raise UsageError(f"{where}: {value} does not fit 64 bits")
         return int(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(member, where) for member in value]
+        return [_plain(member, where, depth + 1) for member in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(member, where) for key, member in value.items()}
+        return {str(key): _plain(member, where, depth + 1) for key, member in value.items()}
     if type(value).__name__ == "constexpr" and hasattr(value, "value"):
-        return _plain(value.value, where)
+        return _plain(value.value, where, depth)
     if type(value).__module__.startswith("triton.") and type(value).__name__ == "dtype":
         return {"dtype": value.name}
     raise UsageError(

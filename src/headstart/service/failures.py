@@ -27,6 +27,9 @@ class RememberedFailure(msgspec.Struct):
     time_limit: float | None = None
 
 
+_decoder = msgspec.json.Decoder(RememberedFailure)
+
+
 class Failures:
     """What is remembered in one cache folder."""
 
@@ -62,8 +65,16 @@ class Failures:
                 forgotten.append(remembered)
         return forgotten
 
+    @staticmethod
+    def decode(data: bytes) -> RememberedFailure | None:
+        """What a file holds; None if it is none of these."""
+        try:
+            return _decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
     def _read(self, path: Path) -> RememberedFailure | None:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=RememberedFailure)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return self.decode(path.read_bytes())
+        except OSError:
             return None

@@ -1,0 +1,263 @@
+"""The targets: `TARGETS[name](data)` decodes `data` with everything in it, and raises only for a bug of ours.
+
+Formats with a checksum are tried twice: as they are, and with `data` put under a right checksum, since nobody who means
+harm would leave a wrong one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headstart import bundle, entry, manifest, wire
+from headstart.bundle import Bundle, BundleWriter
+from headstart.captured import CapturedFunction, CapturedSource, Constant, Items
+from headstart.entry import Entry, pack_entry
+from headstart.errors import DamagedError
+from headstart.manifest import Manifest, Origin, Specialization, Tuning
+from headstart.request import CompileRequest
+from headstart.service.failures import Failures, RememberedFailure
+from headstart.toolchain import Toolchain
+
+Target = Callable[[bytes], None]
+
+# What reading never does, whatever it reads.
+_FORBIDDEN = {
+    *("exec", "compile", "import", "pickle.find_class", "marshal.loads", "ctypes.dlopen", "socket.connect"),
+    *("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "os.remove", "os.rename", "os.rmdir"),
+}
+_reading = False
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _reading and event in _FORBIDDEN:
+        raise AssertionError(f"reading does {event} {arguments!r:.200}")
+
+
+sys.addaudithook(_watch)
+
+
+@contextlib.contextmanager
+def _only_reading() -> Iterator[None]:
+    global _reading
+    _reading = True
+    try:
+        yield
+    finally:
+        _reading = False
+
+
+@contextlib.contextmanager
+def _file(data: bytes) -> Iterator[Path]:
+    fd = os.memfd_create("fuzz")
+    try:
+        os.write(fd, data)
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def read_entry(data: bytes) -> None:
+    """An entry; and `data` as the header of one."""
+    header = struct.pack("<8sHI32s", entry.MAGIC, entry.VERSION, len(data), sha256(data).digest()) + data
+    for each in (data, header):
+        with _only_reading(), contextlib.suppress(DamagedError):
+            _read_all_of(Entry.from_bytes(each))
+
+
+def _read_all_of(found: Entry) -> None:
+    repr(found)
+    for name in found.artifact_names:
+        found.artifact(name)
+    found.verify()
+    found.raw()
+
+
+def read_bundle(data: bytes) -> None:
+    """A bundle; and `data` as the index of one, behind a whole entry."""
+    index = struct.pack(
+        "<QQ32sH8s", len(ENTRY), len(data), sha256(data).digest(), bundle.VERSION, bundle.MAGIC
+    )
+    for each in (data, ENTRY + data + index):
+        with _file(each) as path, _only_reading(), contextlib.suppress(DamagedError):
+            found = Bundle.open(path)
+            for problem in found.verify():
+                str(problem)
+            for item in found:
+                _read_all_of(found.entry(item.key))
+
+
+def read_manifest(data: bytes) -> None:
+    """A manifest; and `data` as the body of one."""
+    body = struct.pack("<8sHQ32s", manifest.MAGIC, manifest.VERSION, len(data), sha256(data).digest()) + data
+    for each in (data, body):
+        with _file(each) as path, _only_reading(), contextlib.suppress(DamagedError):
+            found = Manifest.open(path)
+            assert manifest.merge(found, found).encode() == found.encode()
+            found.missing()
+            manifest.compare(found, Manifest())
+            for each_one in found.specializations.values():
+                _identify(each_one.request)
+
+
+def read_message(data: bytes) -> None:
+    """A stream from each sort of peer; whoever asks for a kernel has its identity computed."""
+    framed = len(data).to_bytes(4, "little") + data
+    for kind in UNIONS:
+        for stream in (data, framed):
+            deframer = wire.Deframer(kind)
+            with _only_reading(), contextlib.suppress(wire.ProtocolError):
+                for at in (stream[: len(stream) // 2], stream[len(stream) // 2 :]):
+                    for message in deframer.feed(at):
+                        wire.encode(message)
+                        if isinstance(message, wire.Submit):
+                            _identify(message.request)
+
+
+def read_captured(data: bytes) -> None:
+    """A live kernel as plain data, as requests and plans carry it."""
+    with _only_reading(), contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        source = msgspec.msgpack.decode(data, type=CapturedSource)
+        assert source.kernel is source.functions[0]
+        assert isinstance(source.identity, str)
+        assert CapturedSource.from_plain(source.plain()) == source
+
+
+def read_failure(data: bytes) -> None:
+    """What is remembered of a kernel that crashed."""
+    with _only_reading():
+        Failures.decode(data)
+
+
+def _identify(request: CompileRequest) -> None:
+    request.digest()
+    assert all(isinstance(text, str) for pair in request.components() for text in pair)
+
+
+UNIONS = (wire.FromClient, wire.FromService, wire.ToZygote, wire.FromZygote, wire.FromWorker, wire.Assign)
+
+TARGETS: dict[str, Target] = {
+    "entry": read_entry,
+    "bundle": read_bundle,
+    "manifest": read_manifest,
+    "message": read_message,
+    "captured": read_captured,
+    "failure": read_failure,
+}
+
+
+# Valid data, to begin with
+
+
+CAPTURED = CapturedSource(
+    [
+        CapturedFunction(
+            "jit", "app", "kernel", "app.py", 3, "@triton.jit\ndef kernel(x): pass\n", {"N": Constant(2)}, {}
+        ),
+        CapturedFunction(
+            "constexpr_function",
+            "app",
+            "main.<locals>.twice",
+            "app.py",
+            9,
+            "def twice(n): return T",
+            {"T": Items("tuple", [Constant(1.5), Constant("two"), Constant(None)])},
+            {"n": Constant(True)},
+        ),
+    ]
+)
+REQUESTS = [
+    CompileRequest.make(
+        "kernel",
+        source,
+        signature={"x": "*fp32"},
+        constants={"N": 2, "M": float("inf"), "shape": [1, [2, "three"]]},
+        attrs={"x": 16},
+        options={"num_warps": 4},
+        target="cuda:90",
+        environment={"TRITON_DEBUG": "1"},
+    )
+    for source in ("def kernel(x): 'é'", CAPTURED)
+]
+ENTRY = b"".join(
+    pack_entry(
+        key="ab" * 32,
+        name="kernel",
+        request_digest="cd" * 32,
+        toolchain="ef" * 32,
+        target="cuda:90",
+        components=REQUESTS[0].components(),
+        metadata={"num_warps": 4, "shared": 0},
+        artifacts={"ttir": b"module {}", "cubin": bytes(range(64)), "empty": b""},
+        compile_wall_s=0.5,
+        compile_cpu_s=0.5,
+        triton_version="3.9.0",
+        request=wire.encode(REQUESTS[0]),
+        output="words",
+    )
+)
+MANIFEST = Manifest.of(
+    [Specialization(request=request, digest=request.digest(), duration_s=1.0) for request in REQUESTS],
+    [Tuning(autotuner="t", key=[1, "f32"], target="cuda:90", configuration={"num_warps": 8}, recorded_at=9.0)],
+    [Origin(program="app.py", triton_version="3.9.0", recorded_at=7.0)],
+)
+_FAILURE = wire.Failure("crash", "it died", stage="llir", output="words")
+_TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
+MESSAGES: list[msgspec.Struct] = [
+    wire.Hello(wire.PROTOCOL, _TOOLCHAIN, {"TRITON_DEBUG": "1"}, wire.Preferences(b"/cache", 1 << 30, 9.0)),
+    *(wire.Submit(7, request, True) for request in REQUESTS),
+    wire.Await([1, 2, 1 << 40]),
+    wire.Control("status"),
+    wire.Result(7, "ab" * 32, entry=b"bytes", output="words"),
+    wire.Failed(7, _FAILURE),
+    wire.Fork(3, b"/run/worker-3"),
+    wire.Buried(3, -9),
+    wire.Assign("ab" * 32, "ef" * 32, REQUESTS[1], b"/cache"),
+    wire.Finished(True, 1.0, 2.0, output="words"),
+    _FAILURE,
+]
+
+
+def _bundle() -> bytes:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        with BundleWriter(Path(folder, "one.bundle")) as writer:
+            writer.add(Entry.from_bytes(ENTRY))
+        return Path(folder, "one.bundle").read_bytes()
+
+
+def _inside(file: bytes, prefix: str) -> bytes:
+    """What the checksum at the head of `file` covers."""
+    size = struct.calcsize(prefix)
+    length = struct.unpack_from(prefix, file)[2]
+    return file[size : size + length]
+
+
+def bodies(name: str) -> list[bytes]:
+    """Valid inputs of a target: msgpack, or JSON for "failure", without what a format puts around it."""
+    whole = _bundle()
+    offset, length = struct.unpack_from("<QQ", whole, len(whole) - 58)
+    return {
+        "entry": [_inside(ENTRY, "<8sHI32s")],
+        "bundle": [whole[offset : offset + length]],
+        "manifest": [_inside(MANIFEST.encode(), "<8sHQ32s")],
+        "message": [wire.encode(message) for message in MESSAGES],
+        "captured": [msgspec.msgpack.encode(CAPTURED)],
+        "failure": [msgspec.json.encode(RememberedFailure("ab" * 32, "kernel", "cuda:90", _FAILURE, 9.0))],
+    }[name]
+
+
+def seeds(name: str) -> list[bytes]:
+    """Valid inputs of a target, whole files and frames among them."""
+    whole = {"entry": [ENTRY], "bundle": [_bundle()], "manifest": [MANIFEST.encode()]}
+    framed = [wire.frame(message) for message in MESSAGES] if name == "message" else []
+    return [*bodies(name), *whole.get(name, []), *framed]
