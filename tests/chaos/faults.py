@@ -20,7 +20,7 @@ from chaos.world import World
 from headstart import wire
 from headstart.entry import Entry
 from headstart.errors import DamagedError, ServiceError
-from headstart.service import commands, sharing
+from headstart.service import commands
 
 Fault = Callable[[World], str | None]
 
@@ -143,7 +143,7 @@ def fill_disk(world: World) -> str | None:
 
 
 def jump_clock(world: World) -> str | None:
-    """What a wall clock that jumps leaves behind: files of next year, or of last year. (Nothing else reads that clock.)"""
+    """What a wall clock that jumps leaves behind: files of next year, or of last year; nobody else reads it."""
     moved = time.time() + world.random.choice([-YEAR, YEAR])
     files = [path for path in world.cache.glob("store/v1/*/*") if path.is_file()]
     for path in files:
