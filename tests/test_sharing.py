@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -12,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
@@ -29,7 +32,9 @@ from conftest import (
     wait_until,
 )
 from headstart import AsyncCompile, CompilerCrashed, ServiceError, wire
+from headstart.request import CompileRequest
 from headstart.service import commands, door, launch, sharing
+from headstart.service.server import MAX_BACKLOG
 from headstart.settings import Settings
 from kernels import Gate, aborts, hanging_ptxas, killed, pointwise
 
@@ -412,6 +417,69 @@ def test_whoever_says_something_else_harms_nobody(
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(1) == b""
     assert future.result(PATIENCE).asm["cubin"]
+
+
+def test_whoever_never_reads_is_hung_up_on_and_told_why(
+    open_compile: Open, serve: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    service = psutil.Process(serve("--workers", "1").pid)
+    before = service.memory_info().rss
+    question = wire.frame(wire.Control("status"))
+    with sharing.connect(sharing.user_socket()) as sock:  # type: ignore[union-attr]
+        sock.sendall(wire.frame(hello()))
+        sock.settimeout(PATIENCE)
+        asked = 0
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            # It takes no more questions once it has hung up; what fits the socket's buffers is still taken.
+            sock.settimeout(3.0)
+            while True:
+                sock.sendall(question * 1000)
+                asked += 1000
+        assert service.memory_info().rss - before < 8 * MAX_BACKLOG
+        assert open_compile().triton(**pointwise()).result(PATIENCE).asm["cubin"], "it harms nobody else"
+        answers: list[Any] = []
+        with contextlib.suppress(ConnectionError):  # it closed without having read all questions
+            answers.extend(wire.receive_blocking(sock, wire.Deframer(wire.FromService)))
+    last = answers[-1]
+    assert isinstance(last, wire.Leaving)
+    assert "were not read" in last.why
+    assert len(answers) < asked
+
+
+def test_a_message_that_makes_no_sense_harms_nobody_else(
+    open_compile: Open, serve: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    service = serve("--workers", "1")
+    good = hello()
+    request = CompileRequest.make(**pointwise(), target="cuda:90")
+    replace = msgspec.structs.replace
+    bad = [
+        [replace(good, toolchain=replace(good.toolchain, python="py\0thon"))],
+        [replace(good, environment={"A=B": "\0"})],
+        [replace(good, preferences=wire.Preferences(b"/cache\0")), wire.Submit(1, request, True)],
+    ]
+    for messages in bad:
+        with sharing.connect(sharing.user_socket()) as sock:  # type: ignore[union-attr]
+            sock.sendall(b"".join(map(wire.frame, messages)))
+            sock.shutdown(socket.SHUT_WR)
+            list(wire.receive_blocking(sock, wire.Deframer(wire.FromService)))
+    assert open_compile().triton(**pointwise()).result(PATIENCE).asm["cubin"]
+    assert service.poll() is None
+
+
+@pytest.mark.usefixtures("shared")
+def test_what_is_wrong_with_a_cache_folder_is_told_to_those_who_use_it_once(
+    open_compile: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken").write_text("not a folder")
+    one = open_compile(cache_dir=tmp_path / "broken")
+    another = open_compile(cache_dir=tmp_path / "good")
+    for client in (one, another):
+        assert all(client.triton(**pointwise(number)).result(PATIENCE).asm["cubin"] for number in range(2))
+    # Later than the first one was told, and so is told as well.
+    late = open_compile(cache_dir=tmp_path / "broken")
+    assert late.triton(**pointwise(5)).result(PATIENCE).asm["cubin"]
+    assert sum("kept in memory only" in message for message in caplog.messages) == 2
 
 
 # Single flight, and clients that leave

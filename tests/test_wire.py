@@ -236,6 +236,25 @@ def test_what_the_socket_does_not_take_is_kept_and_sent_later(channels: tuple[Ch
     assert not client.has_unsent
 
 
+def test_a_backlog_can_be_dropped_between_two_messages(channels: tuple[Channel, Channel]) -> None:
+    client, service = channels
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sent = [wire.Await(list(range(n, n + 2000))) for n in range(40)]
+    for message in sent:
+        client.send(message)
+    assert client.backlog > 0
+    client.drop_backlog()
+    assert client.backlog == 0
+    assert client.has_unsent, "the rest of the message that the socket has the beginning of"
+    client.send(wire.Await([99]))
+    received: list[Any] = []
+    while client.has_unsent or not received or received[-1] != wire.Await([99]):
+        received += service.receive()
+        client.flush()
+    assert received[:-1] == sent[: len(received) - 1]
+    assert 0 < len(received) - 1 < len(sent)
+
+
 def test_a_closed_peer_is_told_from_a_silent_one(channels: tuple[Channel, Channel]) -> None:
     client, service = channels
     client.send(wire.Await([1]))

@@ -299,6 +299,8 @@ class ServiceConnection:
         if isinstance(message, wire.Welcome | wire.Leaving | wire.Report):
             self._welcomed = True
             self._dismissed = isinstance(message, wire.Leaving)
+            if isinstance(message, wire.Leaving) and message.why:
+                _log.info("the compile service hung up, and is asked again: %s", message.why)
             return
         kickoff = self._pending.get(message.ticket)
         if kickoff is None:

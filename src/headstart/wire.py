@@ -53,12 +53,14 @@ class Preferences(msgspec.Struct, frozen=True):
         store_limit: bytes that its store may grow to; None: no limit.
         time_limit: seconds that a compile may take; None: as the service sees fit.
         name: of the program, for people.
+        memory_limit: bytes that a compile may use, tools included; None: no limit.
     """
 
     cache_dir: bytes
     store_limit: int | None = None
     time_limit: float | None = None
     name: str = ""
+    memory_limit: int | None = None
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -179,7 +181,12 @@ class Unwelcome(msgspec.Struct, tag=True):
 
 
 class Leaving(msgspec.Struct, tag=True):
-    """The service ends because it was told to. What is pending is to be asked for elsewhere."""
+    """The service has hung up, and nobody is to blame for it. What is pending is to be asked for again.
+
+    `why`: it did not end itself, but would not keep for this client what this client does not read.
+    """
+
+    why: str = ""
 
 
 class Notice(msgspec.Struct, tag=True):
@@ -369,6 +376,7 @@ class Channel:
         self.socket = sock
         self._deframer = Deframer(kind)
         self._unsent = bytearray()
+        self._begun = 0  # bytes of `_unsent` that belong to a frame of which the socket took the beginning
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -378,9 +386,18 @@ class Channel:
         """Whether `flush` has anything to do once the socket is writable."""
         return bool(self._unsent)
 
+    @property
+    def backlog(self) -> int:
+        """Bytes of messages that wait for the socket, the one that it is taking left aside."""
+        return len(self._unsent) - self._begun
+
     def queue(self, message: msgspec.Struct) -> None:
         """Keep a message until `flush`."""
         self._unsent += frame(message)
+
+    def drop_backlog(self) -> None:
+        """Forget the messages that wait. The one that the socket is taking stays, or the next could not be read."""
+        del self._unsent[self._begun :]
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message, and send what the socket takes at once.
@@ -402,6 +419,10 @@ class Channel:
                 sent = self.socket.send(self._unsent)
             except (BlockingIOError, InterruptedError):
                 return
+            end = self._begun
+            while end < sent:
+                end += 4 + int.from_bytes(self._unsent[end : end + 4], "little")
+            self._begun = end - sent
             del self._unsent[:sent]
 
     def receive(self) -> list[Any]:

@@ -50,10 +50,13 @@ class Failures:
         """Write it down; a folder that cannot be written remembers nothing."""
         path = self._folder / f"{what.key}.json"
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
+        try:
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(msgspec.json.encode(what))
             temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def forget(self, kernel: str) -> list[RememberedFailure]:
         """Have kernels tried again: by name, or by the beginning of a key. Returns what was remembered of them."""

@@ -99,9 +99,9 @@ class Herd:
                     unset=FINGERPRINT_VARIABLES,
                     set_to={"PYTHONHASHSEED": "0", **dict(kind.environment)},
                 )
-            except OSError as error:
+            except (OSError, ValueError) as error:  # a ValueError: a path or a variable with a null byte
                 mine.close()
-                why = f"cannot start {toolchain.python}: {error.strerror}"
+                why = f"cannot start {toolchain.python}: {getattr(error, 'strerror', None) or error}"
                 self._carry_out(self._plan.zygote_unable(kind, why))
                 return
         zygote = self._zygotes[kind] = _Zygote(process, mine)

@@ -50,6 +50,19 @@ class Loop:
             self._watch_writable(channel)
         self._unsent.clear()
 
+    def drain(self, channel: wire.Channel, done: Callable[[], None]) -> None:
+        """Listen to a channel no longer, and call `done` once it has sent what it holds, or cannot any more."""
+
+        def go_on(mask: int) -> None:
+            with contextlib.suppress(OSError):
+                channel.flush()
+                if channel.has_unsent:
+                    return
+            done()
+
+        self._unsent.pop(id(channel), None)
+        self._selector.modify(channel, selectors.EVENT_WRITE, go_on)
+
     def receive(self, channel: wire.Channel, mask: int) -> list[Any]:
         """What has arrived, after sending what could not be sent before. Raises as `wire.Channel.receive` does."""
         if mask & selectors.EVENT_WRITE:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from headstart.captured import CapturedSource
 from headstart.request import CompileRequest
 
 _KEPT = 100  # plans; older ones make room
+_ABANDONED_AGE = 3600.0  # seconds after which a half-written one has no writer any more
 
 _PLAN = '''\
 """{name} for {target}, which failed to compile. Run it again with
@@ -64,13 +66,15 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
         options=_expression(request.options),
         filename=request.filename,
     )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
         os.replace(temporary, path)
         _forget_oldest(folder)
     except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         return ""
     return command
 
@@ -116,6 +120,13 @@ def _position(key: str) -> str | tuple[int, ...]:
 
 def _forget_oldest(folder: Path) -> None:
     plans = sorted(folder.glob("*.py"), key=lambda path: path.stat().st_mtime)
-    for path in plans[:-_KEPT]:
+    # Hidden ones are being written, or were when their writer was killed.
+    for path in [*plans[:-_KEPT], *(path for path in folder.glob(".*") if _abandoned(path))]:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+
+
+def _abandoned(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime < time.time() - _ABANDONED_AGE
+    return False

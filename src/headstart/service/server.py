@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import resource
@@ -21,7 +22,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ _STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dea
 _PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size
 _GREETING_PATIENCE = 30.0  # seconds for which a shared service waits for its first client
 _MEASURE_INTERVAL = 1.0  # seconds, at least, between two looks at the memory that is left
+MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
 _MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
 
 _log = logging.getLogger("headstart.service")
@@ -79,6 +81,11 @@ class Client:
         self.hello: wire.Hello | None = None
         self.since = time.monotonic()
         self.jobs: dict[int, str] = {}  # ticket number: the plan's key of its job
+        self.told: set[str] = set()  # notices
+
+    @property
+    def cache_dir(self) -> str | None:
+        return None if self.hello is None else os.fsdecode(self.hello.preferences.cache_dir)
 
 
 class Server:
@@ -102,7 +109,8 @@ class Server:
         self._stores: dict[str, DiskStore] = {}
         self._toolchains = Toolchains()
         self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
-        self._notices: set[str] = set()
+        self._parting: set[Client] = set()  # who have been hung up on, and are still being told so
+        self._looking_at: str | None = None  # the cache folder that warnings are about
         self._published: Counter[str] = Counter()  # bytes by cache folder, since its store was last pruned
         self._tally = Tally()
         self._started = time.monotonic()
@@ -113,7 +121,7 @@ class Server:
 
     def run(self) -> None:
         """Until the last client is gone, or somebody says so."""
-        logging.getLogger("headstart").addHandler(_Notifier(self._notify))
+        logging.getLogger("headstart").addHandler(_Notifier(self._warn))
         if self._config.listener >= 0:
             self._door = Door(socket.socket(fileno=self._config.listener), Path(self._config.socket))
             self._loop.watch(self._door, self._answer_the_door)
@@ -126,6 +134,8 @@ class Server:
                 self._loop.once(self._patience())
                 self._look_around(time.monotonic())
                 self._loop.flush()
+                if self._part_with_those_who_do_not_read():
+                    self._loop.flush()
                 self._herd.reap_strays()
         except SystemExit:
             self._say_goodbye()
@@ -165,12 +175,25 @@ class Server:
             waits.append(_GREETING_PATIENCE)
         return min(waits, default=None)
 
-    def _notify(self, text: str) -> None:
-        """Tell all clients, once."""
-        if text and text not in self._notices:
-            self._notices.add(text)
-            for client in self._clients.values():
-                self._loop.send(client.channel, wire.Notice(text))
+    def _warn(self, text: str) -> None:
+        """Something that a module of ours found in the cache folder that is being looked at: tell whoever uses it."""
+        for client in self._members():
+            if self._looking_at in (None, client.cache_dir):
+                self._notify(client, text)
+
+    def _notify(self, client: Client, text: str) -> None:
+        """Tell a client, once."""
+        if text and text not in client.told:
+            client.told.add(text)
+            self._loop.send(client.channel, wire.Notice(text))
+
+    @contextlib.contextmanager
+    def _looking(self, cache_dir: str) -> Iterator[None]:
+        self._looking_at = cache_dir
+        try:
+            yield
+        finally:
+            self._looking_at = None
 
     # Clients
 
@@ -199,27 +222,52 @@ class Server:
             return
         for message in messages:
             if client.number in self._clients:
-                self._answer(client, message)
+                try:
+                    self._answer(client, message)
+                except Exception:  # what one client says must not end the service for all
+                    _log.exception("a client was disconnected; this is a bug")
+                    self._dismiss(client)
 
     def _dismiss(self, client: Client) -> None:
-        if self._clients.pop(client.number, None) is None:
+        if client in self._parting:
+            self._parting.remove(client)
+        elif self._clients.pop(client.number, None) is None:
             return
         self._loop.unwatch(client.channel)
         client.channel.close()
         if client.pidfd >= 0:
             self._loop.unwatch(client.pidfd)
             os.close(client.pidfd)
+        self._forget(client)
+        self._stop_if_alone()
+
+    def _forget(self, client: Client) -> None:
+        """Its requests, that is; more than once does no harm."""
         if client in self._draining:
             self._draining.remove(client)
         self._carry_out(self._plan.client_left(client.number, time.monotonic()))
-        self._stop_if_alone()
+
+    def _part_with_those_who_do_not_read(self) -> bool:
+        """Hang up on clients whose answers pile up; they are told, come back, and ask again for what is missing."""
+        slow = [client for client in self._clients.values() if client.channel.backlog > MAX_BACKLOG]
+        for client in slow:
+            _log.warning("client %d does not read its answers, and was hung up on", client.pid)
+            del self._clients[client.number]
+            self._parting.add(client)
+            client.channel.drop_backlog()
+            client.channel.queue(wire.Leaving(f"more than {MAX_BACKLOG >> 20} MiB of answers were not read"))
+            self._loop.drain(client.channel, functools.partial(self._dismiss, client))
+            self._forget(client)
+        return bool(slow)
 
     def _members(self) -> list[Client]:
         return [client for client in self._clients.values() if client.hello is not None]
 
     def _stop_if_alone(self) -> None:
         # Before the first client has introduced itself there may be others who are about to.
-        if not self._lingers and not self._members() and (self._had_clients or not self._clients):
+        if self._lingers or self._members() or self._parting:
+            return
+        if self._had_clients or not self._clients:
             self._stop()
 
     def _say_goodbye(self) -> None:
@@ -322,7 +370,8 @@ class Server:
         self, client: Client, hello: wire.Hello, message: wire.Submit, key: str, urgency: Urgency
     ) -> bool:
         cache_dir = os.fsdecode(hello.preferences.cache_dir)
-        entry = self._store(hello).find(key)
+        with self._looking(cache_dir):
+            entry = self._store(hello).find(key)
         if entry is not None:
             self._tally.stored += 1
             self._learn(message.request, entry.header.compile_wall_s)
@@ -389,7 +438,6 @@ class Server:
         if isinstance(outcome, wire.Finished):
             self._tally.compiled += 1
             self._note_published(outcome, payload)
-            self._notify(outcome.notice)
             if not outcome.cached:
                 self._learn(payload.request, outcome.finished - outcome.started)
         elif isinstance(outcome, wire.Failure):
@@ -400,6 +448,8 @@ class Server:
             client = self._clients.get(ticket.client)
             if client is not None:
                 client.jobs.pop(ticket.number, None)
+                if isinstance(outcome, wire.Finished):
+                    self._notify(client, outcome.notice)
                 self._loop.send(client.channel, self._message(ticket.number, payload.key, outcome))
 
     def _write_down(self, job: PlannedJob, payload: Job, failure: wire.Failure) -> None:
@@ -443,18 +493,20 @@ class Server:
             self._published[job.cache_dir] += os.stat(store.path_of(job.key)).st_size
         if self._published[job.cache_dir] > store.limit_bytes * _PRUNE_SHARE:
             self._published[job.cache_dir] = 0
-            store.prune()
+            with self._looking(job.cache_dir):
+                store.prune()
 
 
 class _Notifier(logging.Handler):
     """Passes on what a module warns of (a damaged entry, say): nobody reads a service's own log."""
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
+    def __init__(self, warn: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
-        self._notify = notify
+        self._warn = warn
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._notify(record.getMessage())
+        if record.name != _log.name:  # what we say of ourselves is for our own log
+            self._warn(record.getMessage())
 
 
 def main(argument: str) -> None:
