@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from headstart import (
     AsyncCompile,
     CompileError,
     CompileErrors,
+    CompileOutOfMemory,
     CompilerCrashed,
     CompileTimeout,
     OutOfResources,
@@ -269,6 +271,47 @@ def test_a_tool_that_hangs_whatever_it_is_given_hangs_no_zygote(
     async_compile = open_compile(workers=1)
     failure_of(async_compile.triton(**raises()))
     assert type(failure_of(async_compile.triton(**pointwise()))) is CompileTimeout
+
+
+# One kernel takes too much memory
+
+
+SWALLOWS = "import time\nswallowed = bytearray(b'x' * (600 << 20))\ntime.sleep(1000)\n"
+
+
+@pytest.mark.usefixtures("either_service")
+def test_a_compile_over_the_memory_limit_fails_alone_with_the_evidence(
+    open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADSTART_MEMORY_LIMIT", "500MiB")
+    async_compile = open_compile()
+    future = async_compile.triton(**pointwise(name="hungry", before=SWALLOWS))
+    others = [async_compile.triton(**pointwise(number)) for number in (1, 2)]
+    error = failure_of(future)
+    assert type(error) is CompileOutOfMemory
+    assert "more than 500 MiB of memory, 2 times" in error.summary
+    assert re.search(r"it used \d+ MiB: the worker \d+ MiB", error.detail)
+    assert "HEADSTART_MEMORY_LIMIT" in error.advice
+    assert all(other.result(PATIENCE).asm["cubin"] for other in others)
+    # Known from now on, but for whoever allows more.
+    monkeypatch.setenv("HEADSTART_MEMORY_LIMIT", "400MiB")
+    assert "not tried again" in failure_of(open_compile().triton(**pointwise(name="hungry", before=SWALLOWS))).advice
+
+
+def test_the_memory_of_a_compile_s_tools_counts(
+    open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = hanging_ptxas(tmp_path / "tool")
+    script = Path(variables["TRITON_PTXAS_PATH"])
+    swallow = f"exec {sys.executable} -c \"import time; swallowed = b'x' * (600 << 20); time.sleep(1000)\""
+    script.write_text(script.read_text().replace("exec sleep 1000", swallow))
+    set_all(monkeypatch, variables)
+    monkeypatch.setenv("HEADSTART_MEMORY_LIMIT", "500MiB")
+    error = failure_of(open_compile().triton(**pointwise(name="hangs")))
+    assert type(error) is CompileOutOfMemory
+    assert re.search(r"python\S* \d{3} MiB, the worker \d+ MiB", error.detail)
+    tool = int((tmp_path / "tool" / "ptxas.pid").read_text())
+    assert not lasting(lambda: [tool] if is_alive(tool) else [], PROMPT)
 
 
 def test_somebody_who_waits_for_long_is_told_for_what(

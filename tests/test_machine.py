@@ -105,3 +105,15 @@ def test_an_allowance_counts_what_workers_use_and_what_new_ones_will() -> None:
     assert capacity.fitting([], 1 << 50) == 4
     assert capacity.fitting([0, 0], 1 << 50) == 4
     assert capacity.fitting([2 * WORKER_MEMORY, 0], 1 << 50) == 2
+
+
+def test_the_memory_of_a_process_counts_with_that_of_all_below_it(fake: Fake) -> None:
+    def process(pid: int, anonymous: int, swapped: int, *children: int) -> None:
+        status = f"Name: x\nVmRSS: 999999 kB\nRssAnon: {anonymous} kB\nVmSwap: {swapped} kB\n"
+        fake.write(fake.proc / str(pid) / "status", status)
+        fake.write(fake.proc / str(pid) / "task" / str(pid) / "children", " ".join(map(str, children)))
+
+    process(1, 10, 1, 2, 3)
+    process(2, 20, 0, 4)
+    process(4, 40, 2)
+    assert machine.tree_memory(1, fake.proc) == {1: 11 << 10, 2: 20 << 10, 3: 0, 4: 42 << 10}, "3 has just ended"

@@ -64,9 +64,17 @@ class Wanted:
 class SimulatedService:
     """Carries out a plan's actions on dictionaries, and refuses those that would be wrong."""
 
-    def __init__(self, limit: int = 2, *, time_limit: float | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        limit: int = 2,
+        *,
+        time_limit: float | None = None,
+        memory_limit: int | None = None,
+        **options: Any,
+    ) -> None:
         self.plan = Plan(limit, **options)
         self.time_limit = time_limit  # of every client
+        self.memory_limit = memory_limit  # of every client
         self.now = 1000.0
         self.zygotes: dict[Kind, str] = {}  # "starting" or "ready"
         self.workers: dict[int, SimulatedWorker] = {}
@@ -109,6 +117,7 @@ class SimulatedService:
             self.now,
             estimate=estimate,
             time_limit=self.time_limit,
+            memory_limit=self.memory_limit,
         )
         return ticket, self._perform(actions)
 
@@ -193,6 +202,9 @@ class SimulatedService:
             if not wanted.tickets and wanted.deaths < MAX_ATTEMPTS:
                 del self.wanted[worker.key]
         return self._perform(self.plan.worker_buried(number, status, stage, words, self.now))
+
+    def swell(self, number: int, evidence: str = "ptxas 9 GiB") -> list[Action]:
+        return self._perform(self.plan.swollen(number, evidence))
 
     def crash(
         self, key: str, status: int = -signal.SIGSEGV, words: str = "", stage: str = ""
@@ -822,6 +834,35 @@ def test_a_compile_that_takes_too_long_is_killed_and_fails_as_a_timeout() -> Non
     assert "HEADSTART_COMPILE_TIMEOUT" in failure.advice
 
 
+def test_a_compile_that_uses_too_much_memory_is_killed_tried_once_more_and_fails() -> None:
+    simulated = SimulatedService(1, memory_limit=512 << 20)
+    simulated.announce()
+    simulated.zygote_ready()
+    simulated.all_forked()
+    assert simulated.plan.memory_limits() == {}, "nobody is watched who does nothing"
+    ticket, _ = simulated.request("a")
+    for _ in range(MAX_ATTEMPTS):
+        simulated.all_forked()
+        (number,) = simulated.plan.memory_limits()
+        assert simulated.swell(number, "ptxas 600 MiB") == [Kill(number)]
+        assert simulated.plan.memory_limits() == {}
+        simulated.die(number, -signal.SIGKILL, stage="cubin")
+    failure = simulated.answer(ticket)
+    assert (failure.kind, failure.stage, failure.detail) == ("memory", "cubin", "ptxas 600 MiB")
+    assert "more than 512 MiB of memory, 2 times" in failure.summary
+
+
+def test_of_two_memory_limits_for_one_job_the_larger_holds() -> None:
+    plan = Plan(1)
+    for number, limit in enumerate([5, 9, 7]):
+        plan.requested(Ticket(number, 1), "a", PLAIN, "payload", EARLY, 0.0, memory_limit=limit)
+    job = plan.in_flight("a")
+    assert job is not None
+    assert job.memory_limit == 9
+    plan.requested(Ticket(3, 1), "a", PLAIN, "payload", EARLY, 0.0)
+    assert job.memory_limit is None
+
+
 def test_a_timeout_is_tried_once_more_and_then_the_others_go_on() -> None:
     simulated = service(limit=1, time_limit=10.0)
     simulated.request("slow")
@@ -1214,9 +1255,15 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     KINDS = (PLAIN, DEBUG, OLD)
     any_number = st.integers(0, 99)
 
-    @initialize(limit=st.integers(1, 3), time_limit=st.sampled_from([None, 10.0]))
-    def begin(self, limit: int, time_limit: float | None) -> None:
-        self.service = SimulatedService(limit, time_limit=time_limit, idle_timeout=30.0)
+    @initialize(
+        limit=st.integers(1, 3),
+        time_limit=st.sampled_from([None, 10.0]),
+        memory_limit=st.sampled_from([None, 1 << 30]),
+    )
+    def begin(self, limit: int, time_limit: float | None, memory_limit: int | None) -> None:
+        self.service = SimulatedService(
+            limit, time_limit=time_limit, memory_limit=memory_limit, idle_timeout=30.0
+        )
         self.limit = limit
         self.tickets: set[Ticket] = set()
 
@@ -1296,6 +1343,17 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def worker_dies(self, pick: int, status: int) -> None:
         workers = self.service.in_state("idle", "busy", "retired", "killed")
         self.service.die(workers[pick % len(workers)], status)
+
+    @precondition(lambda self: self.service.plan.memory_limits())
+    @rule(pick=any_number)
+    def worker_swells(self, pick: int) -> None:
+        watched = sorted(self.service.plan.memory_limits())
+        self.service.swell(watched[pick % len(watched)])
+
+    @rule(limit=st.integers(1, 3))
+    def memory_comes_and_goes(self, limit: int) -> None:
+        self.limit = max(self.limit, limit)  # those that are too many leave as they finish
+        self.service.resize(limit)
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 10.0, 30.0]))
     def time_passes(self, seconds: float) -> None:

@@ -24,6 +24,7 @@ PUBLIC = {
     "CannotTravel",
     "CompileError",
     "CompileErrors",
+    "CompileOutOfMemory",
     "CompileTimeout",
     "CompiledKernel",
     "CompiledTritonKernels",
@@ -68,9 +69,9 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 
 
 def test_every_exception_is_a_headstart_error() -> None:
-    ending = ("Error", "Errors", "Timeout", "Crashed", "Resources", "Unavailable")
+    ending = ("Error", "Errors", "Timeout", "Memory", "Crashed", "Resources", "Unavailable")
     exceptions = [getattr(headstart, name) for name in PUBLIC if name.endswith(ending)]
-    assert len(exceptions) == 12
+    assert len(exceptions) == 13
     assert all(issubclass(exception, headstart.HeadstartError) for exception in exceptions)
 
 

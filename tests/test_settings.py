@@ -40,9 +40,10 @@ def test_variables_go_before_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "HEADSTART_WORKERS": " 7 ",
         "HEADSTART_COMPILE_TIMEOUT": "2.5",
         "HEADSTART_CACHE_LIMIT": "1.5GiB",
+        "HEADSTART_MEMORY_LIMIT": "512MiB",
     }.items():
         monkeypatch.setenv(name, value)
-    assert Settings.load() == Settings(Path("/var/kernels"), 7, 2.5, 3 << 29)
+    assert Settings.load() == Settings(Path("/var/kernels"), 7, 2.5, 3 << 29, 1 << 29)
 
 
 def test_arguments_go_before_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +92,7 @@ def test_the_cache_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Settings.load(cache_dir="~/there").cache_dir == Path("/home/me/there")
 
 
-@pytest.mark.parametrize("name", ["WORKERS", "COMPILE_TIMEOUT", "CACHE_LIMIT", "CACHE_DIR"])
+@pytest.mark.parametrize("name", ["WORKERS", "COMPILE_TIMEOUT", "CACHE_LIMIT", "MEMORY_LIMIT", "CACHE_DIR"])
 def test_an_empty_variable_is_as_good_as_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Settings.load()
     monkeypatch.setenv(f"HEADSTART_{name}", "")

@@ -7,7 +7,8 @@ HeadstartError
 │   ├── SourceError        its source, signature or options are at fault
 │   ├── OutOfResources     it compiled, but its target cannot run it
 │   ├── CompilerCrashed    the compiler process died under it
-│   └── CompileTimeout     it took longer than the time limit
+│   ├── CompileTimeout     it took longer than the time limit
+│   └── CompileOutOfMemory it used more than the memory limit
 ├── CompileErrors          several of the above, raised once everything has finished
 ├── ServiceError           the machine's failure: no service, no Triton, no process to be had
 ├── StoreUnavailable       the store cannot be written (full, read-only, not a folder)
@@ -148,8 +149,22 @@ class CompileTimeout(CompileError):
     kind = "timeout"
 
 
+class CompileOutOfMemory(CompileError):
+    """The kernel's compile, its tools included, used more memory than `HEADSTART_MEMORY_LIMIT`."""
+
+    kind = "memory"
+
+
 COMPILE_ERRORS: dict[str, type[CompileError]] = {
-    cls.kind: cls for cls in (CompileError, SourceError, OutOfResources, CompilerCrashed, CompileTimeout)
+    cls.kind: cls
+    for cls in (
+        CompileError,
+        SourceError,
+        OutOfResources,
+        CompilerCrashed,
+        CompileTimeout,
+        CompileOutOfMemory,
+    )
 }
 
 

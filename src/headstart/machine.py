@@ -46,6 +46,38 @@ def own_memory(pid: int, proc: Path = _PROC) -> int:
     return 0
 
 
+def tree_memory(pid: int, proc: Path = _PROC) -> dict[int, int]:
+    """Bytes in memory or swapped out that are no file's, of a process and of all below it, by process."""
+    found: dict[int, int] = {}
+    left = [pid]
+    while left:
+        each = left.pop()
+        found[each] = _anonymous(each, proc)
+        for task in _names(proc / str(each) / "task"):
+            left += map(int, _text(proc / str(each) / "task" / task / "children").split())
+    return found
+
+
+def name_of(pid: int, proc: Path = _PROC) -> str:
+    """What a process runs; empty if it is gone."""
+    return _text(proc / str(pid) / "comm")
+
+
+def _anonymous(pid: int, proc: Path) -> int:
+    amounts = (
+        line.split()[1]
+        for line in _text(proc / str(pid) / "status").splitlines()
+        if line.startswith(("RssAnon:", "VmSwap:"))
+    )
+    return sum(map(int, amounts)) << 10
+
+
+def _names(folder: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)
+    return []
+
+
 def _own_cgroups(proc: Path, cgroups: Path) -> Iterator[Path]:
     """The cgroup that this process is in, and those around it."""
     for line in _text(proc / "self" / "cgroup").splitlines():

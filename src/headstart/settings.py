@@ -28,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True):
         workers: compiles that may run at once.
         time_limit: seconds that one compile may take; None: no limit.
         store_limit: bytes that the store may grow to; None: no limit.
+        memory_limit: bytes that one compile may use, its tools included; None: no limit.
         service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
     """
 
@@ -35,12 +36,13 @@ class Settings(msgspec.Struct, frozen=True):
     workers: int
     time_limit: float | None
     store_limit: int | None
+    memory_limit: int | None = None
     service: str = "auto"
 
     @classmethod
     def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
-        """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` (`"10GiB"`, `"none"`),
-        `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path).
+        """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
+        (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path).
 
         Raises:
             UsageError: one of them is not valid.
@@ -54,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True):
             workers=workers,
             time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
+            memory_limit=_size("HEADSTART_MEMORY_LIMIT", None),
             service=_service(),
         )
 
@@ -125,7 +128,7 @@ def _service() -> str:
     return os.path.abspath(os.path.expanduser(text))
 
 
-def _size(variable: str, default: int) -> int | None:
+def _size(variable: str, default: int | None) -> int | None:
     text = os.environ.get(variable, "").strip()
     if not text:
         return default

@@ -201,9 +201,12 @@ def check_settings() -> Check:
     except UsageError as error:
         return Check("settings", "fail", str(error), "set it right, or unset it")
     time_limit = "none" if settings.time_limit is None else f"{settings.time_limit:g} s"
-    store_limit = "none" if settings.store_limit is None else human_bytes(settings.store_limit)
+    memory_limit, store_limit = (
+        "none" if limit is None else human_bytes(limit) for limit in (settings.memory_limit, settings.store_limit)
+    )
     workers = count(settings.workers, "worker")
-    return Check("settings", "ok", f"{workers}; time limit {time_limit}; cache limit {store_limit}")
+    limits = f"time limit {time_limit}; memory limit {memory_limit}; cache limit {store_limit}"
+    return Check("settings", "ok", f"{workers}; {limits}")
 
 
 def check_cache_folder() -> Check:

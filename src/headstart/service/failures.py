@@ -14,17 +14,18 @@ import msgspec
 
 from headstart.wire import Failure
 
-REMEMBERED_KINDS = ("crash", "timeout")  # of failures; all others are found out again in no time
+REMEMBERED_KINDS = ("crash", "timeout", "memory")  # of failures; all others are found out again in no time
 
 
 class RememberedFailure(msgspec.Struct):
-    """Why a kernel is not tried again. `time_limit` is what it ran out of, seconds; None: it crashed."""
+    """Why a kernel is not tried again: it ran out of `time_limit`, seconds, or of `memory_limit`, bytes, or crashed."""
 
     key: str
     kernel: str
     target: str
     failure: Failure
     time_limit: float | None = None
+    memory_limit: int | None = None
 
 
 _decoder = msgspec.json.Decoder(RememberedFailure)
@@ -36,13 +37,12 @@ class Failures:
     def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
         self._folder = Path(cache_dir, "failed")
 
-    def find(self, key: str, time_limit: float | None) -> Failure | None:
-        """Why `key` would fail within `time_limit`, or None if it should be tried."""
+    def find(self, key: str, time_limit: float | None, memory_limit: int | None = None) -> Failure | None:
+        """Why `key` would fail within these limits, or None if it should be tried."""
         remembered = self._read(self._folder / f"{key}.json")
         if remembered is None:
             return None
-        ran_out_of = remembered.time_limit
-        if ran_out_of is not None and (time_limit is None or time_limit > ran_out_of):
+        if _has_more(time_limit, remembered.time_limit) or _has_more(memory_limit, remembered.memory_limit):
             return None
         return remembered.failure
 
@@ -81,3 +81,7 @@ class Failures:
             return self.decode(path.read_bytes())
         except OSError:
             return None
+
+
+def _has_more(limit: float | None, ran_out_of: float | None) -> bool:
+    return ran_out_of is not None and (limit is None or limit > ran_out_of)

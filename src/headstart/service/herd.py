@@ -16,7 +16,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -76,6 +76,21 @@ class Herd:
     def memory(self) -> list[int]:
         """Bytes that each worker uses."""
         return [machine.own_memory(worker.pid) for worker in self.workers.values() if worker.pid]
+
+    def swollen(self, limits: Mapping[int, int]) -> list[tuple[int, str]]:
+        """Those workers that use more than `limits` (bytes), tools included, each with what uses how much."""
+        found = []
+        for number, limit in limits.items():
+            pid = self.workers[number].pid
+            used = machine.tree_memory(pid)
+            if sum(used.values()) > limit:
+                parts = sorted(used.items(), key=lambda item: -item[1])
+                shown = ", ".join(
+                    f"{'the worker' if each == pid else machine.name_of(each) or 'a tool'} {size >> 20} MiB"
+                    for each, size in parts
+                )
+                found.append((number, f"when it was looked at, it used {sum(used.values()) >> 20} MiB: {shown}"))
+        return found
 
     def end(self) -> None:
         """End every process."""

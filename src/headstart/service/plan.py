@@ -9,8 +9,8 @@ Guarantees:
 * What somebody is blocked on goes first, and no client waits for all of another's jobs; see `queue.py`.
 * One job per key is queued or running at a time; everyone who asks meanwhile is added to it and gets its outcome.
 * Every ticket is answered exactly once, by one `Deliver`, unless its client leaves first.
-* A job whose worker dies under it, or that runs out of time, is tried once more, alone as far as that is possible
-  without stopping everybody else, then fails; losing a zygote blames no job.
+* A job whose worker dies under it, or that runs out of time or memory, is tried once more, alone as far as that is
+  possible without stopping everybody else, then fails; losing a zygote blames no job.
 * Quiesced, it starts no compile and keeps no worker.
 * A worker serves one kind (toolchain and environment) in its life.
 
@@ -103,6 +103,7 @@ class _Worker:
     job: Job | None = None
     since: float = 0.0  # when it began its job, or became idle
     timed_out: float | None = None  # the limit that it was killed for
+    swollen: tuple[int, str] | None = None  # the limit that it was killed for, and what used how much
     recalled: bool = False  # killed so that its job goes back into the queue
 
 
@@ -150,6 +151,7 @@ class Plan:
         *,
         estimate: float | None = None,
         time_limit: float | None = None,
+        memory_limit: int | None = None,
     ) -> list[Action]:
         """A client wants the entry of `key`.
 
@@ -162,16 +164,21 @@ class Plan:
             now: monotonic seconds.
             estimate: seconds that it may take, as far as is known.
             time_limit: seconds that the client lets it take; None: no limit, but for background work.
+            memory_limit: bytes that the client lets it use; None: no limit.
         """
         job = self._jobs.get(key)
         if job is None:
-            job = self._jobs[key] = Job(key, kind, urgency, payload, estimate, time_limit, [ticket])
+            job = self._jobs[key] = Job(
+                key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket]
+            )
             self._queue.put(job)
             return self._schedule(now)
         newcomer = all(other.client != ticket.client for other in job.tickets)
         job.tickets.append(ticket)
         if time_limit is None or (job.time_limit is not None and job.time_limit < time_limit):
             job.time_limit = time_limit
+        if memory_limit is None or (job.memory_limit is not None and job.memory_limit < memory_limit):
+            job.memory_limit = memory_limit
         if job.waiting and newcomer:
             self._queue.join(job, ticket.client)
         self._raise(job, urgency)
@@ -232,6 +239,24 @@ class Plan:
         idle = [worker for worker in self._workers.values() if worker.state is _State.IDLE]
         leaving = [self._retire(worker) for worker in idle[: max(0, self._surplus())]]
         return [*leaving, *self._schedule(now)]
+
+    def memory_limits(self) -> dict[int, int]:
+        """Which workers' memory is to be watched, and the most that each may use, bytes."""
+        return {
+            worker.number: worker.job.memory_limit
+            for worker in self._workers.values()
+            if worker.state is _State.BUSY and worker.job is not None and worker.job.memory_limit is not None
+        }
+
+    def swollen(self, number: int, evidence: str) -> list[Action]:
+        """A worker uses more memory than its job may; `evidence` says what uses how much."""
+        worker = self._workers[number]
+        assert worker.state is _State.BUSY
+        assert worker.job is not None
+        assert worker.job.memory_limit is not None
+        worker.swollen = worker.job.memory_limit, evidence
+        worker.state = _State.LEAVING
+        return [Kill(number)]
 
     # What happens to processes
 
@@ -327,6 +352,17 @@ class Plan:
                 stage=stage,
                 output=last_words,
                 advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: less unrolling",
+            )
+            return [self._deliver(job, failure)]
+        if worker.swollen is not None:
+            limit, evidence = worker.swollen
+            failure = Failure(
+                "memory",
+                f"it used more than {_mebibytes(limit)} of memory, {job.attempts} times",
+                stage=stage,
+                detail=evidence,
+                output=last_words,
+                advice="raise HEADSTART_MEMORY_LIMIT (16GiB, say), or make the kernel smaller: less unrolling",
             )
             return [self._deliver(job, failure)]
         failure = Failure(
@@ -489,6 +525,10 @@ class Plan:
 def effective_time_limit(wanted: float | None, urgency: Urgency) -> float | None:
     """Seconds that a compile may take; None: as long as it likes."""
     return BACKGROUND_TIME_LIMIT if wanted is None and urgency is Urgency.BACKGROUND else wanted
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
 
 
 def _describe(status: int) -> str:

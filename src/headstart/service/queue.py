@@ -50,6 +50,7 @@ class Job:
     Attributes:
         estimate: seconds that it may take; None: nobody knows.
         time_limit: the longest that any of its clients allows, seconds; None: no limit.
+        memory_limit: the most that any of its clients allows, bytes; None: no limit.
         worker: while it runs.
         waiting: whether it waits for a worker.
         order: of its first request, among all jobs.
@@ -62,6 +63,7 @@ class Job:
     payload: object
     estimate: float | None = None
     time_limit: float | None = None
+    memory_limit: int | None = None
     tickets: list[Ticket] = field(default_factory=list)
     attempts: int = 0
     worker: int | None = None

@@ -54,6 +54,7 @@ _STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dea
 _PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size
 _GREETING_PATIENCE = 30.0  # seconds for which a shared service waits for its first client
 _MEASURE_INTERVAL = 1.0  # seconds, at least, between two looks at the memory that is left
+_MEMORY_INTERVAL = 0.1  # seconds between two looks at the memory of a compile that has a limit
 MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
 _MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
 
@@ -115,6 +116,7 @@ class Server:
         self._tally = Tally()
         self._started = time.monotonic()
         self._measured = float("-inf")
+        self._watched = float("-inf")
         self._lingers = config.lingers
         self._had_clients = False
         self._running = True
@@ -152,6 +154,10 @@ class Server:
             fitting = self._capacity.fitting(self._herd.memory(), machine.available_memory())
             if fitting != self._plan.limit:
                 self._carry_out(self._plan.resize(fitting, now))
+        if now - self._watched >= _MEMORY_INTERVAL:
+            self._watched = now
+            for number, evidence in self._herd.swollen(self._plan.memory_limits()):
+                self._carry_out(self._plan.swollen(number, evidence))
         self._carry_out(self._plan.tick(now))
         if not (self._plan.quiesced and self._plan.workers):
             for client in self._draining:
@@ -171,6 +177,8 @@ class Server:
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
         if self._herd.has_strays:
             waits.append(_STRAY_INTERVAL)
+        if self._plan.memory_limits():
+            waits.append(_MEMORY_INTERVAL)
         if self._waits_for_first_client():
             waits.append(_GREETING_PATIENCE)
         return min(waits, default=None)
@@ -224,7 +232,7 @@ class Server:
             if client.number in self._clients:
                 try:
                     self._answer(client, message)
-                except Exception:  # what one client says must not end the service for all
+                except Exception:  # noqa: BLE001 - what one client says must not end the service for all
                     _log.exception("a client was disconnected; this is a bug")
                     self._dismiss(client)
 
@@ -363,6 +371,7 @@ class Server:
             time.monotonic(),
             estimate=self._estimates.get(request.kernel),
             time_limit=hello.preferences.time_limit,
+            memory_limit=hello.preferences.memory_limit,
         )
         self._carry_out(actions)
 
@@ -379,7 +388,9 @@ class Server:
             self._loop.send(client.channel, wire.Result(message.ticket, key, cached=True, shared=shared))
             return True
         failure = Failures(cache_dir).find(
-            key, plan.effective_time_limit(hello.preferences.time_limit, urgency)
+            key,
+            plan.effective_time_limit(hello.preferences.time_limit, urgency),
+            hello.preferences.memory_limit,
         )
         if failure is not None:
             self._tally.failed += 1
@@ -464,7 +475,14 @@ class Server:
                 failure, advice=f"it failed before and was not tried again; `{retry}` has it tried again"
             )
             Failures(payload.cache_dir).remember(
-                RememberedFailure(payload.key, request.name, request.target, remembered, limit)
+                RememberedFailure(
+                    payload.key,
+                    request.name,
+                    request.target,
+                    remembered,
+                    limit,
+                    job.memory_limit if failure.kind == "memory" else None,
+                )
             )
             if failure.reproduce:
                 failure.reproduce = remembered.reproduce = f"{retry}; {failure.reproduce}"
