@@ -31,6 +31,7 @@ from headstart import (
     ServiceError,
     SourceError,
 )
+from headstart.service.zygote import bury
 from kernels import (
     Gate,
     Kernel,
@@ -649,3 +650,39 @@ def test_an_async_compile_that_nobody_holds_any_more_ends_its_service(family: Fa
     if not ended:
         kill(service)  # nobody can close it any more
     assert ended
+
+
+def test_what_a_compile_started_and_let_go_of_ends_with_its_service(open_compile: Open, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    daemon = pointwise(
+        name="daemon",
+        before=f"""
+        import os, pathlib, time
+        if os.fork() == 0:
+            os.setsid()  # out of the worker's process group
+            if os.fork() == 0:
+                pathlib.Path({str(note)!r}).write_text(str(os.getpid()))
+                time.sleep(1000)
+            os._exit(0)
+        while not os.path.exists({str(note)!r}):
+            time.sleep(0.01)
+        """,
+    )
+    with open_compile() as async_compile:
+        async_compile.triton(**daemon).result(PATIENCE)
+        pid = int(wait_until(note.read_text))
+        assert is_alive(pid)
+    assert not lasting(lambda: [pid] if is_alive(pid) else [], PROMPT)
+
+
+def test_nobody_is_buried_who_is_not_a_child(tmp_path: Path) -> None:
+    # A worker that its zygote has buried already: its number may be somebody else's by now.
+    script = "import subprocess; print(subprocess.Popen(['sleep', '1000'], start_new_session=True, stdout=2).pid)"
+    stranger = int(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        with pytest.raises(ChildProcessError):
+            bury(stranger)
+        assert is_alive(stranger)
+    finally:
+        os.kill(stranger, signal.SIGKILL)
+        lasting(lambda: [stranger] if is_alive(stranger) else [], PROMPT)

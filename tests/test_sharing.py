@@ -446,6 +446,22 @@ def test_whoever_never_reads_is_hung_up_on_and_told_why(
     assert len(answers) < asked
 
 
+def test_a_service_without_file_descriptors_waits_for_some_and_does_nothing_meanwhile(
+    open_compile: Open, serve: Callable[..., subprocess.Popen[bytes]], runtime_folder: Path
+) -> None:
+    process = psutil.Process(serve("--workers", "1").pid)
+    process.rlimit(psutil.RLIMIT_NOFILE, (40, 40))
+    crowd = [sharing.connect(sharing.user_socket()) for _ in range(60)]
+    wait_until(lambda: process.num_fds() == 40)
+    before = process.cpu_times()
+    time.sleep(1.0)
+    assert process.cpu_times().user - before.user < 0.2
+    for sock in crowd:
+        assert sock is not None
+        sock.close()
+    assert open_compile().triton(**pointwise()).result(PATIENCE).asm["cubin"]
+
+
 def test_a_message_that_makes_no_sense_harms_nobody_else(
     open_compile: Open, serve: Callable[..., subprocess.Popen[bytes]]
 ) -> None:

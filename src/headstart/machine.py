@@ -53,9 +53,14 @@ def tree_memory(pid: int, proc: Path = _PROC) -> dict[int, int]:
     while left:
         each = left.pop()
         found[each] = _anonymous(each, proc)
-        for task in _names(proc / str(each) / "task"):
-            left += map(int, _text(proc / str(each) / "task" / task / "children").split())
+        left += children(each, proc)
     return found
+
+
+def children(pid: int, proc: Path = _PROC) -> list[int]:
+    """The processes whose parent is `pid`, zombies included; none where the kernel does not tell."""
+    tasks = proc / str(pid) / "task"
+    return [int(child) for task in _names(tasks) for child in _text(tasks / task / "children").split()]
 
 
 def name_of(pid: int, proc: Path = _PROC) -> str:

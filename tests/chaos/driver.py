@@ -14,7 +14,7 @@ CLIENTS = 4  # per round
 KERNELS = 24  # per client
 NEW_KERNELS = 24  # that no earlier round has asked for
 FAULTY = 5.0  # seconds of a round in which faults happen
-PAUSE = (0.05, 0.5)  # seconds between two faults
+PAUSE = (0.02, 0.3)  # seconds between two faults
 FINISH = 110.0  # seconds that clients get to finish once nothing is done to them any more
 
 

@@ -6,6 +6,7 @@ A path that is too long for a socket's address is reached through its folder's f
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -68,10 +69,16 @@ class Door:
         return self._listener.fileno()
 
     def accept(self) -> Peer | None:
-        """The next one who wants in; None if it was somebody else's, or has gone again."""
+        """The next one who wants in; None if it was somebody else's, or has gone again.
+
+        Raises:
+            OSError: this process has no more file descriptors.
+        """
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
             return None
         try:
             pid, uid = credentials(sock)

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -96,6 +97,7 @@ class Herd:
         """End every process."""
         for kind in list(self._zygotes):
             self.end_zygote(kind)
+        self._end_orphans()
 
     def start_zygote(self, kind: Kind) -> None:
         """For `plan.StartZygote`. A kind's toolchain is a `Toolchain` and how often it has changed on disk."""
@@ -162,6 +164,17 @@ class Herd:
                         bury(worker.pid)
                     self._strays.add(worker.pid)
                 self._forget_worker(number)
+        self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """Whoever is our child and no zygote has lost its parent: a worker that was just being forked, or something
+        that a compile started and let go of."""
+        zygotes = {zygote.process.pid for zygote in self._zygotes.values()}
+        while orphans := set(machine.children(os.getpid())) - zygotes:
+            for pid in orphans:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(pid, signal.SIGKILL)
+                    bury(pid)
 
     def _order_zygote(self, kind: Kind, order: msgspec.Struct, fds: Iterable[int] = ()) -> None:
         zygote = self._zygotes.get(kind)

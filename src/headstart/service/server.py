@@ -54,6 +54,7 @@ _STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dea
 _PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size
 _GREETING_PATIENCE = 30.0  # seconds for which a shared service waits for its first client
 _MEASURE_INTERVAL = 1.0  # seconds, at least, between two looks at the memory that is left
+_SHUT_FOR = 0.5  # seconds until those outside are asked in again
 _MEMORY_INTERVAL = 0.1  # seconds between two looks at the memory of a compile that has a limit
 MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
 _MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
@@ -117,6 +118,7 @@ class Server:
         self._started = time.monotonic()
         self._measured = float("-inf")
         self._watched = float("-inf")
+        self._door_shut = float("inf")  # since when, for lack of file descriptors
         self._lingers = config.lingers
         self._had_clients = False
         self._running = True
@@ -154,6 +156,9 @@ class Server:
             fitting = self._capacity.fitting(self._herd.memory(), machine.available_memory())
             if fitting != self._plan.limit:
                 self._carry_out(self._plan.resize(fitting, now))
+        if self._door is not None and now > self._door_shut + _SHUT_FOR:
+            self._door_shut = float("inf")
+            self._loop.watch(self._door, self._answer_the_door)
         if now - self._watched >= _MEMORY_INTERVAL:
             self._watched = now
             for number, evidence in self._herd.swollen(self._plan.memory_limits()):
@@ -177,6 +182,8 @@ class Server:
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
         if self._herd.has_strays:
             waits.append(_STRAY_INTERVAL)
+        if self._door_shut < float("inf"):
+            waits.append(_SHUT_FOR)
         if self._plan.memory_limits():
             waits.append(_MEMORY_INTERVAL)
         if self._waits_for_first_client():
@@ -207,7 +214,13 @@ class Server:
 
     def _answer_the_door(self, mask: int) -> None:
         assert self._door is not None
-        peer = self._door.accept()
+        try:
+            peer = self._door.accept()
+        except OSError:
+            # Whoever is outside would wake us again and again while there is nothing that we could do.
+            self._loop.unwatch(self._door)
+            self._door_shut = time.monotonic()
+            return
         if peer is not None:
             self._admit(peer)
 

@@ -161,7 +161,11 @@ def bury(pid: int) -> int:
 
     Returns:
         Its exit code, or minus the signal that ended it.
+
+    Raises:
+        ChildProcessError: it is no child of ours; its number may be anybody's.
     """
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
