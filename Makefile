@@ -8,13 +8,20 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 # Extra arguments, as in: make test PYTEST_ARGS="-x -k store"
 PYTEST_ARGS ?=
+# For make chaos: of all that is random, and for how long rounds are begun; it ends within ten minutes.
+SEED ?=
+SECONDS ?= 420
+# For make fuzz: for each decoder.
+FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test test-torch check bench clean
+.PHONY: help demo test test-torch chaos fuzz check bench clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
+	@echo "make chaos  kill, stop, fill and damage things for seven minutes while programs compile (SEED=7 SECONDS=60)"
+	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
 	@echo "make check  ruff, mypy, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
 	@echo "make clean  remove environments and what the tools left"
@@ -31,6 +38,15 @@ test: $(VENV)/.installed
 # Code generation for a GPU that is not there: a CPU build of torch is enough, and g++.
 test-torch: $(VENVTORCH)/.installed
 	$(VENVTORCH)/bin/python -m pytest -m torch tests/inductor tests/jit $(PYTEST_ARGS)
+
+chaos: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
+
+fuzz: $(VENV)/.installed
+	-$(BIN)/python -m pip install $(PIP_FLAGS) atheris
+	for decoder in entry bundle manifest message captured failure; do \
+		PYTHONPATH=tests $(BIN)/python -m fuzz $$decoder --seconds $(FUZZ_SECONDS) || exit 1; \
+	done
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from headstart.cli import main
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(headstart.__file__).parent
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/jit.md", "docs/service.md")
+DOCUMENTS = ("README.md", "docs/architecture.md", "docs/faults.md", "docs/jit.md", "docs/service.md")
 
 PUBLIC = {
     "AsyncCompile",
@@ -200,7 +200,7 @@ def test_ci_checks_and_tests() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "bench", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "chaos", "fuzz", "check", "bench", "clean"])
 def test_the_makefile_has_what_it_promises(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

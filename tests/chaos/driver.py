@@ -15,7 +15,8 @@ KERNELS = 24  # per client
 NEW_KERNELS = 24  # that no earlier round has asked for
 FAULTY = 5.0  # seconds of a round in which faults happen
 PAUSE = (0.02, 0.3)  # seconds between two faults
-FINISH = 110.0  # seconds that clients get to finish once nothing is done to them any more
+KINDS = [*faults.EVERYWHERE, *faults.SHARED]
+FINISH = 60.0  # seconds that clients get to finish once nothing is done to them any more
 
 
 class Run:
@@ -106,7 +107,7 @@ def summary(run: Run, seed: int, seconds: float) -> str:
         "",
         "| fault | times |",
         "|---|---|",
-        *(f"| {name.replace('_', ' ')} | {times} |" for name, times in sorted(run.faults.items())),
+        *(f"| {kind.__name__.replace('_', ' ')} | {run.faults[kind.__name__]} |" for kind in KINDS),
         f"| **all faults** | **{total}** |",
         "",
         "| kernels | |",

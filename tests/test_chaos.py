@@ -1,0 +1,65 @@
+"""A short run of `make chaos`, and what it rests on: that no clock which can be set decides anything."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import headstart
+from conftest import client_environment
+from headstart.store import ABANDONED_AGE, DiskStore
+from test_store import A, parts
+
+PACKAGE = Path(headstart.__file__).parent
+SEED = 5
+SECONDS = 8.0  # in which rounds are begun: one, or two
+LONGEST = 110  # seconds on a machine that does much else
+
+# Who may ask for the time of day: for the age of files, for people, and for the day on which a kernel was used.
+TIME_OF_DAY = {"store.py", "recording.py", "service/reproduce.py"}
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(LONGEST + 10)
+def test_whatever_breaks_no_kernel_is_lost_and_nothing_is_left() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "chaos", "--seed", str(SEED), "--seconds", str(SECONDS)],
+        env={**os.environ, **client_environment()},
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| **lost** | **0** |" in done.stdout
+    assert "| **processes left** | **0** |" in done.stdout
+
+
+def test_nothing_asks_for_the_time_of_day_but_for_files_and_people() -> None:
+    asking = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                called = f"{node.value.id}.{node.attr}"
+                if called in ("time.time", "time.time_ns", "datetime.now", "dt.datetime.now", "date.today"):
+                    asking.add(str(path.relative_to(PACKAGE)))
+    assert asking <= TIME_OF_DAY
+
+
+@pytest.mark.parametrize("jump", [-10 * ABANDONED_AGE, 10 * ABANDONED_AGE])
+def test_a_clock_that_jumps_costs_a_store_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    store = DiskStore(tmp_path)
+    store.publish(A, parts(A))
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + jump)
+    assert store.find(A) is not None
+    assert store.prune().removed == 0
+    store.publish(A, parts(A))
+    assert store.find(A) is not None
