@@ -93,9 +93,12 @@ class Run:
                 client.process.wait()
 
     def _check(self) -> None:
-        self.problems += checks.nobody_is_left(self.world, self.outcomes)
-        self.problems += checks.every_survivor_has_every_kernel_or_an_error(self.world, self.outcomes)
-        self.problems += checks.nothing_is_compiled_twice_without_need(self.world, self.outcomes)
+        found = [
+            *checks.nobody_is_left(self.world, self.outcomes),
+            *checks.every_survivor_has_every_kernel_or_an_error(self.world, self.outcomes),
+            *checks.nothing_is_compiled_twice_without_need(self.world, self.outcomes),
+        ]
+        self.problems += [problem for problem in found if problem not in self.problems]
 
 
 def summary(run: Run, seed: int, seconds: float) -> str:
