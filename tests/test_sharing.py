@@ -446,6 +446,19 @@ def test_whoever_never_reads_is_hung_up_on_and_told_why(
     assert len(answers) < asked
 
 
+def test_whoever_waits_outside_when_a_service_ends_is_told_so(runtime_folder: Path) -> None:
+    (runtime_folder / "headstart").mkdir(mode=0o700)
+    with sharing.place_for_a_service(sharing.user_socket()) as listener:
+        assert listener is not None
+        entrance = door.Door(listener.dup(), sharing.user_socket())
+    late = [sharing.connect(sharing.user_socket()) for _ in range(3)]
+    entrance.close(wire.frame(wire.Leaving()))
+    for sock in late:
+        assert sock is not None
+        with sock:
+            assert list(wire.receive_blocking(sock, wire.Deframer(wire.FromService))) == [wire.Leaving()]
+
+
 def test_a_service_without_file_descriptors_waits_for_some_and_does_nothing_meanwhile(
     open_compile: Open, serve: Callable[..., subprocess.Popen[bytes]], runtime_folder: Path
 ) -> None:

@@ -281,7 +281,8 @@ class ServiceConnection:
                         continue
                     try:
                         if mask & selectors.EVENT_WRITE:
-                            with self._lock:
+                            # What it said before it left is still to be read.
+                            with self._lock, contextlib.suppress(ConnectionError):
                                 channel.flush()
                         for message in channel.receive() if mask & selectors.EVENT_READ else ():
                             self._hear(message)

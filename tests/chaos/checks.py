@@ -68,7 +68,8 @@ def _unexcused(world: World, client: Client, number: int, answer: dict[str, str 
     if kind not in EXCUSES or world.kills < EXCUSES[kind]:
         yield f"client {client.pid}: kernel{number} failed without a reason of ours: {kind}: {why}"
     if kind == "CompilerCrashed":
-        missing = [part for part in (f"kernel{number}", "cuda:90", "reproduce:") if part not in why]
+        # How to reproduce it cannot be said where the disk was full.
+        missing = [part for part in (f"kernel{number}", "cuda:90") if part not in why]
         if missing:
             yield f"the error of kernel{number} does not say {missing}: {why}"
 
@@ -88,7 +89,7 @@ def nothing_is_compiled_twice_without_need(world: World, outcomes: Outcomes) -> 
         whole = [
             moment
             for moment, pid in compiles
-            if not (pid in world.victims and last[pid] == moment) and not _on_a_full_disk(world, moment / 1e9)
+            if not (pid in world.victims and last[pid] == moment) and not _is_excused(world, moment / 1e9)
         ]
         # Each client that finds the same damage may set the entry aside, and the new one with it.
         allowed = 1 + world.damaged[name] * world.width + (name in world.dropped)
@@ -96,9 +97,9 @@ def nothing_is_compiled_twice_without_need(world: World, outcomes: Outcomes) -> 
             yield f"{name} was compiled {len(whole)} times, and {allowed} can be explained ({len(compiles)} began)"
 
 
-def _on_a_full_disk(world: World, moment: float) -> bool:
+def _is_excused(world: World, moment: float) -> bool:
     return any(
-        start - LONGEST_COMPILE - LONGEST_PAUSE <= moment <= end + LONGEST_PAUSE for start, end in world.disk_full
+        start - LONGEST_COMPILE - LONGEST_PAUSE <= moment <= end + LONGEST_PAUSE for start, end in world.excused
     )
 
 

@@ -135,7 +135,7 @@ def fill_disk(world: World) -> str | None:
 
     def empty() -> None:
         filler.unlink()
-        world.disk_full.append((since, time.time()))
+        world.excused.append((since, time.time()))
 
     seconds = world.random.uniform(0.3, LONGEST_PAUSE)
     world.later(seconds, empty)
@@ -259,8 +259,8 @@ def _tell(world: World, command: str) -> str | None:
     services = world.services()
     if path is None or not services:
         return None
-    with world.frozen(services) as family:
-        world.note_victims(family)  # they are killed, and what they compiled is compiled again
+    # What is begun before it is obeyed is cut short, and compiled again.
+    world.excused.append((time.time(), time.time() + LONGEST_PAUSE))
 
     def say() -> None:
         with contextlib.suppress(ServiceError):

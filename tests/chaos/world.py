@@ -77,7 +77,7 @@ class World:
         self.clients: list[Client] = []
         self.victims: set[int] = set()  # workers that were killed, or whose service or zygote was
         self.damaged: Counter[str] = Counter()  # kernels: how often an entry of theirs was damaged or removed
-        self.disk_full: list[tuple[float, float]] = []  # from when until when
+        self.excused: list[tuple[float, float]] = []  # times of a full disk, or of a service that was told to end
         self.kills = 0
         self.dropped: set[str] = set()  # kernels that clients asked for who were killed
         self.width = 1  # clients at a time
@@ -89,7 +89,6 @@ class World:
         """A new round: nobody is there yet."""
         self.service = service
         self.clients = []
-        self.kills = 0
 
     # What is to be undone
 

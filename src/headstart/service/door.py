@@ -89,9 +89,14 @@ class Door:
         sock.close()
         return None
 
-    def close(self) -> None:
-        """Turn away whoever has not been let in; the next client starts another service."""
+    def close(self, farewell: bytes) -> None:
+        """Turn away whoever has not been let in, with a word; the next client starts another service."""
         with contextlib.suppress(OSError), locked(self._path.parent):
+            with contextlib.suppress(OSError):
+                while True:
+                    late, _ = self._listener.accept()
+                    with late, contextlib.suppress(OSError):
+                        late.send(farewell)
             self._listener.close()
             # Somebody may have removed ours, and a successor may listen there by now.
             if self._path.stat().st_ino == self._inode:

@@ -141,13 +141,14 @@ class Server:
                 if self._part_with_those_who_do_not_read():
                     self._loop.flush()
                 self._herd.reap_strays()
+            self._say_goodbye()
         except SystemExit:
             self._say_goodbye()
             raise
         finally:
             if self._door is not None:
                 self._loop.unwatch(self._door)
-                self._door.close()
+                self._door.close(wire.frame(wire.Leaving()))
             self._herd.end()
 
     def _look_around(self, now: float) -> None:
@@ -293,7 +294,7 @@ class Server:
 
     def _say_goodbye(self) -> None:
         """Have the clients look for another service, and blame nobody for the end of this one."""
-        for client in self._members():
+        for client in self._clients.values():
             self._loop.send(client.channel, wire.Leaving())
         self._loop.flush()
 
@@ -339,7 +340,6 @@ class Server:
         if command == "resume":
             self._carry_out(self._plan.resume(now))
         elif command == "stop":
-            self._say_goodbye()
             self._stop()
         self._loop.send(client.channel, self._report(now))
 
