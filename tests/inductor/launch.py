@@ -154,19 +154,17 @@ def registers() -> None:
     """What is read from cubins is what the driver says once they are loaded."""
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-    from headstart.inductor import cubin
+    from headstart.inductor import compat, cubin
 
     original = CachingAutotuner._make_launchers
     pairs: list[tuple[int, int | None]] = []
 
     def make(self: Any) -> None:
-        # Before they are loaded, which a kernel's file may not outlive.
-        read = [
-            cubin.registers(Path(result.kernel.cubin_path).read_bytes(), result.kernel.name)
-            for result in self.compile_results
-        ]
         original(self)
-        pairs.extend(zip([result.kernel.n_regs for result in self.compile_results], read, strict=True))
+        for result in self.compile_results:
+            kernel = result.kernel
+            file = Path(compat.triton_folder(0), compat.hash_folder(kernel.hash), f"{kernel.name}.cubin")
+            pairs.append((kernel.n_regs, cubin.registers(file.read_bytes(), kernel.name)))
 
     CachingAutotuner._make_launchers = make
     try:
@@ -207,6 +205,7 @@ GROUPS = {
     "twins": [twins],
     "flex": [flex],
     "trained": [trained],
+    "registers": [registers],
     "ddp": [ddp],
 }
 

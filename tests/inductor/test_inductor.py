@@ -218,6 +218,42 @@ def test_a_cache_entry_names_nothing_of_headstart(everything: dict[str, Any]) ->
     assert [path for path in files if b"headstart." in path.read_bytes().replace(os.fsencode(HERE), b"")] == []
 
 
+MODEL = """
+import torch
+
+import cases
+
+
+def make():
+    function, arguments, _ = cases.trained()
+    return function, *arguments
+"""
+
+
+def test_a_model_built_without_a_gpu_needs_no_compile_where_there_is_one(programs: Programs, tmp_path: Path) -> None:
+    (tmp_path / "my_model.py").write_text(MODEL)
+    bundle = tmp_path / "my.bundle"
+    (tmp_path / "runtime").mkdir(mode=0o700)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "TORCH"))},
+        "PYTHONPATH": os.pathsep.join([str(Path(headstart.__file__).parent.parent), str(HERE)]),
+        "XDG_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "HEADSTART_CACHE_DIR": str(tmp_path / "headstart"),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    command = ["build", "--model", "my_model.py:make", "--target", "cuda:90", "-o", str(bundle), "--json"]
+    program = [sys.executable, "-c", "from headstart.cli import main; main()", *command]
+    done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    built = json.loads(done.stdout.splitlines()[-1])
+    assert built["kernels"] == built["compiled"] > 5
+    assert built["left_out"] == 0
+    result = programs.run({"cases": ["trained"], "bundle": str(bundle)})
+    assert result["cases"]["trained"]["error"] == ""
+    assert result["statistics"]["cached"] == built["kernels"]
+    assert result["statistics"]["compiled"] == result["services"] == 0
+
+
 @functools.cache
 def _registered() -> bool:
     from importlib.metadata import entry_points
