@@ -193,17 +193,30 @@ def test_row_12_a_kernel_that_fails_reads_as_in_stock_with_the_evidence(programs
     assert "reproduce:" in error
 
 
+def _late(programs: Programs, process: str) -> dict[str, str]:
+    """Variables under which one kind of headstart's processes takes a minute to start."""
+    folder = programs.folder / f"late {process}"
+    folder.mkdir(exist_ok=True)
+    text = f"import sys, time\nif {process!r} in sys.argv: time.sleep(60)\n"
+    (folder / "sitecustomize.py").write_text(text)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(headstart.__file__).parent.parent), str(HERE)])}
+
+
 def test_row_5_workers_that_do_not_come_cost_patience_and_nothing_else(programs: Programs) -> None:
-    slow = programs.folder / "slow"
-    slow.mkdir()
-    (slow / "sitecustomize.py").write_text(
-        "import sys, time\nif 'headstart.service.zygote' in sys.argv: time.sleep(60)\n"
-    )
-    path = os.pathsep.join([str(slow), str(Path(headstart.__file__).parent.parent), str(HERE)])
-    result = programs.run({"cases": ["pointwise"]}, PYTHONPATH=path, HEADSTART_PATIENCE="1")
+    late = _late(programs, "headstart.service.zygote")
+    result = programs.run({"cases": ["pointwise"]}, **late, HEADSTART_PATIENCE="1")
     assert result["cases"]["pointwise"]["error"] == ""
     assert result["counts"]["in_process"] == 2
     assert "no worker has answered yet" in result["log"]
+
+
+def test_row_5_a_describer_that_does_not_come_costs_nothing(programs: Programs) -> None:
+    late = _late(programs, "headstart.inductor.describer")
+    result = programs.run({"cases": ["pointwise", "rescaled", "trained"]}, **late)
+    assert {case["error"] for case in result["cases"].values()} == {""}
+    assert result["in process"] == []
+    assert result["counts"]["in_process"] == 0
+    assert result["statistics"]["compiled"] == result["counts"]["late"] == result["counts"]["jobs"] > 5
 
 
 def test_nothing_is_installed_when_headstart_is_off(programs: Programs) -> None:

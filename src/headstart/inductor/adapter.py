@@ -28,7 +28,7 @@ from headstart.future import LambdaFuture
 from headstart.inductor import compat, layout, plain
 from headstart.inductor.describing import Describing
 from headstart.inductor.imports import forget_imports, when_imported
-from headstart.inductor.pool import Pool
+from headstart.inductor.pool import NO_WORKER, Pool
 from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
 from headstart.inductor.source import Source, is_refused_by_assembler
@@ -75,6 +75,10 @@ class _Started(NamedTuple):
     device: int
 
 
+class _Foreseeing(threading.local):
+    on = False  # what this thread asks `compile` for is kicked off and not waited for
+
+
 class Adapter:
     """One per process. Arguments as for `AsyncCompile`.
 
@@ -96,6 +100,7 @@ class Adapter:
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
         self._patience = patience()
         self._tickets = count(1)
+        self._foreseeing = _Foreseeing()
         self._said: set[str] = set()
         self._replacement = compat.Replacement(self._choose_pool, self.compile)
         self._reset()
@@ -114,7 +119,6 @@ class Adapter:
         self._devices: dict[str, int] = {}
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
         self._started = time.monotonic()  # and with it the workers, or with the first kick-off
-        self._first_kick_off: float | None = None
         self._first_job: float | None = None
         self._heard = False
         self._pool: Pool | None = None
@@ -155,8 +159,6 @@ class Adapter:
                 return source
             source = self._sources[key] = Source(self, name, text, environment, config)
             self.counts["sources"] += 1
-            if self._first_kick_off is None:
-                self._first_kick_off = time.monotonic()
         self.soon(source.guarded_begin)
         return source
 
@@ -172,27 +174,47 @@ class Adapter:
             self._stay_away(reason)
             return in_process()
         try:
-            files, hash = self._files(stem, src, target, options)
+            started = self._jobs.get(job_key(src, target, options)) or self._start_late(stem, src, target, options)
+            if self._foreseeing.on:
+                raise compat.Foreseen
+            files = self._files(started)
         except CompileError as error:
             raise self._as_inductors(error) from None
         except (HeadstartError, plain.CannotTravelError, OSError) as error:
             self.steps_aside(src.name, stem, str(error))
             return in_process()
-        return compat.compiled_kernel(src, files, hash)
+        return compat.compiled_kernel(src, files, started.job.hash)
 
-    def _files(self, stem: str, src: Any, target: Any, options: Any) -> tuple[dict[str, str], str]:
-        started = self._jobs.get(job_key(src, target, options)) or self._start_late(stem, src, target, options)
+    def load_here(self, load: Callable[[], Any]) -> Any:
+        """Import a source in this process, since the describer is not there yet, and kick its compiles off."""
+        autotuner = load()
+        self._foreseeing.on = True
+        try:
+            compat.foresee(autotuner)
+        finally:
+            self._foreseeing.on = False
+        return autotuner
+
+    def _files(self, started: _Started) -> dict[str, str]:
         job = started.job
         root = compat.triton_folder(started.device)
         found = layout.find(root, job.hash, job.name)
         if found is None:
             if started.future is None:
                 raise FileNotFoundError(f"Triton's cache folder {root} is being emptied")
-            found = layout.write(root, job.hash, job.name, started.future.result())
-        return found, job.hash
+            found = layout.write(root, job.hash, job.name, self._result(started.future))
+        return found
+
+    def _result(self, future: LambdaFuture[CompiledKernel]) -> CompiledKernel:
+        while True:
+            try:
+                return future.result(self.patience_left())
+            except TimeoutError:
+                if self.patience_left() == 0.0:
+                    raise ServiceError(NO_WORKER) from None
 
     def _start_late(self, stem: str, src: Any, target: Any, options: Any) -> _Started:
-        """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed."""
+        """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed, no describer yet."""
         job = job_of(src, target, options)
         device = self._devices.get(stem, 0)
         if layout.find(compat.triton_folder(device), job.hash, job.name) is not None:
@@ -208,6 +230,7 @@ class Adapter:
             device=device,
             use_store=not compat.caches_disabled(),
         )
+        future.add_done_callback(lambda _: self.heard())
         return _Started(job, future, device)
 
     @staticmethod
@@ -291,20 +314,17 @@ class Adapter:
     def patience_left(self) -> float | None:
         """Seconds until this process compiles by itself while it waits, because no worker has ever begun; None: never.
 
-        Workers count as late from when they were started, so that they cost no more than the patience in all, however
-        long the program traces. As long as it is the describer that is late, which imports torch as Inductor's own pool
-        would, the time runs from the first kick-off.
+        Counted from when the workers were started, so that they cost no more than the patience in all, however long the
+        program traces; but a first job has a moment.
         """
-        if self._first_kick_off is None or self._heard:
+        if self._heard:
             return None
+        if self._first_job is None:
+            return self._patience
         if self.compiler.in_flight():
             self._heard = True
             return None
-        if self._first_job is None:
-            end = self._first_kick_off + self._patience
-        else:
-            end = max(self._started + self._patience, self._first_job + _MOMENT)
-        return max(0.0, end - time.monotonic())
+        return max(0.0, max(self._started + self._patience, self._first_job + _MOMENT) - time.monotonic())
 
     def steps_aside(self, name: str, stem: str, reason: str) -> None:
         """One kernel is left to Inductor's own process.
