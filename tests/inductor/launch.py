@@ -14,7 +14,8 @@ from typing import Any
 
 import headstart
 
-headstart.enable(bundle=os.environ.get("BUNDLE"))
+if __name__ == "__main__":
+    headstart.enable(bundle=os.environ.get("BUNDLE"))
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
@@ -108,6 +109,21 @@ def trained() -> None:
         run(x).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     same(gradients[1], gradients[0], 1e-2)
+
+
+def make() -> tuple[Any, Any]:
+    """A model and its input, for `headstart build --model`."""
+    with torch.device("cuda"):
+        block = [nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256), nn.LayerNorm(256)]
+        model = nn.Sequential(nn.Embedding(1000, 256), *block, nn.Linear(256, 1000), nn.LogSoftmax(-1))
+    return model, torch.zeros(8, 128, device="cuda", dtype=torch.int64)
+
+
+def made() -> None:
+    model, x = make()
+    compiled = torch.compile(model)
+    compiled(x).square().sum().backward()
+    same(compiled(x), model(x), 1e-2)
 
 
 def max_autotuned() -> None:
@@ -206,6 +222,7 @@ GROUPS = {
     "flex": [flex],
     "trained": [trained],
     "registers": [registers],
+    "made": [made],
     "ddp": [ddp],
 }
 
@@ -230,6 +247,7 @@ def main() -> None:
         "in process": compiled,
         "counts": adapter.counts,
         "compiled": adapter.compiler.statistics.compiled,
+        "cached": adapter.compiler.statistics.cached,
         "services": adapter.compiler.services_started,
         "describers": adapter.describing.starts,
     }
