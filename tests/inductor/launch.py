@@ -17,8 +17,8 @@ import headstart
 if __name__ == "__main__":
     headstart.enable(bundle=os.environ.get("BUNDLE"))
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
 torch.manual_seed(0)
 

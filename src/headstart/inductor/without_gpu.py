@@ -244,6 +244,8 @@ def pretend(target: Target) -> Iterator[None]:
         "_maybe_exchange_device": lambda device: 0,
         "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda state, device="cuda": None,
+        "manual_seed": lambda seed: None,
+        "manual_seed_all": lambda seed: None,
         "synchronize": lambda device=None: None,
         "is_bf16_supported": lambda including_emulation=True: True,
         "memory_allocated": lambda device=None: 0,
