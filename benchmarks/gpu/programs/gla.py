@@ -7,7 +7,7 @@ begun = time.perf_counter()
 
 import measured  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402, N812
+import torch.nn.functional as F  # noqa: E402
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: E402
 from fla.ops.gla import chunk_gla  # noqa: E402
 

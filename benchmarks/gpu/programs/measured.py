@@ -11,7 +11,7 @@ import torch
 
 
 def run(work: Callable[[], list[torch.Tensor]], begun: float) -> None:
-    """`work` launches kernels and returns what they computed; `begun` is `time.perf_counter()` at the program's start."""
+    """`work` launches kernels and returns what they computed; `begun`: `time.perf_counter()` at the start."""
     from triton import knobs
 
     compiles: list[tuple[bool, float]] = []
