@@ -83,8 +83,10 @@ def build(
     usage, or a plan that yields nothing.
     """
     devices = list(dict.fromkeys(Target.parse(target) for target in targets))
-    if bool(plan) == bool(model):
-        raise UsageError("give a plan or --model FILE:FUNCTION, one of them")
+    if not plan and not model:
+        raise click.UsageError("Missing argument 'PLAN', or --model FILE:FUNCTION.")
+    if plan and model:
+        raise UsageError("a plan and --model exclude each other")
     output = output or Path(_bundle_name(plan or str(model).rpartition(":")[0]))
     if model:
         from headstart.cli.model import build_model

@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -36,6 +37,7 @@ from headstart.kernel import CompiledKernel
 from headstart.settings import Mode, mode, patience
 from headstart.toolchain import Toolchain, find_toolchain
 
+_FAREWELL = 5.0  # seconds for what is still to be written
 _MOMENT = 1.0  # seconds that a job has until a worker begins it
 
 _log = logging.getLogger("headstart")
@@ -96,6 +98,7 @@ class Adapter:
             self.compiler.cache_dir,
             self.compiler.bundler.find,
             self.compiler.bundler.put,
+            self.later,
         )
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
         self._patience = patience()
@@ -112,6 +115,7 @@ class Adapter:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._sources: dict[Any, Source] = {}
         self._twins: dict[Any, Source] = {}
@@ -134,6 +138,8 @@ class Adapter:
         forget_imports()
         self._replacement.remove()
         self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join(_FAREWELL)
         self.describing.close()
         self.compiler.close()
         if self.counts["in_process"]:
@@ -293,15 +299,15 @@ class Adapter:
         assert started.future is not None
         return started.future
 
-    def materialize(self, job: Job, kernel: CompiledKernel, root: str) -> None:
-        """Write Triton's cache entry, if it can be, and if this is the time.
+    def later(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Run `step` in the adapter's thread, from which it is called, once nothing that somebody may wait for is left.
 
-        While Inductor generates code, each call into the system costs this thread a wait for the interpreter's lock, so
-        what is more urgent goes first: whoever asks for the kernel then writes its entry. Only processes that benchmark
-        look for it without asking.
+        While Inductor generates code, each call into the system costs this thread a wait for the interpreter's lock.
         """
-        if not (self._queue.empty() or compat.benchmarks_elsewhere()):
-            return
+        self._idle.append(functools.partial(step, *arguments))
+
+    def materialize(self, job: Job, kernel: CompiledKernel, root: str) -> None:
+        """Write Triton's cache entry, if it can be. Whoever asks for the kernel before does so himself."""
         try:
             layout.write(root, job.hash, job.name, kernel)
         except (OSError, DamagedError) as error:
@@ -370,11 +376,23 @@ class Adapter:
             self.log_once(str(error))
 
     def _run(self) -> None:
-        while (step := self._queue.get()) is not None:
+        while True:
             try:
-                step()
-            except Exception:  # noqa: BLE001 - one source's trouble must not become the others'
-                _log.exception("headstart's torch.compile adapter failed; this is a bug")
+                step = self._queue.get(block=not self._idle)
+            except queue.Empty:
+                step = self._idle.popleft()
+            if step is None:
+                break
+            self._guarded(step)
+        for step in self._idle:
+            self._guarded(step)
+
+    @staticmethod
+    def _guarded(step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:  # noqa: BLE001 - one source's trouble must not become the others'
+            _log.exception("headstart's torch.compile adapter failed; this is a bug")
 
     def _after_fork(self) -> None:
         self.describing.forget()
