@@ -44,7 +44,7 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
         "HEADSTART_CACHE_DIR": str(caches / "headstart"),
         "XDG_RUNTIME_DIR": str(caches / "runtime"),
     }
-    bundle, manifest = ["--bundle", str(kept / "bundle")], str(kept / "manifest")
+    bundle, manifest = ["--bundle", str(kept / "app.bundle")], str(kept / "app.manifest")
     ours = {
         "headstart": [*bundle, "--record", manifest],
         "bundle": [*bundle, "--manifest", manifest, "--reuse-tuning", "--no-record"],
@@ -61,7 +61,7 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
     result = {**json.loads(done.stdout.splitlines()[-1]), "program": program, "kind": kind}
     result.update(process_s=time.perf_counter() - started, log=done.stderr[-3000:])
     if kind == "headstart":
-        result["sweeps"] = sweeps(kept / "manifest")
+        result["sweeps"] = sweeps(kept / "app.manifest")
     return result
 
 

@@ -32,12 +32,12 @@ def build_model(reference: str, targets: Sequence[Target], workers: int | None, 
     started = time.monotonic()
     from headstart.inductor import without_gpu
 
-    without_gpu.load_shim()
     with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
         # What torch.compile made earlier would keep it from making anything now.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         part = output.with_name(f".{output.name}.{os.getpid()}")
         inductor.enable(bundle=part, workers=workers)
+        without_gpu.load_shim()
         adapter = inductor.current()
         if adapter is None:
             raise HeadstartError("headstart leaves torch.compile alone here, so there is nothing to build")

@@ -9,7 +9,7 @@ precompile. Left out is what needs a driver: launchers, benchmarking (of templat
 itself (`CompiledFxGraph.__call__` raises `Stop`). Registers, which decide about rescaling, are read from cubins.
 
 It changes torch's insides for as long as it lasts, and so belongs into a process of its own. Read for torch 2.11 to
-2.14; a build of torch without CUDA needs the shim beside this file, which is compiled by g++ at first use.
+2.14. The shim beside this file, which is compiled by g++ at first use, takes the place of CUDA's device guard.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -95,8 +96,9 @@ def _properties(target: Target) -> types.SimpleNamespace:
 _shim: ctypes.CDLL | None = None
 
 
-def _build_shim(torch: compat.Torch, folder: Path) -> Path:
-    key = hashlib.sha256(_SHIM.read_bytes() + f"{torch.version} {torch.folder}".encode()).hexdigest()[:16]
+def _build_shim(torch: compat.Torch, folder: Path, *flags: str) -> Path:
+    told = f"{torch.version} {torch.folder} {flags}"
+    key = hashlib.sha256(_SHIM.read_bytes() + told.encode()).hexdigest()[:16]
     built = folder / f"shim-{key}.so"
     if built.exists():
         return built
@@ -104,22 +106,22 @@ def _build_shim(torch: compat.Torch, folder: Path) -> Path:
     part = built.with_suffix(f".{os.getpid()}")
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        *("g++", "-std=c++20", "-O0", "-shared", "-fPIC"),
+        *("g++", "-std=c++20", "-O0", "-shared", "-fPIC", *flags),
         *(f"-I{os.path.join(torch.folder, 'include')}", str(_SHIM), "-o", str(part)),
         *(f"-L{lib}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{lib}"),
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
-        raise UsageError("this torch is built without CUDA; pretending otherwise takes g++, which is missing") from None
+        raise UsageError("to pretend that there is a GPU takes g++, and there is none") from None
     if done.returncode:
-        raise UsageError(f"this torch is built without CUDA, and the shim for it does not compile:\n{done.stderr}")
+        raise UsageError(f"the shim that stands for a GPU does not compile with this torch:\n{done.stderr}")
     part.rename(built)
     return built
 
 
 def load_shim(folder: Path | None = None) -> None:
-    """If this torch is a build without CUDA, load what pretends that it is not. Must come before `import torch`.
+    """Load what stands for a GPU below torch's Python. Imports torch if it is a build with CUDA.
 
     Args:
         folder: where the shim is kept once it is built; default: headstart's cache folder.
@@ -133,14 +135,18 @@ def load_shim(folder: Path | None = None) -> None:
     torch = compat.find_torch()
     if torch is None:
         raise UsageError("there is no torch")
-    lib = Path(torch.folder, "lib")
-    if (lib / "libtorch_cuda.so").exists():
-        return
     if "torch" in sys.modules:
         raise UsageError("torch is imported already, and asks for its CUDA only once")
+    folder = folder or cache_dir() / "torch"
+    lib = Path(torch.folder, "lib")
+    if (lib / "libtorch_cuda.so").exists():
+        # CUDA's own guard is registered while torch is imported, and then replaced.
+        importlib.import_module("torch")
+        _shim = ctypes.CDLL(str(_build_shim(torch, folder, "-DGUARD_ONLY")))
+        return
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(lib / name), mode=ctypes.RTLD_GLOBAL)
-    _shim = ctypes.CDLL(str(_build_shim(torch, folder or cache_dir() / "torch")))
+    _shim = ctypes.CDLL(str(_build_shim(torch, folder)))
 
 
 # Triton's driver
@@ -220,6 +226,7 @@ def pretend(target: Target) -> Iterator[None]:
     import torch._inductor.output_code as output_code
     import torch._inductor.runtime.triton_heuristics as triton_heuristics
     import torch._inductor.select_algorithm as select_algorithm
+    import torch._subclasses.fake_tensor as fake_tensor
     import torch.cuda
     from torch._dynamo.device_interface import CudaInterface
     from torch._inductor.codecache import PyCodeCache
@@ -296,6 +303,7 @@ def pretend(target: Target) -> Iterator[None]:
         enter(mock.patch.object(CudaInterface, "get_raw_stream", staticmethod(lambda device: 0)))
         enter(mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda self: True)))
         enter(mock.patch.object(joint_graph.UniformValueConstantFolder, "_deduce_value", fold_on_cpu))
+        enter(mock.patch.object(fake_tensor, "init_gpu_context"))
         enter(mock.patch.object(torch._functorch.config, "force_non_lazy_backward_lowering", True))
         enter(mock.patch.object(triton_heuristics.CachingAutotuner, "_make_launchers", make_launchers))
         enter(mock.patch.object(output_code.CompiledFxGraph, "__call__", call))
