@@ -126,6 +126,8 @@ class AsyncCompile:
     # For adapters: which toolchain compiles, and in which environment (their own may know better than this process's).
     _find_toolchain: Callable[[], Toolchain] = staticmethod(find_toolchain)
     _environment: Callable[[], dict[str, str]] = staticmethod(fingerprint)
+    # Whether other clients put kernels into the same bundle. Then it is no bad sign if none of them is for this one.
+    _shares_bundle = False
 
     def __init__(
         self,
@@ -145,6 +147,8 @@ class AsyncCompile:
         self._lock = threading.RLock()
         self._asked: list[Asked] = []
         self._deduplicated = 0
+        self._unasked: set[str] = set()  # digests of what was only kicked off in the background
+        self._useless: Path | None = None  # a bundle of which nothing is for this client, until somebody was told
         self.kernels = CompiledTritonKernels()
         self.bundler = TritonBundler(self._emit)
         self._closed = False
@@ -205,18 +209,32 @@ class AsyncCompile:
         )
         return self.submit(request, use_store=use_store)
 
-    def submit(self, request: CompileRequest, *, use_store: bool = True) -> KernelFuture:
-        """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`."""
+    def submit(self, request: CompileRequest, *, use_store: bool = True, background: bool = False) -> KernelFuture:
+        """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`.
+
+        Args:
+            request: what to compile.
+            use_store: as for `triton`.
+            background: nobody has asked for it yet: whatever somebody has asked for goes first.
+        """
         digest = request.digest()
         with self._lock:
             future = self.kernels.get(digest)
             if future is not None:
                 self._deduplicated += 1
+                if digest in self._unasked and not background:
+                    self._unasked.discard(digest)
+                    future.want()
                 return future
+            if background:
+                self._unasked.add(digest)
             future = self.kernels.request_emitted(digest, request) if use_store else None
             if future is not None:
                 return future
-            kickoff = self._service().submit(request, self._use_store and use_store)
+            if self._useless is not None:
+                _log.warning("%s: its kernels were made for another Triton, torch or Python", self._useless)
+                self._useless = None
+            kickoff = self._service().submit(request, self._use_store and use_store, background=background)
             self._asked.append(Asked(request.name, kickoff.kicked_off, kickoff))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
             return self.kernels.save(digest, future)
@@ -248,8 +266,7 @@ class AsyncCompile:
         """
         try:
             if self._bundle is not None and self.bundler.noted:
-                self._bundle.parent.mkdir(parents=True, exist_ok=True)
-                self.bundler.collect(self._bundle)
+                self.bundler.extend(self._bundle)
         except OSError as error:
             _log.warning("cannot write the bundle %s: %s", self._bundle, error.strerror)
         finally:
@@ -285,6 +302,12 @@ class AsyncCompile:
         """One span per distinct request, in the order of the requests."""
         with self._lock:
             return [request.span() for request in self._asked]
+
+    @property
+    def unasked(self) -> set[str]:
+        """Digests of requests that were kicked off in the background, and that nobody has asked for since."""
+        with self._lock:
+            return set(self._unasked)
 
     def in_flight(self) -> list[tuple[str, float]]:
         """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""
@@ -374,7 +397,7 @@ class AsyncCompile:
     def _read_bundle(self, path: Path) -> bool:
         self.bundler.begin_compile()
         try:
-            return self.bundler.read_and_emit(path) > 0
+            return self.bundler.read_and_emit(path) > 0 or self._shares_bundle
         except FileNotFoundError:
             return False
         except (DamagedError, OSError) as error:
@@ -388,7 +411,9 @@ class AsyncCompile:
         usable = [item for item in bundle if item.toolchain == toolchain]
         for item in usable:
             self.kernels.emit(item.request_digest, functools.partial(self._bundled, bundle, item))
-        if len(usable) < len(bundle):
+        if self._shares_bundle:
+            self._useless = None if usable or not len(bundle) else bundle.path
+        elif len(usable) < len(bundle):
             _log.warning(
                 "%s: %d of %d kernels were made by another Triton or Python and are not used",
                 bundle.path,

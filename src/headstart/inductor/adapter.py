@@ -25,9 +25,9 @@ import msgspec
 from headstart.async_compile import AsyncCompile
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
+from headstart.imports import Awaited
 from headstart.inductor import compat, layout, plain
 from headstart.inductor.describing import Describing
-from headstart.inductor.imports import forget_imports, when_imported
 from headstart.inductor.pool import Pool
 from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
@@ -62,6 +62,7 @@ class _Compiler(AsyncCompile):
 
     _find_toolchain = staticmethod(_toolchain)
     _environment = staticmethod(_environment)
+    _shares_bundle = True
 
     def _note(self, kickoff: Any, result: Any) -> None:
         # A kernel that needs too much shared memory is Inductor's to refuse: it then tries another configuration.
@@ -97,6 +98,7 @@ class Adapter:
         self._patience = patience()
         self._tickets = count(1)
         self._said: set[str] = set()
+        self._awaited = Awaited()
         self._replacement = compat.Replacement(self._choose_pool, self.compile)
         self._reset()
         _adapters.add(self)
@@ -121,13 +123,13 @@ class Adapter:
 
     def install(self) -> None:
         """Replace what is imported already; the rest when it is."""
-        when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool)
-        when_imported(compat.HEURISTICS, self._replacement.replace_compile)
-        when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys))
+        self._awaited.after(compat.ASYNC_COMPILE, self._replacement.replace_pool)
+        self._awaited.after(compat.HEURISTICS, self._replacement.replace_compile)
+        self._awaited.after(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys))
 
     def close(self) -> None:
         """Put everything back, and end all processes."""
-        forget_imports()
+        self._awaited.forget()
         self._replacement.remove()
         self._queue.put(None)
         self.describing.close()
