@@ -25,7 +25,7 @@ import msgspec
 from headstart.async_compile import AsyncCompile
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
-from headstart.imports import Awaited
+from headstart.imports import when_imported
 from headstart.inductor import compat, layout, plain
 from headstart.inductor.describing import Describing
 from headstart.inductor.pool import Pool
@@ -98,8 +98,8 @@ class Adapter:
         self._patience = patience()
         self._tickets = count(1)
         self._said: set[str] = set()
-        self._awaited = Awaited()
         self._replacement = compat.Replacement(self._choose_pool, self.compile)
+        self._forget_imports: list[Callable[[], None]] = []
         self._reset()
         _adapters.add(self)
         if self.compiler.starts_service:
@@ -123,13 +123,16 @@ class Adapter:
 
     def install(self) -> None:
         """Replace what is imported already; the rest when it is."""
-        self._awaited.after(compat.ASYNC_COMPILE, self._replacement.replace_pool)
-        self._awaited.after(compat.HEURISTICS, self._replacement.replace_compile)
-        self._awaited.after(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys))
+        self._forget_imports = [
+            when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool),
+            when_imported(compat.HEURISTICS, self._replacement.replace_compile),
+            when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)),
+        ]
 
     def close(self) -> None:
         """Put everything back, and end all processes."""
-        self._awaited.forget()
+        for forget in self._forget_imports:
+            forget()
         self._replacement.remove()
         self._queue.put(None)
         self.describing.close()

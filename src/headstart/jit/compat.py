@@ -114,3 +114,17 @@ def core() -> ModuleType | None:
 def is_aggregate(value: Any) -> bool:
     """Whether `value` is a class made by `triton.language.core._aggregate`."""
     return bool(getattr(value, "__triton_aggregate__", False))
+
+
+# Drivers
+
+
+def set_driver(driver: Any) -> None:
+    """Have Triton ask `driver` about the device, and launch by it."""
+    sys.modules["triton"].runtime.driver.set_active(driver)
+
+
+def gpu_target(backend: str, arch: str, warp_size: int) -> Any:
+    """Triton's own form of a target."""
+    target = sys.modules["triton"].backends.compiler.GPUTarget
+    return target(backend, int(arch) if backend == "cuda" else arch, warp_size)
