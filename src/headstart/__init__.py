@@ -3,6 +3,7 @@
 The modules, lowest first; each imports only from those above it:
 
     errors, target, folders     what can go wrong; what to compile for; where things lie
+    imports                     acting on a module once the program imports it
     settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told
     captured, safety            a live kernel, as plain data; what may come from elsewhere

@@ -25,9 +25,9 @@ import msgspec
 from headstart.async_compile import AsyncCompile
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
+from headstart.imports import when_imported
 from headstart.inductor import compat, layout, plain
 from headstart.inductor.describing import Describing
-from headstart.inductor.imports import forget_imports, when_imported
 from headstart.inductor.pool import Pool
 from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
@@ -98,6 +98,7 @@ class Adapter:
         self._tickets = count(1)
         self._said: set[str] = set()
         self._replacement = compat.Replacement(self._choose_pool, self.compile)
+        self._forget_imports: list[Callable[[], None]] = []
         self._reset()
         _adapters.add(self)
         if self.compiler.starts_service:
@@ -121,13 +122,16 @@ class Adapter:
 
     def install(self) -> None:
         """Replace what is imported already; the rest when it is."""
-        when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool)
-        when_imported(compat.HEURISTICS, self._replacement.replace_compile)
-        when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys))
+        self._forget_imports = [
+            when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool),
+            when_imported(compat.HEURISTICS, self._replacement.replace_compile),
+            when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)),
+        ]
 
     def close(self) -> None:
         """Put everything back, and end all processes."""
-        forget_imports()
+        for forget in self._forget_imports:
+            forget()
         self._replacement.remove()
         self._queue.put(None)
         self.describing.close()
