@@ -118,6 +118,7 @@ class AsyncCompile:
         bundle: a bundle file. If it exists, its kernels are there without compiling, and no service starts until one is
             missing. What was missing is added to it by `close`.
         use_store: whether results may be looked up in, and kept in, the store.
+        start: whether the service starts now, if there is need of one; else with the first kernel, or by `start`.
 
     Raises:
         UsageError: an argument or one of headstart's environment variables is not valid.
@@ -137,6 +138,7 @@ class AsyncCompile:
         cache_dir: str | os.PathLike[str] | None = None,
         bundle: str | os.PathLike[str] | None = None,
         use_store: bool = True,
+        start: bool = True,
     ) -> None:
         settings = Settings.load(workers=workers, cache_dir=cache_dir)
         self._target = None if target is None else Target.parse(target)
@@ -157,6 +159,11 @@ class AsyncCompile:
         self._connection: ServiceConnection | None = None
         _clients.add(self)
         self.starts_service = self._bundle is None or not self._read_bundle(self._bundle)
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        """Start the service in the background, unless a bundle makes it likely that none is needed."""
         if self.starts_service:
             self._service().start()
 
@@ -209,15 +216,18 @@ class AsyncCompile:
         )
         return self.submit(request, use_store=use_store)
 
-    def submit(self, request: CompileRequest, *, use_store: bool = True, background: bool = False) -> KernelFuture:
+    def submit(
+        self, request: CompileRequest, *, use_store: bool = True, background: bool = False, digest: str = ""
+    ) -> KernelFuture:
         """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`.
 
         Args:
             request: what to compile.
             use_store: as for `triton`.
             background: nobody has asked for it yet: whatever somebody has asked for goes first.
+            digest: the request's, for those who have it already.
         """
-        digest = request.digest()
+        digest = digest or request.digest()
         with self._lock:
             future = self.kernels.get(digest)
             if future is not None:

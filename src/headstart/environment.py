@@ -8,6 +8,7 @@ its life. A variable that is not listed here does not reach the identity of a ke
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 # Tools and libraries that Triton calls or links: what counts is their content, so they belong to the toolchain's
@@ -116,3 +117,24 @@ def bypass_reason(environment: Mapping[str, str]) -> str | None:
     """The first variable in `environment` for whose sake caches are bypassed, or None."""
     asked_for = (name for name in sorted(environment) if name in BYPASS_VARIABLES - _PLACES)
     return next((name for name in asked_for if environment[name].lower() not in ("0", "false", "off")), None)
+
+
+_BYPASSES = tuple(sorted(BYPASS_VARIABLES))
+
+
+def step_aside_reason() -> str | None:
+    """Why Triton must compile in this process just now, or None; adapters ask at every kick-off."""
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        return "TRITON_INTERPRET"
+    # Looking each name up is cheaper than going through what is set.
+    asked_for = {name: value for name in _BYPASSES if (value := os.environ.get(name))}
+    if (variable := bypass_reason(asked_for)) is not None:
+        return variable
+    knobs = sys.modules.get("triton.knobs")
+    if knobs is None:
+        return None
+    if getattr(knobs.runtime, "add_stages_inspection_hook", None) is not None:
+        return "an add_stages_inspection_hook"
+    if getattr(knobs.compilation, "instrumentation_mode", ""):
+        return "Proton instrumentation, or TRITON_INSTRUMENTATION_MODE"
+    return None

@@ -39,6 +39,8 @@ class Failure(msgspec.Struct, tag=True):
     output: str = ""
     reproduce: str = ""
     advice: str = ""
+    raised: str = ""
+    message: str = ""
 
 
 # client → service
