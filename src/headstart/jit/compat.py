@@ -176,13 +176,18 @@ class Specialized(NamedTuple):
     @property
     def key(self) -> str:
         """What a cache manager is made with."""
-        return base64.b32encode(bytes.fromhex(self.hash)).decode().rstrip("=")
+        return manager_key(self.hash)
 
     @property
     def stem(self) -> str:
         """How the entry's files are named, up to their suffixes."""
         name: str = self.function.__name__
         return name[:_MAX_NAME]
+
+
+def manager_key(hash: str) -> str:
+    """What Triton makes the cache manager of an entry with."""
+    return base64.b32encode(bytes.fromhex(hash)).decode().rstrip("=")
 
 
 def specialized(function: Any, told: Mapping[str, Any]) -> Specialized:
@@ -439,3 +444,8 @@ def is_fixed(value: Any) -> bool:
         return all(map(is_fixed, value))
     plain = value is None or isinstance(value, (bool, int, float, str))
     return plain or hasattr(value, "data_ptr") or is_triton(type(value).__module__) and hasattr(value, "name")
+
+
+def has_pre_run_hooks(function: Any) -> bool:
+    """Whether launching runs functions of the user's first, compiled or not."""
+    return bool(getattr(function, "pre_run_hooks", ()))
