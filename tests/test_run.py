@@ -21,7 +21,7 @@ from conftest import PATIENCE, client_environment, descendants, lasting
 from headstart.bundle import Bundle
 from headstart.manifest import Manifest
 from headstart.recording import record_path, script_program
-from headstart.running import VARIABLE, Orders, find_module
+from headstart.running import STARTUP, VARIABLE, Orders, find_module
 
 DRY = ("--dry-run", "--target", "cuda:90")
 COMMAND = (sys.executable, "-m", "headstart", "run")
@@ -172,7 +172,9 @@ def test_the_users_own_sitecustomize_runs_as_before(program: Callable[..., Path]
         """
     )
     path = os.pathsep.join([str(site), client_environment()["PYTHONPATH"]])
-    ours, pythons = run(app, PYTHONPATH=path), run(app, PYTHONPATH=path, command=(sys.executable,))
+    python = (sys.executable,)
+    ordered = {VARIABLE: Orders(0, str(app)).encode(), "PYTHONPATH": os.pathsep.join([STARTUP, path])}
+    ours, pythons = run(app, command=python, **ordered), run(app, command=python, PYTHONPATH=path)
     if user.startswith("print"):
         assert ours.stdout == pythons.stdout
         assert str(site) in ours.stdout
@@ -222,18 +224,10 @@ def test_orders_of_another_version_are_not_understood() -> None:
 
 def test_trouble_of_ours_is_one_line_and_the_program_runs(program: Callable[..., Path]) -> None:
     app = program("print('ran')")
-    done = run(app, HEADSTART="perhaps", command=(sys.executable,), PYTHONPATH=_started_path(), **_orders(app))
+    path = os.pathsep.join([STARTUP, client_environment()["PYTHONPATH"]])
+    bad = Orders(0, str(app), workers="three").encode().replace('"record": null', '"record": 3')
+    done = run(app, command=(sys.executable,), PYTHONPATH=path, **{VARIABLE: bad})
     assert done.stdout == "ran\n"
-
-
-def _started_path() -> str:
-    from headstart.running import STARTUP
-
-    return os.pathsep.join([STARTUP, client_environment()["PYTHONPATH"]])
-
-
-def _orders(app: Path) -> dict[str, str]:
-    return {VARIABLE: Orders(0, str(app)).encode()}
 
 
 @pytest.mark.parametrize(
@@ -515,7 +509,8 @@ def test_a_program_goes_on_when_nothing_can_be_recorded(program: Callable[..., P
 def test_a_damaged_record_is_begun_anew(program: Callable[..., Path]) -> None:
     app = program("warm_up(32)\nreport()\n", factor=2.0)
     record_of(app).parent.mkdir(parents=True)
-    record_of(app).write_bytes(b"\x89HSM\r\n\x1a\nnonsense")
+    record_of(app).write_bytes(b"\x89HSM\r\n\x1a\n\1\0nonsense")
     done = run(*DRY, app)
-    assert "damaged" in done.stderr or "truncated" in done.stderr
+    assert "truncated" in done.stderr
+    assert "begun anew" in done.stderr
     assert len(Manifest.open(record_of(app)).specializations) == 1

@@ -179,7 +179,7 @@ class Enabled:
         self._forget.append(when_imported("triton", self._triton_is_here))
         if choices.record is not None:
             self._forget.append(when_imported("multiprocessing.util", self._see_forks_end))
-        if choices.manifest is not None and not choices.reuse_tuning:
+        if choices.manifest is not None and not choices.reuse_tuning and os.path.exists(choices.manifest):
             self._thread = threading.Thread(target=self._replay, name="headstart-replay", daemon=True)
             self._thread.start()
 

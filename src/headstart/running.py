@@ -125,23 +125,25 @@ def become(program: Sequence[str], variables: Mapping[str, str]) -> None:
 
 def find_module(name: str) -> str | None:
     """The file that `python -m name` would run, found without importing anything; None if there is none."""
-    path: Sequence[str] | None = None
-    if not getattr(sys.flags, "safe_path", False):
-        path = [os.getcwd(), *sys.path]
+    where: Sequence[str] = sys.path if getattr(sys.flags, "safe_path", False) else [os.getcwd(), *sys.path]
+    parts = name.split(".")
     spec: ModuleSpec | None = None
-    for index, part in enumerate(name.split(".")):
-        spec = _find(".".join(name.split(".")[: index + 1]), path)
+    for index, part in enumerate(parts):
+        spec = _find(".".join(parts[: index + 1]), where)
         if spec is None:
             return None
-        path = spec.submodule_search_locations
-        if path is None and part != name.split(".")[-1]:
-            return None
-    if path is not None:
-        spec = _find(f"{name}.__main__", path)
+        if spec.submodule_search_locations is None:
+            where = []
+        elif spec.origin is None:  # a namespace package, whose own list looks for its imported parent
+            where = [os.path.join(folder, part) for folder in where]
+        else:
+            where = spec.submodule_search_locations
+    if where:
+        spec = _find(f"{name}.__main__", where)
     return None if spec is None else spec.origin
 
 
-def _find(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+def _find(name: str, path: Sequence[str]) -> ModuleSpec | None:
     for finder in sys.meta_path:
         spec = finder.find_spec(name, path)
         if spec is not None:

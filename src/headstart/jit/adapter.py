@@ -68,6 +68,8 @@ class _Compiler(AsyncCompile):
         super().__init__(**arguments)
         self._finished = finished
 
+    _shares_bundle = True
+
     def _note(self, kickoff: Any, result: Any) -> None:
         # Too much shared memory is for Triton to refuse, when it loads the kernel: autotuners count on that.
         if kickoff.use_store:
