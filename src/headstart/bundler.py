@@ -63,7 +63,7 @@ class TritonBundler:
         return self._write(path, list(self._bundles.values()))
 
     def extend(self, path: str | os.PathLike[str]) -> Path:
-        """As `collect`, and keep what `path` holds by now: several clients, ranks of one job say, may extend one bundle.
+        """As `collect`, and keep what `path` holds by now: several clients, ranks of a job say, may extend one bundle.
 
         Raises:
             OSError: as `collect`; or others that write there take too long.

@@ -2,7 +2,7 @@
 
     enable ─┬─ import triton ───────────────────▶ jit.Adapter, recorder
             ├─ a manifest: thread headstart-replay ─▶ jit.Adapter ─▶ Replay
-            └─ torch.compile ──────────────────▶ inductor.enable (at once; under `headstart run` when it is used, or was)
+            └─ torch.compile ──────────────────▶ inductor.enable: at once; under `headstart run` if it is, or was, used
     disable, or the end of the process ─▶ adapters put everything back, the record and the bundle are written
 
 Nothing is loaded that the program may not need: until triton is imported, an import hook is all there is.
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from headstart.jit.replay import Replay
     from headstart.manifest import Manifest
     from headstart.recording import Recorder
-    from headstart.running import Orders
 
-KEPT_DAYS = 90  # days for which a kernel that no run asks for stays in a program's automatic record
 _TORCH_COMPILE = "torch._inductor.async_compile"  # imported when torch.compile first makes code
 _END_OF_REPLAY = 5.0  # seconds for the thread to notice that the program ends
 
@@ -39,7 +37,7 @@ _log = logging.getLogger("headstart")
 _lock = threading.Lock()
 _current: Enabled | None = None
 
-Path_ = str | os.PathLike[str]
+StrPath = str | os.PathLike[str]
 
 
 class Choices(NamedTuple):
@@ -55,12 +53,12 @@ class Choices(NamedTuple):
         report: told at the end what became of the replay.
     """
 
-    manifest: Path_ | None = None
-    bundle: Path_ | None = None
-    record: Path_ | None = None
+    manifest: StrPath | None = None
+    bundle: StrPath | None = None
+    record: StrPath | None = None
     reuse_tuning: bool = False
     workers: int | None = None
-    cache_dir: Path_ | None = None
+    cache_dir: StrPath | None = None
     program: str = ""
     kept_days: int | None = None
     trusted: bool = False
@@ -71,18 +69,19 @@ class Choices(NamedTuple):
 
 def enable(
     *,
-    manifest: Path_ | None = None,
-    bundle: Path_ | None = None,
-    record: Path_ | None = None,
+    manifest: StrPath | None = None,
+    bundle: StrPath | None = None,
+    record: StrPath | None = None,
     reuse_tuning: bool = False,
     workers: int | None = None,
-    cache_dir: Path_ | None = None,
+    cache_dir: StrPath | None = None,
 ) -> None:
     """Have the kernels of `@triton.jit` and torch.compile compiled by headstart from now on.
 
-    Returns at once, and may be called before `import triton` and `import torch`: the earlier, the sooner the workers are
-    ready. If they never come, nothing happens. Where headstart has to step aside (`HEADSTART=off`, a Triton or torch that
-    it does not know, …) it says so in the log and changes nothing. A second call changes nothing until `disable`.
+    Returns at once, and may be called before `import triton` and `import torch`: the earlier, the sooner the workers
+    are ready. If they never come, nothing happens. Where headstart has to step aside (`HEADSTART=off`, a Triton or
+    torch that it does not know, …) it says so in the log and changes nothing. A second call changes nothing until
+    `disable`.
 
     Args:
         manifest: a manifest; what it says is compiled in the background, from now on.
@@ -96,27 +95,7 @@ def enable(
         UsageError: an argument or one of headstart's environment variables is not valid.
         ServiceError: headstart would have to step aside, and `HEADSTART=require`.
     """
-    _enable(Choices(manifest, bundle, record, reuse_tuning, workers, cache_dir))
-
-
-def enable_for_run(orders: Orders) -> None:
-    """What `headstart run` ordered, in one of the program's processes. Raises as `enable`."""
-    is_main = os.getpid() == orders.pid
-    choices = Choices(
-        manifest=orders.replay if is_main or orders.reuse_tuning else None,
-        bundle=orders.bundle,
-        record=orders.record,
-        reuse_tuning=orders.reuse_tuning,
-        workers=orders.workers,
-        program=orders.program,
-        kept_days=KEPT_DAYS,
-        trusted=orders.trusted,
-        target=orders.target,
-        torch_when_used=True,
-    )
-    if orders.verbose and is_main:
-        choices = choices._replace(report=lambda text: print(f"headstart: {text}", file=sys.stderr))
-    _enable(choices)
+    begin(Choices(manifest, bundle, record, reuse_tuning, workers, cache_dir))
 
 
 def disable() -> None:
@@ -133,7 +112,8 @@ def current() -> Enabled | None:
     return _current
 
 
-def _enable(choices: Choices) -> None:
+def begin(choices: Choices) -> None:
+    """As `enable`, for those who choose more."""
     global _current
     with _lock:
         if _current is not None or os.environ.get("HEADSTART", "").strip().lower() == "off":

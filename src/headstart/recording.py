@@ -39,7 +39,6 @@ from headstart.request import CompileRequest
 
 SAVE_DELAY = 30.0  # seconds from the first unsaved note until it is written
 SAVE_COUNT = 500  # unsaved kernels that are written at once
-KEPT_DAYS = 90  # days for which a kernel that no run asks for stays in a record
 _MAX_NAME = 60  # characters of a program's name in the name of its record
 
 _log = logging.getLogger("headstart")

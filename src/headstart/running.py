@@ -19,13 +19,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, NamedTuple
 
 from headstart.errors import UsageError
 
 VARIABLE = "HEADSTART_RUN"
 VERSION = 1  # of the orders: those of another headstart are not understood
+KEPT_DAYS = 90  # days for which a kernel that no run asks for stays in a program's record
 STARTUP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup")
 
 
@@ -75,10 +76,8 @@ def start(text: str) -> None:
     orders = Orders.decode(text)
     if orders is None:
         return
-    from headstart.enabling import enable_for_run
-
     try:
-        enable_for_run(orders)
+        _carry_out(orders)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not be the program's
         if os.environ.get("HEADSTART", "").strip().lower() == "require":
             # An exception would be no more than a line on stderr to the `site` that called.
@@ -86,6 +85,27 @@ def start(text: str) -> None:
             sys.stderr.flush()
             os._exit(1)
         sys.stderr.write(f"headstart: the program runs without headstart: {type(error).__name__}: {error}\n")
+
+
+def _carry_out(orders: Orders) -> None:
+    from headstart.enabling import Choices, begin
+
+    is_main = os.getpid() == orders.pid
+    choices = Choices(
+        manifest=orders.replay if is_main or orders.reuse_tuning else None,
+        bundle=orders.bundle,
+        record=orders.record,
+        reuse_tuning=orders.reuse_tuning,
+        workers=orders.workers,
+        program=orders.program,
+        kept_days=KEPT_DAYS,
+        trusted=orders.trusted,
+        target=orders.target,
+        torch_when_used=True,
+    )
+    if orders.verbose and is_main:
+        choices = choices._replace(report=lambda text: print(f"headstart: {text}", file=sys.stderr))
+    begin(choices)
 
 
 def command(program: Sequence[str]) -> list[str]:
@@ -126,20 +146,20 @@ def become(program: Sequence[str], variables: Mapping[str, str]) -> None:
 def find_module(name: str) -> str | None:
     """The file that `python -m name` would run, found without importing anything; None if there is none."""
     where: Sequence[str] = sys.path if getattr(sys.flags, "safe_path", False) else [os.getcwd(), *sys.path]
-    parts = name.split(".")
     spec: ModuleSpec | None = None
-    for index, part in enumerate(parts):
-        spec = _find(".".join(parts[: index + 1]), where)
+    for index, part in enumerate(name.split(".")):
+        # Below the first, by its last name: given a dotted one, finders of namespaces look for the imported parent.
+        spec = _find(part, where) if index == 0 else PathFinder.find_spec(part, where)
         if spec is None:
             return None
         if spec.submodule_search_locations is None:
             where = []
-        elif spec.origin is None:  # a namespace package, whose own list looks for its imported parent
+        elif spec.origin is None:  # a namespace package, whose own list would be made for `part` alone
             where = [os.path.join(folder, part) for folder in where]
         else:
             where = spec.submodule_search_locations
     if where:
-        spec = _find(f"{name}.__main__", where)
+        spec = PathFinder.find_spec("__main__", where)
     return None if spec is None else spec.origin
 
 

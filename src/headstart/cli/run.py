@@ -76,8 +76,9 @@ def run(
 ) -> None:
     """Run PROGRAM (app.py, or -m package.module) with its ARGUMENTS as python would.
 
-    Triton kernels are compiled in workers, those of torch.compile too, and what was compiled is recorded. The next start
-    kicks all of it off before the program asks. Child processes take part. HEADSTART=off runs the program as it is.
+    Triton kernels are compiled in workers, those of torch.compile too, and what was compiled is recorded. The next
+    start kicks all of it off before the program asks. Child processes take part. HEADSTART=off runs the program as it
+    is.
 
     With --bundle the record is not replayed: what the bundle has needs no compile.
 

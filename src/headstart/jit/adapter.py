@@ -64,11 +64,11 @@ class _Compiler(AsyncCompile):
         finished: told each request that a worker or the store has answered, and the seconds that its compile took.
     """
 
+    _shares_bundle = True
+
     def __init__(self, finished: Callable[[CompileRequest, float], None], **arguments: Any) -> None:
         super().__init__(**arguments)
         self._finished = finished
-
-    _shares_bundle = True
 
     def _note(self, kickoff: Any, result: Any) -> None:
         # Too much shared memory is for Triton to refuse, when it loads the kernel: autotuners count on that.

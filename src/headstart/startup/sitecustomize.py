@@ -9,12 +9,12 @@ import os
 import sys
 
 
-def _without_this_folder():
+def _without_this_folder() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
 
 
-def _run_the_users_own():
+def _run_the_users_own() -> None:
     from importlib.machinery import PathFinder
     from importlib.util import module_from_spec
 
@@ -24,7 +24,7 @@ def _run_the_users_own():
         spec.loader.exec_module(module)
 
 
-def _start():
+def _start() -> None:
     orders = os.environ.get("HEADSTART_RUN")
     if not orders or os.environ.get("HEADSTART", "").strip().lower() == "off":
         return
