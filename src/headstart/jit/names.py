@@ -52,10 +52,11 @@ class _Walker:
         by_keyword = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
         for argument, default in [*zip(with_default, arguments.defaults, strict=True), *by_keyword]:
             if default is not None:
-                # Triton evaluates both once more, from the text.
                 self._walk(default)
-                if argument.annotation is not None:
-                    self._annotation(argument.annotation)
+        for argument in (*positional, *arguments.kwonlyargs, arguments.vararg):
+            if argument is not None and argument.annotation is not None:
+                # Triton evaluates it once more, from the text, even if all it needs is whether it is constexpr.
+                self._annotation(argument.annotation)
         self._parameters(arguments)
         for statement in node.body:
             self._walk(statement)
