@@ -22,7 +22,7 @@ from headstart.errors import DamagedError, HeadstartError, UsageError
 
 # Name of a subcommand (and of its module) and its line in `headstart --help`.
 COMMANDS = {
-    "run": "Run a program with its compiles in workers, and the recorded ones ahead of it.",
+    "run": "Run a program with its compiles in workers.",
     "build": "Compile every kernel of a plan or a manifest into a bundle.",
     "bundle": "List, verify, extract and merge bundles.",
     "manifest": "Show, merge and compare manifests: what runs compiled.",
