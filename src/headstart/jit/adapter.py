@@ -35,7 +35,7 @@ from types import FrameType
 from typing import Any
 
 from headstart.async_compile import AsyncCompile
-from headstart.environment import step_aside_reason
+from headstart.environment import fingerprint, step_aside_reason
 from headstart.errors import CompileError, HeadstartError, ServiceError, UsageError
 from headstart.future import LambdaFuture
 from headstart.imports import when_imported
@@ -79,13 +79,14 @@ class Ask:
     """One compile that the program asked for, or will.
 
     Attributes:
-        what: as Triton told it.
+        what: as Triton told it; `environment`: variables that change the outcome, as they were then.
         request: the same for a worker, once somebody needs it; `digest` is its.
         future: of the worker's answer; None: Triton's own cache had it.
     """
 
-    def __init__(self, what: compat.Specialized) -> None:
+    def __init__(self, what: compat.Specialized, environment: dict[str, str]) -> None:
         self.what = what
+        self.environment = environment
         self.file = f"{what.stem}.json"
         self.request: CompileRequest | None = None
         self.digest = ""
@@ -143,6 +144,7 @@ class Adapter:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._folder: Path | None = None
+        self._key_thread: threading.Thread | None = None
 
     def install(self) -> None:
         """Act on Triton: now if it is imported, else when it is.
@@ -162,7 +164,8 @@ class Adapter:
         self.autotuning.install()
         self.compiler.start()
         # Whoever asks Triton's cache first waits for this, in a program without headstart too.
-        threading.Thread(target=compat.compute_key, name="headstart-jit", daemon=True).start()
+        self._key_thread = threading.Thread(target=compat.compute_key, name="headstart-jit", daemon=True)
+        self._key_thread.start()
 
     def close(self) -> None:
         """Put everything back, write the bundle, and end all processes. What was compiled goes on working."""
@@ -180,8 +183,8 @@ class Adapter:
     @contextmanager
     def foreseeing(self) -> Iterator[list[Ask]]:
         """What this thread launches in the context is kicked off, and goes no further. Yields what was asked for."""
-        outer = getattr(self._here, "foreseen", None)
-        self._here.foreseen = asks = []
+        asks: list[Ask] = []
+        outer, self._here.foreseen = getattr(self._here, "foreseen", None), asks
         try:
             yield asks
         finally:
@@ -219,12 +222,15 @@ class Adapter:
         function = told["fn"].jit_function
         ask = None
         try:
-            if (reason := step_aside_reason()) is not None:
+            environment = fingerprint()
+            if (reason := step_aside_reason(environment)) is not None:
                 self._stay_away(reason)
                 self.count("in_process", foreseen is None)
             else:
                 self._hooks.wrap_manager()
-                ask = self._ask(compat.specialized(function, told["compile"]), foreseen is None)
+                self._wait_for_key()
+                what = compat.specialized(function, told["compile"], environment)
+                ask = self._ask(what, environment, foreseen is None)
         except UsageError as error:
             if foreseen is None:
                 self._in_process(function, str(error))
@@ -266,12 +272,19 @@ class Adapter:
 
     # Inside
 
-    def _ask(self, what: compat.Specialized, launched: bool) -> Ask:
+    def _wait_for_key(self) -> None:
+        # Computing it twice at once would take longer.
+        thread = self._key_thread
+        if thread is not None:
+            thread.join()
+            self._key_thread = None
+
+    def _ask(self, what: compat.Specialized, environment: dict[str, str], launched: bool) -> Ask:
         self.count("asked", launched)
         known = self._asks.get(what.key)
         if known is not None:
             return known
-        ask = Ask(what)
+        ask = Ask(what, environment)
         found = self._find(what.key, ask.file)
         if found is None:
             future = self._submit(ask)
@@ -315,6 +328,7 @@ class Adapter:
                 attrs={path: facts for path, facts in what.attributes.items() if facts},
                 options=what.options,
                 target=str(Target.parse(what.target)),
+                environment=ask.environment,
             )
             ask.digest = request.digest()
             ask.request = request
