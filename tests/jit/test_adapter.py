@@ -1,6 +1,6 @@
 """Programs that use @triton.jit, with the adapter: what their own process does, and what they get.
 
-Each program is a process of its own, on a driver that launches nothing (`gpuless`), and prints what the test asks about.
+Each program is a process of its own, on a driver that launches nothing (`gpuless`), and prints what a test asks about.
 """
 
 from __future__ import annotations

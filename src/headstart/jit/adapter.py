@@ -240,16 +240,24 @@ class Adapter:
             self._without_service(error)
         except Exception:  # noqa: BLE001 - the program must not fail for our mistakes
             _log.exception("headstart's adapter for @triton.jit failed; this is a bug")
-        if ask is not None and foreseen is not None:
-            foreseen.append(ask)
-        elif ask is not None:
+            self.count("in_process", foreseen is None)
+        if foreseen is not None:
+            if ask is not None:
+                foreseen.append(ask)
+            return True
+        self._here.expected = "" if ask is None else ask.file
+        if ask is not None:
             self.autotuning.launched(function, ask)
-        return True if foreseen is not None else answer
+        return answer
 
     def _get_group(self, key: str, filename: str, manager: Any) -> dict[str, str] | None:
         """In place of a cache manager's `get_group`: None makes Triton compile."""
         ask = self._asks.get(key)
+        expected, self._here.expected = getattr(self._here, "expected", ""), ""
         if ask is None or filename != ask.file:
+            if filename == expected:
+                self.count("in_process")
+                self._say(f"Triton looks for {filename} elsewhere than headstart foresaw, and compiles it here")
             group: dict[str, str] | None = manager.get_group(filename)
             return group
         found, ask.found = ask.found, None
