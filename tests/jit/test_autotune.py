@@ -283,3 +283,23 @@ def test_closing_gives_autotuners_their_own_memory_back(run: Run) -> None:
     )
     assert told["kinds"] == ["ChosenConfigs", "dict"]
     assert told["launches"] == 6
+
+
+def test_warming_an_autotuner_up_compiles_its_configurations_side_by_side(run: Run) -> None:
+    body = """
+        calls = []
+        @triton.autotune(configs(1, 2, pre_hook=calls.append), key=["n"], do_bench=benchmark)
+        @triton.jit
+        def kernel(x, y, n, BLOCK: tl.constexpr):
+            i = tl.arange(0, BLOCK)
+            tl.store(y + i, tl.load(x + i, mask=i < n), mask=i < n)
+
+        counts = []
+        from triton import knobs
+        knobs.compilation.listener = lambda **told: counts.append(adapter and adapter.counts["kicked_off"])
+        warm = kernel.warmup(x, y, 10, grid=(1,))
+        told(warps=[each.metadata.num_warps for each in warm], calls=len(calls), at=counts)
+        """
+    mine, stock = run(body), run(body, STOCK="1")
+    assert (mine["warps"], mine["calls"], mine["stages"]) == (stock["warps"], 0, [])
+    assert mine["at"] == [4] * 4

@@ -107,7 +107,7 @@ class Adapter:
     Attributes:
         compiler: `compiler.submit(request)` kicks a compile off before the program asks for it.
         counts: for tests and people. `asked`: compiles that the program asked for, of which `from_cache`: found in
-            Triton's own cache, `late`: kicked off only then, and not found elsewhere, `in_process`: left to Triton;
+            Triton's own cache, `late`: kicked off only then, and not in a bundle, `in_process`: left to Triton;
             `kicked_off`: requests made by this adapter; `autotuned`: sweeps; `reused`: sweeps that were spared.
 
     Raises:
