@@ -115,20 +115,20 @@ def fingerprint() -> dict[str, str]:
 
 def bypass_reason(environment: Mapping[str, str]) -> str | None:
     """The first variable in `environment` for whose sake caches are bypassed, or None."""
+    if not environment:
+        return None
     asked_for = (name for name in sorted(environment) if name in BYPASS_VARIABLES - _PLACES)
     return next((name for name in asked_for if environment[name].lower() not in ("0", "false", "off")), None)
 
 
-_BYPASSES = tuple(sorted(BYPASS_VARIABLES))
+def step_aside_reason(environment: Mapping[str, str] | None = None) -> str | None:
+    """Why Triton must compile in this process just now, or None; adapters ask at every kick-off.
 
-
-def step_aside_reason() -> str | None:
-    """Why Triton must compile in this process just now, or None; adapters ask at every kick-off."""
+    `environment` is this process's `fingerprint()`, for those who have it already.
+    """
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         return "TRITON_INTERPRET"
-    # Looking each name up is cheaper than going through what is set.
-    asked_for = {name: value for name in _BYPASSES if (value := os.environ.get(name))}
-    if (variable := bypass_reason(asked_for)) is not None:
+    if (variable := bypass_reason(fingerprint() if environment is None else environment)) is not None:
         return variable
     knobs = sys.modules.get("triton.knobs")
     if knobs is None:

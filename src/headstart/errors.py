@@ -70,8 +70,8 @@ class CompileError(HeadstartError):
         output: the last of what the compiler printed, tools included.
         reproduce: a shell command that compiles just this kernel again; empty if its source could not be kept.
         advice: what to do next, where headstart knows.
-        raised: class of what Triton raised, e.g. `"triton.compiler.errors.CompilationError"`; empty if it raised nothing.
-        message: the text of that, all of it.
+        raised: class of what Triton raised, e.g. `"triton.compiler.errors.CompilationError"`; empty if nothing.
+        message: the whole text of that.
     """
 
     kind = "compile"

@@ -31,10 +31,14 @@ def when_imported(module: str, act: Callable[[], None]) -> Callable[[], None]:
             acts.remove(act)
         if not acts:
             _awaited.pop(module, None)
-        if not _awaited and _finder in sys.meta_path:
-            sys.meta_path.remove(_finder)
+        _leave_if_idle()
 
     return forget
+
+
+def _leave_if_idle() -> None:
+    if not _awaited and _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -72,7 +76,9 @@ class _Loader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        for act in _awaited.pop(self._name, []):
+        acts = _awaited.pop(self._name, [])
+        _leave_if_idle()
+        for act in acts:
             act()
 
 

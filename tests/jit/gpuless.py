@@ -31,6 +31,7 @@ stages: list[str] = []
 class _Dtype:
     def __init__(self, name: str) -> None:
         self._name = name
+        self.itemsize = int(name.removeprefix("float")) // 8
 
     def __repr__(self) -> str:
         return f"torch.{self._name}"

@@ -1,5 +1,10 @@
 """The adapter for programs that use `@triton.jit`.
 
 compat      everything that reaches into Triton's own objects
+names       which names the text of a kernel uses
 capture     a live function as plain data
+autotune    autotuners: configurations kicked off together, winners recorded and reused
+adapter     Triton's hook and its cache manager
+
+Nothing here imports Triton before the program does.
 """

@@ -35,7 +35,7 @@ from types import FrameType
 from typing import Any
 
 from headstart.async_compile import AsyncCompile
-from headstart.environment import step_aside_reason
+from headstart.environment import fingerprint, step_aside_reason
 from headstart.errors import CompileError, HeadstartError, ServiceError, UsageError
 from headstart.future import LambdaFuture
 from headstart.imports import when_imported
@@ -81,13 +81,14 @@ class Ask:
     """One compile that the program asked for, or will.
 
     Attributes:
-        what: as Triton told it.
+        what: as Triton told it; `environment`: variables that change the outcome, as they were then.
         request: the same for a worker, once somebody needs it; `digest` is its.
         future: of the worker's answer; None: Triton's own cache had it.
     """
 
-    def __init__(self, what: compat.Specialized) -> None:
+    def __init__(self, what: compat.Specialized, environment: dict[str, str]) -> None:
         self.what = what
+        self.environment = environment
         self.file = f"{what.stem}.json"
         self.request: CompileRequest | None = None
         self.digest = ""
@@ -108,7 +109,7 @@ class Adapter:
     Attributes:
         compiler: `compiler.submit(request)` kicks a compile off before the program asks for it.
         counts: for tests and people. `asked`: compiles that the program asked for, of which `from_cache`: found in
-            Triton's own cache, `late`: kicked off only then, and not found elsewhere, `in_process`: left to Triton;
+            Triton's own cache, `late`: kicked off only then, and not in a bundle, `in_process`: left to Triton;
             `kicked_off`: requests made by this adapter; `autotuned`: sweeps; `reused`: sweeps that were spared.
 
     Raises:
@@ -145,6 +146,7 @@ class Adapter:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._folder: Path | None = None
+        self._key_thread: threading.Thread | None = None
 
     def install(self) -> None:
         """Act on Triton: now if it is imported, else when it is.
@@ -164,7 +166,8 @@ class Adapter:
         self.autotuning.install()
         self.compiler.start()
         # Whoever asks Triton's cache first waits for this, in a program without headstart too.
-        threading.Thread(target=compat.compute_key, name="headstart-jit", daemon=True).start()
+        self._key_thread = threading.Thread(target=compat.compute_key, name="headstart-jit", daemon=True)
+        self._key_thread.start()
 
     def close(self) -> None:
         """Put everything back, write the bundle, and end all processes. What was compiled goes on working."""
@@ -182,8 +185,8 @@ class Adapter:
     @contextmanager
     def foreseeing(self) -> Iterator[list[Ask]]:
         """What this thread launches in the context is kicked off, and goes no further. Yields what was asked for."""
-        outer = getattr(self._here, "foreseen", None)
-        self._here.foreseen = asks = []
+        asks: list[Ask] = []
+        outer, self._here.foreseen = getattr(self._here, "foreseen", None), asks
         try:
             yield asks
         finally:
@@ -221,12 +224,15 @@ class Adapter:
         function = told["fn"].jit_function
         ask = None
         try:
-            if (reason := step_aside_reason()) is not None:
+            environment = fingerprint()
+            if (reason := step_aside_reason(environment)) is not None:
                 self._stay_away(reason)
                 self.count("in_process", foreseen is None)
             else:
                 self._hooks.wrap_manager()
-                ask = self._ask(compat.specialized(function, told["compile"]), foreseen is None)
+                self._wait_for_key()
+                what = compat.specialized(function, told["compile"], environment)
+                ask = self._ask(what, environment, foreseen is None)
         except UsageError as error:
             if foreseen is None:
                 self._in_process(function, str(error))
@@ -236,16 +242,24 @@ class Adapter:
             self._without_service(error)
         except Exception:  # noqa: BLE001 - the program must not fail for our mistakes
             _log.exception("headstart's adapter for @triton.jit failed; this is a bug")
-        if ask is not None and foreseen is not None:
-            foreseen.append(ask)
-        elif ask is not None:
+            self.count("in_process", foreseen is None)
+        if foreseen is not None:
+            if ask is not None:
+                foreseen.append(ask)
+            return True
+        self._here.expected = "" if ask is None else ask.file
+        if ask is not None:
             self.autotuning.launched(function, ask)
-        return True if foreseen is not None else answer
+        return answer
 
     def _get_group(self, key: str, filename: str, manager: Any) -> dict[str, str] | None:
         """In place of a cache manager's `get_group`: None makes Triton compile."""
         ask = self._asks.get(key)
+        expected, self._here.expected = getattr(self._here, "expected", ""), ""
         if ask is None or filename != ask.file:
+            if filename == expected:
+                self.count("in_process")
+                self._say(f"Triton looks for {filename} elsewhere than headstart foresaw, and compiles it here")
             group: dict[str, str] | None = manager.get_group(filename)
             return group
         found, ask.found = ask.found, None
@@ -268,12 +282,19 @@ class Adapter:
 
     # Inside
 
-    def _ask(self, what: compat.Specialized, launched: bool) -> Ask:
+    def _wait_for_key(self) -> None:
+        # Computing it twice at once would take longer.
+        thread = self._key_thread
+        if thread is not None:
+            thread.join()
+            self._key_thread = None
+
+    def _ask(self, what: compat.Specialized, environment: dict[str, str], launched: bool) -> Ask:
         self.count("asked", launched)
         known = self._asks.get(what.key)
         if known is not None:
             return known
-        ask = Ask(what)
+        ask = Ask(what, environment)
         found = self._find(what.key, ask.file)
         if found is None:
             future = self._submit(ask)
@@ -317,6 +338,7 @@ class Adapter:
                 attrs={path: facts for path, facts in what.attributes.items() if facts},
                 options=what.options,
                 target=str(Target.parse(what.target)),
+                environment=ask.environment,
             )
             ask.digest = request.digest()
             ask.request = request

@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from headstart.environment import step_aside_reason
@@ -93,6 +93,11 @@ class Autotuning:
                 tuner.cache, lambda key, config: self._chosen(tuner, function, key, config)
             )
             self._watched.add(tuner)
+        if "warmup" not in kwargs:  # `Autotuner.warmup`, which compiles one after another and calls no hook
+            arguments = tuple(tuner.nargs.values())
+            warm_up = tuner.fn.warmup
+            self._foresee(function, configs, lambda config: warm_up(*arguments, **kwargs, **config.all_kwargs()))
+            return configs
         recorded = self._recorded(tuner, function, kwargs)
         winners = [config for config in configs if recorded == _configuration(config)]
         sweep = _Sweep(function, winners or configs, reused=bool(winners))
@@ -157,21 +162,31 @@ class Autotuning:
         return None if tuning is None else tuning.configuration
 
     def _kick_off(self, tuner: Any, sweep: _Sweep, args: tuple[Any, ...], meta: dict[str, Any]) -> None:
-        if compat.has_pre_run_hooks(sweep.function):
-            return
         fixed = all(map(compat.is_fixed, (*args, *(value for name, value in meta.items() if name != "grid"))))
-        for config in sweep.configs:
-            if config.pre_hook is not None and not fixed:
-                continue  # which kernel it is to be is known once the hook has run
+        # Which kernel it is to be may be known only once its hook has run.
+        early = [config for config in sweep.configs if config.pre_hook is None or fixed]
+        sweep.asks = self._foresee(
+            sweep.function,
+            early,
+            lambda config: tuner.fn.run(*args, **{**meta, **config.all_kwargs(), "warmup": True}),
+        )
+
+    def _foresee(self, function: Any, configs: Iterable[Any], launch: Callable[[Any], Any]) -> dict[int, Ask]:
+        """Launch each configuration without its going further than a kick-off; by the `id` of the configuration."""
+        asks: dict[int, Ask] = {}
+        if compat.has_pre_run_hooks(function):
+            return asks
+        for config in configs:
             with self._adapter.foreseeing() as asked:
                 try:
-                    kernel = tuner.fn.run(*args, **{**meta, **config.all_kwargs(), "warmup": True})
-                except Exception:  # noqa: BLE001 - the benchmark will fail in the same way, where it counts
+                    kernel = launch(config)
+                except Exception:  # noqa: BLE001 - the launch will fail in the same way, where it counts
                     _log.debug("a configuration is not kicked off early", exc_info=True)
                     continue
             ask = asked[0] if asked else self._adapter.ask_of(kernel)
             if ask is not None:
-                sweep.asks[id(config)] = ask
+                asks[id(config)] = ask
+        return asks
 
 
 def _name(function: Any) -> str:

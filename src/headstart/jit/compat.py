@@ -6,11 +6,11 @@ Triton imported: nothing here does so.
   will be compiled. `Autotuner` and `Heuristics` keep what they wrap in `fn`.
 * `JITFunction.noinline`; `JITFunction._repr`, which names the compiled kernel, given a specialization.
 * `triton.language.core`: `constexpr.value`, `dtype.name`, and the mark of an aggregate.
-* What `jit_cache_hook` is told (`fn.jit_function`, `compile`); that `triton.compile` hashes `get_cache_key(…)`, asks the
-  manager of that hash, in base 32, for the group `NAME.json`, and takes what it is given.
+* What `jit_cache_hook` is told (`fn.jit_function`, `compile`); that `triton.compile` hashes `get_cache_key(…)`, asks
+  the manager of that hash, in base 32, for the group `NAME.json`, and takes what it is given.
 * `knobs.cache.manager_class` is a descriptor, whose `get` reads `TRITON_CACHE_MANAGER`.
-* `Autotuner.run`: looks a key up in `cache`; for a new one calls `prune_configs(kwargs)` and for each configuration that is
-  left `_bench(*args, config=…, **kwargs)`, then sets `cache[key]`.
+* `Autotuner.run`: looks a key up in `cache`; for a new one calls `prune_configs(kwargs)` and for each configuration
+  that is left `_bench(*args, config=…, **kwargs)`, then sets `cache[key]`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from collections import namedtuple
 from collections.abc import Callable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, Literal, NamedTuple
+
+import msgspec
 
 from headstart.errors import CompileError, UsageError
 
@@ -190,16 +192,16 @@ def manager_key(hash: str) -> str:
     return base64.b32encode(bytes.fromhex(hash)).decode().rstrip("=")
 
 
-def specialized(function: Any, told: Mapping[str, Any]) -> Specialized:
-    """What `jit_cache_hook` was told of, with the hash by which `triton.compile` will ask for it."""
+def specialized(function: Any, told: Mapping[str, Any], environment: Mapping[str, str]) -> Specialized:
+    """What `jit_cache_hook` was told of, with the hash by which `triton.compile` will ask for it.
+
+    `environment` holds the variables that a worker will have.
+    """
     triton = sys.modules["triton"]
     target = triton.runtime.driver.active.get_current_target()
     backend = triton.compiler.make_backend(target)
-    given = json.loads(told["specialization_data"])["options"]
-    options = backend.parse_options(
-        {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    )
-    defaults = vars(backend.parse_options({}))
+    options = backend.parse_options(_options(told["specialization_data"]))
+    defaults = _defaults(target, tuple(environment.items()))
     (attributes,) = told["configs"]
     source = triton.compiler.ASTSource(function, told["signature"], told["constants"], attributes)
     cache = sys.modules["triton.runtime.cache"]
@@ -214,6 +216,26 @@ def specialized(function: Any, told: Mapping[str, Any]) -> Specialized:
         _shown(target),
         hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def _options(specialization_data: str) -> dict[str, Any]:
+    try:
+        given = _decoder.decode(specialization_data).options
+    except msgspec.DecodeError:  # a constant may be infinite, which is no JSON
+        given = json.loads(specialization_data)["options"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+class _SpecializationData(msgspec.Struct):
+    options: dict[str, Any]
+
+
+_decoder = msgspec.json.Decoder(_SpecializationData)
+
+
+@functools.lru_cache(maxsize=16)
+def _defaults(target: Any, environment: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    return dict(vars(sys.modules["triton"].compiler.make_backend(target).parse_options({})))
 
 
 def compute_key() -> None:
@@ -443,7 +465,7 @@ def is_fixed(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(is_fixed, value))
     plain = value is None or isinstance(value, (bool, int, float, str))
-    return plain or hasattr(value, "data_ptr") or is_triton(type(value).__module__) and hasattr(value, "name")
+    return plain or hasattr(value, "data_ptr") or (is_triton(type(value).__module__) and hasattr(value, "name"))
 
 
 def has_pre_run_hooks(function: Any) -> bool:
