@@ -1,7 +1,7 @@
 """A program with the kernels of this folder.
 
-    headstart run examples/kernels/app.py                                       with torch and a GPU: launches and checks
-    headstart run --dry-run --target cuda:90 examples/kernels/app.py            with neither: compiles every configuration
+    headstart run examples/kernels/app.py                               with torch and a GPU: launches and checks
+    headstart run --dry-run --target cuda:90 examples/kernels/app.py    with neither: compiles every configuration
 
 Nothing in here knows of headstart; `python examples/kernels/app.py` does the same with all compiles in this process.
 """

@@ -17,8 +17,15 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 FORWARD = [
     triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=warps, num_stages=stages)
-    for m, n, warps, stages in [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 4), (128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2)]
-]  # fmt: skip
+    for m, n, warps, stages in [
+        (64, 32, 4, 3),
+        (64, 64, 4, 3),
+        (128, 32, 4, 4),
+        (128, 64, 4, 3),
+        (128, 64, 8, 3),
+        (128, 128, 8, 2),
+    ]
+]
 BACKWARD = [
     triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=warps, num_stages=stages)
     for m, n, warps, stages in [(32, 64, 4, 3), (32, 128, 4, 3), (64, 64, 4, 2), (64, 128, 8, 2)]
@@ -175,7 +182,7 @@ def backward(q: Any, k: Any, v: Any, out: Any, log_sums: Any, d_out: Any, causal
 def cases() -> Iterator[Case]:
     """Both passes, causal and not, for heads of 64 and 128."""
     size = {"log_sums": FULL, "T": 1024, "scale": 0.125}
-    tensors = {name: HALF for name in ("q", "k", "v")}
+    tensors = dict.fromkeys(("q", "k", "v"), HALF)
     for choice in sweep(D=(64, 128), CAUSAL=(False, True)):
         for config in FORWARD:
             yield Case(forward_kernel, {**tensors, "out": HALF, **size}, {**choice, **config.kwargs}, _options(config))

@@ -16,8 +16,15 @@ from cases import BRAIN, Case, Pointer
 BLOCK_M = 64  # rows of a tile; the table is made for it
 CONFIGS = [
     triton.Config({"BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
-    for n, k, warps, stages in [(64, 32, 4, 4), (64, 64, 4, 3), (128, 32, 4, 4), (128, 64, 4, 3), (128, 64, 8, 3), (256, 64, 8, 3)]
-]  # fmt: skip
+    for n, k, warps, stages in [
+        (64, 32, 4, 4),
+        (64, 64, 4, 3),
+        (128, 32, 4, 4),
+        (128, 64, 4, 3),
+        (128, 64, 8, 3),
+        (256, 64, 8, 3),
+    ]
+]
 
 
 @triton.jit

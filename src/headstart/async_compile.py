@@ -149,7 +149,7 @@ class AsyncCompile:
         self._lock = threading.RLock()
         self._asked: list[Asked] = []
         self._deduplicated = 0
-        self._unasked: set[str] = set()  # digests of what was only kicked off in the background
+        self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
         self._useless: Path | None = None  # a bundle of which nothing is for this client, until somebody was told
         self.kernels = CompiledTritonKernels()
         self.bundler = TritonBundler(self._emit)
@@ -312,12 +312,6 @@ class AsyncCompile:
         """One span per distinct request, in the order of the requests."""
         with self._lock:
             return [request.span() for request in self._asked]
-
-    @property
-    def unasked(self) -> set[str]:
-        """Digests of requests that were kicked off in the background, and that nobody has asked for since."""
-        with self._lock:
-            return set(self._unasked)
 
     def in_flight(self) -> list[tuple[str, float]]:
         """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""

@@ -175,7 +175,7 @@ class Enabled:
         if self._thread is not None:
             self._thread.join(_END_OF_REPLAY)
         if self.replay is not None and self.jit is not None:
-            self._choices.report(self.replay.report(self.jit.compiler))
+            self._choices.report(self.replay.report(self.jit.asked()))
         if self.jit is not None:
             self.jit.close()
         torch_version = self._end_torch()

@@ -192,6 +192,10 @@ class Adapter:
         finally:
             self._here.foreseen = outer
 
+    def asked(self) -> set[str]:
+        """Digests of what the program has asked for. What Triton's own cache had is among them only while recording."""
+        return {ask.digest for ask in list(self._asks.values())}
+
     def ask_of(self, kernel: Any) -> Ask | None:
         """The ask that one of Triton's compiled kernels comes from."""
         return None if kernel is None else self._asks.get(compat.manager_key(kernel.hash))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from headstart.async_compile import AsyncCompile
@@ -99,9 +99,9 @@ class Replay:
         """Kick off no more."""
         self._stop.set()
 
-    def report(self, compiler: AsyncCompile) -> str:
-        """One line on what it was good for."""
-        unused = len(self._digests & compiler.unasked)
+    def report(self, asked: Set[str]) -> str:
+        """One line on what it was good for, given the digests of what the program asked for."""
+        unused = len(self._digests - asked)
         parts = [
             f"{len(self._kernels)} recorded",
             f"{len(self._digests)} prefetched",
