@@ -85,6 +85,7 @@ class Autotuning:
 
     def _prune(self, tuner: Any, kwargs: dict[str, Any], stock: Callable[..., Any]) -> Any:
         configs = stock(tuner, kwargs)
+        self._here.crowned = None
         function = compat.tuned(tuner)
         if function is None or step_aside_reason() is not None:
             return configs

@@ -391,13 +391,17 @@ class Autotuners:
         owner = sys.modules["triton.runtime.autotuner"].Autotuner
         stock_prune, stock_bench = owner.prune_configs, owner._bench
 
+        replaced = self._undo  # empty once we are gone, though somebody may have wrapped ours
+        prune, bench = self._prune, self._bench
+
         def prune_configs(self: Any, kwargs: dict[str, Any]) -> Any:
-            return prune(self, kwargs, stock_prune)
+            return prune(self, kwargs, stock_prune) if replaced else stock_prune(self, kwargs)
 
         def _bench(self: Any, *args: Any, config: Any, **meta: Any) -> Any:
+            if not replaced:
+                return stock_bench(self, *args, config=config, **meta)
             return bench(self, args, config, meta, stock_bench)
 
-        prune, bench = self._prune, self._bench
         owner.prune_configs, owner._bench = prune_configs, _bench
 
         def undo() -> None:
