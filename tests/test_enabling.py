@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,35 @@ def test_python_dash_m_headstart_is_the_command() -> None:
     command = [sys.executable, "-m", "headstart", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.startswith("headstart, version")
+
+
+@pytest.mark.triton
+def test_a_setting_that_is_wrong_does_not_fail_an_import(start_client: Start) -> None:
+    client = start_client("import headstart; headstart.enable(); import triton; print('ran')", HEADSTART_WORKERS="many")
+    output, errors = client.process.communicate(timeout=30)
+    assert output == b"ran\n"
+    assert b"the program runs without headstart: HEADSTART_WORKERS" in errors
+
+
+@pytest.mark.triton
+def test_a_program_may_fork_as_soon_as_it_runs(start_client: Start, tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "app.manifest")
+    recorded = request_of(pointwise())
+    recorder.note(recorded, recorded.digest())
+    recorder.close()
+    client = start_client(
+        f"""
+import os, headstart
+headstart.enable(manifest="app.manifest", workers=1)
+if (child := os.fork()) == 0:
+    {textwrap.indent(KERNEL, "    ").strip()}
+    warm_up(32)
+    headstart.disable()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    )
+    assert client.finish() == "0\n"
 
 
 # torch.compile, with a torch that is none: which one it is is all that is looked at before headstart stays away from it

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from headstart.errors import HeadstartError, ServiceError
 from headstart.imports import when_imported
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from headstart.recording import Recorder
 
 _TORCH_COMPILE = "torch._inductor.async_compile"  # imported when torch.compile first makes code
+_LOADING = 5.0  # seconds that a fork waits for a thread that imports
 _END_OF_REPLAY = 5.0  # seconds for the thread to notice that the program ends
 
 _log = logging.getLogger("headstart")
@@ -48,6 +50,7 @@ class Choices(NamedTuple):
         kept_days: as `headstart.recording.Recorder` takes it.
         trusted: whether the manifest was recorded by this user's own programs.
         target: of a dry run; None: this is none.
+        replays: whether the manifest is compiled ahead, and not only asked for what autotuners chose.
         torch_when_used: whether torch.compile's processes wait until the program uses it, or the manifest says that it
             will; else they start at once.
         report: told at the end what became of the replay.
@@ -63,6 +66,7 @@ class Choices(NamedTuple):
     kept_days: int | None = None
     trusted: bool = False
     target: str | None = None
+    replays: bool = True
     torch_when_used: bool = False
     report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")
 
@@ -119,7 +123,11 @@ def begin(choices: Choices) -> None:
         if _current is not None or os.environ.get("HEADSTART", "").strip().lower() == "off":
             return
         _current = Enabled(choices)
-    _current.start()
+    try:
+        _current.start()
+    except BaseException:
+        disable()
+        raise
 
 
 class Enabled:
@@ -143,6 +151,7 @@ class Enabled:
     def _start_over(self) -> None:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._loaded = threading.Event()  # the replay's thread has imported what it needs
 
     def start(self) -> None:
         """Wait for what the program imports, and start what need not wait for that.
@@ -155,11 +164,10 @@ class Enabled:
         if not choices.torch_when_used:
             self._start_torch()
         else:
-            self._forget.append(when_imported(_TORCH_COMPILE, self._start_torch))
-        self._forget.append(when_imported("triton", self._triton_is_here))
-        if choices.record is not None:
-            self._forget.append(when_imported("multiprocessing.util", self._see_forks_end))
-        if choices.manifest is not None and not choices.reuse_tuning and os.path.exists(choices.manifest):
+            self._forget.append(when_imported(_TORCH_COMPILE, functools.partial(_guarded, self._start_torch)))
+        self._forget.append(when_imported("triton", functools.partial(_guarded, self._triton_is_here)))
+        self._forget.append(when_imported("multiprocessing.util", self._see_forks_end))
+        if choices.replays and choices.manifest is not None and os.path.exists(choices.manifest):
             self._thread = threading.Thread(target=self._replay, name="headstart-replay", daemon=True)
             self._thread.start()
 
@@ -196,9 +204,6 @@ class Enabled:
         adapter = self._adapter()
         if adapter is not None:
             adapter.install()
-        if self._choices.manifest is not None and self._choices.reuse_tuning:
-            self._thread = threading.Thread(target=self._replay, name="headstart-replay", daemon=True)
-            self._thread.start()
 
     def _adapter(self) -> Adapter | None:
         """The adapter, made by whoever is first: the importing thread or the replay's."""
@@ -207,7 +212,7 @@ class Enabled:
                 from headstart.jit.adapter import Adapter
 
                 choices = self._choices
-                tunings = self._manifest().tunings if choices.reuse_tuning else None
+                tunings = self._manifest.tunings if choices.reuse_tuning else None
                 self.jit = Adapter(
                     recorder=self._record(),
                     bundle=choices.bundle,
@@ -226,7 +231,6 @@ class Enabled:
             return None
         with self._lock:
             if self._recorder is None:
-                from headstart.errors import ServiceError
                 from headstart.recording import Recorder
                 from headstart.toolchain import find_toolchain
 
@@ -242,6 +246,7 @@ class Enabled:
 
     # Replay
 
+    @functools.cached_property
     def _manifest(self) -> Manifest:
         from headstart.jit.replay import open_manifest
         from headstart.manifest import Manifest
@@ -252,7 +257,8 @@ class Enabled:
     def _replay(self) -> None:
         """In a thread of its own."""
         try:
-            manifest = self._manifest()
+            with self._lock:
+                manifest = self._manifest
             if manifest.uses_torch_compile and self._choices.torch_when_used:
                 self._start_torch()
             if manifest.specializations and (adapter := self._adapter()) is not None:
@@ -263,9 +269,15 @@ class Enabled:
                     manifest, lambda: adapter.compiler, trusted=choices.trusted, target=choices.target
                 )
                 if not self._closed:
+                    adapter.compiler.start()
+                    self._loaded.set()
                     self.replay.run()
+        except HeadstartError as error:
+            _log.warning("nothing is compiled ahead: %s", error)
         except Exception:  # noqa: BLE001 - the program goes on without what it would have had early
             _log.exception("headstart's replay failed; this is a bug")
+        finally:
+            self._loaded.set()
 
     # torch.compile
 
@@ -296,9 +308,24 @@ class Enabled:
         util: Any = sys.modules["multiprocessing.util"]
         util.register_after_fork(self, lambda enabled: util.Finalize(None, disable, exitpriority=0))
 
+    def _before_fork(self) -> None:
+        """A module that another thread is importing just now could never be imported in the fork."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._loaded.wait(_LOADING)
+
     def _after_fork(self) -> None:
         self._start_over()
         self.replay = None  # the parent's
+
+
+def _guarded(act: Callable[[], None]) -> None:
+    """An import by the program must not fail for what we do after it, unless it shall."""
+    try:
+        act()
+    except HeadstartError as error:
+        if os.environ.get("HEADSTART", "").strip().lower() == "require":
+            raise
+        _log.warning("the program runs without headstart: %s", error)
 
 
 def _dry_recorder() -> type[Recorder]:
@@ -319,6 +346,11 @@ def _dry_recorder() -> type[Recorder]:
 _everyone: weakref.WeakSet[Enabled] = weakref.WeakSet()
 
 
+def _before_fork() -> None:
+    for enabled in list(_everyone):
+        enabled._before_fork()
+
+
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.Lock()
@@ -326,4 +358,4 @@ def _after_fork_in_child() -> None:
         enabled._after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

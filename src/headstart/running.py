@@ -101,6 +101,7 @@ def _carry_out(orders: Orders) -> None:
         kept_days=KEPT_DAYS,
         trusted=orders.trusted,
         target=orders.target,
+        replays=is_main,
         torch_when_used=True,
     )
     if orders.verbose and is_main:

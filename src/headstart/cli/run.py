@@ -13,7 +13,7 @@ from headstart.cli import Failure
 from headstart.errors import UsageError
 from headstart.recording import module_program, record_path, script_program
 from headstart.running import Orders, become, environment, find_module
-from headstart.settings import Mode, mode
+from headstart.settings import Mode, Settings, mode
 from headstart.target import Target
 
 
@@ -93,6 +93,7 @@ def run(
         raise UsageError("--dry-run and --target go together, as in --dry-run --target cuda:90")
     variables = dict(os.environ)
     if mode() is not Mode.OFF:
+        Settings.load(workers=workers)  # what is wrong with them is said before the program runs
         name = module_program(program, find_module(program)) if as_module else script_program(program)
         automatic = record_path(name)
         replay = manifest or (None if bundle is not None and not reuse_tuning else record or automatic)
