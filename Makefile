@@ -9,7 +9,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 # Extra arguments, as in: make test PYTEST_ARGS="-x -k store"
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-torch check bench clean
+.PHONY: help demo test test-torch check bench bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
 	@echo "make check  ruff, mypy, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
+	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
 	@echo "make clean  remove environments and what the tools left"
 
 demo: $(VENV)/.installed
@@ -39,6 +40,9 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+bench-torch: $(VENVTORCH)/.installed
+	$(VENVTORCH)/bin/python benchmarks/torch_codegen.py
 
 clean:
 	rm -rf $(VENV) $(VENV36) $(VENVTORCH) build dist

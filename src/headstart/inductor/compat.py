@@ -12,6 +12,7 @@ Relied on, and checked before anything is replaced: `_REQUIRED`. The describer, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -393,6 +394,17 @@ def new_autotuner(function: Any, arguments: dict[str, Any]) -> Any:
     if outer is None:
         os.environ.pop("TRITON_CACHE_DIR", None)  # the constructor sets it, for workers
     return autotuner
+
+
+class Foreseen(BaseException):
+    """A compile was kicked off instead of waited for. Not an Exception, which Inductor would log."""
+
+
+def foresee(autotuner: Any) -> None:
+    """Have our `compile` asked for each configuration of an autotuner, where it raises `Foreseen`."""
+    for config in autotuner.configs:
+        with contextlib.suppress(Foreseen):
+            autotuner._precompile_config(config)
 
 
 def source_stem(src: Any) -> str | None:
