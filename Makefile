@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
-	@echo "make test-torch   torch.compile's code generation with headstart (experimental; needs g++)"
+	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
 	@echo "make check  ruff, mypy, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
 	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
@@ -31,7 +31,7 @@ test: $(VENV)/.installed
 
 # Code generation for a GPU that is not there: a CPU build of torch is enough, and g++.
 test-torch: $(VENVTORCH)/.installed
-	$(VENVTORCH)/bin/python -m pytest -m torch tests/inductor $(PYTEST_ARGS)
+	$(VENVTORCH)/bin/python -m pytest -m torch tests/inductor tests/jit $(PYTEST_ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -63,4 +63,5 @@ $(VENV36)/.installed: pyproject.toml
 $(VENVTORCH)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENVTORCH)
 	$(VENVTORCH)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'torch==2.13.0' 'triton==3.6.*'
+	$(VENVTORCH)/bin/python -m pip install $(PIP_FLAGS) --no-deps liger-kernel==0.8.5 fla-core==0.6.0 einops==0.8.2
 	touch $@

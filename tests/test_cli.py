@@ -34,6 +34,7 @@ from headstart.entry import Entry, pack_entry
 from headstart.errors import CompileError, ServiceError, UsageError
 from headstart.folders import cache_dir
 from headstart.future import LambdaFuture
+from headstart.request import CompileRequest
 from headstart.store import DiskStore
 
 JSON_FIELDS = {
@@ -122,6 +123,7 @@ class FakeCompile:
     def __init__(self, workers: int | None) -> None:
         self.workers = workers or 2
         self.requests: list[tuple[str, str]] = []
+        self.submitted: list[CompileRequest] = []
         self.futures: dict[tuple[str, str], LambdaFuture[Any]] = {}
         self.written: list[Path] = []
         self.bundler = SimpleNamespace(
@@ -146,6 +148,10 @@ class FakeCompile:
 
     def in_flight(self) -> list[tuple[str, float]]:
         return [("slow_kernel", time.monotonic() - 7)]
+
+    def submit(self, request: CompileRequest) -> LambdaFuture[Any]:
+        self.submitted.append(request)
+        return self.triton(request.name, request.source, target=request.target)
 
     def triton(self, name: str, source: str, *, target: str, **_: Any) -> LambdaFuture[Any]:
         if name.startswith("wrong"):

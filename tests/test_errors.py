@@ -15,6 +15,7 @@ import headstart
 from headstart import errors
 from headstart.errors import (
     COMPILE_ERRORS,
+    CannotTravel,
     CompileError,
     CompileErrors,
     CompilerCrashed,
@@ -57,6 +58,7 @@ def one_of_each() -> list[HeadstartError]:
         *(crashed(kind) for kind in COMPILE_ERRORS.values()),
         CompileErrors([crashed(), crashed(SourceError)]),
         UsageError("a bad signature"),
+        CannotTravel("package.kernel", "CONFIG", "a dict", "kernels.py:3"),
         ServiceError("no Triton"),
         StoreUnavailable("/cache", OSError(errno.ENOSPC, "No space left on device")),
         DamagedError("/cache/x.hse", "truncated"),

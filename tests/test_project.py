@@ -17,10 +17,11 @@ from headstart.cli import main
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(headstart.__file__).parent
-DOCUMENTS = ("README.md", "docs/architecture.md")
+DOCUMENTS = ("README.md", "docs/architecture.md", "docs/jit.md", "docs/run.md")
 
 PUBLIC = {
     "AsyncCompile",
+    "CannotTravel",
     "CompileError",
     "CompileErrors",
     "CompileTimeout",

@@ -13,6 +13,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from headstart.captured import (
+    Binding,
+    CapturedFunction,
+    CapturedSource,
+    Constant,
+    Constexpr,
+    Dtype,
+    FunctionRef,
+    Import,
+    Items,
+)
 from headstart.environment import FINGERPRINT_VARIABLES, OUTCOME_VARIABLES
 from headstart.request import CompileRequest
 from headstart.service import reproduce
@@ -37,7 +48,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def make(name: str = "add", source: str = SOURCE, **changes: Any) -> CompileRequest:
+def make(name: str = "add", source: str | CapturedSource = SOURCE, **changes: Any) -> CompileRequest:
     return CompileRequest.make(name, source, **{"signature": {"x": "*fp32"}, "target": "cuda:90", **changes})
 
 
@@ -120,6 +131,31 @@ def test_any_arguments_make_the_same_request_again(
 def test_a_constant_of_any_kind_comes_back(value: Any) -> None:
     request = make(constants={"A": value, (1, 0): [value]}, options={"o": {"deep": value}})
     assert again(request).digest() == request.digest()
+
+
+def captured(text: str = "def f(x): ...\n", value: Any = math.inf) -> CapturedSource:
+    names: dict[str, Binding] = {
+        "tl": Import("triton.language"),
+        "C": Constexpr(Items("tuple", [Constant(value), Constant(None)])),
+        "g": FunctionRef(0),
+    }
+    function = CapturedFunction("jit", "m", "outer.<locals>.f", "/a/f.py", 3, text, names, {"x": Dtype("fp16")}, True)
+    return CapturedSource([function, function], entry_name="f_4")
+
+
+@given(text=sources, value=scalars)
+@example(text="\'\'\'", value=-0.0)
+@patient
+def test_a_captured_source_comes_back_as_it_was(text: str, value: Any) -> None:
+    request = make("f", captured(text, value))
+    repeated = again(request)
+    assert repeated.components() == request.components()
+    assert repeated.digest() == request.digest()
+
+
+def test_the_plan_of_a_captured_source_shows_the_text_as_it_was_written(tmp_path: Path) -> None:
+    text = plan_of(write_plan(tmp_path, make("f", captured("def f(x):\n    return x\n")))).read_text()
+    assert "def f(x):\n    return x\n" in text
 
 
 @pytest.mark.parametrize("target", ["cuda:90", "cuda:90:64", "hip:gfx942"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from headstart.captured import CapturedSource
 from headstart.errors import UsageError
 from headstart.spec import KernelSpec, PlanRaised, load_plan
 from headstart.target import Target
@@ -139,59 +141,85 @@ def test_a_plain_function_is_told_that_it_lacks_its_decorator() -> None:
         KernelSpec(refusal, signature="*fp32")
 
 
-# A jit function. The wrappers stand in for Triton's, of which only the attribute `fn` is used.
+# A jit function
 
 
-class JITFunction:
-    def __init__(self, fn: Any) -> None:
-        self.fn = fn
+KERNELS = """
+import triton
+import triton.language as tl
+
+SCALE = tl.constexpr(2)
+
+@triton.jit
+def scaled(value):
+    return value * SCALE
+
+@triton.jit
+def plain(x, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(x + i, scaled(tl.load(x + i)), mask=i < n)
+
+@triton.autotune([triton.Config({"BLOCK": 64})], key=["n"])
+@triton.heuristics({"BLOCK": lambda arguments: 64})
+@triton.jit
+def tuned(x, n, BLOCK: tl.constexpr):
+    tl.store(x, n)
+"""
 
 
-class Autotuner(JITFunction):
-    pass
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module with kernels, in a file of its own."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "kernels_of_spec.py").write_text(KERNELS, encoding="utf-8")
+    return importlib.import_module("kernels_of_spec")
 
 
-class InterpretedFunction(JITFunction):
-    pass
+def captured(spec: KernelSpec) -> CapturedSource:
+    assert isinstance(spec.source, CapturedSource)
+    return spec.source
 
 
-def a_kernel(x: int) -> None:
-    """Stands for a jit function of this file."""
+@pytest.mark.triton
+def test_a_function_travels_with_what_it_calls(kernels: Any) -> None:
+    spec = KernelSpec(kernels.plain, signature="*fp32, i32, 64")
+    assert spec.name == "plain"
+    assert [function.name for function in captured(spec).functions] == ["plain", "scaled"]
+    assert spec.filename == kernels.__file__
 
 
-def test_a_function_travels_as_the_text_of_its_file() -> None:
-    spec = KernelSpec(JITFunction(a_kernel), signature="*fp32")
-    assert spec.name == "a_kernel"
-    assert spec.source == Path(__file__).read_text(encoding="utf-8")
-    assert spec.filename == str(Path(__file__).absolute())
+@pytest.mark.triton
+def test_decorators_on_top_of_jit_are_looked_through(kernels: Any) -> None:
+    assert KernelSpec(kernels.tuned, signature="*fp32, i32, 64").name == "tuned"
 
 
-def test_decorators_on_top_of_jit_are_looked_through() -> None:
-    assert KernelSpec(Autotuner(JITFunction(a_kernel)), signature="*fp32").name == "a_kernel"
+@pytest.mark.triton
+def test_a_function_is_not_renamed(kernels: Any) -> None:
+    with pytest.raises(UsageError, match="name='other' was given with the function plain"):
+        KernelSpec(kernels.plain, name="other", signature="*fp32, i32, 64")
 
 
-def test_a_function_is_not_renamed() -> None:
-    with pytest.raises(UsageError, match="name='other' was given with the function a_kernel"):
-        KernelSpec(JITFunction(a_kernel), name="other", signature="*fp32")
+@pytest.mark.triton
+def test_a_function_is_taken_as_it_is_when_it_is_asked_for(kernels: Any) -> None:
+    before = KernelSpec(kernels.plain, signature="*fp32, i32, 64")
+    kernels.SCALE = type(kernels.SCALE)(3)
+    after = KernelSpec(kernels.plain, signature="*fp32, i32, 64")
+    assert before != after
+    assert captured(before).kernel.text == captured(after).kernel.text
 
 
-def test_a_function_inside_another_cannot_travel() -> None:
-    def inner(x: int) -> None: ...
-
-    with pytest.raises(UsageError, match=r"inner cannot travel: it is defined inside another function"):
-        KernelSpec(JITFunction(inner), signature="*fp32")
-
-
-def test_a_function_without_a_file_cannot_travel() -> None:
-    scope: dict[str, Any] = {}
-    exec(compile("def ghost(x): pass", "<string>", "exec"), scope)
-    with pytest.raises(UsageError, match="its source file <string> cannot be read"):
-        KernelSpec(JITFunction(scope["ghost"]), signature="*fp32")
+@pytest.mark.triton
+def test_a_file_name_for_the_debug_lines_of_a_function_can_be_given(kernels: Any) -> None:
+    spec = KernelSpec(kernels.plain, signature="*fp32, i32, 64", filename="k.py")
+    assert (spec.filename, captured(spec).kernel.filename) == ("k.py", "k.py")
 
 
 def test_an_interpreted_function_names_the_variable_to_unset() -> None:
+    class InterpretedFunction:
+        """As Triton makes it of a function."""
+
     with pytest.raises(UsageError, match="TRITON_INTERPRET is set"):
-        KernelSpec(InterpretedFunction(a_kernel), signature="*fp32")
+        KernelSpec(InterpretedFunction(), signature="*fp32")
 
 
 @pytest.mark.triton
@@ -213,7 +241,8 @@ def test_a_real_jit_function_of_a_plan_travels(write: Write) -> None:
     )
     specs = list(load_plan(plan))
     assert [spec.name for spec in specs] == ["double", "tuned"]
-    assert {spec.source for spec in specs} == {Path(plan).read_text()}
+    for spec in specs:
+        assert captured(spec).kernel.text in Path(plan).read_text()
     assert {spec.filename for spec in specs} == {plan}
 
 
@@ -432,4 +461,3 @@ def test_a_file_name_for_debug_lines_can_be_given() -> None:
         KernelSpec(SOURCE, signature="*fp32, i32, 64", filename="/elsewhere/k.py").filename
         == "/elsewhere/k.py"
     )
-    assert KernelSpec(JITFunction(a_kernel), signature="*fp32", filename="k.py").filename == "k.py"

@@ -3,6 +3,6 @@
 A row module has `NUMBERS`, the rows that it answers, and `measure(bench)`, which yields their lines.
 """
 
-from benchmarks.rows import claim, cold, imports, memory, overhead, start, warm
+from benchmarks.rows import claim, cold, imports, manifest, memory, overhead, start, warm
 
-ALL = (claim, cold, start, overhead, warm, imports, memory)
+ALL = (claim, cold, start, overhead, warm, imports, memory, manifest)

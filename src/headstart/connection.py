@@ -58,9 +58,12 @@ class Kickoff:
         answer: will hold the service's `Result`.
     """
 
-    def __init__(self, connection: ServiceConnection, request: CompileRequest, use_store: bool) -> None:
+    def __init__(
+        self, connection: ServiceConnection, request: CompileRequest, use_store: bool, background: bool
+    ) -> None:
         self.request = request
         self.use_store = use_store
+        self.background = background
         self.kicked_off = time.monotonic()
         self.started: float | None = None
         self.finished: float | None = None
@@ -70,6 +73,10 @@ class Kickoff:
         self.deaths = 0
         self.ticket = -1
         self._connection = connection
+
+    def message(self) -> wire.Submit:
+        """What the service is told."""
+        return wire.Submit(self.ticket, self.request, self.use_store, self.background)
 
     def want(self) -> None:
         """Somebody is blocked on this; see `headstart.future.Pending`."""
@@ -123,9 +130,15 @@ class ServiceConnection:
                 self._thread = threading.Thread(target=self._run, name="headstart", daemon=True)
                 self._thread.start()
 
-    def submit(self, request: CompileRequest, use_store: bool) -> Kickoff:
-        """Ask for a kernel. Never waits for the service, the socket, or a process to start."""
-        kickoff = Kickoff(self, request, use_store)
+    def submit(self, request: CompileRequest, use_store: bool, *, background: bool = False) -> Kickoff:
+        """Ask for a kernel. Never waits for the service, the socket, or a process to start.
+
+        Args:
+            request: what is to be compiled.
+            use_store: whether it may come from the store, and be kept there.
+            background: nobody will wait for it soon: everything else goes first.
+        """
+        kickoff = Kickoff(self, request, use_store, background)
         self._submit(kickoff)
         return kickoff
 
@@ -165,7 +178,7 @@ class ServiceConnection:
                 raise ServiceError(f"{kickoff.request.name}: this AsyncCompile is closed")
             kickoff.ticket = next(self._tickets)
             self._pending[kickoff.ticket] = kickoff
-            self._send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
+            self._send(kickoff.message())
             self.start()
 
     def _send(self, message: msgspec.Struct) -> None:
@@ -218,7 +231,7 @@ class ServiceConnection:
             with contextlib.suppress(ConnectionError):
                 channel.send(wire.Hello(wire.PROTOCOL, toolchain, self._environment()))
                 for kickoff in list(self._pending.values()):
-                    channel.send(wire.Submit(kickoff.ticket, kickoff.request, kickoff.use_store))
+                    channel.send(kickoff.message())
                 channel.send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
         try:
             self._converse(channel)

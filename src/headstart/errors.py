@@ -2,6 +2,7 @@
 
 HeadstartError
 ├── UsageError             the caller's mistake: a bad target, signature, plan or option
+│   └── CannotTravel       a live kernel uses something that no other process can be given
 ├── CompileError           one kernel could not be compiled
 │   ├── SourceError        its source, signature or options are at fault
 │   ├── OutOfResources     it compiled, but its target cannot run it
@@ -10,7 +11,7 @@ HeadstartError
 ├── CompileErrors          several of the above, raised once everything has finished
 ├── ServiceError           the machine's failure: no service, no Triton, no process to be had
 ├── StoreUnavailable       the store cannot be written (full, read-only, not a folder)
-└── DamagedError           an entry or a bundle is not what its checksums say
+└── DamagedError           an entry, a bundle or a manifest is not what its checksums say
     └── FutureVersionError it was written by a newer headstart
 
 The user's mistake, the machine's failure and a kernel's failure are different classes, because what to do
@@ -33,6 +34,28 @@ class UsageError(HeadstartError):
     """The request itself is wrong; the message says which part and what is accepted."""
 
 
+class CannotTravel(UsageError):
+    """A live kernel uses something that cannot be described to another process.
+
+    Attributes:
+        kernel: the function that uses it: its `__module__` and `__qualname__`.
+        name: what it is called there; empty if the function itself is meant.
+        why: one line.
+        where: file and line of the function.
+    """
+
+    def __init__(self, kernel: str, name: str, why: str, where: str) -> None:
+        self.kernel = kernel
+        self.name = name
+        self.why = why
+        self.where = where
+        what = f"it uses {name}, " if name else ""
+        super().__init__(f"{kernel} cannot travel: {what}{why} ({where})")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kernel, self.name, self.why, self.where)
+
+
 class CompileError(HeadstartError):
     """One kernel could not be compiled.
 
@@ -47,6 +70,8 @@ class CompileError(HeadstartError):
         output: the last of what the compiler printed, tools included.
         reproduce: a shell command that compiles just this kernel again; empty if its source could not be kept.
         advice: what to do next, where headstart knows.
+        raised: class of what Triton raised, e.g. `"triton.compiler.errors.CompilationError"`; empty if nothing.
+        message: the whole text of that.
     """
 
     kind = "compile"
@@ -63,6 +88,8 @@ class CompileError(HeadstartError):
         output: str = "",
         reproduce: str = "",
         advice: str = "",
+        raised: str = "",
+        message: str = "",
     ) -> None:
         super().__init__(summary)
         self.summary = summary
@@ -74,6 +101,8 @@ class CompileError(HeadstartError):
         self.output = output
         self.reproduce = reproduce
         self.advice = advice
+        self.raised = raised
+        self.message = message
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in sorted(self.options.items()))
@@ -97,7 +126,7 @@ class CompileError(HeadstartError):
         return functools.partial(type(self), self.summary, **self._fields()), ()
 
     def _fields(self) -> dict[str, Any]:
-        names = ("kernel", "target", "options", "stage", "detail", "output", "reproduce", "advice")
+        names = ("kernel", "target", "options", "stage", "detail", "output", "reproduce", "advice", "raised", "message")
         return {name: getattr(self, name) for name in names}
 
 

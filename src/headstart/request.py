@@ -7,16 +7,18 @@ imports Triton. What only Triton can tell (whether an option exists, whether a t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from headstart import keys
+from headstart.captured import CapturedSource
 from headstart.environment import TOOL_VARIABLES, fingerprint
 from headstart.errors import UsageError
 from headstart.target import Target
 
 Attributes = dict[str, list[tuple[str, int | str]]]
+Source: TypeAlias = str | CapturedSource  # what defines a kernel: Python text, or a live function as plain data
 
 
 class CompileRequest(msgspec.Struct, frozen=True):
@@ -27,7 +29,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
 
     Attributes:
         name: the `@triton.jit` function to compile.
-        source: Python text that defines it.
+        source: Python text that defines it; or a live kernel as data.
         signature: types by parameter name, without the constexprs; or Triton's ahead-of-time string.
         constants: values of constexpr parameters.
         attributes: facts about arguments, e.g. `{"x": [("tt.divisibility", 16)]}`.
@@ -35,12 +37,12 @@ class CompileRequest(msgspec.Struct, frozen=True):
         target: `str(Target)`.
         environment: variables that change the outcome (`headstart.environment`).
         filename: the file name that debug lines will show. Not part of the identity.
-        module: `__name__` of the module that the source becomes; empty: `name`. Triton writes it into
+        module: `__name__` of the module that a text becomes; empty: `name`. Triton writes it into
             the names of the functions that a kernel calls.
     """
 
     name: str
-    source: str
+    source: Source
     signature: dict[str, str] | str
     constants: dict[str, Any]
     attributes: Attributes
@@ -54,7 +56,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
     def make(
         cls,
         name: str,
-        source: str,
+        source: Source,
         *,
         signature: Mapping[str, str] | str,
         constants: Mapping[Any, Any] | None = None,
@@ -72,7 +74,9 @@ class CompileRequest(msgspec.Struct, frozen=True):
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise UsageError(f"name: expected the name of a @triton.jit function, got {name!r}")
-        if not isinstance(source, str):
+        if isinstance(source, CapturedSource):
+            filename = filename or source.kernel.filename
+        elif not isinstance(source, str):
             raise UsageError(f"{name}: source: expected Python text, got {type(source).__name__}")
         request = cls(
             name=name,
@@ -121,7 +125,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
                 if name not in TOOL_VARIABLES
             ),
             *([("module", self.module)] if self.module else []),
-            ("source", self.source),
+            *_source(self.source),
         ]
 
     def digest(self) -> str:
@@ -129,6 +133,11 @@ class CompileRequest(msgspec.Struct, frozen=True):
         return keys.digest(self.components())
 
 
+def _source(source: Source) -> list[keys.Component]:
+    if isinstance(source, str):
+        return [("source", source)]
+    named = [("entry name", source.entry_name)] if source.entry_name else []
+    return [*named, ("functions", source.identity)]
 
 
 def _is_text(value: Any) -> bool:

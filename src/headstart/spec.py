@@ -12,16 +12,16 @@ import importlib
 import importlib.machinery
 import importlib.util
 import inspect
-import linecache
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
+from headstart.captured import CapturedSource
 from headstart.errors import UsageError
 from headstart.target import Target
 
@@ -47,8 +47,8 @@ class KernelSpec:
     """One kernel to build: a function and what to specialize it for.
 
     Args:
-        source_or_fn: Python text that defines the `@triton.jit` function `name`; or such a function, defined at the
-            top of a file, which travels as that file's text.
+        source_or_fn: Python text that defines the `@triton.jit` function `name`; or such a function, which is taken as
+            it is now, with what it calls and the values it reads.
         name: the function. May be left out for a function, and for a text with a single jit function.
         signature: type of each argument, `{"x": "*fp32", "n": "i32"}`, constexprs left out or `"constexpr"`; or
             Triton's ahead-of-time form, `"*fp32:16, i32, 1024"`.
@@ -60,13 +60,14 @@ class KernelSpec:
         filename: what debug lines and tracebacks show. Default: the function's file; for a text, `NAME.py`.
 
     Attributes:
-        source: the text.
+        source: the text, or the function as data.
 
     Raises:
-        UsageError: the function or its source cannot be told, or the target is unknown.
+        UsageError: the function cannot be told, or the target is unknown.
+        CannotTravel: the function uses something that cannot be described to another process.
     """
 
-    source: str
+    source: str | CapturedSource
     name: str
     signature: Mapping[str, str] | str
     constants: Mapping[str, Any] | None
@@ -87,18 +88,20 @@ class KernelSpec:
         target: str | Target | None = None,
         filename: str | None = None,
     ) -> None:
+        source: str | CapturedSource
         if isinstance(source_or_fn, str):
             source = source_or_fn
             name = name or _only_jit_function(source)
         else:
-            function = _python_function(source_or_fn)
-            source, its_file = _source_of_file(function)
-            filename = filename or its_file
-            if name not in (None, function.__name__):
+            source, constants = _captured(source_or_fn, constants, signature)
+            if name not in (None, source.kernel.name):
                 raise UsageError(
-                    f"name={name!r} was given with the function {function.__name__}; leave it out"
+                    f"name={name!r} was given with the function {source.kernel.name}; leave it out"
                 )
-            name = function.__name__
+            name = source.kernel.name
+            if filename is not None:
+                source = source.shown_in(filename)
+            filename = source.kernel.filename
         fields = {
             "source": source,
             "name": name,
@@ -131,46 +134,15 @@ def _is_jit(node: ast.FunctionDef) -> bool:
     return any(decorator.rpartition(".")[2] == "jit" for decorator in decorators)
 
 
-def _python_function(kernel: Any) -> FunctionType:
-    """The Python function under `@triton.jit`, and under whatever decorators lie on top of it.
+def _captured(
+    source_or_fn: Any, constants: Mapping[Any, Any] | None, signature: Mapping[str, str] | str
+) -> tuple[CapturedSource, Mapping[Any, Any] | None]:
+    if isinstance(source_or_fn, CapturedSource):
+        return source_or_fn, constants
+    from headstart.jit.capture import capture_call
 
-    Triton is not asked: its wrappers (JITFunction, Autotuner, Heuristics) all keep what they wrap in `fn`.
-    """
-    wrapped = kernel
-    while not isinstance(wrapped, FunctionType) and hasattr(wrapped, "fn"):
-        wrapped = wrapped.fn
-    if not isinstance(wrapped, FunctionType):
-        kind = type(kernel).__name__
-        raise UsageError(
-            f"a KernelSpec needs source text or a @triton.jit function, not {kind} ({kernel!r:.80})"
-        )
-    if wrapped is kernel:
-        raise UsageError(f"{wrapped.__name__} is a plain Python function: @triton.jit is missing")
-    if type(kernel).__name__ == "InterpretedFunction":
-        raise UsageError(
-            "TRITON_INTERPRET is set, so @triton.jit makes functions that cannot be compiled; unset it"
-        )
-    if wrapped.__qualname__ != wrapped.__name__:
-        raise UsageError(
-            f"{wrapped.__qualname__} cannot travel: it is defined inside another function or class, and what it sees "
-            "there stays behind; move it to the top of its file, or give its source as text"
-        )
-    return wrapped
-
-
-def _source_of_file(function: FunctionType) -> tuple[str, str]:
-    """Text and absolute path of the file that defines a function.
-
-    Through linecache, where Triton looks too: cells of a notebook and modules in a zip are found there.
-    """
-    filename = function.__code__.co_filename
-    linecache.checkcache(filename)
-    lines = linecache.getlines(filename, function.__globals__)
-    if not lines:
-        raise UsageError(
-            f"{function.__name__} cannot travel: its source file {filename} cannot be read; give its source as text"
-        )
-    return "".join(lines), str(Path(filename).absolute()) if Path(filename).exists() else filename
+    source, plain = capture_call(source_or_fn, constants, signature)
+    return source, plain or constants
 
 
 def load_plan(plan: str) -> Iterator[KernelSpec]:

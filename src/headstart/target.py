@@ -32,6 +32,45 @@ SHARED_MEMORY_LIMIT = {
     "hip:gfx1201": 65536,
 }
 
+# Options that one backend alone has, or that mean another thing to each: `CUDAOptions` and `HIPOptions` of Triton 3.6
+# to 3.9. A kernel that is compiled for the other backend goes without them.
+_BOUND_TO_BACKEND = frozenset(
+    {
+        "allowed_dot_input_precisions",
+        "backend_name",
+        "default_dot_input_precision",
+        "deprecated_fp8_dot_operand_dtypes",
+        "extern_libs",
+        "max_num_imprecise_acc_default",
+        "supported_fp8_dtypes",
+        "warp_size",
+    }
+)
+OPTIONS_OF_BACKEND = {
+    "cuda": _BOUND_TO_BACKEND
+    | {
+        "clc",
+        "enable_reflect_ftz",
+        "ir_override",
+        "launch_pdl",
+        "maxnreg",
+        "min_shared_mem",
+        "ptx_options",
+        "ptx_version",
+        "sched4reg",
+    },
+    "hip": _BOUND_TO_BACKEND
+    | {
+        "allow_flush_denorm",
+        "kpack",
+        "llvm_fn_attrs",
+        "matrix_instr_nonkdim",
+        "schedule_hint",
+        "waves_per_eu",
+        "wgp_cu_mode",
+    },
+}
+
 
 class Target(msgspec.Struct, frozen=True):
     """A device family as Triton names it: `GPUTarget(backend, arch, warp_size)`.

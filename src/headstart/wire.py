@@ -39,6 +39,8 @@ class Failure(msgspec.Struct, tag=True):
     output: str = ""
     reproduce: str = ""
     advice: str = ""
+    raised: str = ""
+    message: str = ""
 
 
 # client → service
@@ -53,11 +55,12 @@ class Hello(msgspec.Struct, tag=True):
 
 
 class Submit(msgspec.Struct, tag=True):
-    """Compile `request`; `ticket` is the client's name for the answer."""
+    """Compile `request`; `ticket` is the client's name for the answer. `background`: nobody will wait for it soon."""
 
     ticket: int
     request: CompileRequest
     use_store: bool
+    background: bool = False
 
 
 class Await(msgspec.Struct, tag=True):

@@ -8,18 +8,24 @@ error that headstart raised on purpose is a message, never a traceback.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
 from headstart import __version__
-from headstart.errors import HeadstartError, UsageError
+from headstart.errors import DamagedError, HeadstartError, UsageError
 
 # Name of a subcommand (and of its module) and its line in `headstart --help`.
 COMMANDS = {
-    "build": "Compile every kernel of a plan into a bundle.",
+    "run": "Run a program with its compiles in workers.",
+    "build": "Compile every kernel of a plan or a manifest into a bundle.",
     "bundle": "List, verify, extract and merge bundles.",
+    "manifest": "Show, merge and compare manifests: what runs compiled.",
     "cache": "Show, shrink or empty the cache of compiled kernels.",
     "doctor": "Check what headstart needs on this machine.",
 }
@@ -90,3 +96,19 @@ def count(number: int, noun: str) -> str:
     """`1, "kernel"` as `"1 kernel"`, `2` as `"2 kernels"`."""
     plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{number} {noun if number == 1 else plural}"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say which file it was; what is wrong with it is said by whoever found out."""
+    try:
+        yield
+    except DamagedError as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        raise Failure(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def printable(text: str) -> str:
+    """Names in a file from elsewhere are not trusted with the terminal."""
+    return text if text.isprintable() else json.dumps(text)

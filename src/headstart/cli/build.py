@@ -1,8 +1,9 @@
-"""`headstart build`: every kernel of a plan, compiled into a bundle.
+"""`headstart build`: every kernel of a plan or a manifest, compiled into a bundle.
 
 The plan runs here, in the main thread; each spec is kicked off as it is yielded and compiled in a worker while the plan
 goes on. Answers arrive on the client's thread, which only queues them; this thread looks at them between two specs and,
-once the plan has ended, as they come.
+once the plan has ended, as they come. A manifest takes the place of the plan, and runs nothing here: what it carries
+runs in a worker, once it has been checked (`headstart.trust`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,35 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+import msgspec
 
-from headstart.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failure, count, human_bytes
+from headstart.cli import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Failure,
+    count,
+    human_bytes,
+    printable,
+    reading,
+)
 from headstart.cli.progress import Progress, Tally, make_progress
-from headstart.errors import HeadstartError, UsageError
+from headstart.entry import MAGIC as ENTRY_MAGIC
+from headstart.environment import TOOL_VARIABLES, fingerprint
+from headstart.errors import HeadstartError, ServiceError, UsageError
 from headstart.future import LambdaFuture, as_completed
+from headstart.manifest import Manifest, Specialization, is_manifest, retarget
+from headstart.request import CompileRequest
 from headstart.spec import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.target import Target
+from headstart.toolchain import find_toolchain
+from headstart.trust import check_request
 
 if TYPE_CHECKING:
     from headstart.async_compile import AsyncCompile
@@ -29,7 +47,7 @@ if TYPE_CHECKING:
     from headstart.timeline import Statistics
 
 
-@click.command(short_help="Compile every kernel of a plan into a bundle.")
+@click.command(short_help="Compile every kernel of a plan or a manifest into a bundle.")
 @click.argument("plan", required=False, default="")
 @click.option(
     "--model",
@@ -43,7 +61,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="TARGET",
     help="Device to compile for, as cuda:90 or hip:gfx942; may be repeated. Applies to specs that name no target of "
-    "their own.",
+    "their own, and to every kernel of a manifest; default for a manifest: what each kernel was recorded for.",
 )
 @click.option(
     "--workers",
@@ -60,6 +78,11 @@ if TYPE_CHECKING:
     "folder.",
 )
 @click.option(
+    "--trust",
+    is_flag=True,
+    help="Compile what a manifest carries whatever it may do: you know where it comes from.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print the outcome as one JSON object, the last line of stdout."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
@@ -71,16 +94,20 @@ def build(
     targets: Sequence[str],
     workers: int | None,
     output: Path | None,
+    trust: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Compile every kernel of PLAN into a bundle. No GPU is needed.
 
-    PLAN is a Python file, or package.module, with a generator kernels() that yields headstart.KernelSpec(...). What was
-    compiled before comes from the cache.
+    PLAN is a Python file, or package.module, with a generator kernels() that yields headstart.KernelSpec(...); or a
+    manifest, which is what a program recorded. What was compiled before comes from the cache.
 
-    Exit code: 0 all built; 1 some kernels failed or the plan raised (everything else is built and in the bundle); 2 bad
-    usage, or a plan that yields nothing.
+    Compiling runs Python that a manifest carries. A kernel of it that could do anything but become a kernel is left
+    out, unless --trust.
+
+    Exit code: 0 all built; 1 some kernels failed or were left out, or the plan raised (everything else is built and in
+    the bundle); 2 bad usage, or a plan that yields nothing.
     """
     devices = list(dict.fromkeys(Target.parse(target) for target in targets))
     if not plan and not model:
@@ -97,15 +124,21 @@ def build(
             click.echo(json.dumps(outcome) if as_json else describe_model(outcome))
         ctx.exit(EXIT_FAILED if outcome["left_out"] else 0)
     _check_output(output)
-    # The service finds the modules that sources import where this process does.
-    add_plan_folder(plan)
+    recorded = _manifest_at(plan)
+    if recorded is None:
+        if trust:
+            raise UsageError(f"--trust is for manifests; {plan} is a plan, which runs as it is")
+        # The service finds the modules that sources import where this process does.
+        add_plan_folder(plan)
+    elif not quiet and (remark := _other_triton(plan, recorded)):
+        click.echo(remark, err=True)
     started = time.monotonic()
     tally = Tally()
     try:
         with _open(workers) as async_compile:
             job = Build(async_compile, devices, tally)
             with make_progress(tally, async_compile.in_flight, quiet=quiet) as progress:
-                plan_error = job.run(plan, progress)
+                plan_error = job.run(_specs(plan) if recorded is None else job.recorded(recorded, trust), progress)
             bundle = job.write(output)
             statistics = async_compile.statistics
     except KeyboardInterrupt:
@@ -149,14 +182,19 @@ class Build:
         self.refused = 0
         self.used: dict[Target, None] = {}
 
-    def run(self, plan: str, progress: Progress) -> UsageError | None:
-        """Build everything that the plan yields; what was wrong with the plan itself is returned."""
+    def run(
+        self, requests: Iterable[KernelSpec | CompileRequest], progress: Progress
+    ) -> UsageError | None:
+        """Build everything that a plan or a manifest yields; what was wrong with the plan itself is returned."""
         self._progress = progress
         plan_error = None
         self._async_compile.bundler.begin_compile()
         try:
-            for spec in load_plan(plan):
-                self._kick_off(spec)
+            for each in requests:
+                if isinstance(each, KernelSpec):
+                    self._kick_off_spec(each)
+                else:
+                    self._kick_off_request(each)
                 self._look_at_answers()
         except UsageError as error:
             plan_error = error
@@ -179,7 +217,28 @@ class Build:
         finally:
             bundler.end_compile()
 
-    def _kick_off(self, spec: KernelSpec) -> None:
+    def recorded(self, manifest: Manifest, trust: bool) -> Iterator[CompileRequest]:
+        """What to compile of a manifest, in order; what may not be compiled is reported as a failure."""
+        tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
+        for each in manifest.missing():
+            # Tools are this machine's; they count by content, and not as part of a request.
+            others = {name: value for name, value in each.request.environment.items() if name not in TOOL_VARIABLES}
+            request = msgspec.structs.replace(each.request, environment={**others, **tools})
+            reason = None if trust else check_request(request)
+            if reason is not None:
+                self._refuse(
+                    f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust"
+                )
+                continue
+            try:
+                recorded_for = Target.parse(request.target)
+            except UsageError as error:
+                self._refuse(f"{_named(each)} was left out: {error}")
+                continue
+            for device in self._devices or [recorded_for]:
+                yield retarget(request, device)[0]
+
+    def _kick_off_spec(self, spec: KernelSpec) -> None:
         devices = [spec.target] if spec.target is not None else self._devices
         if not devices:
             raise UsageError(
@@ -188,9 +247,10 @@ class Build:
             )
         for device in devices:
             self.used[device] = None
-            self._tally.requested += 1
-            try:
-                future = self._async_compile.triton(
+            self._ask(
+                f"{spec.name} ({device})",
+                partial(
+                    self._async_compile.triton,
                     spec.name,
                     spec.source,
                     signature=spec.signature,
@@ -199,18 +259,33 @@ class Build:
                     options=spec.options,
                     target=str(device),
                     filename=spec.filename,
-                )
-            except UsageError as error:
-                self.refused += 1
-                self._tally.seen += 1
-                self._fail(f"{spec.name} ({device}) failed: {error}")
-                continue
-            if id(future) in self._futures:
-                # The same kernel again: its answer is counted, and its failure reported, once.
-                self._tally.seen += 1
-            else:
-                self._futures[id(future)] = future
-                future.add_done_callback(self._tally.unseen.put)
+                ),
+            )
+
+    def _kick_off_request(self, request: CompileRequest) -> None:
+        self.used[Target.parse(request.target)] = None
+        self._ask(f"{request.name} ({request.target})", partial(self._async_compile.submit, request))
+
+    def _ask(self, what: str, kick_off: Callable[[], LambdaFuture[CompiledKernel]]) -> None:
+        try:
+            future = kick_off()
+        except UsageError as error:
+            self._refuse(f"{what} failed: {error}")
+            return
+        self._tally.requested += 1
+        if id(future) in self._futures:
+            # The same kernel again: its answer is counted, and its failure reported, once.
+            self._tally.seen += 1
+        else:
+            self._futures[id(future)] = future
+            future.add_done_callback(self._tally.unseen.put)
+
+    def _refuse(self, report: str) -> None:
+        """Count a kernel that is not even kicked off."""
+        self.refused += 1
+        self._tally.requested += 1
+        self._tally.seen += 1
+        self._fail(report)
 
     def _look_at_answers(self) -> None:
         while not self._tally.unseen.empty():
@@ -283,6 +358,48 @@ def _open(workers: int | None) -> AsyncCompile:
     return AsyncCompile(workers=workers)
 
 
+def _specs(plan: str) -> Iterator[KernelSpec]:
+    """What `load_plan` yields; what is wrong with the plan shows when it is iterated over."""
+    yield from load_plan(plan)
+
+
+def _manifest_at(plan: str) -> Manifest | None:
+    """The manifest that was meant; None if it is a plan.
+
+    Raises:
+        UsageError: it is a file of another kind.
+        Failure: the manifest cannot be read.
+    """
+    path = Path(plan)
+    if path.is_file():
+        with reading(path), path.open("rb") as file:
+            if file.read(len(ENTRY_MAGIC)) == ENTRY_MAGIC:
+                raise UsageError(f"{plan} is a bundle: it is built already; headstart bundle list shows what is in it")
+    if not is_manifest(path) and not (path.is_file() and path.suffix == ".manifest"):
+        return None
+    with reading(path):
+        manifest = Manifest.open(path)
+    if not manifest.specializations:
+        raise UsageError(f"{plan} holds no kernels: there is nothing to build")
+    return manifest
+
+
+def _other_triton(plan: str, manifest: Manifest) -> str | None:
+    """A remark if a manifest was recorded with another Triton than the one that will compile."""
+    recorded = manifest.triton_versions
+    try:
+        version = find_toolchain().triton_version
+    except ServiceError:
+        return None  # the build will say so
+    if not recorded or version in recorded:
+        return None
+    return f"headstart: {plan} was recorded with Triton {', '.join(recorded)} and is built with {version}"
+
+
+def _named(each: Specialization) -> str:
+    return printable(f"{each.request.name} ({each.request.target})")
+
+
 def _refuse(plan: str, plan_error: UsageError | None) -> NoReturn:
     if isinstance(plan_error, PlanRaised):
         raise Failure(str(plan_error))
@@ -292,7 +409,8 @@ def _refuse(plan: str, plan_error: UsageError | None) -> NoReturn:
 
 
 def _bundle_name(plan: str) -> str:
-    stem = Path(plan).stem if plan.endswith(".py") or os.sep in plan else plan.rpartition(".")[2]
+    is_file = plan.endswith((".py", ".manifest")) or os.sep in plan
+    stem = Path(plan).stem if is_file else plan.rpartition(".")[2]
     return f"{stem}.bundle"
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import msgspec
 
 from headstart.bundle import Bundle, BundleItem, merge_bundles
-from headstart.cli import Failure, count, human_bytes
-from headstart.errors import DamagedError, UsageError
+from headstart.cli import Failure, count, human_bytes, printable, reading
+from headstart.errors import UsageError
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
@@ -39,7 +37,7 @@ def list_(path: Path, as_json: bool) -> None:
     for item in opened:
         size = human_bytes(item.length)
         click.echo(
-            f"{item.key[:_SHORT_KEY]}  {_printable(item.target):12}  {size:>10}  {_printable(item.name)}"
+            f"{item.key[:_SHORT_KEY]}  {printable(item.target):12}  {size:>10}  {printable(item.name)}"
         )
     total = human_bytes(sum(item.length for item in opened))
     toolchains = count(len(opened.toolchains), "toolchain")
@@ -51,7 +49,7 @@ def list_(path: Path, as_json: bool) -> None:
 def verify(path: Path) -> None:
     """Read all of BUNDLE and compare it with its checksums. Exit code 1 if something is damaged."""
     opened = _open(path)
-    with _reading(path):
+    with reading(path):
         problems = opened.verify()
     for problem in problems:
         click.echo(str(problem), err=True)
@@ -79,7 +77,7 @@ def extract(path: Path, kernels: Sequence[str], output: Path | None) -> None:
     """
     opened = _open(path)
     output = output or Path(path.stem if path.suffix else f"{path.name}.files")
-    with _reading(path):
+    with reading(path):
         folders = opened.extract(output, [item.key for item in _chosen(opened, kernels)])
     click.echo(f"{count(len(folders), 'kernel')} extracted to {output}")
 
@@ -89,7 +87,7 @@ def extract(path: Path, kernels: Sequence[str], output: Path | None) -> None:
 @click.argument("paths", metavar="IN...", nargs=-1, required=True, type=_BUNDLE)
 def merge(out: Path, paths: Sequence[Path]) -> None:
     """Write the kernels of every bundle IN into one bundle OUT, which may be one of them."""
-    with _reading(out):
+    with reading(out):
         kernels = merge_bundles(out, *paths)
     click.echo(
         f"{out}: {count(kernels, 'kernel')} of {count(len(paths), 'bundle')}, {human_bytes(out.stat().st_size)}"
@@ -123,21 +121,5 @@ def _chosen(opened: Bundle, kernels: Sequence[str]) -> list[BundleItem]:
 
 
 def _open(path: Path) -> Bundle:
-    with _reading(path):
+    with reading(path):
         return Bundle.open(path)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say which file it was; what is wrong with it is said by whoever found out."""
-    try:
-        yield
-    except DamagedError as error:
-        raise Failure(str(error)) from error
-    except OSError as error:
-        raise Failure(f"{error.filename or path}: {error.strerror or error}") from error
-
-
-def _printable(text: str) -> str:
-    """Names in a bundle from elsewhere are not trusted with the terminal."""
-    return text if text.isprintable() else json.dumps(text)

@@ -26,9 +26,9 @@ import msgspec
 from headstart.async_compile import AsyncCompile
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
+from headstart.imports import when_imported
 from headstart.inductor import compat, layout, plain
 from headstart.inductor.describing import Describing
-from headstart.inductor.imports import forget_imports, when_imported
 from headstart.inductor.pool import NO_WORKER, Pool
 from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
@@ -64,6 +64,7 @@ class _Compiler(AsyncCompile):
 
     _find_toolchain = staticmethod(_toolchain)
     _environment = staticmethod(_environment)
+    _shares_bundle = True
 
     def _note(self, kickoff: Any, result: Any) -> None:
         # A kernel that needs too much shared memory is Inductor's to refuse: it then tries another configuration.
@@ -106,6 +107,7 @@ class Adapter:
         self._foreseeing = _Foreseeing()
         self._said: set[str] = set()
         self._replacement = compat.Replacement(self._choose_pool, self.compile)
+        self._forget_imports: list[Callable[[], None]] = []
         self._reset()
         _adapters.add(self)
         if self.compiler.starts_service:
@@ -129,13 +131,16 @@ class Adapter:
 
     def install(self) -> None:
         """Replace what is imported already; the rest when it is."""
-        when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool)
-        when_imported(compat.HEURISTICS, self._replacement.replace_compile)
-        when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys))
+        self._forget_imports = [
+            when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool),
+            when_imported(compat.HEURISTICS, self._replacement.replace_compile),
+            when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)),
+        ]
 
     def close(self) -> None:
         """Put everything back, and end all processes."""
-        forget_imports()
+        for forget in self._forget_imports:
+            forget()
         self._replacement.remove()
         self._queue.put(None)
         if self._thread is not None:

@@ -9,7 +9,7 @@ What is relied on, beyond `triton.compile`, `ASTSource`, `GPUTarget` and `triton
 * `JITFunction.arg_names`, and `BaseBackend.parse_options` returning a dataclass of all options.
 
 A function defined by a request's source has the request's file name, and finds its text in linecache, so that
-debug lines and tracebacks read as they would in the client.
+debug lines and tracebacks read as they would in the client. One that was captured live is made again (`rebuilding`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from headstart.captured import CapturedSource
 from headstart.environment import TOOL_VARIABLES
 from headstart.request import CompileRequest
 from headstart.service import standins
+from headstart.service.rebuilding import rebuilt
 from headstart.target import Target
 from headstart.wire import Failure
 
@@ -122,21 +124,20 @@ class Compiler:
                 # An earlier kernel's source has set a knob, which must not reach this one.
                 vars(group).clear()
                 vars(group).update(values)
-        with _module_of(request) as module:
+        with contextlib.ExitStack() as shown:  # errors are told while the source's lines can be looked up
             try:
-                return self._compile(request, module)
+                functions, reaches = _functions(request, shown)
+                return self._compile(request, functions, reaches)
             except Refused:
                 raise
             except Exception as error:
                 raise Refused(self._failure(error)) from error
 
-    def _compile(self, request: CompileRequest, module: types.ModuleType) -> Compiled:
+    def _compile(self, request: CompileRequest, functions: list[Any], reaches: list[str]) -> Compiled:
         triton = importlib.import_module("triton")
-        tree = ast.parse(request.source, request.filename)
-        function = _define(request, tree, module)
         self._enter("signature")
         target = _gpu_target(request.target)
-        source = triton.compiler.ASTSource(function, *_specialization(request, function))
+        source = triton.compiler.ASTSource(functions[0], *_specialization(request, functions))
         self._enter("options")
         backend = triton.compiler.make_backend(target)
         options = _options(request, backend)
@@ -146,7 +147,7 @@ class Compiler:
         triton.compile(source, target=target, options=options)
         files = {name.rpartition(".")[2]: content for name, content in _MemoryCache.held.items()}
         metadata = json.loads(files.pop("json"))
-        return Compiled(files, metadata, _foreign_modules(tree))
+        return Compiled(files, metadata, reaches)
 
     def _enter(self, stage: str) -> None:
         self._stage = stage
@@ -174,7 +175,15 @@ class Compiler:
         advice = ""
         if self._stage in ("cubin", "hsaco"):
             advice = "the assembler refused what Triton gave it; is it new enough for the target? See headstart doctor"
-        return Failure(kind, summary, stage=self._stage, detail=_user_traceback(error), advice=advice)
+        return Failure(
+            kind,
+            summary,
+            stage=self._stage,
+            detail=_user_traceback(error),
+            advice=advice,
+            raised=f"{type(error).__module__}.{type(error).__qualname__}",
+            message=str(error),
+        )
 
 
 def prepare() -> str:
@@ -206,13 +215,23 @@ def prepare() -> str:
 # The source
 
 
+def _functions(request: CompileRequest, shown: contextlib.ExitStack) -> tuple[list[Any], list[str]]:
+    """The kernel, then others that were captured with it; and the modules that it reaches beyond its key."""
+    if isinstance(request.source, CapturedSource):
+        # Names are bound to data and to what Triton has: nothing is beyond the key.
+        return shown.enter_context(rebuilt(request.source)), []
+    module = shown.enter_context(_module_of(request, request.source))
+    tree = ast.parse(request.source, request.filename)
+    return [_define(request, tree, module)], _foreign_modules(tree)
+
+
 @contextlib.contextmanager
-def _module_of(request: CompileRequest) -> Iterator[types.ModuleType]:
+def _module_of(request: CompileRequest, source: str) -> Iterator[types.ModuleType]:
     module = types.ModuleType(request.module or request.name)
     module.__file__ = request.filename
-    lines = request.source.splitlines(keepends=True)
+    lines = source.splitlines(keepends=True)
     # An entry without a modification time is never checked against the disk.
-    linecache.cache[request.filename] = (len(request.source), None, lines, request.filename)
+    linecache.cache[request.filename] = (len(source), None, lines, request.filename)
     previous = sys.modules.get(module.__name__)
     if previous is None:
         sys.modules[module.__name__] = module
@@ -256,10 +275,11 @@ def _foreign_modules(tree: ast.Module) -> list[str]:
 
 
 def _specialization(
-    request: CompileRequest, function: Any
+    request: CompileRequest, functions: list[Any]
 ) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
+    function = functions[0]
     names: list[str] = list(function.arg_names)
-    constants = {_path(key, names): _constant(value) for key, value in request.constants.items()}
+    constants = {_path(key, names): _constant(value, functions) for key, value in request.constants.items()}
     attributes = {_path(key, names): [list(fact) for fact in facts] for key, facts in request.attributes.items()}
     if isinstance(request.signature, str):
         types_by_name, literals, hints = _ahead_of_time(request.signature, names)
@@ -336,10 +356,12 @@ def _number(text: str) -> int | float | None:
     return None
 
 
-def _constant(value: Any) -> Any:
+def _constant(value: Any, functions: list[Any]) -> Any:
     if isinstance(value, list):
-        return tuple(_constant(member) for member in value)
+        return tuple(_constant(member, functions) for member in value)
     if isinstance(value, Mapping):
+        if "function" in value:
+            return functions[value["function"]]
         language = importlib.import_module("triton.language")
         return language.dtype(value["dtype"])
     return value

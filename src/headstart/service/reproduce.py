@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from headstart.captured import CapturedSource
 from headstart.request import CompileRequest
 
 _KEPT = 100  # plans; older ones make room
@@ -19,8 +20,7 @@ _PLAN = '''\
     {command}
 """
 
-import headstart
-
+{imports}
 SOURCE = {source}
 
 
@@ -37,6 +37,11 @@ def kernels():
     )
 '''
 
+_IMPORTS = {
+    str: "import headstart\n",
+    CapturedSource: "import headstart\nfrom headstart.captured import CapturedSource\n",
+}
+
 
 def write_plan(folder: Path, request: CompileRequest) -> str:
     """Write the plan of `request` into `folder`.
@@ -51,7 +56,8 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
         name=request.name,
         target=request.target,
         command=command.replace("\\", "\\\\").replace('"""', '\\"\\"\\"'),
-        source=_literal(request.source),
+        imports=_IMPORTS[type(request.source)],
+        source=_source(request.source),
         signature=request.signature,
         constants=_expression({_position(key): value for key, value in request.constants.items()}),
         attributes={_position(key): facts for key, facts in request.attributes.items()},
@@ -69,6 +75,25 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
     return command
 
 
+def _source(source: str | CapturedSource) -> str:
+    if isinstance(source, str):
+        return _literal(source)
+    functions = ",\n".join(_function(function) for function in source.plain()["functions"])
+    return (
+        f"CapturedSource.from_plain({{\n'type': 'captured', 'entry_name': {source.entry_name!r}, 'functions': [\n"
+        f"{functions},\n]}})"
+    )
+
+
+def _function(function: dict[str, Any]) -> str:
+    """One captured function, a line for each of its fields, and its text as it was written."""
+    fields = [
+        f"'text': {_literal(value)}" if field == "text" else f"{field!r}: {_expression(value)}"
+        for field, value in function.items()
+    ]
+    return "{" + ",\n".join(fields) + "}"
+
+
 def _literal(source: str) -> str:
     plain = source.replace("\n", "").isprintable() and "'''" not in source and "\\" not in source
     return f"'''{source}'''" if plain and not source.endswith("'") else repr(source)
@@ -78,7 +103,7 @@ def _expression(value: Any) -> str:
     """`repr`, for infinities as well."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"float({str(value)!r})"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_expression(member) for member in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {_expression(member)}" for key, member in value.items()) + "}"

@@ -236,9 +236,8 @@ class Server:
         kind = _kind(toolchain, request.environment)
         job = Job(key, digest, request, use_store)
         ticket = plan.Ticket(client.number, message.ticket)
-        self._carry_out(
-            self._plan.requested(ticket, job_key, kind, job, plan.Urgency.EARLY, time.monotonic())
-        )
+        urgency = plan.Urgency.BACKGROUND if message.background else plan.Urgency.EARLY
+        self._carry_out(self._plan.requested(ticket, job_key, kind, job, urgency, time.monotonic()))
 
     def _toolchain_digest(self, toolchain: Toolchain, request: CompileRequest) -> str:
         tools = {name: value for name, value in request.environment.items() if name in TOOL_VARIABLES}

@@ -1,0 +1,164 @@
+"""`headstart manifest`: look into manifests, put them together and tell them apart."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from headstart.cli import count, printable, reading
+from headstart.manifest import Difference, Manifest, Specialization, compare
+from headstart.manifest import merge as merge_manifests
+from headstart.request import CompileRequest
+
+_MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
+_SHORT_DIGEST = 12  # hexadecimal digits that tell kernels of one manifest apart
+_PIPED_WIDTH = 200  # columns, where there is no terminal to ask
+
+
+@click.group(short_help="Show, merge and compare manifests: what runs compiled.")
+def manifest() -> None:
+    """Look into manifests, put them together and tell them apart.
+
+    A manifest holds what a run compiled: sources, specializations, targets, durations. Reading one executes nothing;
+    `headstart build` compiles one.
+    """
+
+
+@manifest.command(short_help="Show the kernels of a manifest.")
+@click.argument("path", metavar="FILE", type=_MANIFEST)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per kernel.")
+def show(path: Path, as_json: bool) -> None:
+    """Show the kernels of FILE, in the order in which they would be compiled: winners first, longest first."""
+    opened = _open(path)
+    if as_json:
+        for each in opened.missing():
+            click.echo(msgspec.json.encode(fields(each)))
+        return
+    _print_table(opened.missing())
+    click.echo(_totals(opened), err=True)
+
+
+@manifest.command(short_help="Write what several manifests say into one.")
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=_MANIFEST)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="OUT",
+    help="Where the manifest goes; may be one of the FILEs. One that exists is replaced.",
+)
+def merge(paths: Sequence[Path], output: Path) -> None:
+    """Write what every FILE says into one manifest. Their order does not matter, and neither does merging one twice."""
+    merged = merge_manifests(*map(_open, paths))
+    with reading(output):
+        merged.save(output)
+    kernels = count(len(merged.specializations), "kernel")
+    click.echo(f"{output}: {kernels} of {count(len(paths), 'manifest')}")
+
+
+@manifest.command(short_help="Tell two manifests apart.")
+@click.argument("before", type=_MANIFEST)
+@click.argument("after", type=_MANIFEST)
+def diff(before: Path, after: Path) -> None:
+    """Show the kernels that only BEFORE (-) or only AFTER (+) holds.
+
+    A kernel (~) of which both hold a variant that the other lacks is shown with what makes the nearest two differ.
+
+    Exit code: 0, whether they differ or not; 2 bad usage.
+    """
+    difference = compare(_open(before), _open(after))
+    for line in _difference_lines(difference):
+        click.echo(line)
+    parts = [
+        f"{count(len(difference.removed), 'kernel')} only in {before}",
+        f"{len(difference.added)} only in {after}",
+        f"{len(difference.changed)} changed",
+    ]
+    click.echo(", ".join(parts), err=True)
+
+
+def fields(each: Specialization) -> dict[str, Any]:
+    """What `manifest show --json` prints of one kernel; its source only by what it is part of, the digest."""
+    request = msgspec.to_builtins(each.request)
+    del request["source"]
+    return {
+        "digest": each.digest,
+        **request,
+        "duration_s": each.duration_s,
+        "winner": each.winner,
+        "asked_by": each.asked_by,
+        "last_seen": each.last_seen.isoformat(),
+    }
+
+
+def _open(path: Path) -> Manifest:
+    with reading(path):
+        return Manifest.open(path)
+
+
+def _print_table(specializations: Sequence[Specialization]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("kernel", "target", "specialized for", "seconds", "won", "asked by"):
+        table.add_column(title, justify="right" if title == "seconds" else "left", overflow="fold")
+    for each in specializations:
+        seconds = f"{each.duration_s:.2f}" if each.duration_s else ""
+        cells = (
+            each.request.name,
+            each.request.target,
+            _options(each.request),
+            seconds,
+            "yes" if each.winner else "",
+            each.asked_by,
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    # Piped, a table is for grep: a row is not to be folded at 80 columns.
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+
+
+def _options(request: CompileRequest) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in {**request.constants, **request.options}.items())
+
+
+def _totals(opened: Manifest) -> str:
+    specializations = opened.specializations.values()
+    durations = [each.duration_s for each in specializations]
+    parts = [
+        f"{count(len(specializations), 'kernel')} for {', '.join(opened.targets) or 'nothing'}",
+        f"{sum(durations):.1f} s to compile, the longest {max(durations, default=0.0):.1f} s",
+        f"{count(len(opened.tunings), 'tuned key')}",
+    ]
+    lines = [", ".join(parts)]
+    for origin in opened.origins:
+        when = dt.datetime.fromtimestamp(origin.recorded_at, dt.timezone.utc)
+        triton = f", Triton {origin.triton_version}" if origin.triton_version else ""
+        versions = f"headstart {origin.headstart_version or 'unknown'}{triton}"
+        program = origin.program or "unknown program"
+        lines.append(printable(f"recorded {when:%Y-%m-%d %H:%M} UTC, {versions}: {program}"))
+    return "\n".join(lines)
+
+
+def _difference_lines(difference: Difference) -> list[str]:
+    lines = [f"- {_named(each)}" for each in difference.removed]
+    lines += [f"+ {_named(each)}" for each in difference.added]
+    for change in difference.changed:
+        lines.append(f"~ {_named(change.after)}")
+        lines += [f"    {printable(reason)}" for reason in change.reasons]
+    return lines
+
+
+def _named(each: Specialization) -> str:
+    request = each.request
+    line = f"{each.digest[:_SHORT_DIGEST]}  {request.target:12}  {request.name}  {_options(request)}"
+    return printable(line.rstrip())

@@ -1,0 +1,468 @@
+"""What a run compiled: sources, what they were specialized for, how long each took. One file.
+
+Layout; numbers are little-endian:
+
+    offset  bytes  what
+    0       8      magic: 89 "HSM" 0D 0A 1A 0A
+    8       2      format version; it follows the magic in every version
+    10      8      length of the body, N
+    18      32     SHA-256 of the body
+    50      N      body: msgpack map, `_Body`
+
+Guarantees:
+
+A manifest has its name by rename, so it is there whole or not at all. Opening verifies every byte: what a reader gets
+is what was written, or `DamagedError`. Nothing is executed or unpickled, whatever the bytes are. That is about reading:
+compiling a kernel out of a manifest runs Python that it carries, and `headstart.trust` says what of it may be.
+
+Merging is idempotent, commutative and associative: manifests of many ranks and of many runs may be merged in any order,
+and twice. So nothing is counted, and every field of one kernel has a rule by which one of two values wins:
+
+    duration_s           the longer: zero is "unknown", and a compile on an idle machine is no reason to start it late
+    winner               either
+    last_seen            the later
+    asked_by, request    of the one seen last, then the greater: of requests with one digest only file names differ
+    origins              all; of the same program and versions the last recording
+    tunings              the one recorded later, then the greater
+
+This code assumes that:
+
+- digests of requests are right: they are written down, not computed anew. A wrong one costs a compile in vain; what
+  is served for a request is found by the digest that its own client computes.
+
+- what a request holds is plain data without cycles, so that tens of thousands need not burden the garbage collector;
+
+- unknown fields may be skipped: a change that an older reader must notice raises `VERSION`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import os
+import struct
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headstart import keys
+from headstart.entry import Key, Size, check_version, decode, snapshot_of
+from headstart.errors import DamagedError
+from headstart.request import CompileRequest, Source
+from headstart.target import OPTIONS_OF_BACKEND, Target
+
+MAGIC = b"\x89HSM\r\n\x1a\n"
+VERSION = 1
+MAX_BODY_BYTES = 1 << 30
+
+_PREFIX = struct.Struct("<8sHQ32s")
+_VERSION = struct.Struct("<8sH")
+_END_OF_TIME = 253402300800.0  # the year 10000, seconds since 1970
+_EXPLAINED = 100  # kernels of one name among which `compare` looks for the nearest
+
+
+def _check_time(seconds: float) -> None:
+    if not 0.0 <= seconds < _END_OF_TIME:
+        raise ValueError(f"recorded_at: {seconds} is no time")
+
+
+class Origin(msgspec.Struct, frozen=True, order=True, kw_only=True):
+    """Where (part of) a manifest comes from.
+
+    Attributes:
+        program: what ran, as `headstart.recording` names programs; empty if unknown.
+        headstart_version: that recorded it.
+        triton_version: that the program had, e.g. `"3.6.0"`; empty if unknown.
+        toolchain: digest of the toolchain that compiled; empty if unknown.
+        torch_version: of the program's torch, if it used torch.compile; else empty.
+        recorded_at: when it was last written, seconds since 1970.
+    """
+
+    program: str = ""
+    headstart_version: str = ""
+    triton_version: str = ""
+    toolchain: str = ""
+    torch_version: str = ""
+    recorded_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_time(self.recorded_at)
+
+    def undated(self) -> tuple[str, str, str, str, str]:
+        """Everything but the time: what makes two origins the same."""
+        return self.program, self.headstart_version, self.triton_version, self.toolchain, self.torch_version
+
+
+class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One kernel, as one run needed it.
+
+    Attributes:
+        request: what to compile.
+        digest: `request.digest()`.
+        duration_s: seconds from start to end of its compile; 0 if it was served without one and nobody knows.
+        winner: an autotuner chose it in a sweep.
+        asked_by: where the program asked for it, `"file:line"`; empty if unknown.
+        last_seen: the day (UTC) on which a program last asked for it.
+    """
+
+    request: CompileRequest
+    digest: Key
+    duration_s: float = 0.0
+    winner: bool = False
+    asked_by: str = ""
+    last_seen: dt.date = dt.date.min
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.duration_s < math.inf:
+            raise ValueError(f"duration_s: {self.duration_s} is no number of seconds")
+        if not self.request.name.isidentifier():  # it becomes part of file names
+            raise ValueError(f"name: {self.request.name!r} is no name of a function")
+
+    def merged(self, other: Specialization) -> Specialization:
+        """The same kernel with what both know."""
+        if self == other:
+            return self
+        later = max(self, other, key=_rank_of_specialization)
+        return msgspec.structs.replace(
+            later,
+            duration_s=max(self.duration_s, other.duration_s),
+            winner=self.winner or other.winner,
+        )
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """What an autotuner chose for one key.
+
+    Attributes:
+        autotuner: which one; whoever records decides how it is told.
+        key: the arguments, types and the like that the choice was made for, plain data.
+        target: e.g. `"cuda:90"`; another device chooses differently.
+        configuration: the choice, plain data, e.g. `{"kwargs": {"BLOCK": 64}, "num_warps": 8}`.
+        recorded_at: when the sweep ended, seconds since 1970.
+    """
+
+    autotuner: str
+    key: Any
+    target: str
+    configuration: dict[str, Any]
+    recorded_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_time(self.recorded_at)
+
+    def digest(self) -> str:
+        """Identity of what was tuned: SHA-256 over autotuner, key and target, hexadecimal."""
+        return tuning_digest(self.autotuner, self.key, self.target)
+
+    def merged(self, other: Tuning) -> Tuning:
+        """The later choice."""
+        return max(self, other, key=lambda tuning: (tuning.recorded_at, _encoder.encode(tuning)))
+
+
+def tuning_digest(autotuner: str, key: Any, target: str) -> str:
+    """Under which a manifest keeps the choice of `autotuner` for `key` on `target`."""
+    canonical = _encoder.encode(key).hex()
+    return keys.digest((("autotuner", autotuner), ("key", canonical), ("target", target)))
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run, or several, compiled. Compares equal if it says the same.
+
+    Attributes:
+        origins: programs and versions that it was recorded with, in order.
+        specializations: by digest of the request.
+        tunings: by `Tuning.digest()`.
+    """
+
+    origins: tuple[Origin, ...] = ()
+    specializations: dict[str, Specialization] = {}
+    tunings: dict[str, Tuning] = {}
+
+    @classmethod
+    def of(
+        cls,
+        specializations: Iterable[Specialization],
+        tunings: Iterable[Tuning] = (),
+        origins: Iterable[Origin] = (),
+    ) -> Manifest:
+        """Put a manifest together; what is given twice is merged."""
+        return cls(
+            origins=_merged_origins(origins),
+            specializations=_merged((each.digest, each) for each in specializations),
+            tunings=_merged((each.digest(), each) for each in tunings),
+        )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read and verify a manifest.
+
+        Raises:
+            DamagedError: it is not a whole manifest; `FutureVersionError` if a newer headstart wrote it.
+            OSError: it cannot be read.
+        """
+        file = Path(path).absolute()
+        with snapshot_of(file) as snapshot:
+            return _parse(file, snapshot.read(0, _PREFIX.size + MAX_BODY_BYTES + 1))
+
+    def encode(self) -> bytes:
+        """The bytes of the file. Equal manifests give equal bytes."""
+        shared = _Sources()
+        body = _encoder.encode(
+            _Body(
+                origins=list(self.origins),
+                specializations=[_Record.of(self.specializations[key], shared) for key in sorted(self.specializations)],
+                tunings=[self.tunings[key] for key in sorted(self.tunings)],
+                sources=shared.table,
+            )
+        )
+        return _PREFIX.pack(MAGIC, VERSION, len(body), sha256(body).digest()) + body
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the manifest; one that exists is replaced at once or not at all.
+
+        Raises:
+            OSError: it cannot be written. Nothing is left behind.
+        """
+        data = self.encode()
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+    @property
+    def targets(self) -> list[str]:
+        """What its kernels were compiled for, in order."""
+        return sorted({each.request.target for each in self.specializations.values()})
+
+    @property
+    def uses_torch_compile(self) -> bool:
+        """Whether a program that it was recorded with used torch.compile."""
+        return any(origin.torch_version for origin in self.origins)
+
+    @property
+    def triton_versions(self) -> list[str]:
+        """Those that it was recorded with, as far as known."""
+        return sorted({origin.triton_version for origin in self.origins} - {""})
+
+    def missing(self, known: Container[str] = ()) -> list[Specialization]:
+        """What is not among the digests `known`, in the order in which to compile it: winners first, longest first."""
+        found = [each for digest, each in self.specializations.items() if digest not in known]
+        return sorted(found, key=lambda each: (not each.winner, -each.duration_s))
+
+    def seen_since(self, day: dt.date) -> Manifest:
+        """Without the kernels that nobody has asked for since `day`."""
+        kept = {digest: each for digest, each in self.specializations.items() if each.last_seen >= day}
+        return msgspec.structs.replace(self, specializations=kept)
+
+
+def merge(*manifests: Manifest) -> Manifest:
+    """What all of them say; see the top of this module for the rules."""
+    return Manifest(
+        origins=_merged_origins(origin for each in manifests for origin in each.origins),
+        specializations=_merged(item for each in manifests for item in each.specializations.items()),
+        tunings=_merged(item for each in manifests for item in each.tunings.items()),
+    )
+
+
+def is_manifest(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins like a manifest; False if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+# Differences
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A kernel of one manifest and the nearest of the same name in the other, and how their identities differ."""
+
+    before: Specialization
+    after: Specialization
+    reasons: list[str]
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """What one manifest holds and the other does not. Kernels that `changed` are in neither of the other lists."""
+
+    removed: list[Specialization]
+    added: list[Specialization]
+    changed: list[Change]
+
+
+def compare(before: Manifest, after: Manifest) -> Difference:
+    """How `after` differs from `before`. Kernels of one name that only one side has are paired, nearest first."""
+    removed = _by_name(before.specializations, after.specializations)
+    added = _by_name(after.specializations, before.specializations)
+    changed = []
+    for name in removed.keys() & added.keys():
+        old = removed[name]
+        for new in list(added[name]):
+            if not old:
+                break
+            components = new.request.components()
+            explained = [keys.explain(each.request.components(), components) for each in old[:_EXPLAINED]]
+            index, reasons = min(enumerate(explained), key=lambda found: len(found[1]))
+            changed.append(Change(old.pop(index), new, reasons))
+            added[name].remove(new)
+    return Difference(
+        [each for name in removed for each in removed[name]],
+        [each for name in added for each in added[name]],
+        sorted(changed, key=lambda change: (change.after.request.name, change.after.digest)),
+    )
+
+
+def _by_name(
+    specializations: Mapping[str, Specialization], others: Container[str]
+) -> dict[str, list[Specialization]]:
+    found: dict[str, list[Specialization]] = {}
+    own = (each for digest, each in specializations.items() if digest not in others)
+    for each in sorted(own, key=lambda each: (each.request.name, each.digest)):
+        found.setdefault(each.request.name, []).append(each)
+    return found
+
+
+# Another target
+
+
+def retarget(request: CompileRequest, target: Target) -> tuple[CompileRequest, list[str]]:
+    """The same request for another device, and the options and attributes that it had to lose.
+
+    Options travel as the program gave them. Those that name the device go; if the backend is another one, so do all
+    that only the former has. `tt.pointer_range` is a fact that only hip is told; it is not made up for hip.
+    """
+    former = Target.parse(request.target)
+    if former == target:
+        return request, []
+    unfit = {"arch"}
+    attributes = request.attributes
+    lost = []
+    if former.backend != target.backend:
+        unfit |= OPTIONS_OF_BACKEND[former.backend]
+    if target.backend != "hip":
+        attributes = {
+            name: [fact for fact in facts if fact[0] != "tt.pointer_range"] for name, facts in attributes.items()
+        }
+        attributes = {name: facts for name, facts in attributes.items() if facts}
+        lost = ["tt.pointer_range"] if attributes != request.attributes else []
+    changed = msgspec.structs.replace(
+        request,
+        target=str(target),
+        attributes=attributes,
+        options={name: value for name, value in request.options.items() if name not in unfit},
+    )
+    return changed, sorted(unfit & request.options.keys()) + lost
+
+
+# The file
+
+
+class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A `Specialization` whose source lies in a table, since many kernels share one."""
+
+    request: CompileRequest  # its source is empty
+    source: Size  # index into the table
+    digest: Key
+    duration_s: float
+    winner: bool
+    asked_by: str
+    last_seen: dt.date
+
+    @classmethod
+    def of(cls, each: Specialization, sources: _Sources) -> _Record:
+        return cls(
+            msgspec.structs.replace(each.request, source=""),
+            sources.index(each.request.source),
+            each.digest,
+            each.duration_s,
+            each.winner,
+            each.asked_by,
+            each.last_seen,
+        )
+
+    def specialization(self, sources: Sequence[Source]) -> Specialization:
+        return Specialization(
+            request=msgspec.structs.replace(self.request, source=sources[self.source]),
+            digest=self.digest,
+            duration_s=self.duration_s,
+            winner=self.winner,
+            asked_by=self.asked_by,
+            last_seen=self.last_seen,
+        )
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    origins: list[Origin]
+    specializations: list[_Record]
+    tunings: list[Tuning]
+    sources: list[Source]
+
+
+class _Sources:
+    """The table of sources while a manifest is written: each once, in the order of first use."""
+
+    def __init__(self) -> None:
+        self.table: list[Source] = []
+        self._index: dict[bytes, int] = {}
+
+    def index(self, source: Source) -> int:
+        found = self._index.setdefault(_encoder.encode(source), len(self.table))
+        if found == len(self.table):
+            self.table.append(source)
+        return found
+
+
+# Equal manifests are equal bytes, whatever the order in which their dicts were filled.
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decoder = msgspec.msgpack.Decoder(_Body)
+
+
+def _parse(path: Path, data: bytes) -> Manifest:
+    if not data.startswith(MAGIC):
+        raise DamagedError(path, "not a manifest: it does not begin like one")
+    if len(data) >= _VERSION.size:
+        check_version(path, _VERSION.unpack_from(data)[1], VERSION)
+    if len(data) < _PREFIX.size:
+        raise DamagedError(path, f"truncated: {len(data)} bytes")
+    _, _, length, digest = _PREFIX.unpack_from(data)
+    body = memoryview(data)[_PREFIX.size :]
+    if length > MAX_BODY_BYTES or length != len(body):
+        raise DamagedError(path, f"truncated or altered: {len(data)} bytes, should be {_PREFIX.size + length}")
+    if sha256(body).digest() != digest:
+        raise DamagedError(path, "its checksum is wrong")
+    decoded = decode(path, _decoder, bytes(body))
+    try:
+        found = [record.specialization(decoded.sources) for record in decoded.specializations]
+    except (IndexError, ValueError) as error:
+        raise DamagedError(path, f"cannot be decoded: {error}") from error
+    return Manifest.of(found, decoded.tunings, decoded.origins)
+
+
+# Merging
+
+
+def _merged(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for digest, each in items:
+        other = found.get(digest)
+        found[digest] = each if other is None else other.merged(each)
+    return found
+
+
+def _merged_origins(origins: Iterable[Origin]) -> tuple[Origin, ...]:
+    return tuple(sorted({origin.undated(): origin for origin in sorted(origins)}.values()))
+
+
+def _rank_of_specialization(each: Specialization) -> tuple[dt.date, str, bytes]:
+    return each.last_seen, each.asked_by, _encoder.encode(each.request)

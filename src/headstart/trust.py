@@ -1,0 +1,344 @@
+"""What of a manifest may be compiled although nobody vouches for it.
+
+Compiling a kernel runs Python that it carries: its source is executed to define it, Triton calls constant functions
+while it compiles, and reads some types of a signature with `eval`. In the user's own program, or a plan, that is
+the user's code. In a manifest from elsewhere it need not be. So a request out of a manifest is compiled only if
+
+* its source holds nothing but imports of what kernels are written in, constants, and `jit` and `constexpr` functions;
+* these functions use names of their own and of a few builtins, and attributes that tensors, types and the language
+  have. All others are closed: Triton's modules hold Python's (`triton.language.extra.modules` is `sys.modules`), and
+  its functions hand out their globals;
+* its signature names plain types, its options and environment name no files, plug-ins or arguments of tools.
+
+What is refused may still be harmless, as kernels in Gluon are. Whoever knows where a manifest comes from says
+`--trust`.
+
+These are lists of what is allowed, written against Triton 3.6 to 3.9. They keep code out; they do not bound what a
+compile costs (the time limit does), nor what the kernel does on a GPU.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+from headstart.environment import OUTCOME_VARIABLES, TOOL_VARIABLES
+from headstart.request import CompileRequest, Source
+from headstart.safety import check_safe
+
+# What may be taken from modules other than the language's.
+_NAMES = {
+    "__future__": {"annotations"},
+    "triton": {"cdiv", "constexpr_function", "jit", "language", "next_power_of_2"},
+    "triton.runtime.jit": {"constexpr_function", "jit"},
+}
+_DECORATORS = {
+    f"{module}.{name}" for module, names in _NAMES.items() for name in names & {"constexpr_function", "jit"}
+}
+_LANGUAGE = "triton.language"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MODULES_OF_LANGUAGE = _words("core cuda extra hip libdevice math random standard target_info utils")
+# `triton.language.__all__` of Triton 3.6 to 3.9 without `str_to_ty`, which evaluates text.
+LANGUAGE_NAMES = _MODULES_OF_LANGUAGE | _words(
+    """
+    PropagateNan TRITON_MAX_TENSOR_NUMEL abs add advance arange argmax argmin associative_scan assume atomic_add
+    atomic_and atomic_cas atomic_load atomic_max atomic_min atomic_or atomic_poll atomic_store atomic_xchg
+    atomic_xor bfloat16 bitonic_merge block_type broadcast broadcast_to cast cat cdiv ceil clamp condition const
+    constexpr constexpr_type cos cumprod cumsum debug_barrier device_assert device_print div_rn dot dot_scaled
+    dtype erf exp exp2 expand_dims expect_zero fdiv flip float16 float32 float64 float8e4b15 float8e4b8
+    float8e4nv float8e5 float8e5b16 floor fma full gather histogram inline_asm_elementwise int1 int16 int32
+    int64 int8 interleave join load load_tensor_descriptor log log2 make_block_ptr make_tensor_descriptor
+    map_elementwise max max_constancy max_contiguous maximum min minimum mul multiple_of num_programs
+    pair_uniform_to_normal permute philox philox_impl pi32_t pointer_type program_id rand rand4x randint
+    randint4x randn randn4x range ravel reduce reduce_or reshape rsqrt sigmoid sin slice softmax sort split sqrt
+    sqrt_rn squeeze static_assert static_print static_range store store_tensor_descriptor sub sum swizzle2d
+    tensor tensor_descriptor tensor_descriptor_type to_tensor topk trans tuple tuple_type uint16 uint32 uint64
+    uint8 uint_to_uniform_float umulhi unsqueeze view void where xor_sum zeros zeros_like
+    """
+)
+# Of tensors, descriptors, types and constants; of Python's own containers; of `triton.language.core` and `.math`
+# besides those above; of `triton.language.extra.cuda` and `.target_info`.
+_VALUE_NAMES = _words(
+    """
+    T block_shape element_ty get_block_shapes int_bitwidth int_signedness is_bf16 is_block is_bool is_const
+    is_dtype is_floating is_fp16 is_fp32 is_fp64 is_fp8 is_int is_int1 is_int16 is_int32 is_int64 is_int8
+    is_int_signed is_int_unsigned is_ptr item logical_and logical_or name nbytes numel primitive_bitwidth scalar
+    scatter shape strides to type value
+
+    append bit_length count extend index items keys values
+
+    CONSTEXPR_0 get_int_dtype tanh
+
+    gdc gdc_launch_dependents gdc_wait globaltimer num_threads num_warps smid is_cuda is_hip is_hip_cdna3
+    is_hip_cdna4 cuda_capability_geq current_target
+    """
+)
+_OPEN_ATTRIBUTES = LANGUAGE_NAMES | _VALUE_NAMES
+_BUILTINS = _words(
+    """
+    AssertionError NotImplementedError RuntimeError TypeError ValueError abs all any bin bool chr complex dict
+    divmod enumerate filter float frozenset hash hex id input int isinstance iter len list map max min next ord
+    pow print range reversed round set slice sorted str sum tuple zip
+    """
+)
+_STATEMENTS = (
+    ast.AnnAssign, ast.Assert, ast.Assign, ast.AugAssign, ast.Break, ast.Continue, ast.Expr, ast.For, ast.If, ast.Pass,
+    ast.Raise, ast.Return, ast.While, ast.With,
+)  # fmt: skip
+_REFUSED_EXPRESSIONS = (ast.Await, ast.Lambda, ast.Yield, ast.YieldFrom)
+_PLAIN_TYPE = re.compile(r"\*?k?\w+|tensordesc(_im2col)?<\w+\[[\d, ]+\](,input_rank=\d+)?>", re.ASCII)
+_OPEN_OPTIONS = frozenset({"extern_libs", "ir_override", "ptx_options"})
+_OPEN_VARIABLES = frozenset({"PTXAS_OPTIONS"})
+
+
+class _Refused(Exception):
+    """Carries the reason."""
+
+
+def check_request(request: CompileRequest) -> str | None:
+    """Why this request is not compiled without trust, one line; None if it may be."""
+    types = request.signature.split(",") if isinstance(request.signature, str) else request.signature.values()
+    for text in types:
+        name = text.partition(":")[0].strip()
+        if not _PLAIN_TYPE.fullmatch(name) and not _is_number(name):
+            return f"its signature has {text!r}, which is not the name of a type"
+    for option in sorted(_OPEN_OPTIONS & request.options.keys()):
+        return f"its option {option} names files or arguments for a tool"
+    for variable in sorted(request.environment.keys() - TOOL_VARIABLES):
+        if variable not in OUTCOME_VARIABLES - _OPEN_VARIABLES:
+            return f"it asks for the environment variable {variable}"
+    return check_source(request.source)
+
+
+def check_source(source: Source) -> str | None:
+    """Why this source is not compiled without trust, one line; None if it may be. Each form of source has its check."""
+    return _check_text(source) if isinstance(source, str) else check_safe(source)
+
+
+@lru_cache(maxsize=1024)  # a millisecond each, and a manifest has few sources for its many kernels
+def _check_text(text: str) -> str | None:
+    try:
+        module = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"its source does not parse: {error}"
+    try:
+        _check_module(module)
+    except _Refused as refused:
+        return str(refused)
+    except RecursionError:
+        return "its source is nested too deeply"
+    return None
+
+
+def _refuse(node: ast.AST, what: str) -> _Refused:
+    return _Refused(f"line {getattr(node, 'lineno', 1)} of its source {what}")
+
+
+class _Scope:
+    """What names mean: imported ones by their full name; all others were defined in the text, which is checked.
+
+    Where a name is assigned it need not be bound (yet), and then Python finds its builtin of that name. So names of
+    closed builtins mean something else only as parameters, which are always bound.
+    """
+
+    def __init__(self, module: ast.Module) -> None:
+        self.imported: dict[str, str] = {}
+        self.parameters: set[str] = set()  # of the function that is being checked
+        assigned = set()
+        for node in ast.walk(module):
+            if isinstance(node, ast.FunctionDef):
+                assigned.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                assigned.add(node.id)
+        self._readable = _BUILTINS | (assigned - set(dir(builtins)))
+
+    def may_read(self, name: str) -> bool:
+        """Whether a name can only stand for what the text defines, imports, or may use."""
+        return name in self.imported or name in self.parameters or name in self._readable
+
+    def full_name(self, node: ast.expr) -> str:
+        """`tl.float32` as `triton.language.float32`; empty if it is no name, or does not begin with an imported one."""
+        if isinstance(node, ast.Name):
+            return self.imported.get(node.id, "")
+        if isinstance(node, ast.Attribute):
+            front = self.full_name(node.value)
+            return f"{front}.{node.attr}" if front else ""
+        return ""
+
+
+def _check_module(module: ast.Module) -> None:
+    scope = _Scope(module)
+    for statement in module.body:
+        match statement:
+            case ast.Import() | ast.ImportFrom():
+                for alias, full_name in _imports(statement):
+                    scope.imported[alias] = full_name
+            case ast.Expr(value=ast.Constant()):
+                pass  # a docstring
+            case ast.Assign(targets=targets, value=value):
+                _check_constant(value, scope)
+                for target in targets:
+                    _check_expression(target, scope)
+            case ast.AnnAssign(target=target, annotation=annotation, value=given):
+                _check_annotation(annotation, scope)
+                _check_expression(target, scope)
+                if given is not None:
+                    _check_constant(given, scope)
+            case ast.FunctionDef():
+                _check_function(statement, scope)
+            case _:
+                raise _refuse(statement, f"is {_described(statement)}, which no kernel needs")
+
+
+def _imports(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
+    """The names that an import binds, and what they stand for."""
+    if isinstance(statement, ast.Import):
+        for alias in statement.names:
+            if alias.name not in ("math", "triton") and not _is_language(alias.name):
+                raise _refuse(statement, f"imports {alias.name}")
+            bound = alias.name if alias.asname else alias.name.partition(".")[0]
+            yield alias.asname or bound, bound
+        return
+    module = statement.module or ""
+    for alias in statement.names:
+        if statement.level or not _may_take(module, alias.name):
+            raise _refuse(statement, f"imports {alias.name} from {'.' * statement.level}{module}")
+        yield alias.asname or alias.name, f"{module}.{alias.name}"
+
+
+def _is_language(module: str) -> bool:
+    return module == _LANGUAGE or (
+        module.startswith(f"{_LANGUAGE}.") and _MODULES_OF_LANGUAGE.issuperset(module.split(".")[2:])
+    )
+
+
+def _may_take(module: str, name: str) -> bool:
+    """Whether `from module import name` leads to nothing but the language."""
+    if module in _NAMES:
+        return name in _NAMES[module]
+    if module == "math" or (_is_language(module) and module.endswith(".libdevice")):
+        return not name.startswith("_") and name not in ("*", "core")
+    return _is_language(module) and name in _OPEN_ATTRIBUTES
+
+
+def _check_function(function: ast.FunctionDef, scope: _Scope) -> None:
+    if not function.decorator_list:
+        raise _refuse(function, f"defines {function.name}, which is neither a jit nor a constexpr function")
+    for decorator in function.decorator_list:
+        _check_decorator(decorator, scope)
+    arguments = function.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    for annotation in [function.returns, *(each.annotation for each in every if each is not None)]:
+        if annotation is not None:
+            _check_annotation(annotation, scope)
+    for default in [*arguments.defaults, *arguments.kw_defaults]:
+        if default is not None:
+            _check_constant(default, scope)
+    scope.parameters = {each.arg for each in every if each is not None}
+    for statement in function.body:
+        _check_body(statement, scope)
+    scope.parameters = set()
+
+
+def _check_decorator(decorator: ast.expr, scope: _Scope) -> None:
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    if scope.full_name(called) not in _DECORATORS:
+        raise _refuse(decorator, f"decorates a function with {ast.unparse(called)}")
+    if isinstance(decorator, ast.Call):
+        for value in [*decorator.args, *(keyword.value for keyword in decorator.keywords)]:
+            _check_constant(value, scope)
+
+
+def _check_constant(node: ast.expr, scope: _Scope) -> None:
+    """Literals, names from the language or from the text, and what operators and `constexpr` make of them."""
+    match node:
+        case ast.Constant():
+            return
+        case ast.Name() | ast.Attribute():
+            _check_expression(node, scope)
+            return
+        case ast.Call(func=func, args=[argument], keywords=[]) if _is_constexpr(func, scope):
+            _check_constant(argument, scope)
+            return
+        case ast.UnaryOp() | ast.BinOp() | ast.BoolOp() | ast.Compare() | ast.Tuple() | ast.List() | ast.Dict():
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.expr):
+                    _check_constant(child, scope)
+            return
+    raise _refuse(node, f"computes {ast.unparse(node):.60} where a constant is expected")
+
+
+def _is_constexpr(function: ast.expr, scope: _Scope) -> bool:
+    return scope.full_name(function).endswith("language.constexpr")
+
+
+def _check_annotation(node: ast.expr, scope: _Scope) -> None:
+    match node:
+        case ast.Subscript(value=value, slice=part):
+            _check_annotation(value, scope)
+            _check_annotation(part, scope)
+        case _:
+            _check_constant(node, scope)
+
+
+def _check_body(node: ast.AST, scope: _Scope) -> None:
+    """One statement of a function, and all that is in it."""
+    if isinstance(node, ast.stmt) and not isinstance(node, _STATEMENTS):
+        raise _refuse(node, f"has {_described(node)} inside a function")
+    if isinstance(node, ast.expr):
+        _check_expression(node, scope)
+    else:
+        for child in ast.iter_child_nodes(node):
+            _check_body(child, scope)
+
+
+def _check_expression(node: ast.expr, scope: _Scope) -> None:
+    """An expression, and all that is in it."""
+    if isinstance(node, _REFUSED_EXPRESSIONS):
+        raise _refuse(node, f"has {_described(node)} inside a function")
+    if isinstance(node, ast.Attribute):
+        _check_attribute(node, scope)
+    elif isinstance(node, ast.Name):
+        _check_name(node, scope)
+    for child in ast.iter_child_nodes(node):
+        # `triton` alone would be a way around what may be taken from it.
+        if not (isinstance(node, ast.Attribute) and scope.full_name(child) in _NAMES):  # type: ignore[arg-type]
+            _check_body(child, scope)
+
+
+def _check_attribute(node: ast.Attribute, scope: _Scope) -> None:
+    if not isinstance(node.ctx, ast.Load):
+        raise _refuse(node, f"sets {ast.unparse(node):.60}")
+    module = scope.full_name(node.value)
+    is_module = module in _NAMES or module == "math" or _is_language(module)
+    if not (_may_take(module, node.attr) if is_module else node.attr in _OPEN_ATTRIBUTES):
+        raise _refuse(node, f"reads {ast.unparse(node):.60}")
+
+
+def _check_name(node: ast.Name, scope: _Scope) -> None:
+    if scope.imported.get(node.id) in _NAMES:
+        raise _refuse(node, f"passes the module {node.id} on")
+    if node.id.startswith("__"):
+        raise _refuse(node, f"reads {node.id}")
+    if isinstance(node.ctx, ast.Load) and not scope.may_read(node.id):
+        raise _refuse(node, f"reads {node.id}, which it does not define")
+
+
+def _described(node: ast.AST) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).lower()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("True", "False", "None")
+    return True

@@ -1,0 +1,158 @@
+"""What a manifest carries is compiled only if it cannot do anything else."""
+
+from __future__ import annotations
+
+import importlib
+import textwrap
+from typing import Any
+
+import pytest
+
+from headstart.request import CompileRequest
+from headstart.trust import LANGUAGE_NAMES, check_request, check_source
+
+HEAD = "import triton\nimport triton.language as tl\n"
+KERNEL = "@triton.jit\ndef k(x):\n    tl.store(x, 1)\n"
+
+MANY_IMPORTS = """
+from triton import jit
+from triton.language import constexpr, float32 as f32
+from triton.language.extra import libdevice
+from triton.language.extra.cuda.libdevice import rsqrt
+import math
+LOG2E = constexpr(1.44269504)
+SIZES = (1, 2**4, -math.pi)
+TYPE: constexpr = f32
+exp = libdevice.exp
+
+@jit
+def k(x, B: constexpr = 4, C=None): exp(rsqrt(x) * LOG2E)
+"""
+
+
+def body(line: str, decorator: str = "triton.jit") -> str:
+    return f"{HEAD}@{decorator}\ndef k(x, n, B: tl.constexpr):\n    {line}\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        HEAD + KERNEL,
+        '"""A docstring."""\nfrom __future__ import annotations\n' + HEAD + KERNEL,
+        MANY_IMPORTS,
+        HEAD + "@triton.jit(noinline=True, do_not_specialize=['n'])\ndef k(x: 'tl.tensor', n) -> tl.tensor: return x\n",
+        HEAD + "@triton.constexpr_function\ndef log2(n):\n    return n.bit_length() - 1 if isinstance(n, int) else 0\n",
+        body("for i in tl.range(B):\n        a = tl.math.exp(x.to(tl.float32))\n        x += triton.cdiv(n, B)"),
+        HEAD + "@triton.jit\ndef k(input, type):\n    id = tl.program_id(0)\n    tl.store(input + id, type)\n",
+        body("tl.static_assert(B > 1, f'B is {B}')"),
+        body("y = x.dtype.element_ty.primitive_bitwidth; tl.store(x, max(y, n), mask=n < len(B))"),
+    ],
+)
+def test_kernels_may_be_compiled(source: str) -> None:
+    assert check_source(source) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import os", "line 1 of its source imports os"),
+        ("import triton.runtime.build", "imports triton.runtime.build"),
+        ("from triton.language.core import builtins", "imports builtins from triton.language.core"),
+        ("from triton.language.extra import modules", "imports modules"),
+        ("from triton.language import *", r"imports \*"),
+        ("from . import secret", r"imports secret from \."),
+        ("from triton import runtime", "imports runtime from triton"),
+        ("print('hello')", "is expr, which no kernel needs"),
+        ("class K: pass", "is class def"),
+        ("if True: pass", "is if"),
+        ("x = open('/etc/passwd').read()", "computes"),
+        ("x = [open for _ in 'a']", "computes"),
+        ("x = __builtins__", "reads __builtins__"),
+        ("def k(): pass", "neither a jit nor a constexpr function"),
+        ("@print\ndef k(): pass", "decorates a function with print"),
+        (HEAD + "@triton.runtime.autotuner.autotune\ndef k(): pass", "decorates"),
+        (HEAD + "@triton.jit(repr=print('x'))\ndef k(): pass", "computes"),
+        (HEAD + "@triton.jit\ndef k(x=print('x')): pass", "computes"),
+        (HEAD + "@triton.jit\ndef k(x: print('x')): pass", "computes"),
+        (HEAD + "x = tl.constexpr(open('f'))", "computes"),
+        (body("tl.extra.modules['os'].system('id')"), "reads tl.extra.modules"),
+        (body("tl.core.inspect.os.system('id')"), "reads tl.core.inspect"),
+        (body("triton.runtime.build.subprocess.run('id')"), "reads triton.runtime"),
+        (body("t = triton\n    t.runtime"), "passes the module triton on"),
+        (body("l = tl\n    l.str_to_ty('x', None)"), "reads l.str_to_ty"),
+        (body("tl.str_to_ty('tensordesc<…>', None)"), "reads tl.str_to_ty"),
+        (body("f = tl.cdiv\n    f.get_capture_scope()['__builtins__']"), "reads f.get_capture_scope"),
+        (body("k.fn"), "reads k.fn"),
+        (body("().__class__.__base__"), "reads"),
+        (body("f'{x.__class__}'"), "reads x.__class__"),
+        (body("'{0.__class__}'.format(x)"), "format"),
+        (body("getattr(tl, 'extra')"), "reads getattr"),
+        (body("eval('1')", "triton.constexpr_function"), "reads eval, which it does not define"),
+        (body("__import__('os')", "triton.constexpr_function"), "reads __import__"),
+        (body("eval('1')") + "@triton.jit\ndef other(eval): pass\n", "reads eval"),
+        (body("[0 for eval in B]\n    eval('1')", "triton.constexpr_function"), "reads eval"),
+        ("eval: int\n" + body("eval('1')", "triton.constexpr_function"), "reads"),
+        (body("import os", "triton.constexpr_function"), "has import inside a function"),
+        (body("(lambda: x)()"), "has lambda inside a function"),
+        (body("[open(f) for f in x]"), "reads open"),
+        (body("tl.float32.name = 'x'"), "sets tl.float32.name"),
+        (body("del tl.core"), "has delete"),
+        (body("def inner(): pass"), "has function def"),
+        (body("global x"), "has global"),
+        (body("match x:\n        case tl.core.inspect: pass"), "has match"),
+        ("def k(:", "does not parse"),
+        ("x = '\0'", "does not parse"),
+        ("x = " + "-" * 100_000 + "1", "parse|nested"),
+        ("x = " + "(" * 5000 + ")" * 5000, "parse|nested"),
+    ],
+)
+def test_anything_else_is_refused_and_the_reason_says_where(source: str, reason: str) -> None:
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(check_source(source))
+
+
+def request(**changes: Any) -> CompileRequest:
+    fields: dict[str, Any] = {"signature": {"x": "*fp32"}, "target": "cuda:90", "environment": {}} | changes
+    return CompileRequest.make("k", HEAD + KERNEL, **fields)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"signature": {"x": "*kfp16", "d": "tensordesc<fp16[64, 64]>", "n": "i32"}},
+        {"signature": "*fp32:16, i32, 1024, -1.5, True"},
+        {"options": {"num_warps": 4, "maxnreg": 64}},
+        {"environment": {"TRITON_DEBUG": "1", "TRITON_PTXAS_PATH": "/ours/ptxas"}},
+    ],
+)
+def test_a_plain_request_may_be_compiled(changes: dict[str, Any]) -> None:
+    assert check_request(request(**changes)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        # Triton evaluates what stands behind the shape.
+        ({"signature": {"x": "tensordesc<fp16[64],__import__('os').system('id')>"}}, "signature"),
+        ({"signature": "*fp32, tensordesc<fp16[64],print()>"}, "signature"),
+        ({"options": {"ptx_options": "-o /home/me/.profile"}}, "option ptx_options"),
+        ({"options": {"extern_libs": [["a", "/b.bc"]]}}, "option extern_libs"),
+        ({"environment": {"LD_PRELOAD": "/tmp/x.so"}}, "environment variable LD_PRELOAD"),
+        ({"environment": {"PTXAS_OPTIONS": "-o x"}}, "environment variable PTXAS_OPTIONS"),
+        ({"environment": {"TRITON_DUMP_DIR": "/home"}}, "environment variable TRITON_DUMP_DIR"),
+    ],
+)
+def test_a_request_that_reaches_further_is_refused(changes: dict[str, Any], reason: str) -> None:
+    assert reason in str(check_request(request(**changes)))
+
+
+def test_a_refusal_says_which_line() -> None:
+    source = HEAD + textwrap.dedent(KERNEL) + "import os\n"
+    assert check_source(source) == "line 6 of its source imports os"
+
+
+@pytest.mark.triton
+def test_the_language_is_the_one_of_the_installed_triton() -> None:
+    language = importlib.import_module("triton.language")
+    assert set(language.__all__) - {"str_to_ty"} <= LANGUAGE_NAMES
