@@ -59,7 +59,7 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
     if done.returncode:
         return {"program": program, "kind": kind, "failed": done.stderr[-4000:] or "no message"}
     result = {**json.loads(done.stdout.splitlines()[-1]), "program": program, "kind": kind}
-    result.update(process_s=time.perf_counter() - started, log=done.stderr[-3000:])
+    result.update(process_s=time.perf_counter() - started, cores=os.cpu_count(), log=done.stderr[-3000:])
     if kind == "headstart":
         result["sweeps"] = sweeps(kept / "app.manifest")
     return result
@@ -98,7 +98,7 @@ def report(results: list[dict[str, Any]]) -> str:
     """All of them as a table in Markdown."""
     found = {(result["program"], result["kind"]): result for result in results if "failed" not in result}
     first = next(iter(found.values()), None)
-    lines = [f"{first['gpu']}, torch {first['torch']}, {os.cpu_count()} cores" if first else "nothing", ""]
+    lines = [f"{first['gpu']}, torch {first['torch']}, {first['cores']} cores" if first else "nothing", ""]
     lines += [f"| program | {' | '.join(KINDS)} | results |", "|---|" + "---|" * (len(KINDS) + 1)]
     for program in dict.fromkeys(result["program"] for result in results):
         cells = []
@@ -112,10 +112,11 @@ def report(results: list[dict[str, Any]]) -> str:
                 continue
             ratio = f" : {result['first_call_s'] / reference['first_call_s']:.2f}" if reference else ""
             cells.append(f"{result['first_call_s']:.2f} s{ratio} ({result['compiled_in_process']} in process)")
-            if reference:
+            if reference and reference is not result:
                 pairs = zip(result["norms"], reference["norms"], strict=True)
                 same.append(all(abs(one - other) <= _TOLERANCE * max(abs(other), 1e-3) for one, other in pairs))
-        lines.append(f"| {program} | {' | '.join(cells)} | {'same' if all(same) else 'DIFFERENT'} |")
+        verdict = ("same" if all(same) else "DIFFERENT") if same else ""
+        lines.append(f"| {program} | {' | '.join(cells)} | {verdict} |")
         if (program, "headstart") in found:
             sweep = found[program, "headstart"]["sweeps"]
             lines.append(
