@@ -14,7 +14,7 @@ SECONDS ?= 420
 # For make fuzz: for each decoder.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test test-torch chaos fuzz check bench clean
+.PHONY: help demo test test-torch chaos fuzz check bench bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
@@ -24,6 +24,7 @@ help:
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
 	@echo "make check  ruff, mypy, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
+	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
 	@echo "make clean  remove environments and what the tools left"
 
 demo: $(VENV)/.installed
@@ -55,6 +56,9 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+bench-torch: $(VENVTORCH)/.installed
+	$(VENVTORCH)/bin/python benchmarks/torch_codegen.py
 
 clean:
 	rm -rf $(VENV) $(VENV36) $(VENVTORCH) build dist

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def entry(key: str, cubin: bytes = b"\x7fELF") -> Entry:
 
 def opener(key: str, cubin: bytes = b"\x7fELF") -> Callable[[], Entry]:
     return lambda: entry(key, cubin)
+
+
+def bundler_with(*keys: str) -> TritonBundler:
+    made = TritonBundler(len)
+    made.begin_compile()
+    for key in keys:
+        made.put(key, opener(key))
+    return made
 
 
 def keys_in(path: Path) -> list[str]:
@@ -214,3 +223,30 @@ def test_a_kernel_that_cannot_be_opened_leaves_the_bundle_as_it_was(
         bundler.collect(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+# Several clients, one bundle
+
+
+def test_clients_that_extend_one_bundle_keep_what_the_others_wrote(path: Path) -> None:
+    first, second = bundler_with(A, B), bundler_with(B, C)
+    first.extend(path)
+    second.extend(path)
+    assert sorted(keys_in(path)) == [A, B, C]
+
+
+def test_clients_may_extend_a_bundle_at_once(path: Path) -> None:
+    keys = [f"{number:02x}" * 32 for number in range(16)]
+    bundlers = [bundler_with(key) for key in keys]
+    threads = [threading.Thread(target=each.extend, args=(path,)) for each in bundlers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(keys_in(path)) == keys
+
+
+def test_a_damaged_bundle_is_written_anew(path: Path) -> None:
+    path.write_bytes(b"nonsense")
+    bundler_with(A).extend(path)
+    assert keys_in(path) == [A]

@@ -17,7 +17,10 @@ from headstart.cli import main
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(headstart.__file__).parent
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/faults.md", "docs/jit.md", "docs/service.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("architecture", "faults", "jit", "run", "service")),
+)
 
 PUBLIC = {
     "AsyncCompile",
@@ -112,8 +115,8 @@ def test_the_client_imports_neither_triton_nor_torch() -> None:
 
 
 def test_importing_takes_under_30_ms() -> None:
-    script = "import time; t = time.perf_counter(); import headstart; print(time.perf_counter() - t)"
-    # The best of a few: a busy machine makes any one of them slow.
+    # Of the process's own time, since others may have the machine; the best of a few.
+    script = "import time; t = time.process_time(); import headstart; print(time.process_time() - t)"
     assert min(float(fresh_python(script)) for _ in range(5)) < 0.030
 
 

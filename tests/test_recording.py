@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import client_environment, wait_until
-from headstart import recording
+from headstart import locking, recording
 from headstart.manifest import Manifest, Specialization, Tuning
 from headstart.recording import Recorder, module_program, record_path, script_program, update
 from headstart.request import CompileRequest
@@ -229,7 +229,7 @@ def test_a_lock_that_nobody_gives_back_is_a_warning(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.parent.mkdir()
-    monkeypatch.setattr(recording, "LOCK_PATIENCE", 0.0)
+    monkeypatch.setattr(locking, "PATIENCE", 0.0)
     holder = subprocess.Popen(
         [
             sys.executable,

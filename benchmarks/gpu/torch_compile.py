@@ -35,11 +35,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-CASES = ("gpt", "vision", "fusions", "matmul", "flex")
+CASES = ("gpt", "vision", "matmul", "fusions", "flex")
 KINDS = ("stock", "cached", "headstart", "warm", "ready", "serial", "after", "slow")
 OURS = ("headstart", "warm", "ready", "after", "slow")
-ONLY = {"after": ("gpt", "fusions"), "slow": ("fusions",)}  # kinds that are not run for every case
-DEADLINE = 9.5 * 60.0  # seconds, for everything: what does not fit is left out and said so
+ONLY = {  # kinds that are not run for every case
+    "cached": ("gpt", "vision"),
+    "ready": ("gpt", "vision", "fusions"),
+    "serial": ("gpt", "vision"),
+    "after": ("fusions",),
+    "slow": ("fusions",),
+}
+DEADLINE = float(os.environ.get("DEADLINE", "540"))  # seconds, for everything: what does not fit is left out
 _LIMIT = 150.0  # seconds for one process
 READY = """
 import triton
@@ -368,10 +374,14 @@ def _call(torch: Any, function: Any, arguments: list[Any], trained: bool) -> lis
 
 
 def _worst(torch: Any, found: list[Any], expected: list[Any]) -> float:
-    """The largest difference, in units of the expected values' largest."""
+    """The largest difference, in units of the expected values' largest.
+
+    A gradient that is zero but for rounding (that of a bias before a norm) is measured against the others'.
+    """
     worst = 0.0
+    largest = max(float(other.float().abs().max()) for other in expected)
     for one, other in zip(found, expected, strict=True):
-        scale = other.float().abs().max().clamp(min=1e-6)
+        scale = other.float().abs().max().clamp(min=1e-3 * largest)
         worst = max(worst, float((one.float() - other.float()).abs().max() / scale))
     return worst
 
@@ -502,7 +512,7 @@ def main() -> None:
         asked = sys.argv[1:]
         for kind in [kind for kind in asked if kind in KINDS] or KINDS:
             for case in [case for case in asked if case in CASES] or CASES:
-                if case not in ONLY.get(kind, CASES):
+                if case not in ONLY.get(kind, CASES) and not asked:
                     continue
                 if time.monotonic() > deadline - 30:
                     results.append({"case": case, "kind": kind, "failed": "left out: the time is up"})

@@ -4,6 +4,7 @@ The modules, lowest first; each imports only from those above it:
 
     errors, target, folders     what can go wrong; what to compile for; where things lie
     machine                     what CPUs and memory there are
+    locking, imports            taking turns at a file; acting on a module once the program imports it
     settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told
     captured, safety            a live kernel, as plain data; what may come from elsewhere
@@ -20,8 +21,10 @@ The modules, lowest first; each imports only from those above it:
     bundler, timeline           notes results, writes and reads bundles; what became of the requests
     async_compile               AsyncCompile: what a code generator calls
     inductor/, jit/             the adapters for torch.compile, and for programs that use @triton.jit
+    enabling                    enable() and disable(): both adapters in one process
+    running, startup/           what `headstart run` tells the program's processes, and how
     spec                        KernelSpec and plan files
-    cli/                        the `headstart` command
+    cli/, __main__              the `headstart` command
 
 Importing this package loads none of them: names are looked up when first used.
 """
@@ -76,14 +79,15 @@ _HOME = {
     "KernelSpec": "spec",
     "Target": "target",
     "cache_dir": "folders",
-    "disable": "inductor",
-    "enable": "inductor",
+    "disable": "enabling",
+    "enable": "enabling",
 }
 
 if TYPE_CHECKING:
     from headstart import keys
     from headstart.async_compile import AsyncCompile, CompiledTritonKernels
     from headstart.bundler import TritonBundler
+    from headstart.enabling import disable, enable
     from headstart.errors import (
         CannotTravel,
         CompileError,
@@ -102,7 +106,6 @@ if TYPE_CHECKING:
     )
     from headstart.folders import cache_dir
     from headstart.future import LambdaFuture, as_completed
-    from headstart.inductor import disable, enable
     from headstart.kernel import CompiledKernel
     from headstart.spec import KernelSpec
     from headstart.target import Target

@@ -121,6 +121,7 @@ class AsyncCompile:
         bundle: a bundle file. If it exists, its kernels are there without compiling, and no service starts until one is
             missing. What was missing is added to it by `close`.
         use_store: whether results may be looked up in, and kept in, the store.
+        start: whether the service starts now, if there is need of one; else with the first kernel, or by `start`.
 
     Raises:
         UsageError: an argument or one of headstart's environment variables is not valid.
@@ -129,6 +130,8 @@ class AsyncCompile:
     # For adapters: which toolchain compiles, and in which environment (their own may know better than this process's).
     _find_toolchain: Callable[[], Toolchain] = staticmethod(find_toolchain)
     _environment: Callable[[], dict[str, str]] = staticmethod(fingerprint)
+    # Whether other clients put kernels into the same bundle. Then it is no bad sign if none of them is for this one.
+    _shares_bundle = False
 
     def __init__(
         self,
@@ -138,6 +141,7 @@ class AsyncCompile:
         cache_dir: str | os.PathLike[str] | None = None,
         bundle: str | os.PathLike[str] | None = None,
         use_store: bool = True,
+        start: bool = True,
     ) -> None:
         settings = Settings.load(workers=workers, cache_dir=cache_dir)
         self._target = None if target is None else Target.parse(target)
@@ -148,6 +152,8 @@ class AsyncCompile:
         self._lock = threading.RLock()
         self._asked: list[Asked] = []
         self._deduplicated = 0
+        self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
+        self._useless: Path | None = None  # a bundle of which nothing is for this client, until somebody was told
         self.kernels = CompiledTritonKernels()
         self.bundler = TritonBundler(self._emit)
         self._closed = False
@@ -156,6 +162,11 @@ class AsyncCompile:
         self._connection: ServiceConnection | None = None
         _clients.add(self)
         self.starts_service = self._bundle is None or not self._read_bundle(self._bundle)
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        """Start the service in the background, unless a bundle makes it likely that none is needed."""
         if self.starts_service:
             self._service().start()
 
@@ -208,18 +219,35 @@ class AsyncCompile:
         )
         return self.submit(request, use_store=use_store)
 
-    def submit(self, request: CompileRequest, *, use_store: bool = True) -> KernelFuture:
-        """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`."""
-        digest = request.digest()
+    def submit(
+        self, request: CompileRequest, *, use_store: bool = True, background: bool = False, digest: str = ""
+    ) -> KernelFuture:
+        """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`.
+
+        Args:
+            request: what to compile.
+            use_store: as for `triton`.
+            background: nobody has asked for it yet: whatever somebody has asked for goes first.
+            digest: the request's, for those who have it already.
+        """
+        digest = digest or request.digest()
         with self._lock:
             future = self.kernels.get(digest)
             if future is not None:
                 self._deduplicated += 1
+                if digest in self._unasked and not background:
+                    self._unasked.discard(digest)
+                    future.want()
                 return future
+            if background:
+                self._unasked.add(digest)
             future = self.kernels.request_emitted(digest, request) if use_store else None
             if future is not None:
                 return future
-            kickoff = self._service().submit(request, self._use_store and use_store)
+            if self._useless is not None:
+                _log.warning("%s: its kernels were made for another Triton, torch or Python", self._useless)
+                self._useless = None
+            kickoff = self._service().submit(request, self._use_store and use_store, background=background)
             self._asked.append(Asked(request.name, kickoff.kicked_off, kickoff))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
             return self.kernels.save(digest, future)
@@ -251,8 +279,7 @@ class AsyncCompile:
         """
         try:
             if self._bundle is not None and self.bundler.noted:
-                self._bundle.parent.mkdir(parents=True, exist_ok=True)
-                self.bundler.collect(self._bundle)
+                self.bundler.extend(self._bundle)
         except OSError as error:
             _log.warning("cannot write the bundle %s: %s", self._bundle, error.strerror)
         finally:
@@ -380,7 +407,7 @@ class AsyncCompile:
     def _read_bundle(self, path: Path) -> bool:
         self.bundler.begin_compile()
         try:
-            return self.bundler.read_and_emit(path) > 0
+            return self.bundler.read_and_emit(path) > 0 or self._shares_bundle
         except FileNotFoundError:
             return False
         except (DamagedError, OSError) as error:
@@ -394,7 +421,9 @@ class AsyncCompile:
         usable = [item for item in bundle if item.toolchain == toolchain]
         for item in usable:
             self.kernels.emit(item.request_digest, functools.partial(self._bundled, bundle, item))
-        if len(usable) < len(bundle):
+        if self._shares_bundle:
+            self._useless = None if usable or not len(bundle) else bundle.path
+        elif len(usable) < len(bundle):
             _log.warning(
                 "%s: %d of %d kernels were made by another Triton or Python and are not used",
                 bundle.path,

@@ -17,6 +17,7 @@ from pathlib import Path
 from headstart.bundle import Bundle, BundleWriter
 from headstart.entry import Entry
 from headstart.errors import DamagedError
+from headstart.locking import locked
 
 _log = logging.getLogger("headstart")
 
@@ -59,13 +60,34 @@ class TritonBundler:
         Raises:
             OSError: it cannot be written; `path` is then as it was.
         """
+        return self._write(path, list(self._bundles.values()))
+
+    def extend(self, path: str | os.PathLike[str]) -> Path:
+        """As `collect`, and keep what `path` holds by now: several clients, ranks of a job say, may extend one bundle.
+
+        Raises:
+            OSError: as `collect`; or others that write there take too long.
+        """
+        place = Path(os.path.realpath(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with locked(place):
+            bundles = list(self._bundles.values())
+            try:
+                bundles.insert(0, Bundle.open(place))
+            except FileNotFoundError:
+                pass
+            except DamagedError as error:
+                _log.info("the bundle is written anew: %s", error)  # whoever read it has warned
+            return self._write(path, bundles)
+
+    def _write(self, path: str | os.PathLike[str], bundles: list[Bundle]) -> Path:
         with self._lock:
             noted = dict(self._noted or {})
         with BundleWriter(path) as writer:
             # What was noted comes first: it may replace what was found damaged in a bundle.
             for open_entry in noted.values():
                 writer.add(open_entry())
-            for bundle in self._bundles.values():
+            for bundle in bundles:
                 for item in bundle:
                     if item.key not in writer:
                         _add_if_whole(writer, bundle, item.key)

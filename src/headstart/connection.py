@@ -241,9 +241,7 @@ class ServiceConnection:
                 channel.send(wire.Hello(wire.PROTOCOL, toolchain, self._environment(), self._preferences))
                 for kickoff in list(self._pending.values()):
                     channel.send(kickoff.message())
-                channel.send(
-                    wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted])
-                )
+                channel.send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
         try:
             self._converse(channel)
         finally:

@@ -8,6 +8,7 @@ its life. A variable that is not listed here does not reach the identity of a ke
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 # Tools and libraries that Triton calls or links: what counts is their content, so they belong to the toolchain's
@@ -114,5 +115,26 @@ def fingerprint() -> dict[str, str]:
 
 def bypass_reason(environment: Mapping[str, str]) -> str | None:
     """The first variable in `environment` for whose sake caches are bypassed, or None."""
+    if not environment:
+        return None
     asked_for = (name for name in sorted(environment) if name in BYPASS_VARIABLES - _PLACES)
     return next((name for name in asked_for if environment[name].lower() not in ("0", "false", "off")), None)
+
+
+def step_aside_reason(environment: Mapping[str, str] | None = None) -> str | None:
+    """Why Triton must compile in this process just now, or None; adapters ask at every kick-off.
+
+    `environment` is this process's `fingerprint()`, for those who have it already.
+    """
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        return "TRITON_INTERPRET"
+    if (variable := bypass_reason(fingerprint() if environment is None else environment)) is not None:
+        return variable
+    knobs = sys.modules.get("triton.knobs")
+    if knobs is None:
+        return None
+    if getattr(knobs.runtime, "add_stages_inspection_hook", None) is not None:
+        return "an add_stages_inspection_hook"
+    if getattr(knobs.compilation, "instrumentation_mode", ""):
+        return "Proton instrumentation, or TRITON_INSTRUMENTATION_MODE"
+    return None

@@ -71,6 +71,8 @@ class CompileError(HeadstartError):
         output: the last of what the compiler printed, tools included.
         reproduce: a shell command that compiles just this kernel again; empty if its source could not be kept.
         advice: what to do next, where headstart knows.
+        raised: class of what Triton raised, e.g. `"triton.compiler.errors.CompilationError"`; empty if nothing.
+        message: the whole text of that.
     """
 
     kind = "compile"
@@ -87,6 +89,8 @@ class CompileError(HeadstartError):
         output: str = "",
         reproduce: str = "",
         advice: str = "",
+        raised: str = "",
+        message: str = "",
     ) -> None:
         super().__init__(summary)
         self.summary = summary
@@ -98,6 +102,8 @@ class CompileError(HeadstartError):
         self.output = output
         self.reproduce = reproduce
         self.advice = advice
+        self.raised = raised
+        self.message = message
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in sorted(self.options.items()))
@@ -121,7 +127,7 @@ class CompileError(HeadstartError):
         return functools.partial(type(self), self.summary, **self._fields()), ()
 
     def _fields(self) -> dict[str, Any]:
-        names = ("kernel", "target", "options", "stage", "detail", "output", "reproduce", "advice")
+        names = ("kernel", "target", "options", "stage", "detail", "output", "reproduce", "advice", "raised", "message")
         return {name: getattr(self, name) for name in names}
 
 

@@ -78,6 +78,7 @@ class Origin(msgspec.Struct, frozen=True, order=True, kw_only=True):
         headstart_version: that recorded it.
         triton_version: that the program had, e.g. `"3.6.0"`; empty if unknown.
         toolchain: digest of the toolchain that compiled; empty if unknown.
+        torch_version: of the program's torch, if it used torch.compile; else empty.
         recorded_at: when it was last written, seconds since 1970.
     """
 
@@ -85,14 +86,15 @@ class Origin(msgspec.Struct, frozen=True, order=True, kw_only=True):
     headstart_version: str = ""
     triton_version: str = ""
     toolchain: str = ""
+    torch_version: str = ""
     recorded_at: float = 0.0
 
     def __post_init__(self) -> None:
         _check_time(self.recorded_at)
 
-    def undated(self) -> tuple[str, str, str, str]:
+    def undated(self) -> tuple[str, str, str, str, str]:
         """Everything but the time: what makes two origins the same."""
-        return self.program, self.headstart_version, self.triton_version, self.toolchain
+        return self.program, self.headstart_version, self.triton_version, self.toolchain, self.torch_version
 
 
 class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -240,6 +242,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def targets(self) -> list[str]:
         """What its kernels were compiled for, in order."""
         return sorted({each.request.target for each in self.specializations.values()})
+
+    @property
+    def uses_torch_compile(self) -> bool:
+        """Whether a program that it was recorded with used torch.compile."""
+        return any(origin.torch_version for origin in self.origins)
 
     @property
     def triton_versions(self) -> list[str]:

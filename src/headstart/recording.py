@@ -15,23 +15,16 @@ what it noted in the last `SAVE_DELAY` seconds.
 
 A forked child starts with nothing to save: what its parent noted, the parent saves. While nothing is unsaved no
 thread waits for a time.
-
-This code assumes that:
-
-- locks of `fcntl.lockf` work where the manifest lies; they end with their process, and no fork inherits them.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -40,14 +33,12 @@ import msgspec
 
 from headstart.errors import DamagedError, FutureVersionError
 from headstart.folders import cache_dir
+from headstart.locking import locked
 from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
 from headstart.request import CompileRequest
 
 SAVE_DELAY = 30.0  # seconds from the first unsaved note until it is written
 SAVE_COUNT = 500  # unsaved kernels that are written at once
-LOCK_PATIENCE = 60.0  # seconds to wait for others that write the same manifest
-KEPT_DAYS = 90  # days for which a kernel that no run asks for stays in a record
-_LOCK_POLL = 0.01  # seconds
 _MAX_NAME = 60  # characters of a program's name in the name of its record
 
 _log = logging.getLogger("headstart")
@@ -94,7 +85,7 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     place = Path(os.path.realpath(path))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(place):
+        with locked(place):
             existing = _existing(place)
             merged = merge(existing, manifest)
             if kept_days is not None and merged.specializations:
@@ -149,6 +140,7 @@ class Recorder:
         self._saving = threading.Lock()
         self._specializations: dict[str, Specialization] = {}  # unsaved
         self._tunings: dict[str, Tuning] = {}  # unsaved
+        self._origin_unsaved = False  # alone worth writing
         self._wakeup = threading.Event()
         self._thread: threading.Thread | None = None
         self._failed = False
@@ -183,6 +175,16 @@ class Recorder:
         """A sweep ended."""
         self._keep(tuning)
 
+    def note_torch(self, version: str) -> None:
+        """The program uses torch.compile. Written with the next notes, or by `close`.
+
+        Args:
+            version: of its torch.
+        """
+        with self._lock:
+            self._origin = msgspec.structs.replace(self._origin, torch_version=version)
+            self._origin_unsaved = True
+
     def save(self) -> bool:
         """Write what is unsaved. After a failure it goes on being collected for `close`, which tries once more.
 
@@ -194,7 +196,8 @@ class Recorder:
                 specializations, tunings = self._specializations, self._tunings
                 self._specializations, self._tunings = {}, {}
                 self._wakeup.clear()
-            if not specializations and not tunings:
+                origin_unsaved, self._origin_unsaved = self._origin_unsaved, False
+            if not specializations and not tunings and not origin_unsaved:
                 return True
             origin = msgspec.structs.replace(self._origin, recorded_at=time.time())
             unsaved = Manifest(origins=(origin,), specializations=specializations, tunings=tunings)
@@ -202,6 +205,7 @@ class Recorder:
                 return True
             with self._lock:
                 self._failed = True
+                self._origin_unsaved = origin_unsaved or self._origin_unsaved
                 since = Manifest(specializations=self._specializations, tunings=self._tunings)
                 both = merge(unsaved, since)
                 self._specializations, self._tunings = both.specializations, both.tunings
@@ -270,46 +274,10 @@ def _same(before: Manifest, after: Manifest) -> bool:
     )
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Be the only one, of all threads and processes, to update the manifest at `path`.
-
-    Raises:
-        OSError: the lock cannot be had, or not within `LOCK_PATIENCE`.
-    """
-    # Locks of lockf are a process's own: they do not keep its threads apart, and closing the file elsewhere ends them.
-    deadline = time.monotonic() + LOCK_PATIENCE
-    if not _in_process.acquire(timeout=LOCK_PATIENCE):
-        raise TimeoutError(f"another thread has been writing for {LOCK_PATIENCE:.0f} s")
-    try:
-        fd = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            while not _try_lock(fd):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"another process has been writing for {LOCK_PATIENCE:.0f} s")
-                time.sleep(_LOCK_POLL)
-            yield
-        finally:
-            os.close(fd)
-    finally:
-        _in_process.release()
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX lets systems choose between the two
-        return False
-    return True
-
-
-_in_process = threading.Lock()
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    global _in_process
-    _in_process = threading.Lock()
     for recorder in list(_recorders):
         recorder._after_fork()
 

@@ -156,10 +156,35 @@ def load_plan(plan: str) -> Iterator[KernelSpec]:
             it yields something that is not a `KernelSpec`.
         PlanRaised: its code raised, at once or while iterating. What was yielded before is good.
     """
-    add_plan_folder(plan)
-    module = _import_file(plan) if _looks_like_a_file(plan) else _import_module(plan)
-    kernels = _kernels_function(module, plan)
+    kernels = _kernels_function(_import(plan), plan)
     return _checked(kernels, plan)
+
+
+def call_function(reference: str) -> Any:
+    """Import a Python file or module and call one of its functions without arguments.
+
+    Args:
+        reference: `path/to/model.py:make`, or `package.module:make`.
+
+    Raises:
+        UsageError: there is no such file, module or function.
+        PlanRaised: its code raised.
+    """
+    plan, colon, name = reference.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise UsageError(f"{reference}: expected a file and a function in it, as in my_model.py:make")
+    function = getattr(_import(plan), name, None)
+    if not callable(function):
+        raise UsageError(f"{plan} has no function {name}")
+    try:
+        return function()
+    except Exception as error:
+        raise PlanRaised(plan, error) from error
+
+
+def _import(plan: str) -> ModuleType:
+    add_plan_folder(plan)
+    return _import_file(plan) if _looks_like_a_file(plan) else _import_module(plan)
 
 
 def add_plan_folder(plan: str) -> None:

@@ -40,6 +40,8 @@ class Failure(msgspec.Struct, tag=True):
     output: str = ""
     reproduce: str = ""
     advice: str = ""
+    raised: str = ""
+    message: str = ""
 
 
 # client → service

@@ -14,10 +14,11 @@ from typing import Any
 
 import headstart
 
-headstart.enable(bundle=os.environ.get("BUNDLE"))
+if __name__ == "__main__":
+    headstart.enable(bundle=os.environ.get("BUNDLE"))
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
 torch.manual_seed(0)
 
@@ -110,6 +111,21 @@ def trained() -> None:
     same(gradients[1], gradients[0], 1e-2)
 
 
+def make() -> tuple[Any, Any]:
+    """A model and its input, for `headstart build --model`."""
+    with torch.device("cuda"):
+        block = [nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256), nn.LayerNorm(256)]
+        model = nn.Sequential(nn.Embedding(1000, 256), *block, nn.Linear(256, 1000), nn.LogSoftmax(-1))
+    return model, torch.zeros(8, 128, device="cuda", dtype=torch.int64)
+
+
+def made() -> None:
+    model, x = make()
+    compiled = torch.compile(model)
+    compiled(x).square().sum().backward()
+    same(compiled(x), model(x), 1e-2)
+
+
 def max_autotuned() -> None:
     options = {"max_autotune": True, "max_autotune_gemm_backends": "TRITON", "test_configs.max_mm_configs": 6}
     a, b = (torch.randn(512, 512, device="cuda", dtype=torch.bfloat16) for _ in "ab")
@@ -154,19 +170,17 @@ def registers() -> None:
     """What is read from cubins is what the driver says once they are loaded."""
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-    from headstart.inductor import cubin
+    from headstart.inductor import compat, cubin
 
     original = CachingAutotuner._make_launchers
     pairs: list[tuple[int, int | None]] = []
 
     def make(self: Any) -> None:
-        # Before they are loaded, which a kernel's file may not outlive.
-        read = [
-            cubin.registers(Path(result.kernel.cubin_path).read_bytes(), result.kernel.name)
-            for result in self.compile_results
-        ]
         original(self)
-        pairs.extend(zip([result.kernel.n_regs for result in self.compile_results], read, strict=True))
+        for result in self.compile_results:
+            kernel = result.kernel
+            file = Path(compat.triton_folder(0), compat.hash_folder(kernel.hash), f"{kernel.name}.cubin")
+            pairs.append((kernel.n_regs, cubin.registers(file.read_bytes(), kernel.name)))
 
     CachingAutotuner._make_launchers = make
     try:
@@ -207,6 +221,8 @@ GROUPS = {
     "twins": [twins],
     "flex": [flex],
     "trained": [trained],
+    "registers": [registers],
+    "made": [made],
     "ddp": [ddp],
 }
 
@@ -231,6 +247,7 @@ def main() -> None:
         "in process": compiled,
         "counts": adapter.counts,
         "compiled": adapter.compiler.statistics.compiled,
+        "cached": adapter.compiler.statistics.cached,
         "services": adapter.compiler.services_started,
         "describers": adapter.describing.starts,
     }

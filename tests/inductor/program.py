@@ -49,7 +49,7 @@ def main() -> None:
 
         assert inductor.current().describing.awake.wait(60)
     results: dict[str, Any] = {"enable_s": enabled, "cases": {}}
-    with gpuless.gpuless(rescale=True):
+    with gpuless.gpuless():
         import cases
 
         for number, name in enumerate(ORDER["cases"]):

@@ -193,17 +193,30 @@ def test_row_12_a_kernel_that_fails_reads_as_in_stock_with_the_evidence(programs
     assert "reproduce:" in error
 
 
+def _late(programs: Programs, process: str) -> dict[str, str]:
+    """Variables under which one kind of headstart's processes takes a minute to start."""
+    folder = programs.folder / f"late {process}"
+    folder.mkdir(exist_ok=True)
+    text = f"import sys, time\nif {process!r} in sys.argv: time.sleep(60)\n"
+    (folder / "sitecustomize.py").write_text(text)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(headstart.__file__).parent.parent), str(HERE)])}
+
+
 def test_row_5_workers_that_do_not_come_cost_patience_and_nothing_else(programs: Programs) -> None:
-    slow = programs.folder / "slow"
-    slow.mkdir()
-    (slow / "sitecustomize.py").write_text(
-        "import sys, time\nif 'headstart.service.zygote' in sys.argv: time.sleep(60)\n"
-    )
-    path = os.pathsep.join([str(slow), str(Path(headstart.__file__).parent.parent), str(HERE)])
-    result = programs.run({"cases": ["pointwise"]}, PYTHONPATH=path, HEADSTART_PATIENCE="1")
+    late = _late(programs, "headstart.service.zygote")
+    result = programs.run({"cases": ["pointwise"]}, **late, HEADSTART_PATIENCE="1")
     assert result["cases"]["pointwise"]["error"] == ""
     assert result["counts"]["in_process"] == 2
     assert "no worker has answered yet" in result["log"]
+
+
+def test_row_5_a_describer_that_does_not_come_costs_nothing(programs: Programs) -> None:
+    late = _late(programs, "headstart.inductor.describer")
+    result = programs.run({"cases": ["pointwise", "rescaled", "trained"]}, **late)
+    assert {case["error"] for case in result["cases"].values()} == {""}
+    assert result["in process"] == []
+    assert result["counts"]["in_process"] == 0
+    assert result["statistics"]["compiled"] == result["counts"]["late"] == result["counts"]["jobs"] > 5
 
 
 def test_nothing_is_installed_when_headstart_is_off(programs: Programs) -> None:
@@ -216,6 +229,42 @@ def test_a_cache_entry_names_nothing_of_headstart(everything: dict[str, Any]) ->
     files = [path for path in (everything["folder"] / "inductor").rglob("*") if path.is_file()]
     assert files
     assert [path for path in files if b"headstart." in path.read_bytes().replace(os.fsencode(HERE), b"")] == []
+
+
+MODEL = """
+import torch
+
+import cases
+
+
+def make():
+    function, arguments, _ = cases.trained()
+    return function, *arguments
+"""
+
+
+def test_a_model_built_without_a_gpu_needs_no_compile_where_there_is_one(programs: Programs, tmp_path: Path) -> None:
+    (tmp_path / "my_model.py").write_text(MODEL)
+    bundle = tmp_path / "my.bundle"
+    (tmp_path / "runtime").mkdir(mode=0o700)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "TORCH"))},
+        "PYTHONPATH": os.pathsep.join([str(Path(headstart.__file__).parent.parent), str(HERE)]),
+        "XDG_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "HEADSTART_CACHE_DIR": str(tmp_path / "headstart"),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    command = ["build", "--model", "my_model.py:make", "--target", "cuda:90", "-o", str(bundle), "--json"]
+    program = [sys.executable, "-c", "from headstart.cli import main; main()", *command]
+    done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    built = json.loads(done.stdout.splitlines()[-1])
+    assert built["kernels"] == built["compiled"] > 5
+    assert built["left_out"] == 0
+    result = programs.run({"cases": ["trained"], "bundle": str(bundle)})
+    assert result["cases"]["trained"]["error"] == ""
+    assert result["statistics"]["cached"] == built["kernels"]
+    assert result["statistics"]["compiled"] == result["services"] == 0
 
 
 @functools.cache

@@ -99,3 +99,17 @@ def test_two_processes_of_one_job(tmp_path: Path) -> None:
         result = json.loads(output.splitlines()[-1])
         assert result["failed"] == {}
         assert result["in process"] == []
+
+
+def test_a_model_built_with_the_gpu_hidden_needs_hardly_a_compile_with_it(tmp_path: Path) -> None:
+    bundle = tmp_path / "made.bundle"
+    command = ["build", "--model", "launch:make", "--target", "cuda:90", "-o", str(bundle), "--json"]
+    program = [sys.executable, "-c", "from headstart.cli import main; main()", *command]
+    environment = _environment(tmp_path, CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "run").mkdir()
+    result = run("made", tmp_path / "run", BUNDLE=str(bundle))
+    print(json.loads(done.stdout.splitlines()[-1]), result)
+    assert result["in process"] == []
+    assert result["cached"] >= 0.9 * result["counts"]["jobs"] > 0

@@ -284,6 +284,22 @@ def test_an_annotation_may_be_anything(define: Define) -> None:
     assert names["Tensor"] == Constant(None)
 
 
+def test_a_module_that_only_annotations_name_travels(define: Define) -> None:
+    cell = define(
+        """
+        @triton.jit
+        def smaller(value, LIMIT: tl.constexpr):
+            return min(value, LIMIT)
+
+        @triton.jit
+        def kernel(x):
+            tl.store(x, smaller(tl.load(x), 4))
+        """
+    )
+    smaller = next(each for each in capture(cell.kernel).functions if each.qualname == "smaller")
+    assert smaller.names["tl"] == Import("triton.language")
+
+
 def test_a_local_name_hides_a_global_one(define: Define) -> None:
     cell = define(
         """

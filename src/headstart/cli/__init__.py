@@ -22,6 +22,7 @@ from headstart.errors import DamagedError, HeadstartError, UsageError
 
 # Name of a subcommand (mostly of its module too) and its line in `headstart --help`.
 COMMANDS = {
+    "run": "Run a program with its compiles in workers.",
     "build": "Compile every kernel of a plan or a manifest into a bundle.",
     "bundle": "List, verify, extract and merge bundles.",
     "manifest": "Show, merge and compare manifests: what runs compiled.",

@@ -48,7 +48,13 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Compile every kernel of a plan or a manifest into a bundle.")
-@click.argument("plan")
+@click.argument("plan", required=False, default="")
+@click.option(
+    "--model",
+    metavar="FILE:FUNCTION",
+    help="Instead of a plan, what torch.compile makes of a model (experimental). The function returns the model and "
+    'its arguments, made on device "cuda", which need not be there.',
+)
 @click.option(
     "--target",
     "targets",
@@ -84,6 +90,7 @@ if TYPE_CHECKING:
 def build(
     ctx: click.Context,
     plan: str,
+    model: str | None,
     targets: Sequence[str],
     workers: int | None,
     output: Path | None,
@@ -103,7 +110,19 @@ def build(
     the bundle); 2 bad usage, or a plan that yields nothing.
     """
     devices = list(dict.fromkeys(Target.parse(target) for target in targets))
-    output = output or Path(_bundle_name(plan))
+    if not plan and not model:
+        raise click.UsageError("Missing argument 'PLAN', or --model FILE:FUNCTION.")
+    if plan and model:
+        raise UsageError("a plan and --model exclude each other")
+    output = output or Path(_bundle_name(plan or str(model).rpartition(":")[0]))
+    if model:
+        from headstart.cli.model import build_model
+
+        _check_output(output)
+        outcome = build_model(model, devices, workers, output)
+        if not quiet:
+            click.echo(json.dumps(outcome) if as_json else describe_model(outcome))
+        ctx.exit(EXIT_FAILED if outcome["left_out"] else 0)
     _check_output(output)
     recorded = _manifest_at(plan)
     if recorded is None:
@@ -322,6 +341,15 @@ def describe(outcome: dict[str, Any]) -> str:
     else:
         lines.append(f"{outcome['bundle']}: {human_bytes(Path(outcome['bundle']).stat().st_size)}")
     return "\n".join(lines)
+
+
+def describe_model(outcome: dict[str, Any]) -> str:
+    """What was made of a model, for a person."""
+    kernels = f"{count(outcome['kernels'], 'kernel')} of {count(outcome['sources'], 'source')} for {outcome['target']}"
+    text = f"{kernels}, {outcome['compiled']} compiled now, in {outcome['wall_s']:.1f} s: {outcome['bundle']}"
+    if outcome["left_out"]:
+        text += f"\n{count(outcome['left_out'], 'kernel')} could not be built here; the log says why"
+    return text
 
 
 def _open(workers: int | None) -> AsyncCompile:

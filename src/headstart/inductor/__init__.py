@@ -3,7 +3,6 @@
 The modules, lowest first:
 
     cubin       registers of a compiled kernel
-    imports     acting on a module once it is imported
     compat      everything that reaches into torch and Triton; recorder: its half in the describer
     plain       what decorators are given, as plain data
     recipe      what a decorator makes of a source; the messages to the describer

@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -25,10 +26,10 @@ import msgspec
 from headstart.async_compile import AsyncCompile
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
+from headstart.imports import when_imported
 from headstart.inductor import compat, layout, plain
 from headstart.inductor.describing import Describing
-from headstart.inductor.imports import forget_imports, when_imported
-from headstart.inductor.pool import Pool
+from headstart.inductor.pool import NO_WORKER, Pool
 from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
 from headstart.inductor.source import Source, is_refused_by_assembler
@@ -36,6 +37,7 @@ from headstart.kernel import CompiledKernel
 from headstart.settings import Mode, mode, patience
 from headstart.toolchain import Toolchain, find_toolchain
 
+_FAREWELL = 5.0  # seconds for what is still to be written
 _MOMENT = 1.0  # seconds that a job has until a worker begins it
 
 _log = logging.getLogger("headstart")
@@ -62,6 +64,7 @@ class _Compiler(AsyncCompile):
 
     _find_toolchain = staticmethod(_toolchain)
     _environment = staticmethod(_environment)
+    _shares_bundle = True
 
     def _note(self, kickoff: Any, result: Any) -> None:
         # A kernel that needs too much shared memory is Inductor's to refuse: it then tries another configuration.
@@ -73,6 +76,10 @@ class _Started(NamedTuple):
     job: Job
     future: LambdaFuture[CompiledKernel] | None  # None: it was in Triton's cache
     device: int
+
+
+class _Foreseeing(threading.local):
+    on = False  # what this thread asks `compile` for is kicked off and not waited for
 
 
 class Adapter:
@@ -92,12 +99,15 @@ class Adapter:
             self.compiler.cache_dir,
             self.compiler.bundler.find,
             self.compiler.bundler.put,
+            self.later,
         )
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
         self._patience = patience()
         self._tickets = count(1)
+        self._foreseeing = _Foreseeing()
         self._said: set[str] = set()
         self._replacement = compat.Replacement(self._choose_pool, self.compile)
+        self._forget_imports: list[Callable[[], None]] = []
         self._reset()
         _adapters.add(self)
         if self.compiler.starts_service:
@@ -107,6 +117,7 @@ class Adapter:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._sources: dict[Any, Source] = {}
         self._twins: dict[Any, Source] = {}
@@ -114,22 +125,26 @@ class Adapter:
         self._devices: dict[str, int] = {}
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
         self._started = time.monotonic()  # and with it the workers, or with the first kick-off
-        self._first_kick_off: float | None = None
         self._first_job: float | None = None
         self._heard = False
         self._pool: Pool | None = None
 
     def install(self) -> None:
         """Replace what is imported already; the rest when it is."""
-        when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool)
-        when_imported(compat.HEURISTICS, self._replacement.replace_compile)
-        when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys))
+        self._forget_imports = [
+            when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool),
+            when_imported(compat.HEURISTICS, self._replacement.replace_compile),
+            when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)),
+        ]
 
     def close(self) -> None:
         """Put everything back, and end all processes."""
-        forget_imports()
+        for forget in self._forget_imports:
+            forget()
         self._replacement.remove()
         self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join(_FAREWELL)
         self.describing.close()
         self.compiler.close()
         if self.counts["in_process"]:
@@ -155,8 +170,6 @@ class Adapter:
                 return source
             source = self._sources[key] = Source(self, name, text, environment, config)
             self.counts["sources"] += 1
-            if self._first_kick_off is None:
-                self._first_kick_off = time.monotonic()
         self.soon(source.guarded_begin)
         return source
 
@@ -172,27 +185,47 @@ class Adapter:
             self._stay_away(reason)
             return in_process()
         try:
-            files, hash = self._files(stem, src, target, options)
+            started = self._jobs.get(job_key(src, target, options)) or self._start_late(stem, src, target, options)
+            if self._foreseeing.on:
+                raise compat.Foreseen
+            files = self._files(started)
         except CompileError as error:
             raise self._as_inductors(error) from None
         except (HeadstartError, plain.CannotTravelError, OSError) as error:
             self.steps_aside(src.name, stem, str(error))
             return in_process()
-        return compat.compiled_kernel(src, files, hash)
+        return compat.compiled_kernel(src, files, started.job.hash)
 
-    def _files(self, stem: str, src: Any, target: Any, options: Any) -> tuple[dict[str, str], str]:
-        started = self._jobs.get(job_key(src, target, options)) or self._start_late(stem, src, target, options)
+    def load_here(self, load: Callable[[], Any]) -> Any:
+        """Import a source in this process, since the describer is not there yet, and kick its compiles off."""
+        autotuner = load()
+        self._foreseeing.on = True
+        try:
+            compat.foresee(autotuner)
+        finally:
+            self._foreseeing.on = False
+        return autotuner
+
+    def _files(self, started: _Started) -> dict[str, str]:
         job = started.job
         root = compat.triton_folder(started.device)
         found = layout.find(root, job.hash, job.name)
         if found is None:
             if started.future is None:
                 raise FileNotFoundError(f"Triton's cache folder {root} is being emptied")
-            found = layout.write(root, job.hash, job.name, started.future.result())
-        return found, job.hash
+            found = layout.write(root, job.hash, job.name, self._result(started.future))
+        return found
+
+    def _result(self, future: LambdaFuture[CompiledKernel]) -> CompiledKernel:
+        while True:
+            try:
+                return future.result(self.patience_left())
+            except TimeoutError:
+                if self.patience_left() == 0.0:
+                    raise ServiceError(NO_WORKER) from None
 
     def _start_late(self, stem: str, src: Any, target: Any, options: Any) -> _Started:
-        """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed."""
+        """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed, no describer yet."""
         job = job_of(src, target, options)
         device = self._devices.get(stem, 0)
         if layout.find(compat.triton_folder(device), job.hash, job.name) is not None:
@@ -208,6 +241,7 @@ class Adapter:
             device=device,
             use_store=not compat.caches_disabled(),
         )
+        future.add_done_callback(lambda _: self.heard())
         return _Started(job, future, device)
 
     @staticmethod
@@ -270,15 +304,15 @@ class Adapter:
         assert started.future is not None
         return started.future
 
-    def materialize(self, job: Job, kernel: CompiledKernel, root: str) -> None:
-        """Write Triton's cache entry, if it can be, and if this is the time.
+    def later(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Run `step` in the adapter's thread, from which it is called, once nothing that somebody may wait for is left.
 
-        While Inductor generates code, each call into the system costs this thread a wait for the interpreter's lock, so
-        what is more urgent goes first: whoever asks for the kernel then writes its entry. Only processes that benchmark
-        look for it without asking.
+        While Inductor generates code, each call into the system costs this thread a wait for the interpreter's lock.
         """
-        if not (self._queue.empty() or compat.benchmarks_elsewhere()):
-            return
+        self._idle.append(functools.partial(step, *arguments))
+
+    def materialize(self, job: Job, kernel: CompiledKernel, root: str) -> None:
+        """Write Triton's cache entry, if it can be. Whoever asks for the kernel before does so himself."""
         try:
             layout.write(root, job.hash, job.name, kernel)
         except (OSError, DamagedError) as error:
@@ -291,20 +325,17 @@ class Adapter:
     def patience_left(self) -> float | None:
         """Seconds until this process compiles by itself while it waits, because no worker has ever begun; None: never.
 
-        Workers count as late from when they were started, so that they cost no more than the patience in all, however
-        long the program traces. As long as it is the describer that is late, which imports torch as Inductor's own pool
-        would, the time runs from the first kick-off.
+        Counted from when the workers were started, so that they cost no more than the patience in all, however long the
+        program traces; but a first job has a moment.
         """
-        if self._first_kick_off is None or self._heard:
+        if self._heard:
             return None
+        if self._first_job is None:
+            return self._patience
         if self.compiler.in_flight():
             self._heard = True
             return None
-        if self._first_job is None:
-            end = self._first_kick_off + self._patience
-        else:
-            end = max(self._started + self._patience, self._first_job + _MOMENT)
-        return max(0.0, end - time.monotonic())
+        return max(0.0, max(self._started + self._patience, self._first_job + _MOMENT) - time.monotonic())
 
     def steps_aside(self, name: str, stem: str, reason: str) -> None:
         """One kernel is left to Inductor's own process.
@@ -350,11 +381,23 @@ class Adapter:
             self.log_once(str(error))
 
     def _run(self) -> None:
-        while (step := self._queue.get()) is not None:
+        while True:
             try:
-                step()
-            except Exception:  # noqa: BLE001 - one source's trouble must not become the others'
-                _log.exception("headstart's torch.compile adapter failed; this is a bug")
+                step = self._queue.get(block=not self._idle)
+            except queue.Empty:
+                step = self._idle.popleft()
+            if step is None:
+                break
+            self._guarded(step)
+        for step in self._idle:
+            self._guarded(step)
+
+    @staticmethod
+    def _guarded(step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:  # noqa: BLE001 - one source's trouble must not become the others'
+            _log.exception("headstart's torch.compile adapter failed; this is a bug")
 
     def _after_fork(self) -> None:
         self.describing.forget()

@@ -12,6 +12,7 @@ Relied on, and checked before anything is replaced: `_REQUIRED`. The describer, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -29,7 +30,8 @@ from typing import Any
 
 import msgspec
 
-from headstart.environment import BYPASS_VARIABLES, bypass_reason, fingerprint
+from headstart import environment as triton_environment
+from headstart.environment import fingerprint
 
 KNOWN_VERSIONS = ("2.11", "2.12", "2.13", "2.14")
 
@@ -37,7 +39,6 @@ ASYNC_COMPILE = "torch._inductor.async_compile"
 COMPILE_FX = "torch._inductor.compile_fx"
 HEURISTICS = "torch._inductor.runtime.triton_heuristics"
 
-_BYPASSES = tuple(sorted(BYPASS_VARIABLES))
 _GENERATED = "torch._inductor.runtime.compile_tasks"  # where modules of PyCodeCache claim to live
 
 _REQUIRED = {
@@ -159,19 +160,12 @@ class Replacement:
 
 def step_aside_reason() -> str | None:
     """Why Inductor must be left alone just now, or None. See the table in the documentation."""
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        return "TRITON_INTERPRET"
-    # Asked at every kick-off: looking each name up is cheaper than going through what is set.
-    asked_for = {name: value for name in _BYPASSES if (value := os.environ.get(name))}
-    if (variable := bypass_reason(asked_for)) is not None:
-        return variable
+    if (reason := triton_environment.step_aside_reason()) is not None:
+        return reason
     if sys.modules[ASYNC_COMPILE].get_compile_threads() <= 1:
         return "TORCHINDUCTOR_COMPILE_THREADS=1"
     if getattr(inductor_config().triton, "proton_profiling", False):
         return "Proton instrumentation"
-    knobs = sys.modules.get("triton.knobs")
-    if knobs is not None and getattr(knobs.runtime, "add_stages_inspection_hook", None) is not None:
-        return "an add_stages_inspection_hook"
     return None
 
 
@@ -400,6 +394,17 @@ def new_autotuner(function: Any, arguments: dict[str, Any]) -> Any:
     if outer is None:
         os.environ.pop("TRITON_CACHE_DIR", None)  # the constructor sets it, for workers
     return autotuner
+
+
+class Foreseen(BaseException):
+    """A compile was kicked off instead of waited for. Not an Exception, which Inductor would log."""
+
+
+def foresee(autotuner: Any) -> None:
+    """Have our `compile` asked for each configuration of an autotuner, where it raises `Foreseen`."""
+    for config in autotuner.configs:
+        with contextlib.suppress(Foreseen):
+            autotuner._precompile_config(config)
 
 
 def source_stem(src: Any) -> str | None:

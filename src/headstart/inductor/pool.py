@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from headstart.inductor.adapter import Adapter
     from headstart.inductor.source import Source
 
+NO_WORKER = "no worker has answered yet"
+
 _log = logging.getLogger("headstart")
 
 
@@ -45,6 +47,12 @@ class PoolFuture(concurrent.futures.Future[Any]):
             SubprocException: Inductor's, with the worker's traceback: the kernel does not compile.
             TimeoutError: it was not there in time.
         """
+        self._source.want()
+        if self._source.waits_for_describer:
+            with self._making:
+                if self._made is None:
+                    self._made = self._load_here()
+                return self._made
         reason = self._wait(timeout)
         with self._making:
             if self._made is None:
@@ -53,7 +61,6 @@ class PoolFuture(concurrent.futures.Future[Any]):
 
     def _wait(self, timeout: float | None) -> str | None:
         """Returns why the kernel must be compiled in this process, or None."""
-        self._source.want()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if deadline is None else deadline - time.monotonic()
@@ -66,9 +73,13 @@ class PoolFuture(concurrent.futures.Future[Any]):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
                 if self._source.adapter.patience_left() == 0.0:
-                    return "no worker has answered yet"
+                    return NO_WORKER
             except CompileError as error:
                 raise compat.worker_error(str(error), error) from None
+
+    def _load_here(self) -> tuple[Any, int]:
+        started = time.monotonic()
+        return self._source.adapter.load_here(self._load), int((time.monotonic() - started) * 1e6)
 
     def _in_process(self, reason: str) -> tuple[Any, int]:
         self._source.adapter.steps_aside(self._source.name, self._source.stem, reason)

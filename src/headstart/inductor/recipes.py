@@ -44,6 +44,7 @@ class Recipes:
         cache_dir: headstart's cache folder.
         find_bundled: an entry of one of the bundles in use.
         note: has an entry written into the next bundle.
+        later: runs what nobody waits for.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Recipes:
         cache_dir: Path,
         find_bundled: Callable[[str], Entry | None],
         note: Callable[[str, Callable[[], Entry]], None],
+        later: Callable[..., None],
     ) -> None:
         self._find_toolchain = find_toolchain
         self._environment = environment
@@ -60,6 +62,7 @@ class Recipes:
         self._store = DiskStore(cache_dir)
         self._find_bundled = find_bundled
         self._note = note
+        self._later = later
         self._toolchain = ""
 
     def prepare(self) -> None:
@@ -118,6 +121,9 @@ class Recipes:
         )
         data = b"".join(parts)
         self._note(key, lambda: Entry.from_bytes(data))
+        self._later(self._publish, key, parts)
+
+    def _publish(self, key: str, parts: list[bytes]) -> None:
         try:
             self._store.publish(key, parts)
         except StoreUnavailable as error:

@@ -54,6 +54,7 @@ class Source:
         self._futures: list[tuple[Job, LambdaFuture[CompiledKernel]]] = []
         self._left = 0
         self._wanted = False
+        self._undescribed = False
         self._use_store = True
         self._twin = self  # the first source with the same text, once white space is as in the module
 
@@ -64,6 +65,12 @@ class Source:
             self._twin.want()
         for _, future in list(self._futures):
             future.want()
+
+    @property
+    def waits_for_describer(self) -> bool:
+        """Whether it is asked of a describer that is not there yet, which may take seconds."""
+        source = self._twin
+        return source._undescribed and not source.adapter.describing.awake.is_set()
 
     def autotuner(self) -> tuple[Any, int]:
         """A CachingAutotuner of the consumer's own, and the microseconds that everything took."""
@@ -98,6 +105,7 @@ class Source:
         if recipe is not None:
             self._begin_jobs(recipe)
             return
+        self._undescribed = True
         answer = self.adapter.describing.ask(describe)
         answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(self._heard), answer))
 
@@ -117,6 +125,7 @@ class Source:
         return run
 
     def _heard(self, answer: concurrent.futures.Future[Any]) -> None:
+        self._undescribed = False
         recipe = answer.result().recipe
         if self._use_store:
             assert self._described is not None
@@ -166,7 +175,12 @@ class Source:
         self.adapter.heard()
         if future.exception() is None and self._recipe is not None:
             # Before anybody asks: a process that benchmarks looks in Triton's cache, not here.
-            self.adapter.materialize(job, future.result(), compat.triton_folder(self._recipe.device, self._environment))
+            root = compat.triton_folder(self._recipe.device, self._environment)
+            write = functools.partial(self.adapter.materialize, job, future.result(), root)
+            if compat.benchmarks_elsewhere():
+                write()
+            else:
+                self.adapter.later(write)
         self._left -= 1
         if self._left == 0:
             self._all_compiled()

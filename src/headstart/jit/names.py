@@ -48,14 +48,14 @@ class _Walker:
     def function(self, node: ast.FunctionDef) -> None:
         arguments = node.args
         positional = [*arguments.posonlyargs, *arguments.args]
-        with_default = positional[len(positional) - len(arguments.defaults) :]
+        defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
         by_keyword = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        for argument, default in [*zip(with_default, arguments.defaults, strict=True), *by_keyword]:
+        for argument, default in [*zip(positional, defaults, strict=True), *by_keyword]:
+            # Triton evaluates both once more, from the text.
             if default is not None:
-                # Triton evaluates both once more, from the text.
                 self._walk(default)
-                if argument.annotation is not None:
-                    self._annotation(argument.annotation)
+            if argument.annotation is not None:
+                self._annotation(argument.annotation)
         self._parameters(arguments)
         for statement in node.body:
             self._walk(statement)
@@ -72,7 +72,11 @@ class _Walker:
 
     def _annotation(self, node: ast.expr) -> None:
         path = _path(node)
-        if path is not None and path[0] not in self._local and Use(path) not in self.uses:
+        if path is None:
+            for part in ast.iter_child_nodes(node):
+                if isinstance(part, ast.expr):
+                    self._annotation(part)
+        elif path[0] not in self._local and Use(path) not in self.uses:
             self.uses[Use(path, matters=False)] = None
 
     def _walk(self, node: ast.AST) -> None:

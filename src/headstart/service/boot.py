@@ -20,6 +20,8 @@ _BOOT = (
 
 # Variables that would make a child wait for a terminal, speak where nobody listens, or open the GPU.
 _UNWANTED = ("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONPROFILEIMPORTTIME", "PYTHONVERBOSE", "TRITON_INTERPRET")
+# What makes the program's own processes use headstart.
+_RECURSIVE = ("HEADSTART_RUN",)
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
 
 
@@ -51,7 +53,7 @@ def spawn(
     Raises:
         OSError: the process cannot be started.
     """
-    env = {name: value for name, value in os.environ.items() if name not in {*_UNWANTED, *unset}}
+    env = {name: value for name, value in os.environ.items() if name not in {*_UNWANTED, *_RECURSIVE, *unset}}
     return subprocess.Popen(
         [python, "-c", _BOOT, "\n".join(sys_path), module, str(argument)],
         stdin=subprocess.DEVNULL,

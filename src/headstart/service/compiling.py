@@ -175,7 +175,15 @@ class Compiler:
         advice = ""
         if self._stage in ("cubin", "hsaco"):
             advice = "the assembler refused what Triton gave it; is it new enough for the target? See headstart doctor"
-        return Failure(kind, summary, stage=self._stage, detail=_user_traceback(error), advice=advice)
+        return Failure(
+            kind,
+            summary,
+            stage=self._stage,
+            detail=_user_traceback(error),
+            advice=advice,
+            raised=f"{type(error).__module__}.{type(error).__qualname__}",
+            message=str(error),
+        )
 
 
 def prepare() -> str:

@@ -1,4 +1,5 @@
-// Makes a CPU build of torch accept "cuda" as a device name: a device guard and CUDA hooks that own no device.
+// Makes torch accept "cuda" as a device name where there is no GPU: a device guard that owns no device, and, for a build
+// without CUDA, hooks. A build with CUDA has hooks of its own (GUARD_ONLY).
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -24,6 +25,7 @@ struct Guard final : impl::DeviceGuardImplInterface {
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 }  // namespace
+#ifndef GUARD_ONLY
 namespace at {
 struct CUDAHooks final : CUDAHooksInterface {
   CUDAHooks(CUDAHooksArgs) {}
@@ -38,3 +40,4 @@ struct CUDAHooks final : CUDAHooksInterface {
 };
 REGISTER_CUDA_HOOKS(CUDAHooks)
 }  // namespace at
+#endif

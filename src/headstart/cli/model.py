@@ -1,0 +1,76 @@
+"""`headstart build --model`: the kernels that torch.compile makes of a model, where there is no GPU. Experimental.
+
+The model is the user's program and runs here, on fake tensors; Inductor generates code as for the target, and
+headstart's adapter for torch.compile compiles it and writes the bundle, as it does in a training process.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headstart import inductor
+from headstart.errors import HeadstartError, UsageError
+from headstart.spec import PlanRaised, call_function
+from headstart.target import Target
+
+
+def build_model(reference: str, targets: Sequence[Target], workers: int | None, output: Path) -> dict[str, Any]:
+    """Build a model's kernels into the bundle `output`, which is replaced if it exists. Returns what became of it.
+
+    Raises:
+        UsageError: no such function, it returns something else, there is no torch, too little is known of the target.
+        HeadstartError: headstart has to leave torch.compile alone.
+    """
+    if len(targets) > 1:
+        raise UsageError("--model takes one --target at a time")
+    target = targets[0] if targets else Target.parse("cuda:90")
+    started = time.monotonic()
+    from headstart.inductor import without_gpu
+
+    with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
+        # What torch.compile made earlier would keep it from making anything now.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        part = output.with_name(f".{output.name}.{os.getpid()}")
+        inductor.enable(bundle=part, workers=workers)
+        without_gpu.load_shim()
+        adapter = inductor.current()
+        if adapter is None:
+            raise HeadstartError("headstart leaves torch.compile alone here, so there is nothing to build")
+        try:
+            with without_gpu.pretend(target):
+                _compile(reference)
+            counts, compiled = dict(adapter.counts), adapter.compiler.statistics.compiled
+        finally:
+            inductor.disable()
+        if not part.exists():
+            raise UsageError(f"{reference}: torch.compile made no Triton kernel of it")
+        os.replace(part, output)
+    return {
+        "bundle": str(output),
+        "target": str(target),
+        "sources": counts["sources"],
+        "kernels": counts["jobs"],
+        "compiled": compiled,
+        "left_out": counts["in_process"],
+        "wall_s": time.monotonic() - started,
+    }
+
+
+def _compile(reference: str) -> None:
+    from headstart.inductor import without_gpu
+
+    made = call_function(reference)
+    if not isinstance(made, tuple) or not made or not callable(made[0]):
+        raise UsageError(f"{reference}: expected it to return the model and its arguments, as in `return model, x`")
+    model, *arguments = made
+    try:
+        without_gpu.codegen(model, *arguments)
+    except HeadstartError:
+        raise
+    except Exception as error:
+        raise PlanRaised(reference, error) from error
