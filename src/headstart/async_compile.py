@@ -324,6 +324,7 @@ class AsyncCompile:
                     settings.store_limit,
                     settings.time_limit,
                     os.path.basename(sys.argv[0]) if sys.argv else "",
+                    settings.early_cutoff,
                 ),
                 type(self)._environment,
             )

@@ -29,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True):
         time_limit: seconds that one compile may take; None: no limit.
         store_limit: bytes that the store may grow to; None: no limit.
         service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
+        early_cutoff: whether configurations that become the same program are one compile from there on.
     """
 
     cache_dir: Path
@@ -36,11 +37,12 @@ class Settings(msgspec.Struct, frozen=True):
     time_limit: float | None
     store_limit: int | None
     service: str = "auto"
+    early_cutoff: bool = False
 
     @classmethod
     def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` (`"10GiB"`, `"none"`),
-        `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path).
+        `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` (`"1"` or `"0"`).
 
         Raises:
             UsageError: one of them is not valid.
@@ -55,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True):
             time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
             service=_service(),
+            early_cutoff=_switch("HEADSTART_EARLY_CUTOFF"),
         )
 
 
@@ -123,6 +126,13 @@ def _service() -> str:
             f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}"
         )
     return os.path.abspath(os.path.expanduser(text))
+
+
+def _switch(variable: str) -> bool:
+    text = os.environ.get(variable, "").strip()
+    if text not in ("", "0", "1"):
+        raise UsageError(f"{variable}: expected 1 or 0, got {text!r}")
+    return text == "1"
 
 
 def _size(variable: str, default: int) -> int | None:
