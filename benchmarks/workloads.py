@@ -2,8 +2,8 @@
 
 `codegen` is what the generator of `examples/` emits; `sweep` is one matrix product in 48 configurations, as an
 autotuner asks for them; `rows` are softmaxes and a row sum in 36 configurations, of which 9 become different programs;
-`stages` is every fourth kernel of `codegen` in three depths of a pipeline, which most of them do not have. A workload file is a
-marshalled list of (name, source, arguments of `AsyncCompile.triton`).
+`stages` is every fourth kernel of `codegen` in three depths of a pipeline, which most of them do not have. A workload
+file is a marshalled list of (name, source, arguments of `AsyncCompile.triton`).
 """
 
 from __future__ import annotations
