@@ -251,6 +251,17 @@ def test_a_failure_behind_a_seam_fails_its_own_configuration_only(ptxas: Ptxas, 
     assert len(ptxas.callers("gated")) == 2
 
 
+def test_nobody_waits_for_what_goes_into_another_store(
+    ptxas: Ptxas, open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADSTART_SERVICE", "shared")
+    with open_compile(cache_dir=tmp_path / "a") as one, open_compile(cache_dir=tmp_path / "b") as other:
+        futures = [one.triton(**staged(1, "gated")), other.triton(**staged(2, "gated"))]
+        wait_until(lambda: len(ptxas.callers("gated")) == 2)
+        ptxas.open()
+        assert [future.result().metadata.num_stages for future in futures] == [1, 2]
+
+
 # What cannot be taken over is compiled
 
 

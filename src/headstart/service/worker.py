@@ -136,7 +136,8 @@ def _compile(
     cutter = None
     # Whoever has stood aside once, for nothing, is not to do so again.
     if job.early_cutoff and not job.front:
-        cutter = Cutter(job.toolchain, job.request, Tails(DiskStore(os.fsdecode(job.store))), ask, _printed)
+        tails = Tails(DiskStore(os.fsdecode(job.store)))
+        cutter = Cutter(job.toolchain, job.request, tails, lambda tail: ask(_in_store(tail, job)), _printed)
     try:
         compiled = compiler.compile(job.request, cutter.reached if cutter else None)
     except Refused as refused:
@@ -147,11 +148,16 @@ def _compile(
         _flush()
         front = meter.add_to(cut.front, last_words(folder))
         if cut.product is None:
-            return StoodAside(front.seams[-1].tail, pack_front(front))
+            return StoodAside(_in_store(front.seams[-1].tail, job), pack_front(front))
         return _publish_taken(job, front, cut.product)
     _flush()
     output = last_words(folder)
     return _publish(job, compiled, meter, output, cutter.seams if cutter else [], _printed())
+
+
+def _in_store(tail: str, job: Assign) -> str:
+    """A tail as the service knows it: what another store's job makes of it is not found in this one."""
+    return f"{tail} {job.store.hex()}"
 
 
 def _take_up(job: Assign) -> Finished | None:
