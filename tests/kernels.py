@@ -202,6 +202,51 @@ def hanging_ptxas(folder: Path) -> dict[str, str]:
     return {"TRITON_PTXAS_PATH": str(script), "TRITON_PTXAS_BLACKWELL_PATH": str(script)}
 
 
+class Ptxas:
+    """A ptxas that writes down its calls, and for kernels whose name begins with `gated` waits until it is let go.
+
+    Args:
+        folder: where that is written down; made if need be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        script = folder / "ptxas"
+        script.write_text(
+            textwrap.dedent(
+                f"""\
+                #!/bin/sh
+                for argument in "$@"; do
+                    case "$argument" in
+                    *.ptx) echo $PPID $(grep -o 'entry [a-z0-9_]*' "$argument") >> {folder}/calls
+                        if grep -q 'entry gated' "$argument"; then
+                            while ! [ -e {folder}/open ]; do sleep 0.01; done
+                            if mv {folder}/fail {folder}/failed 2> /dev/null; then exit 1; fi
+                        fi ;;
+                    esac
+                done
+                exec {_real_ptxas()} "$@"
+                """
+            ),
+            encoding="utf-8",
+        )
+        script.chmod(0o755)
+        self.environment = {"TRITON_PTXAS_PATH": str(script), "TRITON_PTXAS_BLACKWELL_PATH": str(script)}
+
+    def callers(self, name: str) -> list[int]:
+        """The workers that have called it for a kernel, first one first."""
+        calls = self.folder / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return [int(line.split()[0]) for line in lines if line.endswith(f"entry {name}")]
+
+    def open(self, *, fail: bool = False) -> None:
+        """Let all go on; with `fail`, the first of them fails."""
+        if fail:
+            (self.folder / "fail").touch()
+        (self.folder / "open").touch()
+
+
 def _real_ptxas() -> Path:
     from headstart.toolchain import find_toolchain
 

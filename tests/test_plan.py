@@ -25,7 +25,9 @@ from headstart.service.plan import (
     Fork,
     Kill,
     Plan,
+    Proceed,
     Retire,
+    StandAside,
     StartZygote,
 )
 from headstart.service.queue import Kind, Ticket, Urgency
@@ -59,6 +61,9 @@ class Wanted:
     tickets: list[Ticket] = field(default_factory=list)
     worker: int | None = None
     deaths: int = 0
+    stands_for: str | None = None  # the tail that somebody else is at
+    front: bytes = b""
+    whole: bool = False
 
 
 class SimulatedService:
@@ -83,6 +88,8 @@ class SimulatedService:
         self.losses: Counter[Kind] = Counter()  # of zygotes, in a row
         self.turns: dict[int, int] = {}  # of clients: how many jobs had been assigned when it was served last
         self.assignments = 0
+        self.at_tail: dict[str, str] = {}  # tail: the key of who is at it
+        self.asked_aside: dict[int, str] = {}  # worker: the tail that it is to give way at
         self._tickets = 0
         self._orders = 0
 
@@ -107,7 +114,7 @@ class SimulatedService:
             self._orders += 1
             wanted = self.wanted[key] = Wanted(kind, urgency, self._orders, estimate)
         wanted.tickets.append(ticket)
-        wanted.urgency = min(wanted.urgency, urgency)
+        self._raise(key, urgency)
         actions = self.plan.requested(
             ticket,
             key,
@@ -123,7 +130,7 @@ class SimulatedService:
 
     def wait_for(self, key: str) -> list[Action]:
         if key in self.wanted:
-            self.wanted[key].urgency = AWAITED
+            self._raise(key, AWAITED)
         return self._perform(self.plan.awaited(key, self.now))
 
     def leave(self, client: int) -> list[Action]:
@@ -131,7 +138,7 @@ class SimulatedService:
         for key, wanted in list(self.wanted.items()):
             wanted.tickets = [ticket for ticket in wanted.tickets if ticket.client != client]
             if not wanted.tickets and wanted.worker is None:
-                del self.wanted[key]
+                self._drop(key)
         return self._perform(self.plan.client_left(client, self.now))
 
     def quiesce(self, *, kill: bool = False) -> list[Action]:
@@ -157,10 +164,10 @@ class SimulatedService:
         for number, worker in list(self.workers.items()):
             if worker.kind == kind:
                 del self.workers[number]
+                self.asked_aside.pop(number, None)
                 if worker.key is not None:
                     self.wanted[worker.key].worker = None
-                    if not self.wanted[worker.key].tickets:
-                        del self.wanted[worker.key]
+                    self._begins_anew(worker.key)
         self.losses[kind] += 1
         given_up = self.losses[kind] == MAX_ZYGOTE_LOSSES
         if given_up:
@@ -191,16 +198,68 @@ class SimulatedService:
         self.losses[worker.kind] = 0
         return self._perform(self.plan.finished(number, outcome, self.now))
 
+    def reach(self, key: str, tail: str) -> list[Action]:
+        number = self.worker_of(key)
+        actions = self.plan.reached(number, tail)
+        if actions:
+            alone = self.at_tail.setdefault(tail, key) == key
+            assert actions == [Proceed(number) if alone else StandAside(number)]
+            if not alone:
+                self.asked_aside[number] = tail
+        return actions
+
+    def stand_aside(self, key: str) -> list[Action]:
+        number = self.worker_of(key)
+        worker, wanted = self.workers[number], self.wanted[key]
+        tail = self.asked_aside.pop(number)
+        worker.key = wanted.worker = None
+        wanted.front = f"front of {key}".encode()
+        if worker.state == "busy":
+            worker.state = "idle"
+        if not wanted.tickets:
+            self._drop(key)
+        elif tail in self.at_tail:
+            wanted.stands_for = tail
+            self._raise(key, wanted.urgency)
+        return self._perform(self.plan.stood_aside(number, tail, wanted.front, self.now))
+
+    def _raise(self, key: str, urgency: Urgency) -> None:
+        wanted = self.wanted[key]
+        wanted.urgency = min(wanted.urgency, urgency)
+        if wanted.stands_for is not None:
+            self._raise(self.at_tail[wanted.stands_for], urgency)
+
+    def _land(self, key: str, *, done: bool) -> None:
+        self.wanted[key].stands_for = None
+        for tail in [tail for tail, doer in self.at_tail.items() if doer == key]:
+            del self.at_tail[tail]
+            for other in [other for other, wanted in self.wanted.items() if wanted.stands_for == tail]:
+                self.wanted[other].stands_for = None
+                if not done:
+                    self._begins_anew(other)
+
+    def _begins_anew(self, key: str) -> None:
+        self._land(key, done=False)
+        wanted = self.wanted[key]
+        wanted.front, wanted.whole = b"", True
+        if not wanted.tickets:
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        self._land(key, done=False)
+        del self.wanted[key]
+
     def die(
         self, number: int, status: int = -signal.SIGSEGV, words: str = "", stage: str = ""
     ) -> list[Action]:
         worker = self.workers.pop(number)
+        self.asked_aside.pop(number, None)
         if worker.key is not None:
             wanted = self.wanted[worker.key]
             wanted.worker = None
             wanted.deaths += not worker.recalled
-            if not wanted.tickets and wanted.deaths < MAX_ATTEMPTS:
-                del self.wanted[worker.key]
+            if wanted.deaths < MAX_ATTEMPTS:
+                self._begins_anew(worker.key)
         return self._perform(self.plan.worker_buried(number, status, stage, words, self.now))
 
     def swell(self, number: int, evidence: str = "ptxas 9 GiB") -> list[Action]:
@@ -263,6 +322,7 @@ class SimulatedService:
                     self.workers[number].state = "killed"
                     self.workers[number].recalled = self.plan.quiesced
                 case Deliver(job, outcome):
+                    self._land(job.key, done=not isinstance(outcome, Failure))
                     wanted = self.wanted.pop(job.key)
                     assert wanted.tickets == job.tickets
                     for ticket in job.tickets:
@@ -277,6 +337,8 @@ class SimulatedService:
         assert wanted.deaths < MAX_ATTEMPTS
         assert job.payload == f"payload of {job.key}"
         assert job.urgency == wanted.urgency
+        assert wanted.stands_for is None
+        assert (job.front, job.whole) == (wanted.front, wanted.whole)
         assert not self.plan.quiesced
         self._check_turn(wanted)
         worker.state, worker.key = "busy", job.key
@@ -284,7 +346,9 @@ class SimulatedService:
 
     def _check_turn(self, chosen: Wanted) -> None:
         waiting = [
-            wanted for wanted in self.wanted.values() if wanted.worker is None and wanted.kind == chosen.kind
+            wanted
+            for wanted in self.wanted.values()
+            if wanted.worker is None and wanted.stands_for is None and wanted.kind == chosen.kind
         ]
         assert chosen.urgency == min(wanted.urgency for wanted in waiting)
         classmates = [wanted for wanted in waiting if wanted.urgency == chosen.urgency]
@@ -319,6 +383,95 @@ def service(limit: int = 2, **options: Any) -> SimulatedService:
 
 def assigned(actions: list[Action]) -> list[str]:
     return [action.job.key for action in actions if isinstance(action, Assign)]
+
+
+# Tails: what several jobs come to
+
+
+def two_at_one_tail(limit: int = 2) -> SimulatedService:
+    """`first` is at it, and `second` has stood aside."""
+    simulated = service(limit)
+    simulated.request("first", urgency=BACKGROUND)
+    simulated.request("second")
+    assert simulated.reach("first", "tail") == [Proceed(simulated.worker_of("first"))]
+    assert simulated.reach("second", "tail") == [StandAside(simulated.worker_of("second"))]
+    simulated.stand_aside("second")
+    return simulated
+
+
+def test_who_stands_aside_for_a_tail_holds_no_worker() -> None:
+    simulated = two_at_one_tail()
+    _, actions = simulated.request("third")
+    assert assigned(actions) == ["third"]
+
+
+def test_who_stood_aside_is_taken_up_with_its_front_when_the_tail_is_made() -> None:
+    simulated = two_at_one_tail()
+    (assign,) = [action for action in simulated.finish("first") if isinstance(action, Assign)]
+    assert (assign.job.key, assign.job.front, assign.job.whole) == ("second", b"front of second", False)
+
+
+def test_who_stands_aside_too_late_is_taken_up_at_once() -> None:
+    simulated = service()
+    simulated.request("first")
+    simulated.request("second")
+    simulated.reach("first", "tail")
+    simulated.reach("second", "tail")
+    simulated.finish("first")
+    assert assigned(simulated.stand_aside("second")) == ["second"]
+
+
+@pytest.mark.parametrize("end", ["failure", "crash", "zygote"])
+def test_a_failure_at_a_tail_is_its_own_and_the_others_are_compiled_whole(end: str) -> None:
+    simulated = two_at_one_tail()
+    match end:
+        case "failure":
+            actions = simulated.finish("first", Failure("compile", "ptxas said no"))
+        case "crash":
+            simulated.crash("first")
+            actions = simulated.finish("first")  # it had its second attempt alone
+        case _:
+            simulated.lose_zygote()
+            simulated.zygote_ready()
+            actions = simulated.all_forked()
+    (assign,) = [action for action in actions if isinstance(action, Assign) and action.job.key == "second"]
+    assert (assign.job.front, assign.job.whole) == (b"", True)
+
+
+def test_whoever_is_at_a_tail_is_as_urgent_as_those_who_wait_for_it() -> None:
+    simulated = two_at_one_tail()
+    job = simulated.plan.in_flight("first")
+    assert job is not None
+    assert job.urgency == EARLY
+    simulated.wait_for("second")
+    assert job.urgency == AWAITED
+
+
+def test_who_is_at_one_tail_may_stand_aside_at_the_next() -> None:
+    simulated = service(limit=3)
+    for key in ("first", "second", "third"):
+        simulated.request(key)
+    simulated.reach("first", "ttgir 1")
+    simulated.reach("second", "ttgir 1")
+    simulated.stand_aside("second")
+    simulated.reach("third", "ttgir 2")
+    simulated.reach("third", "ptx")
+    simulated.reach("first", "ptx")
+    simulated.stand_aside("first")
+    assert assigned(simulated.finish("third")) == ["first"]
+    assert assigned(simulated.finish("first")) == ["second"]
+
+
+def test_what_stands_aside_and_nobody_wants_any_more_is_dropped() -> None:
+    simulated = service()
+    simulated.request("first", client=1)
+    simulated.request("second", client=2)
+    simulated.reach("first", "tail")
+    simulated.reach("second", "tail")
+    simulated.stand_aside("second")
+    simulated.leave(2)
+    assert simulated.plan.in_flight("second") is None
+    assert assigned(simulated.finish("first")) == []
 
 
 # Getting ready
@@ -1332,10 +1485,31 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         else:
             self.service.fork_fails(number)
 
-    @precondition(lambda self: self.service.running)
+    def _going_on(self) -> list[str]:
+        asked = {self.service.workers[number].key for number in self.service.asked_aside}
+        return [key for key in self.service.running if key not in asked]
+
+    @precondition(lambda self: self._going_on())
+    @rule(pick=any_number, seam=st.integers(1, 2), program=st.integers(0, 1))
+    def reach(self, pick: int, seam: int, program: int) -> None:
+        running = self._going_on()
+        key = running[pick % len(running)]
+        at = [int(tail[0]) for tail, doer in self.service.at_tail.items() if doer == key]
+        if not self.service.wanted[key].whole and not self.service.wanted[key].front and seam > max(at, default=0):
+            self.service.reach(key, f"{seam} {program} of {self.service.wanted[key].kind}")
+
+    @precondition(lambda self: self.service.asked_aside)
+    @rule(pick=any_number)
+    def stand_aside(self, pick: int) -> None:
+        numbers = sorted(self.service.asked_aside)
+        key = self.service.workers[numbers[pick % len(numbers)]].key
+        assert key is not None
+        self.service.stand_aside(key)
+
+    @precondition(lambda self: self._going_on())
     @rule(pick=any_number, outcome=st.sampled_from(["entry", Failure("source", "NameError")]))
     def finish(self, pick: int, outcome: object) -> None:
-        running = self.service.running
+        running = self._going_on()
         self.service.finish(running[pick % len(running)], outcome)
 
     @precondition(lambda self: self.service.in_state("idle", "busy", "retired", "killed"))
@@ -1411,7 +1585,10 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         for number in forking:
             simulated.forked(number)
         for key in running:
-            simulated.finish(key)
+            if simulated.worker_of(key) in simulated.asked_aside:
+                simulated.stand_aside(key)
+            else:
+                simulated.finish(key)
         for number in leaving:
             simulated.die(number, status=0)
         return bool(starting or forking or running or leaving)

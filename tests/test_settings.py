@@ -41,9 +41,10 @@ def test_variables_go_before_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "HEADSTART_COMPILE_TIMEOUT": "2.5",
         "HEADSTART_CACHE_LIMIT": "1.5GiB",
         "HEADSTART_MEMORY_LIMIT": "512MiB",
+        "HEADSTART_EARLY_CUTOFF": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    assert Settings.load() == Settings(Path("/var/kernels"), 7, 2.5, 3 << 29, 1 << 29)
+    assert Settings.load() == Settings(Path("/var/kernels"), 7, 2.5, 3 << 29, 1 << 29, early_cutoff=True)
 
 
 def test_arguments_go_before_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +119,7 @@ def test_a_number_of_workers_that_is_none_is_refused(workers: int) -> None:
         ("HEADSTART_COMPILE_TIMEOUT", "inf", "seconds above 0"),
         ("HEADSTART_COMPILE_TIMEOUT", "1 min", "seconds above 0"),
         ("HEADSTART_CACHE_LIMIT", "lots", "a size such as 10GiB"),
+        ("HEADSTART_EARLY_CUTOFF", "always", "1 or 0"),
     ],
 )
 def test_a_wrong_variable_is_refused_by_name_with_what_is_accepted(

@@ -24,7 +24,7 @@ UNIONS = {
     "ToZygote": wire.ToZygote,
     "FromZygote": wire.FromZygote,
     "FromWorker": wire.FromWorker,
-    "ToWorker": wire.Assign,
+    "ToWorker": wire.ToWorker,
 }
 TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
 REQUEST = CompileRequest(
@@ -79,8 +79,17 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
     ],
     "ToZygote": [wire.Fork(1, b"/tmp/\xff"), wire.Kill(1)],
     "FromZygote": [wire.Ready("3.9.0", 1), wire.Unable("no", 3), wire.Forked(1, 99), wire.Buried(1, -9)],
-    "FromWorker": [wire.Finished(True, 1.0, 2.0), FAILURE],
-    "ToWorker": [wire.Assign("aa", "bb", REQUEST, b"/cache")],
+    "FromWorker": [
+        wire.Finished(True, 1.0, 2.0, taken_over=True),
+        FAILURE,
+        wire.Reached("cc"),
+        wire.StoodAside("cc", b"\x00\xff"),
+    ],
+    "ToWorker": [
+        wire.Assign("aa", "bb", REQUEST, b"/cache", early_cutoff=True, front=b"\x00"),
+        wire.Proceed(),
+        wire.StandAside(),
+    ],
 }
 union_names = pytest.mark.parametrize("name", UNIONS)
 

@@ -352,6 +352,7 @@ class AsyncCompile:
                     settings.time_limit,
                     os.path.basename(sys.argv[0]) if sys.argv else "",
                     settings.memory_limit,
+                    settings.early_cutoff,
                 ),
                 type(self)._environment,
             )

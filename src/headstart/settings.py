@@ -30,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True):
         store_limit: bytes that the store may grow to; None: no limit.
         memory_limit: bytes that one compile may use, its tools included; None: no limit.
         service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
+        early_cutoff: whether configurations that become the same program are one compile from there on.
     """
 
     cache_dir: Path
@@ -38,11 +39,12 @@ class Settings(msgspec.Struct, frozen=True):
     store_limit: int | None
     memory_limit: int | None = None
     service: str = "auto"
+    early_cutoff: bool = False
 
     @classmethod
     def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
-        (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path).
+        (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` (`"1"`, `"0"`).
 
         Raises:
             UsageError: one of them is not valid.
@@ -58,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True):
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
             memory_limit=_size("HEADSTART_MEMORY_LIMIT", None),
             service=_service(),
+            early_cutoff=_switch("HEADSTART_EARLY_CUTOFF"),
         )
 
 
@@ -126,6 +129,13 @@ def _service() -> str:
             f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}"
         )
     return os.path.abspath(os.path.expanduser(text))
+
+
+def _switch(variable: str) -> bool:
+    text = os.environ.get(variable, "").strip()
+    if text not in ("", "0", "1"):
+        raise UsageError(f"{variable}: expected 1 or 0, got {text!r}")
+    return text == "1"
 
 
 def _size(variable: str, default: int | None) -> int | None:

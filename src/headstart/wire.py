@@ -3,7 +3,7 @@
     client  ⇄ service   stream     Hello Submit Await            / Welcome Notice Started Result Failed Leaving
     command ⇄ service   stream     Control Supersede             / Report Unwelcome
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Buried
-    service ⇄ worker    stream     Assign                        / Finished Failure
+    service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
 
 On a stream a frame is a little-endian u32 length and that many bytes of msgpack; a seqpacket keeps messages apart by
 itself and carries file descriptors beside them. Every message is a struct of plain data: decoding one never runs code.
@@ -56,6 +56,7 @@ class Preferences(msgspec.Struct, frozen=True):
         time_limit: seconds that a compile may take; None: as the service sees fit.
         name: of the program, for people.
         memory_limit: bytes that a compile may use, tools included; None: no limit.
+        early_cutoff: whether configurations that become the same program are one compile from there on.
     """
 
     cache_dir: bytes
@@ -63,6 +64,7 @@ class Preferences(msgspec.Struct, frozen=True):
     time_limit: float | None = None
     name: str = ""
     memory_limit: int | None = None
+    early_cutoff: bool = False
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -143,7 +145,8 @@ class Report(msgspec.Struct, tag=True):
         requests: asked for so far; of these
         stored: came from the store,
         joined: were under way already, for somebody else or an earlier request,
-        compiled: were compiled,
+        compiled: were compiled, of these
+        taken_over: up to where another's compile could be taken over;
         failed: failed.
         clients: who is there.
         flights: what is being compiled.
@@ -165,6 +168,7 @@ class Report(msgspec.Struct, tag=True):
     failed: int
     clients: list[ClientReport]
     flights: list[FlightReport]
+    taken_over: int = 0
 
 
 # service → client
@@ -277,12 +281,38 @@ class Buried(msgspec.Struct, tag=True):
 
 
 class Assign(msgspec.Struct, tag=True):
-    """Compile `request`; publish the entry under `key` in the cache folder `store` (empty: send it back instead)."""
+    """Compile `request`; publish the entry under `key` in the cache folder `store` (empty: send it back instead).
+
+    With `early_cutoff`, ask at each seam. `front` is what was made before another worker stood aside at one.
+    """
 
     key: str
     toolchain: str
     request: CompileRequest
     store: bytes
+    early_cutoff: bool = False
+    front: bytes = b""
+
+
+class Reached(msgspec.Struct, tag=True):
+    """The compile has come to `tail`; answered by `Proceed` or `StandAside`."""
+
+    tail: str
+
+
+class Proceed(msgspec.Struct, tag=True):
+    """Nobody is at this tail."""
+
+
+class StandAside(msgspec.Struct, tag=True):
+    """Somebody is at this tail: give the compile back."""
+
+
+class StoodAside(msgspec.Struct, tag=True):
+    """The compile is to be taken up, with `front`, when somebody is done with `tail`."""
+
+    tail: str
+    front: bytes
 
 
 class Finished(msgspec.Struct, tag=True):
@@ -300,13 +330,15 @@ class Finished(msgspec.Struct, tag=True):
     shared: int = 0  # bytes of shared memory that the kernel needs
     output: str = ""
     notice: str = ""
+    taken_over: bool = False  # from the first tail on that somebody else had made
 
 
 FromClient = Hello | Submit | Await | Control | Supersede
 FromService = Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Buried
-FromWorker = Finished | Failure
+ToWorker = Assign | Proceed | StandAside
+FromWorker = Finished | Failure | Reached | StoodAside
 
 _encoder = msgspec.msgpack.Encoder()
 M = TypeVar("M")

@@ -54,7 +54,7 @@ def describe(path: Path, report: Report) -> str:
         f"  {report.workers} of {count(report.limit, 'worker')}, {human_bytes(report.workers_memory)}",
         f"  queue: {awaited} awaited, {early} early, {background} background",
         f"  {count(report.requests, 'request')}: {stored} from the store, {joined} joined a compile under way",
-        f"  {report.compiled} compiled, {report.failed} failed",
+        f"  {report.compiled} compiled ({report.taken_over} of them in part), {report.failed} failed",
     ]
     lines += [
         f"  client {client.pid} {client.name}, here for {_age(report.now - client.since)}: "

@@ -2,8 +2,10 @@
 
     plan       decides which worker does what; pure, no I/O
     queue      who is next; part of the plan
+    flights    who is at what others also came to, and who waits for that; part of the plan
     capacity   how many workers fit into the memory; pure, too
     standins   what generated kernels import of torch, without torch
+    cutoff     where compiles that have become the same program are one
     compiling  one compile, with Triton; everything that depends on Triton's version
     worker     the process that compiles
     zygote     the process that workers are forked from

@@ -34,11 +34,15 @@ from headstart.captured import CapturedSource
 from headstart.environment import TOOL_VARIABLES
 from headstart.request import CompileRequest
 from headstart.service import standins
+from headstart.service.cutoff import Cut
 from headstart.service.rebuilding import rebuilt
 from headstart.target import Target
 from headstart.wire import Failure
 
 KNOWN_VERSIONS = ("3.6", "3.7", "3.8", "3.9")
+
+
+Watcher = Callable[[str, Mapping[str, bytes], Mapping[str, Any]], None]  # stage, artifacts so far, metadata
 
 
 class Refused(Exception):
@@ -93,6 +97,11 @@ class _MemoryCache:
     def put_group(self, filename: str, group: dict[str, str]) -> None:
         pass
 
+    @classmethod
+    def artifacts(cls) -> dict[str, bytes]:
+        """What has been made so far, by the names of the artifacts."""
+        return {name.rpartition(".")[2]: content for name, content in cls.held.items()}
+
 
 class Compiler:
     """Triton, imported and set up for compiling one request after another. Make one per process.
@@ -105,6 +114,8 @@ class Compiler:
     def __init__(self, folder: str, entered: Callable[[str], object]) -> None:
         self._stage = ""
         self._entered = entered
+        self._watcher: Watcher | None = None
+        self._environment = dict(os.environ)
         self._knobs = importlib.import_module("triton.knobs")
         _MemoryCache.folder = folder
         self._knobs.cache.manager_class = _MemoryCache
@@ -112,11 +123,18 @@ class Compiler:
         groups = [group for group in vars(self._knobs).values() if isinstance(group, self._knobs.base_knobs)]
         self._pristine = [(group, dict(vars(group))) for group in groups]
 
-    def compile(self, request: CompileRequest) -> Compiled:
+    def compile(self, request: CompileRequest, watcher: Watcher | None = None) -> Compiled:
         """Compile one request.
+
+        Args:
+            request: what.
+            watcher: told of each stage before it begins, and may end the compile there by `Cut`. It is not told where
+                anything but request, toolchain and environment may have a say: the source reaches beyond its key,
+                or has set a knob or a variable.
 
         Raises:
             Refused: it cannot be compiled; carries stage, evidence and class of the failure.
+            Cut: the watcher's.
         """
         self._enter("source")
         for group, values in self._pristine:
@@ -127,8 +145,9 @@ class Compiler:
         with contextlib.ExitStack() as shown:  # errors are told while the source's lines can be looked up
             try:
                 functions, reaches = _functions(request, shown)
+                self._watcher = None if reaches else watcher
                 return self._compile(request, functions, reaches)
-            except Refused:
+            except (Refused, Cut):
                 raise
             except Exception as error:
                 raise Refused(self._failure(error)) from error
@@ -145,7 +164,7 @@ class Compiler:
         _MemoryCache.held.clear()
         self._enter("ttir")
         triton.compile(source, target=target, options=options)
-        files = {name.rpartition(".")[2]: content for name, content in _MemoryCache.held.items()}
+        files = _MemoryCache.artifacts()
         metadata = json.loads(files.pop("json"))
         return Compiled(files, metadata, reaches)
 
@@ -164,9 +183,14 @@ class Compiler:
     def _watched(self, name: str, run: Any) -> Any:
         def stage(source: Any, metadata: Any) -> Any:
             self._enter(name)
+            if self._watcher is not None and self._untouched():
+                self._watcher(name, _MemoryCache.artifacts(), metadata)
             return run(source, metadata)
 
         return stage
+
+    def _untouched(self) -> bool:
+        return self._environment == os.environ and all(vars(group) == values for group, values in self._pristine)
 
     def _failure(self, error: Exception) -> Failure:
         kind, summary = "compile", f"{type(error).__name__}: {_first_line(error)}"

@@ -2,7 +2,7 @@
 
     plan ── actions ─▶ herd ── Fork, Kill ─▶ zygote ── fork ─▶ worker
     plan ◀─ events ──  herd ◀─ Forked, Buried ─┘                 │
-                       herd ◀─ Finished, Failure ────────────────┘
+                       herd ◀─ Finished, Failure, Reached ───────┘
 
 It starts and ends what the plan says, and tells the plan what became of it.
 """
@@ -210,7 +210,14 @@ class Herd:
             self._order_zygote(worker.kind, wire.Kill(number))
             return
         for outcome in outcomes:
-            self._carry_out(self._plan.finished(number, outcome, time.monotonic()))
+            now = time.monotonic()
+            match outcome:
+                case wire.Reached(tail):
+                    self._carry_out(self._plan.reached(number, tail))
+                case wire.StoodAside(tail, front):
+                    self._carry_out(self._plan.stood_aside(number, tail, front, now))
+                case _:
+                    self._carry_out(self._plan.finished(number, outcome, now))
 
     def retire(self, number: int) -> None:
         """For `plan.Retire`: a worker whose socket is closed ends by itself."""

@@ -11,6 +11,8 @@ Guarantees:
 * Every ticket is answered exactly once, by one `Deliver`, unless its client leaves first.
 * A job whose worker dies under it, or that runs out of time or memory, is tried once more, alone as far as that is
   possible without stopping everybody else, then fails; losing a zygote blames no job.
+* One job at a time is at a tail (`cutoff.py`). Others that come to it stand aside without a worker, and are taken up
+  when it is over; if it failed, that is its own matter, and they are compiled whole.
 * Quiesced, it starts no compile and keeps no worker.
 * A worker serves one kind (toolchain and environment) in its life.
 
@@ -26,6 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
+from headstart.service.flights import Flights
 from headstart.service.queue import Job, Kind, Queue, Ticket, Urgency
 from headstart.wire import Failure
 
@@ -64,6 +67,20 @@ class Assign:
 
 
 @dataclass(frozen=True)
+class Proceed:
+    """Have a worker go on behind the seam that its compile has reached."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class StandAside:
+    """Have a worker give back the compile that has reached a seam."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
 class Retire:
     """Let an idle worker leave by itself."""
 
@@ -85,7 +102,7 @@ class Deliver:
     outcome: object
 
 
-Action = StartZygote | EndZygote | Fork | Assign | Retire | Kill | Deliver
+Action = StartZygote | EndZygote | Fork | Assign | Proceed | StandAside | Retire | Kill | Deliver
 
 
 class _State(enum.Enum):
@@ -127,6 +144,7 @@ class Plan:
         self.quiesced = False
         self._jobs: dict[str, Job] = {}
         self._queue = Queue()
+        self._flights = Flights()
         self._announced: dict[int, Kind] = {}  # what each client will mostly ask for
         self._alone: set[Job] = set()  # those with an `alone_until` that is not over
         self._workers: dict[int, _Worker] = {}
@@ -313,6 +331,29 @@ class Plan:
         self._zygotes[worker.kind].losses = 0
         return [self._deliver(job, outcome), *rest, *self._schedule(now)]
 
+    def reached(self, number: int, tail: str) -> list[Action]:
+        """A worker's compile has come to a seam, and waits to be told whether somebody else is at what lies behind."""
+        worker = self._workers.get(number)
+        if worker is None or worker.job is None or worker.state is not _State.BUSY:
+            return []
+        alone = self._flights.claim(tail, worker.job)
+        return [Proceed(number) if alone else StandAside(number)]
+
+    def stood_aside(self, number: int, tail: str, front: bytes, now: float) -> list[Action]:
+        """A worker has given its compile back, to be taken up with `front` once somebody is done with `tail`."""
+        worker = self._workers.get(number)
+        if worker is None or worker.job is None:
+            return []
+        job = worker.job
+        worker.job = job.worker = None
+        job.front = front
+        rest = self._rest(worker, now) if worker.state is _State.BUSY else []
+        if job.tickets and self._flights.stand_aside(tail, job):
+            self._raise(job, job.urgency)  # whoever it waits for is as urgent from now on
+        else:
+            self._requeue(job)
+        return [*rest, *self._schedule(now)]
+
     def worker_buried(
         self, number: int, status: int, stage: str, last_words: str, now: float
     ) -> list[Action]:
@@ -497,6 +538,14 @@ class Plan:
 
     def _try_again(self, job: Job) -> None:
         job.worker = None
+        self._land(job, done=False)
+        self._compile_whole(job)
+
+    def _compile_whole(self, job: Job) -> None:
+        job.front, job.whole = b"", True
+        self._requeue(job)
+
+    def _requeue(self, job: Job) -> None:
         if job.tickets:
             self._queue.put(job)  # where it was
         else:
@@ -507,12 +556,25 @@ class Plan:
             job.urgency = urgency
             if job.waiting:
                 self._queue.put(job)
+        before = self._flights.before(job)
+        if before is not None:
+            self._raise(before, urgency)
 
     def _deliver(self, job: Job, outcome: object) -> Deliver:
+        self._land(job, done=not isinstance(outcome, Failure))
         self._forget(job)
         return Deliver(job, outcome)
 
+    def _land(self, job: Job, *, done: bool) -> None:
+        """Those who stood aside for a job go on: with what it made, or without."""
+        for other in self._flights.land(job):
+            if done:
+                self._requeue(other)
+            else:
+                self._compile_whole(other)
+
     def _forget(self, job: Job) -> None:
+        self._land(job, done=False)
         self._queue.drop(job)
         self._alone.discard(job)
         del self._jobs[job.key]

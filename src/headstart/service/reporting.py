@@ -21,6 +21,7 @@ class Tally(msgspec.Struct):
     joined: int = 0
     compiled: int = 0
     failed: int = 0
+    taken_over: int = 0
 
 
 class _Client(Protocol):
@@ -71,7 +72,7 @@ def report(
         workers=plan.workers,
         limit=plan.limit,
         workers_memory=sum(memory.values()),
-        queued=[sum(job.waiting and job.urgency is urgency for job in jobs) for urgency in Urgency],
+        queued=[sum(job.worker is None and job.urgency is urgency for job in jobs) for urgency in Urgency],
         **msgspec.structs.asdict(tally),
         clients=[
             wire.ClientReport(

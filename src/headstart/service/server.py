@@ -70,6 +70,7 @@ class Job(msgspec.Struct, frozen=True):
     request: CompileRequest
     use_store: bool
     cache_dir: str
+    early_cutoff: bool
 
 
 class Client:
@@ -379,7 +380,7 @@ class Server:
             Ticket(client.number, message.ticket),
             job_key,
             self._kind(hello.toolchain, request.environment),
-            Job(key, digest, request, use_store, cache_dir),
+            Job(key, digest, request, use_store, cache_dir, use_store and hello.preferences.early_cutoff),
             urgency,
             time.monotonic(),
             estimate=self._estimates.get(request.kernel),
@@ -437,6 +438,10 @@ class Server:
                     self._herd.fork(number, kind)
                 case plan.Assign(number, job):
                     self._assign(number, job)
+                case plan.Proceed(number):
+                    self._loop.send(self._herd.workers[number].channel, wire.Proceed())
+                case plan.StandAside(number):
+                    self._loop.send(self._herd.workers[number].channel, wire.StandAside())
                 case plan.Retire(number):
                     self._herd.retire(number)
                 case plan.Kill(number):
@@ -450,7 +455,11 @@ class Server:
         payload = job.payload
         assert isinstance(payload, Job)
         store = os.fsencode(payload.cache_dir) if payload.use_store else b""
-        self._loop.send(worker.channel, wire.Assign(payload.key, payload.toolchain, payload.request, store))
+        early_cutoff = payload.early_cutoff and not job.whole
+        self._loop.send(
+            worker.channel,
+            wire.Assign(payload.key, payload.toolchain, payload.request, store, early_cutoff, job.front),
+        )
         for ticket in job.tickets:
             if ticket.client in self._clients:
                 started = wire.Started(ticket.number, number, worker.started)
@@ -462,7 +471,8 @@ class Server:
         if isinstance(outcome, wire.Finished):
             self._tally.compiled += 1
             self._note_published(outcome, payload)
-            if not outcome.cached:
+            self._tally.taken_over += outcome.taken_over
+            if not (outcome.cached or outcome.taken_over):
                 self._learn(payload.request, outcome.finished - outcome.started)
         elif isinstance(outcome, wire.Failure):
             self._tally.failed += 1

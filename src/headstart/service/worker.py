@@ -3,6 +3,13 @@
     service ── Assign ──▶ worker: compile, publish
             ◀─ Finished ─         (or Failure: the compile raised; the worker goes on)
 
+With early cutoff, on the way (`cutoff.py`):
+
+            ◀─ Reached ──         it has come to a seam
+            ── Proceed ─▶         nobody else is at this tail: take over a known one, or go on
+      (or   ── StandAside ▶
+            ◀─ StoodAside ─       with what was made so far; free for another job)
+
 A worker is a fork of a zygote, alone in its process group, with its own TMPDIR; what it and its tools print goes to a
 file in there, which the service reads if the worker dies. It sees no GPU. It dies with its zygote (PDEATHSIG), and
 by EOF with its service.
@@ -17,15 +24,31 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import msgspec
 
 from headstart import keys
 from headstart.entry import pack_entry
 from headstart.errors import StoreUnavailable
 from headstart.service.compiling import Compiled, Compiler, Refused
+from headstart.service.cutoff import Cut, Cutter, Front, Product, Seam, Tails, pack_front, unpack_front
 from headstart.store import DiskStore
-from headstart.wire import Assign, Deframer, Failure, Finished, encode, frame, receive_blocking
+from headstart.wire import (
+    Assign,
+    Deframer,
+    Failure,
+    Finished,
+    Proceed,
+    Reached,
+    StandAside,
+    StoodAside,
+    ToWorker,
+    encode,
+    frame,
+    receive_blocking,
+)
 
 OUTPUT_FILE = "output"  # in the worker's folder: what it and its tools print
 _STAGE_FILE = "stage"
@@ -40,13 +63,22 @@ def run(sock: socket.socket, folder: str) -> None:
     stage_file = os.open(os.path.join(folder, _STAGE_FILE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     compiler = Compiler(folder, lambda stage: os.pwrite(stage_file, stage.ljust(_STAGE_WIDTH).encode(), 0))
     environment = dict(os.environ)
+    messages = receive_blocking(sock, Deframer(ToWorker))
+
+    def ask(tail: str) -> bool:
+        sock.sendall(frame(Reached(tail)))
+        answer: Proceed | StandAside | None = next(messages, None)
+        if answer is None:
+            raise ConnectionAbortedError("the service is gone")
+        return isinstance(answer, Proceed)
+
     try:
-        for job in receive_blocking(sock, Deframer(Assign)):
+        for job in messages:
             if os.environ != environment:
                 # A kernel's source has changed it, which must not reach the next kernel.
                 os.environ.clear()
                 os.environ.update(environment)
-            sock.sendall(frame(_do(compiler, job)))
+            sock.sendall(frame(_do(compiler, job, ask)))
     except ConnectionError:
         return  # the service is gone, and with it whoever wanted this
 
@@ -69,13 +101,17 @@ def last_stage(folder: str) -> str:
         return ""
 
 
-def _do(compiler: Compiler, job: Assign) -> Finished | Failure:
+def _do(compiler: Compiler, job: Assign, ask: Callable[[str], bool]) -> Finished | Failure | StoodAside:
     os.ftruncate(1, 0)
     folder = os.environ["TMPDIR"]
     with _sole_compiler(job) as made_elsewhere:
         if made_elsewhere is not None:
             return made_elsewhere
-        return _compile(compiler, job, folder)
+        if job.front:
+            taken = _take_up(job)
+            if taken is not None:
+                return taken
+        return _compile(compiler, job, folder, ask)
 
 
 @contextlib.contextmanager
@@ -93,18 +129,63 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
         )
 
 
-def _compile(compiler: Compiler, job: Assign, folder: str) -> Finished | Failure:
-    started, cpu = time.monotonic(), _cpu_seconds()
+def _compile(
+    compiler: Compiler, job: Assign, folder: str, ask: Callable[[str], bool]
+) -> Finished | Failure | StoodAside:
+    meter = _Meter()
+    cutter = None
+    # Whoever has stood aside once, for nothing, is not to do so again.
+    if job.early_cutoff and not job.front:
+        tails = Tails(DiskStore(os.fsdecode(job.store)))
+        cutter = Cutter(job.toolchain, job.request, tails, lambda tail: ask(_in_store(tail, job)), _printed)
     try:
-        compiled = compiler.compile(job.request)
+        compiled = compiler.compile(job.request, cutter.reached if cutter else None)
     except Refused as refused:
         _flush()
         refused.failure.output = last_words(folder)
         return refused.failure
+    except Cut as cut:
+        _flush()
+        front = meter.add_to(cut.front, last_words(folder))
+        if cut.product is None:
+            return StoodAside(_in_store(front.seams[-1].tail, job), pack_front(front))
+        return _publish_taken(job, front, cut.product)
     _flush()
     output = last_words(folder)
-    wall_s, cpu_s = time.monotonic() - started, _cpu_seconds() - cpu
-    parts = _entry(job, compiled, wall_s, cpu_s, output)
+    return _publish(job, compiled, meter, output, cutter.seams if cutter else [], _printed())
+
+
+def _in_store(tail: str, job: Assign) -> str:
+    """A tail as the service knows it: what another store's job makes of it is not found in this one."""
+    return f"{tail} {job.store.hex()}"
+
+
+def _take_up(job: Assign) -> Finished | None:
+    """Finish what a worker began before it stood aside; None: there is no tail for it after all."""
+    meter = _Meter()
+    front = unpack_front(job.front)
+    product = Tails(DiskStore(os.fsdecode(job.store))).finish(front)
+    return None if product is None else _publish_taken(job, meter.add_to(front, front.output), product)
+
+
+def _publish_taken(job: Assign, front: Front, product: Product) -> Finished:
+    meter = _Meter(front.wall_s, front.cpu_s)
+    *earlier, last = front.seams
+    compiled = Compiled(product.artifacts, product.metadata, [])
+    return _publish(job, compiled, meter, front.output, earlier, last.printed, taken_over=True)
+
+
+def _publish(
+    job: Assign,
+    compiled: Compiled,
+    meter: _Meter,
+    output: str,
+    seams: list[Seam],
+    printed: int,
+    *,
+    taken_over: bool = False,
+) -> Finished:
+    parts = _entry(job, compiled, meter.wall_s, meter.cpu_s, output)
     stored, notice = False, ""
     if compiled.reaches:
         notice = (
@@ -112,21 +193,48 @@ def _compile(compiler: Compiler, job: Assign, folder: str) -> Finished | Failure
             "not stored, and is compiled anew in each process"
         )
     elif job.store:
+        store = DiskStore(os.fsdecode(job.store))
         try:
-            DiskStore(os.fsdecode(job.store)).publish(job.key, parts)
+            entry = store.publish(job.key, parts)
             stored = True
+            if entry is not None:
+                Tails(store).keep(entry, seams, printed)
         except StoreUnavailable as error:
             notice = f"{error}; kernels are kept in memory only"
     return Finished(
         stored=stored,
-        started=started,
+        started=meter.started,
         finished=time.monotonic(),
         entry=b"" if stored else b"".join(parts),
-        cpu_s=_cpu_seconds() - cpu,
+        cpu_s=meter.cpu_s,
         shared=int(compiled.metadata.get("shared") or 0),
         output=output,
         notice=notice,
+        taken_over=taken_over,
     )
+
+
+class _Meter:
+    """What a compile takes from now on, on top of what it took earlier."""
+
+    def __init__(self, wall_s: float = 0.0, cpu_s: float = 0.0) -> None:
+        self.started = time.monotonic()
+        self._wall_s = wall_s - self.started
+        self._cpu_s = cpu_s - _cpu_seconds()
+
+    @property
+    def wall_s(self) -> float:
+        return self._wall_s + time.monotonic()
+
+    @property
+    def cpu_s(self) -> float:
+        return self._cpu_s + _cpu_seconds()
+
+    def add_to(self, front: Front, output: str) -> Front:
+        """`front`, which has taken this and printed `output`."""
+        return msgspec.structs.replace(
+            front, wall_s=front.wall_s + self.wall_s, cpu_s=front.cpu_s + self.cpu_s, output=output
+        )
 
 
 def _entry(job: Assign, compiled: Compiled, wall_s: float, cpu_s: float, output: str) -> list[bytes]:
@@ -153,6 +261,11 @@ def _capture_output(folder: str) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
+
+
+def _printed() -> int:
+    _flush()
+    return os.fstat(1).st_size
 
 
 def _flush() -> None:
