@@ -392,7 +392,7 @@ def test_another_user_is_turned_away_at_the_door(tmp_path: Path, monkeypatch: py
         peer.socket.close()
         os.close(peer.pidfd)
         assert mine.recv(1) == b""
-    entrance.close()
+    entrance.close(b"")
     assert not path.exists()
 
 
