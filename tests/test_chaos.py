@@ -22,7 +22,7 @@ SECONDS = 8.0  # in which rounds are begun: one, or two
 LONGEST = 110  # seconds on a machine that does much else
 
 # Who may ask for the time of day: for the age of files, for people, and for the day on which a kernel was used.
-TIME_OF_DAY = {"store.py", "recording.py", "service/reproduce.py"}
+TIME_OF_DAY = {"store.py", "recording.py", "jit/autotune.py", "service/reproduce.py"}  # files, and what people read
 
 
 @pytest.mark.triton
