@@ -3,6 +3,18 @@
 A row module has `NUMBERS`, the rows that it answers, and `measure(bench)`, which yields their lines.
 """
 
-from benchmarks.rows import claim, cold, cutoff, imports, manifest, memory, overhead, shared, start, warm
+from benchmarks.rows import (
+    claim,
+    cold,
+    cutoff,
+    imports,
+    launches,
+    manifest,
+    memory,
+    overhead,
+    shared,
+    start,
+    warm,
+)
 
-ALL = (claim, cold, start, overhead, warm, imports, memory, manifest, shared, cutoff)
+ALL = (claim, cold, start, overhead, warm, imports, memory, manifest, launches, shared, cutoff)
