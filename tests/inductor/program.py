@@ -67,6 +67,9 @@ def main() -> None:
             results["statistics"] = {
                 name: getattr(adapter.compiler.statistics, name) for name in ("compiled", "cached", "failed")
             }
+            # Whoever joins a compile that is under way has the same worker and start as the one who began it.
+            spans = [span for span in adapter.compiler.timeline if span.started]
+            results["compiles"] = [[span.worker, span.started] for span in spans]
             results["bundled"] = adapter.compiler.bundler.noted
             # But for candidates, which Inductor loads in order to benchmark them.
             kinds = ("triton_poi_", "triton_red_", "triton_per_", "triton_tem_")

@@ -22,11 +22,13 @@ import headstart
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="there is no torch"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="the stand-in for CUDA has to be built"),
 ]
 
 HERE = Path(__file__).parent
+_LONGEST = 280.0  # seconds for one program, on a busy machine
 EVERYTHING = ["pointwise", "rescaled", "trained", "mm", "grouped_mm", "flex", "user_kernels", "dynamic_shapes"]
 
 
@@ -41,9 +43,27 @@ class Programs:
         """What a program printed; `log` is what it logged. `caches` names the folder of a store that is kept."""
         self._number += 1
         folder = self.folder / str(self._number)
-        kept = self.folder / caches if caches else folder
+        result = self._finish(self._start(order, folder, self.folder / caches if caches else folder, **variables))
+        assert not list((folder / "runtime" / "headstart").glob("*")), "the service left something behind"
+        return {**result, "folder": folder}
+
+    def run_ranks(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        """What two ranks of one job printed, which ran at the same time and have Inductor caches of their own."""
+        self._number += 1
+        folder = self.folder / str(self._number)
+        job = {"TORCHELASTIC_RUN_ID": "7", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        ranks = []
+        for rank in range(2):
+            cache = str(folder / f"cache {rank}")
+            mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHINDUCTOR_CACHE_DIR": cache}
+            ranks.append(self._start(order, folder, folder, **job, **mine))
+        results = [self._finish(rank) for rank in ranks]
+        assert not list((folder / "runtime" / "headstart").glob("*")), "the service left something behind"
+        return results
+
+    def _start(self, order: dict[str, Any], folder: Path, kept: Path, **variables: str) -> subprocess.Popen[str]:
         runtime = folder / "runtime"
-        runtime.mkdir(parents=True, mode=0o700)
+        runtime.mkdir(parents=True, mode=0o700, exist_ok=True)
         source = Path(headstart.__file__).parent.parent
         inherited = {
             name: value
@@ -61,11 +81,18 @@ class Programs:
             **variables,
         }
         program = [sys.executable, str(HERE / "program.py"), json.dumps(order)]
-        done = subprocess.run(program, env=environment, cwd=folder, capture_output=True, text=True, timeout=110)
-        assert done.returncode == 0, done.stderr[-4000:]
-        assert not list((runtime / "headstart").glob("*")), "the service left something behind"
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return {**result, "log": done.stderr, "folder": folder}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(program, env=environment, cwd=folder, stdout=pipe, stderr=pipe, text=True)
+
+    @staticmethod
+    def _finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+        try:
+            output, log = process.communicate(timeout=_LONGEST)
+        finally:
+            process.kill()
+        assert process.returncode == 0, log[-4000:]
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return {**result, "log": log}
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +244,14 @@ def test_row_5_a_describer_that_does_not_come_costs_nothing(programs: Programs) 
     assert result["in process"] == []
     assert result["counts"]["in_process"] == 0
     assert result["statistics"]["compiled"] == result["counts"]["late"] == result["counts"]["jobs"] > 5
+
+
+def test_two_ranks_that_compile_the_same_model_compile_each_kernel_once(programs: Programs) -> None:
+    ranks = programs.run_ranks({"cases": ["pointwise", "rescaled", "trained"]})
+    assert {case["error"] for rank in ranks for case in rank["cases"].values()} == {""}
+    assert ranks[0]["in process"] == ranks[1]["in process"] == []
+    assert ranks[0]["counts"]["jobs"] == ranks[1]["counts"]["jobs"] > 5
+    assert len({tuple(compile) for rank in ranks for compile in rank["compiles"]}) == ranks[0]["counts"]["jobs"]
 
 
 def test_nothing_is_installed_when_headstart_is_off(programs: Programs) -> None:
