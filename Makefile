@@ -14,11 +14,12 @@ SECONDS ?= 420
 # For make fuzz: for each decoder.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test test-torch chaos fuzz check bench bench-torch clean
+.PHONY: help demo test test-slow test-torch chaos fuzz check bench bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
+	@echo "make test-slow  whole sweeps, which take minutes"
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
 	@echo "make chaos  kill, stop, fill and damage things for seven minutes while programs compile (SEED=7 SECONDS=60)"
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
@@ -32,9 +33,13 @@ demo: $(VENV)/.installed
 
 # The second environment is made by hand, not as a prerequisite: only once the suite has passed.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory $(VENV36)/.installed
-	$(VENV36)/bin/python -m pytest -m triton $(PYTEST_ARGS)
+	$(VENV36)/bin/python -m pytest -m "triton and not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed $(VENV36)/.installed
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(VENV36)/bin/python -m pytest -m "triton and slow" $(PYTEST_ARGS)
 
 # Code generation for a GPU that is not there: a CPU build of torch is enough, and g++.
 test-torch: $(VENVTORCH)/.installed

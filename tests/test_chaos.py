@@ -25,7 +25,6 @@ LONGEST = 110  # seconds on a machine that does much else
 TIME_OF_DAY = {"store.py", "recording.py", "jit/autotune.py", "service/reproduce.py"}  # files, and what people read
 
 
-@pytest.mark.triton
 @pytest.mark.timeout(LONGEST + 10)
 def test_whatever_breaks_no_kernel_is_lost_and_nothing_is_left() -> None:
     done = subprocess.run(

@@ -24,6 +24,8 @@ from kernels import Kernel, Ptxas, assembly, matmul, pointwise, prints
 
 pytestmark = pytest.mark.triton
 
+MORE_TARGETS = ("cuda:100", "hip:gfx942")
+
 Open = Callable[..., AsyncCompile]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -67,7 +69,7 @@ def sweeps() -> Iterator[Kernel]:
         yield {**kernel, "options": {**kernel.get("options", {}), "num_stages": stages}}
 
 
-@pytest.mark.parametrize("target", ["cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("target", ["cuda:90", *(pytest.param(more, marks=pytest.mark.slow) for more in MORE_TARGETS)])
 def test_whatever_is_taken_over_is_what_the_whole_pipeline_gives(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_compile: Open
 ) -> None:
