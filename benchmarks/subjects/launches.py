@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -58,9 +59,9 @@ text = "import triton\nimport triton.language as tl\n" + "".join(
     )
     for number in range(KERNELS)
 )
-module = Path("launched_kernels.py")
-module.write_text(text)
-sys.path.insert(0, ".")
+folder = tempfile.TemporaryDirectory()
+Path(folder.name, "launched_kernels.py").write_text(text)
+sys.path.insert(0, folder.name)
 import launched_kernels  # type: ignore[import-not-found]  # noqa: E402
 
 adapter = Adapter()
