@@ -121,8 +121,9 @@ def test_a_text_that_is_not_the_one_function_is_refused(text: str) -> None:
     assert check_safe(source(text))
 
 
-def test_a_source_without_functions_is_refused() -> None:
-    assert check_safe(CapturedSource([])) == "it holds no function"
+def test_a_source_without_functions_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="there is no kernel"):
+        CapturedSource([])
 
 
 # Sources that are text

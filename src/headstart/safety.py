@@ -63,8 +63,6 @@ def check_safe(source: str | CapturedSource) -> str | None:
 
 
 def _of_captured(source: CapturedSource) -> Iterator[str]:
-    if not source.functions:
-        yield "it holds no function"
     for function in source.functions:
         problems = _of_function(function, len(source.functions))
         yield from (f"{function.qualname}: {problem}" for problem in problems)
