@@ -6,8 +6,24 @@ import importlib
 import textwrap
 from typing import Any
 
+import msgspec
 import pytest
 
+from headstart.captured import (
+    Binding,
+    CapturedFunction,
+    CapturedSource,
+    Constant,
+    Constexpr,
+    Dtype,
+    FunctionRef,
+    Import,
+    Items,
+    Member,
+    NamedTuple,
+    Namespace,
+    Table,
+)
 from headstart.request import CompileRequest
 from headstart.trust import LANGUAGE_NAMES, check_request, check_source
 
@@ -99,6 +115,7 @@ def test_kernels_may_be_compiled(source: str) -> None:
         (body("del tl.core"), "has delete"),
         (body("def inner(): pass"), "has function def"),
         (body("global x"), "has global"),
+        ("import math\n" + body("math = tl.extra\n    math.modules"), "both for what it imports"),
         (body("match x:\n        case tl.core.inspect: pass"), "has match"),
         ("def k(:", "does not parse"),
         ("x = '\0'", "does not parse"),
@@ -156,3 +173,95 @@ def test_a_refusal_says_which_line() -> None:
 def test_the_language_is_the_one_of_the_installed_triton() -> None:
     language = importlib.import_module("triton.language")
     assert set(language.__all__) - {"str_to_ty"} <= LANGUAGE_NAMES
+
+
+# Live functions
+
+LIVE = "@anything(at=all)\ndef f(x, n: tl.constexpr = LATER()) -> NEVER:\n    return tl.exp(x) + n\n"
+
+
+def live(text: str = LIVE, **names: Binding) -> CapturedSource:
+    names = {"tl": Import("triton.language"), **names}
+    return CapturedSource([CapturedFunction("jit", "m", "f", "f.py", 1, text, names, {})])
+
+
+def test_what_live_kernels_stand_on_may_be_compiled() -> None:
+    harmless: dict[str, Binding] = {
+        "math": Import("math"),
+        "libdevice": Import("triton.language.extra.libdevice", ["triton.language.extra"]),
+        "cdiv": Member("triton.language.standard", "cdiv"),
+        "c": Constexpr(Items("tuple", [Constant(1.0), Dtype("fp32"), Table([(Constant("a"), Constant(2))])])),
+        "g": FunctionRef(0),
+        "u": Namespace("users", {"h": FunctionRef(0), "tl": Import("triton.language"), "v": Namespace("w", {})}),
+        "P": NamedTuple("m", "P", ["shape"], [Constant(None)]),
+    }
+    text = "def f(x):\n    return g(u.h(x)) + u.tl.exp(x) + math.pi + libdevice.tanh(cdiv(x, c[0])) + P(x).shape[0]\n"
+    assert check_source(live(text, **harmless)) is None
+    python = "y = [max(i, k) for i in range(len(x)) if (k := i) or isinstance(i, int)]; return sum(y)"
+    assert check_source(live(f"def f(x):\n    {python}\n")) is None
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        Import("os"),
+        Import("tritonic"),
+        Import("triton.runtime.build"),
+        Import("triton.language", ["os"]),
+        Import("triton.__main__"),
+        Member("builtins", "eval"),
+        Member("triton.language.core", "builtins.eval"),
+        Member("triton.language.core", "tensor.__init__"),
+        Member("triton.language.extra", "modules"),
+        NamedTuple("m", "P", ["modules"]),
+        FunctionRef(7),
+        FunctionRef(-1),
+    ],
+)
+def test_a_live_function_may_not_stand_on_anything_else_wherever_it_is(binding: Binding) -> None:
+    places: list[dict[str, Any]] = [
+        {"a": binding},
+        {"a": Constexpr(Items("list", [Table([(Constant(1), binding)])]))},
+        {"a": Namespace("u", {"b": binding})},
+        {"a": NamedTuple("m", "P", ["shape"], [binding])},
+    ]
+    for names in places:
+        assert str(check_source(live(**names))).startswith("f: it")
+    (function,) = live().functions
+    assert check_source(CapturedSource([msgspec.structs.replace(function, defaults={"n": binding})]))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("import os", "has import"),
+        ("return tl.extra.modules['os']", "reads tl.extra.modules"),
+        ("return u.tl.extra.modules['os']", "reads u.tl.extra.modules"),
+        ("v = u.tl.extra\n    return v.modules", "reads v.modules"),
+        ("return u.nothing", "reads u.nothing"),
+        ("u = tl.extra\n    return u.anything", "uses u both"),
+        ("return [tl for tl in x]", "uses tl both"),
+        ("return getattr(x, '_' + '_class__')", "reads getattr"),
+        ("return type(x).mro()", "reads type"),
+        ("return f.get_capture_scope()", "reads f"),
+        ("return x.__class__", "reads x.__class__"),
+        ("return __import__('os')", "reads __import__"),
+        ("return somebody", "reads somebody"),
+    ],
+)
+def test_a_live_function_that_reaches_further_is_refused(line: str, reason: str) -> None:
+    names = {"u": Namespace("users", {"tl": Import("triton.language"), "anything": Constant(1)})}
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(check_source(live(f"def f(x):\n    {line}\n", **names)))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "def f(x): return x\nimport os\n", "f = 1\n", "def g(x): return x\n", "def f(x:\n", "\x00"]
+)
+def test_a_live_function_is_one_function(text: str) -> None:
+    assert check_source(live(text))
+
+
+def test_a_captured_source_without_functions_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="there is no kernel"):
+        CapturedSource([])

@@ -7,7 +7,7 @@ The modules, lowest first; each imports only from those above it:
     locking, imports            taking turns at a file; acting on a module once the program imports it
     settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told
-    captured, safety            a live kernel, as plain data; what may come from elsewhere
+    captured                    a live kernel, as plain data
     request                     one compile, as plain data
     trust                       which requests from elsewhere may be compiled
     entry                       one compiled kernel, as one file

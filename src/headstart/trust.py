@@ -22,12 +22,13 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import textwrap
 from collections.abc import Iterator
-from functools import lru_cache
 
+from headstart import captured
+from headstart.captured import Binding, CapturedFunction, CapturedSource
 from headstart.environment import OUTCOME_VARIABLES, TOOL_VARIABLES
 from headstart.request import CompileRequest, Source
-from headstart.safety import check_safe
 
 # What may be taken from modules other than the language's.
 _NAMES = {
@@ -75,7 +76,7 @@ _VALUE_NAMES = _words(
 
     append bit_length count extend index items keys values
 
-    CONSTEXPR_0 get_int_dtype tanh
+    CONSTEXPR_0 _log2 get_int_dtype tanh
 
     gdc gdc_launch_dependents gdc_wait globaltimer num_threads num_warps smid is_cuda is_hip is_hip_cdna3
     is_hip_cdna4 cuda_capability_geq current_target
@@ -119,23 +120,36 @@ def check_request(request: CompileRequest) -> str | None:
 
 
 def check_source(source: Source) -> str | None:
-    """Why this source is not compiled without trust, one line; None if it may be. Each form of source has its check."""
-    return _check_text(source) if isinstance(source, str) else check_safe(source)
+    """Why this source is not compiled without trust, one line; None if it may be."""
+    # A captured source's identity is all of it that is looked at, and hashed much faster.
+    key = source if isinstance(source, str) else source.identity
+    if key not in _verdicts:
+        _verdicts[key] = _verdict(source)
+    return _verdicts[key]
 
 
-@lru_cache(maxsize=1024)  # a millisecond each, and a manifest has few sources for its many kernels
-def _check_text(text: str) -> str | None:
+# By source: looking takes a millisecond, and a manifest has few sources for its many kernels.
+_verdicts: dict[str, str | None] = {}
+
+
+def _verdict(source: Source) -> str | None:
     try:
-        module = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return f"its source does not parse: {error}"
-    try:
-        _check_module(module)
+        if isinstance(source, str):
+            _check_module(_parse(source))
+        else:
+            _check_captured(source)
     except _Refused as refused:
         return str(refused)
     except RecursionError:
         return "its source is nested too deeply"
     return None
+
+
+def _parse(text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _Refused(f"its source does not parse: {error}") from None
 
 
 def _refuse(node: ast.AST, what: str) -> _Refused:
@@ -146,32 +160,143 @@ class _Scope:
     """What names mean: imported ones by their full name; all others were defined in the text, which is checked.
 
     Where a name is assigned it need not be bound (yet), and then Python finds its builtin of that name. So names of
-    closed builtins mean something else only as parameters, which are always bound.
+    closed builtins mean something else only as parameters, which are always bound. What is imported means the same
+    everywhere, and may not be assigned.
     """
 
-    def __init__(self, module: ast.Module) -> None:
+    def __init__(self, tree: ast.AST) -> None:
         self.imported: dict[str, str] = {}
+        self.namespaces: dict[str, captured.Namespace] = {}
         self.parameters: set[str] = set()  # of the function that is being checked
         assigned = set()
-        for node in ast.walk(module):
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assigned.add(node.name)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 assigned.add(node.id)
+        self._assigned = assigned | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         self._readable = _BUILTINS | (assigned - set(dir(builtins)))
+
+    def stand_for(self, name: str, meaning: str | captured.Namespace) -> None:
+        """Have `name` mean a module or a member of one, by its full name, or a namespace."""
+        if name in self._assigned:
+            raise _Refused(f"its source uses {name} both for what it imports and for something else")
+        if isinstance(meaning, str):
+            self.imported[name] = meaning
+        else:
+            self.namespaces[name] = meaning
+
+    def know(self, name: str) -> None:
+        """Have `name` mean something harmless."""
+        self._readable |= {name}
 
     def may_read(self, name: str) -> bool:
         """Whether a name can only stand for what the text defines, imports, or may use."""
-        return name in self.imported or name in self.parameters or name in self._readable
+        known = (self.imported, self.namespaces, self.parameters, self._readable)
+        return any(name in names for names in known)
 
     def full_name(self, node: ast.expr) -> str:
         """`tl.float32` as `triton.language.float32`; empty if it is no name, or does not begin with an imported one."""
         if isinstance(node, ast.Name):
             return self.imported.get(node.id, "")
         if isinstance(node, ast.Attribute):
+            namespace = self.namespace(node.value)
+            if namespace is not None:
+                return _full_name(namespace.members.get(node.attr))
             front = self.full_name(node.value)
             return f"{front}.{node.attr}" if front else ""
         return ""
+
+    def namespace(self, node: ast.expr) -> captured.Namespace | None:
+        """The namespace that an expression means, if any."""
+        if isinstance(node, ast.Name):
+            return self.namespaces.get(node.id)
+        outer = self.namespace(node.value) if isinstance(node, ast.Attribute) else None
+        found = None if outer is None else outer.members.get(node.attr)  # type: ignore[attr-defined]
+        return found if isinstance(found, captured.Namespace) else None
+
+
+# Live functions
+
+
+def _check_captured(source: CapturedSource) -> None:
+    for function in source.functions:
+        try:
+            _check_captured_function(function, len(source.functions))
+        except _Refused as refused:
+            raise _Refused(f"{function.qualname}: {refused}") from None
+
+
+def _check_captured_function(function: CapturedFunction, functions: int) -> None:
+    tree = _parse(textwrap.dedent(function.text))
+    match tree.body:
+        case [ast.FunctionDef(name=function.name) as definition]:
+            pass
+        case _:
+            raise _Refused(f"its text is not the one function {function.name}")
+    # Its decorators, annotations and defaults are not evaluated; what its names stand for is not in the text.
+    scope = _Scope(definition)
+    for name, binding in function.names.items():
+        _check_binding(binding, functions)
+        if isinstance(binding, captured.Namespace):
+            scope.stand_for(name, binding)
+        elif full_name := _full_name(binding):
+            scope.stand_for(name, full_name)
+        else:
+            scope.know(name)
+    for binding in function.defaults.values():
+        _check_binding(binding, functions)
+    _check_statements(definition, scope)
+
+
+def _full_name(binding: Binding | None) -> str:
+    """What a binding imports; empty if nothing."""
+    match binding:
+        case captured.Import(module=module):
+            return module
+        case captured.Member(module=module, path=path):
+            return f"{module}.{path}"
+    return ""
+
+
+def _check_binding(binding: Binding, functions: int) -> None:
+    match binding:
+        case captured.Import(module=module, submodules=submodules):
+            for name in [module, *submodules]:
+                if not _may_import(name):
+                    raise _Refused(f"it imports {name}")
+        case captured.Member(module=module, path=path):
+            first, *rest = path.split(".")
+            if not _may_take(module, first) or not _OPEN_ATTRIBUTES.issuperset(rest):
+                raise _Refused(f"it imports {path} from {module}")
+        case captured.FunctionRef(index=index):
+            if not 0 <= index < functions:
+                raise _Refused(f"it calls function {index} of {functions}")
+        case captured.NamedTuple(name=name, fields=fields):
+            # These become attributes that any value may be asked for.
+            for field in fields:
+                if field not in _OPEN_ATTRIBUTES:
+                    raise _Refused(f"its named tuple {name} has a field {field}, which may be anything's attribute")
+    for inner in _bindings_in(binding):
+        _check_binding(inner, functions)
+
+
+def _bindings_in(binding: Binding) -> list[Binding]:
+    match binding:
+        case captured.Constexpr(value=value):
+            return [value]
+        case captured.Items(items=items):
+            return items
+        case captured.Table(items=pairs):
+            return [each for pair in pairs for each in pair]
+        case captured.Namespace(members=members):
+            return list(members.values())
+        case captured.NamedTuple(defaults=defaults):
+            return defaults
+    return []
+
+
+# Texts
 
 
 def _check_module(module: ast.Module) -> None:
@@ -180,7 +305,7 @@ def _check_module(module: ast.Module) -> None:
         match statement:
             case ast.Import() | ast.ImportFrom():
                 for alias, full_name in _imports(statement):
-                    scope.imported[alias] = full_name
+                    scope.stand_for(alias, full_name)
             case ast.Expr(value=ast.Constant()):
                 pass  # a docstring
             case ast.Assign(targets=targets, value=value):
@@ -202,7 +327,7 @@ def _imports(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]
     """The names that an import binds, and what they stand for."""
     if isinstance(statement, ast.Import):
         for alias in statement.names:
-            if alias.name not in ("math", "triton") and not _is_language(alias.name):
+            if not _may_import(alias.name):
                 raise _refuse(statement, f"imports {alias.name}")
             bound = alias.name if alias.asname else alias.name.partition(".")[0]
             yield alias.asname or bound, bound
@@ -212,6 +337,10 @@ def _imports(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]
         if statement.level or not _may_take(module, alias.name):
             raise _refuse(statement, f"imports {alias.name} from {'.' * statement.level}{module}")
         yield alias.asname or alias.name, f"{module}.{alias.name}"
+
+
+def _may_import(module: str) -> bool:
+    return module in ("math", "triton") or _is_language(module)
 
 
 def _is_language(module: str) -> bool:
@@ -242,7 +371,11 @@ def _check_function(function: ast.FunctionDef, scope: _Scope) -> None:
     for default in [*arguments.defaults, *arguments.kw_defaults]:
         if default is not None:
             _check_constant(default, scope)
-    scope.parameters = {each.arg for each in every if each is not None}
+    _check_statements(function, scope)
+
+
+def _check_statements(function: ast.FunctionDef, scope: _Scope) -> None:
+    scope.parameters = {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
     for statement in function.body:
         _check_body(statement, scope)
     scope.parameters = set()
@@ -317,6 +450,11 @@ def _check_expression(node: ast.expr, scope: _Scope) -> None:
 def _check_attribute(node: ast.Attribute, scope: _Scope) -> None:
     if not isinstance(node.ctx, ast.Load):
         raise _refuse(node, f"sets {ast.unparse(node):.60}")
+    namespace = scope.namespace(node.value)
+    if namespace is not None:
+        if node.attr not in namespace.members:
+            raise _refuse(node, f"reads {ast.unparse(node):.60}")
+        return
     module = scope.full_name(node.value)
     is_module = module in _NAMES or module == "math" or _is_language(module)
     if not (_may_take(module, node.attr) if is_module else node.attr in _OPEN_ATTRIBUTES):

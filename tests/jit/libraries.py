@@ -30,7 +30,7 @@ from triton.compiler import ASTSource
 import headstart
 from headstart.errors import UsageError
 from headstart.jit.capture import capture
-from headstart.safety import check_safe
+from headstart.trust import check_source
 
 TARGET = GPUTarget("cuda", 90, 32)
 
@@ -213,7 +213,7 @@ def main(library: str) -> None:
             refused.append(str(error))
         else:
             seconds.append(time.perf_counter() - started)
-            unsafe += filter(None, [check_safe(source)])
+            unsafe += filter(None, [check_source(source)])
     launched = specializations({"liger_kernel": liger_kernel, "fla": fla}[library]())
     print(
         json.dumps(

@@ -35,7 +35,7 @@ from headstart.captured import (
 from headstart.errors import CannotTravel, UsageError
 from headstart.jit.capture import capture, capture_call
 from headstart.request import CompileRequest
-from headstart.safety import check_safe
+from headstart.trust import check_source
 
 pytestmark = pytest.mark.triton
 
@@ -619,13 +619,13 @@ def test_a_function_is_captured_within_3_ms_and_known_again_within_100_us(define
 
 
 def test_what_was_captured_is_safe(define: Define) -> None:
-    assert check_safe(capture(define(CHANGING.replace("+ late", "")).kernel)) is None
+    assert check_source(capture(define(CHANGING.replace("+ late", "")).kernel)) is None
 
 
 def test_a_module_is_imported_under_its_name(define: Define) -> None:
     cell = define("import os\n\n\n@triton.jit\ndef kernel(x):\n    tl.store(x, os.sep)\n")
     assert kernel_of(cell.kernel).names["os"] == Import("os")
-    assert check_safe(capture(cell.kernel)) == "kernel: os: it imports os"
+    assert check_source(capture(cell.kernel)) == "kernel: os: it imports os"
 
 
 def test_importing_the_capture_does_not_import_triton() -> None:
