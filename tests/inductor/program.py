@@ -13,10 +13,10 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
-import statistics
 import sys
 import threading
 import time
@@ -43,7 +43,6 @@ def main() -> None:
     if ORDER.get("plant"):
         _plant()
     kicks = _watch_kick_offs(async_compile)
-    submits = _watch_submits()
     if ADAPTER == "headstart" and ORDER.get("wait"):
         from headstart import inductor
 
@@ -82,7 +81,6 @@ def main() -> None:
         headstart.disable()
         results["restored"] = type(async_compile.AsyncCompile.process_pool).__name__ == "_lru_cache_wrapper"
     log = gpuless.compiles(os.environ["GPULESS_LOG"])
-    results["submit_us"] = statistics.median(submits) if submits else None
     results["in process"] = [line["name"] for line in log if line["pid"] == os.getpid() and not line["hit"]]
     results["stock workers"] = [line["name"] for line in log if line["pid"] != os.getpid() and not line["hit"]]
     print(json.dumps(results), flush=True)
@@ -112,7 +110,6 @@ def _run(torch: Any, cases: Any, name: str, kicks: list[Any]) -> dict[str, Any]:
         "began": started,
         "ended": ended,
         "error": error,
-        "kick_us": statistics.median(kick["us"] for kick in kicks) if kicks else 0.0,
         "kicks": len(kicks),
         "texts": sorted({kick["text"] for kick in kicks}),
         "from_module": len(late),
@@ -134,35 +131,14 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
         caller = traceback.extract_stack(limit=2)[0].name
         if ORDER.get("break") and ORDER["break"] in kernel_name:
             source_code = source_code.replace("tl.store(", "tl.no_such_function(", 1)
-        at, started = time.monotonic(), time.perf_counter()
+        at = time.monotonic()
         future = original(self, kernel_name, source_code, *arguments, **keywords)
-        us = (time.perf_counter() - started) * 1e6
-        import hashlib
-
         text = hashlib.sha256(as_loaded(kernel_name, source_code).encode()).hexdigest()[:16]
-        kicks.append({"name": kernel_name, "text": text, "caller": caller, "us": us, "at": at})
+        kicks.append({"name": kernel_name, "text": text, "caller": caller, "at": at})
         return future
 
     async_compile.AsyncCompile.triton = triton
     return kicks
-
-
-def _watch_submits() -> list[float]:
-    """Microseconds of our own part of each kick-off."""
-    from headstart.inductor.pool import Pool
-
-    spent: list[float] = []
-    original = Pool.submit
-
-    def submit(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return original(self, *arguments, **keywords)
-        finally:
-            spent.append((time.perf_counter() - started) * 1e6)
-
-    Pool.submit = submit  # type: ignore[method-assign]
-    return spent
 
 
 def _plant() -> None:

@@ -8,7 +8,6 @@ import importlib
 import linecache
 import pickle
 import textwrap
-import time
 import types
 import weakref
 from collections.abc import Callable
@@ -583,38 +582,6 @@ def test_what_is_no_kernel_is_refused(wrong: Any) -> None:
         capture(wrong)
 
 
-# What it costs. The best of several: a busy machine makes any one of them slow.
-
-
-def test_a_function_is_captured_within_3_ms_and_known_again_within_100_us(define: Define) -> None:
-    body = "".join(f"    v{i} = tl.load(x + {i}) * tl.exp(C) + callee(v{i - 1})\n" for i in range(1, 60))
-    text = (
-        "C = tl.constexpr(2.0)\n\n\n@triton.jit\ndef callee(x):\n    return x\n\n\n"
-        f"@triton.jit\ndef kernel(x):\n    v0 = 1\n{body}    tl.store(x, v59)\n"
-    )
-    first, again, request = [], [], []
-    for _ in range(5):
-        kernel = define(text).kernel
-        started = time.perf_counter()
-        source = capture(kernel)
-        first.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        capture(kernel)
-        again.append(time.perf_counter() - started)
-        CompileRequest.make(
-            "kernel", source, signature={"x": "*fp32"}, target="cuda:90", environment={}
-        ).digest()
-        started = time.perf_counter()
-        made = CompileRequest.make(
-            "kernel", capture(kernel), signature={"x": "*fp16"}, target="cuda:90", environment={}
-        )
-        made.digest()
-        request.append(time.perf_counter() - started)
-    assert min(first) < 3e-3
-    assert min(again) < 100e-6
-    assert min(request) < 150e-6
-
-
 # What may come from elsewhere
 
 
@@ -625,7 +592,7 @@ def test_what_was_captured_is_safe(define: Define) -> None:
 def test_a_module_is_imported_under_its_name(define: Define) -> None:
     cell = define("import os\n\n\n@triton.jit\ndef kernel(x):\n    tl.store(x, os.sep)\n")
     assert kernel_of(cell.kernel).names["os"] == Import("os")
-    assert check_source(capture(cell.kernel)) == "kernel: os: it imports os"
+    assert check_source(capture(cell.kernel)) == "kernel: it imports os"
 
 
 def test_importing_the_capture_does_not_import_triton() -> None:
