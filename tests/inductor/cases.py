@@ -137,20 +137,3 @@ def coordinate_descent() -> Case:
         return torch.softmax(x, -1), x.sum(0)
 
     return f, [cuda(4096, 4096)], {"options": {"coordinate_descent_tuning": True, "max_autotune": True}}
-
-
-def many_fusions() -> Case:
-    """Ninety fusions, hardly any two alike."""
-    unary = [torch.sin, torch.cos, torch.tanh, torch.sigmoid, torch.erf, torch.exp2]
-
-    def f(x: Any) -> list[Any]:
-        outputs = []
-        for number in range(30):
-            first, second = unary[number % 6], unary[(number // 6) % 6]
-            y = x[:, : 900 + 8 * number]
-            z = first(y * (1 + number)) + second(y - number)
-            outputs.append(torch.softmax(z, -1))
-            outputs.append((z.mean(0) + number).relu())
-        return outputs
-
-    return f, [cuda(512, 2048)], {}

@@ -30,37 +30,16 @@ from triton.compiler import ASTSource
 import headstart
 from headstart.errors import UsageError
 from headstart.jit.capture import capture
+from headstart.jit.dry_run import DryRunDriver
+from headstart.target import Target
 from headstart.trust import check_source
 
 TARGET = GPUTarget("cuda", 90, 32)
 
 
-class Driver:
-    """As Triton's own for an H100; it has what is asked for before a launch."""
-
-    utils = types.SimpleNamespace(
-        get_device_properties=lambda device: {"max_shared_mem": 232448, "multiprocessor_count": 132}
-    )
-
-    def get_current_target(self) -> GPUTarget:
-        return TARGET
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_benchmarker(self) -> Callable[..., list[float]]:
-        return lambda *arguments, **keywords: [1.0, 1.0, 1.0]
-
-    def is_active(self) -> bool:
-        return True
-
-
 def pretend() -> None:
     """To libraries, that there is an H100."""
-    triton.runtime.driver.set_active(Driver())
+    triton.runtime.driver.set_active(DryRunDriver(Target.parse("cuda:90")))
     properties = types.SimpleNamespace(
         name="NVIDIA H100 80GB HBM3",
         major=9,

@@ -150,7 +150,7 @@ def test_a_configuration_that_fails_to_compile_is_no_choice_as_in_stock(run: Run
 
 
 TOO_LARGE = """
-    gpuless.Driver.utils.get_device_properties = lambda device: {"max_shared_mem": 20000}
+    triton.runtime.driver.active.utils.get_device_properties = lambda device: {"max_shared_mem": 20000}
 
     @triton.autotune([triton.Config({"BLOCK": block}) for block in (32, 128)], key=["n"], do_bench=benchmark)
     @triton.jit

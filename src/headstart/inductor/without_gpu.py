@@ -30,6 +30,7 @@ from unittest import mock
 from headstart.errors import UsageError
 from headstart.folders import cache_dir
 from headstart.inductor import compat, cubin
+from headstart.jit.dry_run import DryRunDriver
 from headstart.target import Target
 
 _SHIM = Path(__file__).with_suffix(".cpp")
@@ -152,54 +153,35 @@ def load_shim(folder: Path | None = None) -> None:
 # Triton's driver
 
 
+class _Driver(DryRunDriver):
+    """What Inductor asks of Triton's driver besides."""
+
+    def get_active_torch_device(self) -> Any:
+        import torch
+
+        return torch.device("cuda", 0)
+
+    def get_device_interface(self) -> Any:
+        import torch
+
+        return torch.cuda
+
+
 def install_triton_driver(target: Target) -> None:
     """Have Triton, and Inductor's `set_driver_to_gpu`, find one active GPU that nothing can run on. For good."""
     import triton.backends as backends
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.driver import DriverBase
+    from triton.runtime import driver
 
-    gpu = GPUTarget("cuda", int(target.arch), target.warp_size)
-    shared_memory = _model(target).shared_memory - 1024
-
-    class Driver(DriverBase):  # type: ignore[misc]
-        utils = types.SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": shared_memory})
-
+    class Driver(_Driver):
         def __init__(self) -> None:
-            pass
+            super().__init__(target)
 
         @classmethod
         def is_active(cls) -> bool:
             return True
 
-        def map_python_to_cpp_type(self, ty: str) -> str:
-            raise NotImplementedError
-
-        def get_current_target(self) -> Any:
-            return gpu
-
-        def get_active_torch_device(self) -> Any:
-            import torch
-
-            return torch.device("cuda", 0)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-        def get_benchmarker(self) -> Any:
-            return lambda function, **keywords: 1.0
-
-        def get_device_interface(self) -> Any:
-            import torch
-
-            return torch.cuda
-
     found = backends.backends["nvidia"]
     backends.backends["nvidia"] = type(found)(compiler=found.compiler, driver=Driver)
-    from triton.runtime import driver
-
     driver.set_active(Driver())
 
 
