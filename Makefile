@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 VENV36 := .venv-triton36
+VENV37 := .venv-triton37
+VENV38 := .venv-triton38
 VENVTORCH := .venv-torch
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
@@ -14,11 +16,12 @@ SECONDS ?= 420
 # For make fuzz: for each decoder.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test test-slow test-torch chaos fuzz check bench bench-torch clean
+.PHONY: help demo test test-tritons test-slow test-torch chaos fuzz check bench bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
+	@echo "make test-tritons  the adapter for @triton.jit, and identity, on the Tritons between: 3.7 and 3.8"
 	@echo "make test-slow  whole sweeps, which take minutes"
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
 	@echo "make chaos  kill, stop, fill and damage things for seven minutes while programs compile (SEED=7 SECONDS=60)"
@@ -36,6 +39,12 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory $(VENV36)/.installed
 	$(VENV36)/bin/python -m pytest -m "triton and not slow" $(PYTEST_ARGS)
+
+# What touches Triton's insides, on the versions that `make test` leaves out.
+test-tritons: $(VENV37)/.installed $(VENV38)/.installed
+	for each in $(VENV37) $(VENV38); do \
+		$$each/bin/python -m pytest -m "triton and not slow" tests/jit tests/test_identity.py $(PYTEST_ARGS) || exit 1; \
+	done
 
 test-slow: $(VENV)/.installed $(VENV36)/.installed
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
@@ -66,7 +75,7 @@ bench-torch: $(VENVTORCH)/.installed
 	$(VENVTORCH)/bin/python benchmarks/torch_codegen.py
 
 clean:
-	rm -rf $(VENV) $(VENV36) $(VENVTORCH) build dist
+	rm -rf $(VENV) $(VENV36) $(VENV37) $(VENV38) $(VENVTORCH) build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -79,6 +88,16 @@ $(VENV)/.installed: pyproject.toml
 $(VENV36)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV36)
 	$(VENV36)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'triton==3.6.*'
+	touch $@
+
+$(VENV37)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV37)
+	$(VENV37)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'triton==3.7.*'
+	touch $@
+
+$(VENV38)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV38)
+	$(VENV38)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'triton==3.8.*'
 	touch $@
 
 $(VENVTORCH)/.installed: pyproject.toml
