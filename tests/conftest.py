@@ -59,7 +59,7 @@ def _nothing_is_left(request: pytest.FixtureRequest, runtime_folder: Path, tmp_p
             process.kill()
     left += [str(path) for path in runtime_folder.glob("headstart/*")]
     if request.node.get_closest_marker("triton"):  # tests of the store alone put things there on purpose
-        left += [str(path) for root in (cache, tmp_path) for path in root.glob("**/store/v1/tmp/*")]
+        left += [str(path) for root in (cache, tmp_path) for path in root.glob("**/store/v2/tmp/*")]
     assert not left, "the test left behind:\n" + "\n".join(left)
 
 

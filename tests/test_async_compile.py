@@ -420,7 +420,7 @@ def test_a_bundle_whose_kernel_was_evicted_meanwhile_is_whole_all_the_same(
         ({"source": "x = '\ud800'"}, "source: not valid text"),
         ({"signature": ["*fp32"]}, "signature: expected a mapping"),
         ({"signature": {"x": 3}}, "is not a name and a type"),
-        ({"constants": {"BLOCK": object()}}, "a object cannot travel to a worker"),
+        ({"constants": {"BLOCK": object()}}, "a builtins.object cannot travel to a worker"),
         ({"constants": {"BLOCK": 1 << 70}}, "does not fit 64 bits"),
         ({"constants": {"no name": 1}}, "expected a parameter's name or position"),
         ({"attrs": {"x": object()}}, "expected a divisibility"),

@@ -63,7 +63,7 @@ def reseal(data: bytes, items: list[Any]) -> bytes:
     return (
         data[:offset]
         + index
-        + FOOTER.pack(offset, len(index), sha256(index).digest(), 1, bundle_module.MAGIC)
+        + FOOTER.pack(offset, len(index), sha256(index).digest(), bundle_module.VERSION, bundle_module.MAGIC)
     )
 
 
@@ -90,7 +90,7 @@ def test_a_bundle_gives_back_what_went_in(path: Path) -> None:
 def test_the_layout_is_the_documented_one(path: Path) -> None:
     data = write(path, entry(A), entry(B)).read_bytes()
     offset, length, digest, version, magic = FOOTER.unpack(data[-58:])
-    assert (version, magic) == (1, b"\x89HSB\r\n\x1a\n")
+    assert (version, magic) == (2, b"\x89HSB\r\n\x1a\n")
     assert data[:offset] == entry(A).raw() + entry(B).raw()
     index = data[offset:-58]
     assert (len(index), sha256(index).digest()) == (length, digest)
@@ -312,8 +312,8 @@ def test_a_hostile_index_with_a_right_checksum_is_damage(tmp_path: Path, items: 
 def test_a_newer_version_is_told_before_anything_else_is_interpreted(path: Path) -> None:
     data = write(path, entry(A)).read_bytes()
     for rest in (b"", b"\0" * 100, data[:-10]):
-        path.write_bytes(rest + struct.pack("<H", 2) + bundle_module.MAGIC)
-        with pytest.raises(FutureVersionError, match="format 2 is newer than 1"):
+        path.write_bytes(rest + struct.pack("<H", 3) + bundle_module.MAGIC)
+        with pytest.raises(FutureVersionError, match="format 3 is newer than 2"):
             Bundle.open(path)
 
 

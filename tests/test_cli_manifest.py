@@ -150,7 +150,7 @@ def test_diff_of_equals_is_empty() -> None:
         (b"", "not a manifest"),
         (b"import triton\n", "not a manifest"),
         (MAGIC, "truncated"),
-        (MAGIC + b"\x02\0" + bytes(40), "format 2 is newer than 1"),
+        (MAGIC + b"\x03\0" + bytes(40), "format 3 is newer than 2"),
         (b"\x89HSE\r\n\x1a\n", "not a manifest"),
     ],
 )
@@ -252,8 +252,9 @@ def test_a_manifest_of_another_triton_is_built_and_it_is_said(
     [
         ("app.manifest", b"", 1, "not a manifest"),
         ("app.manifest", MAGIC[:5], 1, "not a manifest"),
-        ("renamed", MAGIC + b"\x01\0", 1, "truncated"),
-        ("app.manifest", MAGIC + b"\x02\0", 1, "newer"),
+        ("renamed", MAGIC + b"\x02\0", 1, "truncated"),
+        ("old", MAGIC + b"\x01\0", 1, "of an older headstart"),
+        ("app.manifest", MAGIC + b"\x03\0", 1, "newer"),
         ("app.manifest", Manifest().encode(), 2, "holds no kernels"),
         ("app.bundle", b"\x89HSE\r\n\x1a\n" + bytes(80), 2, "is a bundle: it is built already"),
     ],

@@ -47,7 +47,7 @@ def staged(stages: int, name: str = "pointwise", **how: Any) -> Kernel:
 
 def tails(cache: Path | None = None) -> list[str]:
     store = DiskStore(cache or headstart.cache_dir())
-    return [entry.key for entry in store.entries() if entry.header.target == cutoff.KIND]
+    return [entry.key for entry in store.entries() if entry.header.kind == cutoff.KIND]
 
 
 # The same as without
@@ -80,7 +80,7 @@ def test_whatever_is_taken_over_is_what_the_whole_pipeline_gives(
             kernels = [kernel for kernel in sweeps() if not (target.startswith("hip") and "assembly" in kernel["name"])]
             for future in [async_compile.triton(**kernel) for kernel in kernels]:
                 future.result()
-        entries = [entry for entry in DiskStore(cache).entries() if entry.header.target != cutoff.KIND]
+        entries = [entry for entry in DiskStore(cache).entries() if entry.header.kind != cutoff.KIND]
         assert len(entries) == len(kernels)
         return {
             entry.key: (list(entry.metadata.items()), [(name, entry.artifact(name)) for name in entry.artifact_names])

@@ -94,7 +94,7 @@ def test_a_file_gives_back_what_was_packed(path: Path) -> None:
 def test_the_layout_is_the_documented_one() -> None:
     magic, version, length, digest = PREFIX.unpack_from(VALID)
     header = VALID[46 : 46 + length]
-    assert (magic, version) == (b"\x89HSE\r\n\x1a\n", 1)
+    assert (magic, version) == (b"\x89HSE\r\n\x1a\n", 2)
     assert digest == sha256(header).digest()
     assert VALID[46 + length :] == b"".join(ARTIFACTS.values())
     assert [info["name"] for info in msgspec.msgpack.decode(header)["artifacts"]] == list(ARTIFACTS)
@@ -189,8 +189,8 @@ def test_a_damaged_artifact_is_named_and_the_others_can_be_read() -> None:
 
 @pytest.mark.parametrize("rest", [b"", b"\0" * 36, VALID[10:]])
 def test_a_newer_version_is_told_before_anything_else_is_interpreted(rest: bytes) -> None:
-    with pytest.raises(FutureVersionError, match="format 2 is newer than 1"):
-        Entry.from_bytes(entry_module.MAGIC + struct.pack("<H", 2) + rest)
+    with pytest.raises(FutureVersionError, match="format 3 is newer than 2"):
+        Entry.from_bytes(entry_module.MAGIC + struct.pack("<H", 3) + rest)
 
 
 def test_version_zero_is_damage() -> None:

@@ -29,6 +29,7 @@ from headstart.manifest import (
 )
 from headstart.request import CompileRequest
 from headstart.target import Target
+from headstart.values import Encoded
 
 PREFIX = struct.Struct("<8sHQ32s")
 DAY = dt.date(2026, 11, 23)
@@ -50,7 +51,9 @@ def full() -> Manifest:
         [
             specialization(
                 request(
-                    "softmax", constants={"B": 64, "T": {"dtype": "fp16"}, "t": (1, (2, None))}, attrs={(2, 0): 16}
+                    "softmax",
+                    constants={"B": 64, "T": Encoded({"dtype": "fp16"}), "t": (1, (2, None))},
+                    attrs={(2, 0): 16},
                 ),
                 duration_s=1.5,
                 winner=True,
@@ -114,7 +117,7 @@ def test_the_layout_is_the_documented_one() -> None:
     data = full().encode()
     magic, version, length, digest = PREFIX.unpack_from(data)
     body = data[PREFIX.size :]
-    assert (magic, version, length, digest) == (MAGIC, 1, len(body), sha256(body).digest())
+    assert (magic, version, length, digest) == (MAGIC, 2, len(body), sha256(body).digest())
     assert set(msgspec.msgpack.decode(body)) == {"origins", "specializations", "tunings", "sources"}
 
 
@@ -170,8 +173,8 @@ def test_more_than_the_manifest_is_damage(path: Path) -> None:
 
 @pytest.mark.parametrize("end", [10, 50])
 def test_a_newer_version_is_told_from_damage(path: Path, end: int) -> None:
-    path.write_bytes(PREFIX.pack(MAGIC, 2, 0, bytes(32))[:end])
-    with pytest.raises(FutureVersionError, match="format 2 is newer than 1"):
+    path.write_bytes(PREFIX.pack(MAGIC, 3, 0, bytes(32))[:end])
+    with pytest.raises(FutureVersionError, match="format 3 is newer than 2"):
         Manifest.open(path)
 
 
@@ -195,7 +198,7 @@ def test_a_file_that_is_not_there_is_an_os_error(path: Path) -> None:
 
 def sealed(body: Any) -> bytes:
     data = body if isinstance(body, bytes) else msgspec.msgpack.encode(body)
-    return PREFIX.pack(MAGIC, 1, len(data), sha256(data).digest()) + data
+    return PREFIX.pack(MAGIC, 2, len(data), sha256(data).digest()) + data
 
 
 def body(**changes: Any) -> dict[str, Any]:

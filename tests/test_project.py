@@ -38,6 +38,7 @@ PUBLIC = {
     "KernelSpec",
     "LambdaFuture",
     "OutOfResources",
+    "PastVersionError",
     "ServiceError",
     "SourceError",
     "Span",
@@ -74,7 +75,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 def test_every_exception_is_a_headstart_error() -> None:
     ending = ("Error", "Errors", "Timeout", "Memory", "Crashed", "Resources", "Unavailable")
     exceptions = [getattr(headstart, name) for name in PUBLIC if name.endswith(ending)]
-    assert len(exceptions) == 13
+    assert len(exceptions) == 14
     assert all(issubclass(exception, headstart.HeadstartError) for exception in exceptions)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -50,9 +51,10 @@ def travelled(sent: CompileRequest) -> CompileRequest:
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text()
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner),
     max_leaves=6,
 )
+options = values | st.dictionaries(st.text(max_size=3), values, max_size=3)
 names = st.from_regex(r"[a-z_][a-z0-9_]{0,4}", fullmatch=True)
 parameters = names | st.integers(0, 9) | st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple)
 fact = st.tuples(st.text(max_size=4), st.integers(0, 64) | st.text(max_size=4))
@@ -69,7 +71,7 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
         ),
         "constants": draw(st.dictionaries(parameters, values, max_size=3)),
         "attrs": draw(st.dictionaries(parameters, facts, max_size=2)),
-        "options": draw(st.dictionaries(names, values, max_size=3)),
+        "options": draw(st.dictionaries(names, options, max_size=3)),
         "target": draw(st.sampled_from(["cuda:90", "hip:gfx942"])),
     }
 
@@ -92,8 +94,9 @@ def test_spaces_in_a_signature_string_do_not_matter() -> None:
     assert digest(signature="*fp32:16,i32 ,  1024") == digest(signature="*fp32:16, i32, 1024")
 
 
-def test_lists_and_tuples_are_the_same() -> None:
-    assert digest(constants={"SHAPE": [1, [2]]}) == digest(constants={"SHAPE": (1, (2,))})
+def test_lists_and_tuples_are_the_same_in_options_and_not_among_constants() -> None:
+    assert digest(options={"shape": [1, [2]]}) == digest(options={"shape": (1, (2,))})
+    assert digest(constants={"SHAPE": [1, [2]]}) != digest(constants={"SHAPE": (1, (2,))})
 
 
 def test_divisibility_has_a_short_form() -> None:
@@ -118,6 +121,7 @@ def test_a_constexpr_counts_as_its_value() -> None:
         def __init__(self, value: object) -> None:
             self.value = value
 
+    constexpr.__module__ = "triton.language.core"
     assert digest(constants={"BLOCK": constexpr(constexpr(1024))}) == digest()
 
 
@@ -144,12 +148,55 @@ class Float64(float):
 @pytest.mark.parametrize(
     ("special", "plain"), [(Level.HIGH, 3), (Precision.TF32, "tf32"), (Float64(0.5), 0.5)]
 )
-def test_numbers_and_strings_of_special_types_count_as_plain_ones_and_can_travel(
+def test_numbers_and_strings_of_classes_of_their_own_are_refused_and_not_taken_for_plain_ones(
     special: Any, plain: Any
 ) -> None:
-    made = request(constants={"A": special})
-    assert made.digest() == digest(constants={"A": plain})
+    for where in ({"constants": {"A": special}}, {"constants": {"A": (1, special)}}, {"options": {"a": special}}):
+        with pytest.raises(UsageError, match="if they are of exactly these classes"):
+            request(**where)
+        assert request(constants={"A": plain}).constants == {"A": plain}
+
+
+class Pair(NamedTuple):
+    scale: int
+    shift: int = 3
+
+
+class Method(NamedTuple):
+    scale: int
+
+    def twice(self) -> int:
+        return 2 * self.scale
+
+
+class Attribute(NamedTuple):
+    scale: int
+    EXTRA = 5
+
+
+def test_a_named_tuple_keeps_its_class_and_one_that_has_more_than_fields_is_refused() -> None:
+    made = request(constants={"A": Pair(2), "B": (Pair(1, 4),)})
+    assert made.constants["A"] == {"namedtuple": ["test_request", "Pair", ["scale", "shift"], [2, 3]]}
     assert travelled(made).digest() == made.digest()
+    assert made.digest() != digest(constants={"A": (2, 3), "B": ((1, 4),)})
+    copy.deepcopy(Pair(2))  # which leaves something on the class
+    assert request(constants={"A": Pair(2)}).constants == {"A": made.constants["A"]}
+    for value in (Method(1), Attribute(1), type("Derived", (Pair,), {})(1, 2)):
+        with pytest.raises(UsageError, match="cannot travel"):
+            request(constants={"A": value})
+
+
+def test_the_types_of_tuples_travel_and_tell_kernels_apart() -> None:
+    signatures = [
+        {"x": ("i32", "*fp32")},
+        {"x": ("i32", ("*fp32",))},
+        {"x": ("i32, '*fp32'",)},
+        {"x": Pair("i32", "*fp32")},  # type: ignore[arg-type]
+        {"x": "(i32, *fp32)"},
+    ]
+    made = [request(signature=signature) for signature in signatures]
+    assert len({each.digest() for each in made}) == len(made)
+    assert [travelled(each) for each in made] == made
 
 
 def test_what_is_nested_too_deep_is_refused() -> None:
@@ -200,7 +247,6 @@ def test_values_that_compare_equal_but_compile_differently_are_told_apart() -> N
         True,
         "1",
         [1],
-        {"1": 1},
         None,
         "None",
         0,
@@ -295,7 +341,7 @@ def refusals() -> Iterator[Any]:
         {"signature": {"x": 32}}, ["add: signature", "'x': 32", "a name and a type"], id="type 32"
     )
     yield pytest.param(
-        {"signature": {0: "i32"}}, ["add: signature", "0: 'i32'", "a name and a type"], id="name 0"
+        {"signature": {0: "i32"}}, ["add: signature", "0 is not the name of a parameter"], id="name 0"
     )
     yield pytest.param(
         {"constants": {"A": 2**64}}, ["add: constants['A']", str(2**64), "64 bits"], id="too big"

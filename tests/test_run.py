@@ -448,7 +448,7 @@ def test_a_program_that_is_killed_leaves_no_process_and_no_half_written_record(
         from headstart import enabling
         adapter = enabling.current().jit
         adapter.recorder.save()
-        with adapter.foreseeing():
+        with adapter.prefetching():
             for block in (64, 128, 256, 512):
                 warm_up(block)
         print("here", flush=True)
@@ -468,7 +468,7 @@ def test_a_program_that_is_killed_leaves_no_process_and_no_half_written_record(
 
 
 def entries(cache: Path) -> list[Path]:
-    return list(cache.glob("store/v1/*/*.hse"))
+    return list(cache.glob("store/v2/*/*.hse"))
 
 
 @pytest.mark.triton
@@ -478,7 +478,7 @@ def test_a_program_that_ends_while_compiles_are_in_flight_leaves_nothing(
     app = program(
         """
         from headstart import enabling
-        with enabling.current().jit.foreseeing():
+        with enabling.current().jit.prefetching():
             warm_up(64, 128, 256)
         """,
         factor=2.0,
@@ -509,7 +509,7 @@ def test_a_program_goes_on_when_nothing_can_be_recorded(program: Callable[..., P
 def test_a_damaged_record_is_begun_anew(program: Callable[..., Path]) -> None:
     app = program("warm_up(32)\nreport()\n", factor=2.0)
     record_of(app).parent.mkdir(parents=True)
-    record_of(app).write_bytes(b"\x89HSM\r\n\x1a\n\1\0nonsense")
+    record_of(app).write_bytes(b"\x89HSM\r\n\x1a\n\2\0nonsense")
     done = run(*DRY, app)
     assert "truncated" in done.stderr
     assert "begun anew" in done.stderr

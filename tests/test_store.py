@@ -254,7 +254,7 @@ def test_an_entry_pruned_while_in_use_in_memory_stays_readable() -> None:
 
 def test_entries_lie_where_the_documentation_says(disk: OnDisk, tmp_path: Path) -> None:
     entry = publish(disk.store, A)
-    assert entry.path == tmp_path / "my cache é 核" / "store" / "v1" / "aa" / f"{A}.hse"
+    assert entry.path == tmp_path / "my cache é 核" / "store" / "v2" / "aa" / f"{A}.hse"
     assert disk.store.info().path == disk.store.folder
 
 

@@ -5,6 +5,7 @@ The modules, lowest first; each imports only from those above it:
     errors, target, folders     what can go wrong; what to compile for; where things lie
     machine                     what CPUs and memory there are
     locking, imports            taking turns at a file; acting on a module once the program imports it
+    standin_driver, values      a driver that knows a target; values of constexprs as plain data
     settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told
     captured                    a live kernel, as plain data
@@ -52,6 +53,7 @@ __all__ = [
     "KernelSpec",
     "LambdaFuture",
     "OutOfResources",
+    "PastVersionError",
     "ServiceError",
     "SourceError",
     "Span",
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
         FutureVersionError,
         HeadstartError,
         OutOfResources,
+        PastVersionError,
         ServiceError,
         SourceError,
         StoreUnavailable,

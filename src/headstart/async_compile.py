@@ -376,16 +376,20 @@ class AsyncCompile:
 
     def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:
         request = kickoff.request
-        if result.output and result.output not in self._shown:
-            # Each worker gives Triton's own warnings once; whoever waits reads them once.
-            self._shown.add(result.output)
-            _log.warning("compiling %s printed:\n%s", request.name, result.output)
+        if result.log is not None:
+            self._show(request, result.log)
 
         def rebuild(error: DamagedError) -> Entry:
             self._store.set_aside(result.key, error.reason)
             return self._entry(request, result)
 
-        return CompiledKernel(self._entry(request, result), rebuild)
+        return CompiledKernel(self._entry(request, result), rebuild, result.log)
+
+    def _show(self, request: CompileRequest, log: wire.CompileLog) -> None:
+        """Tell a person what a compile printed. Many a kernel gives the same warnings: they are read once."""
+        if log.text and log.text not in self._shown:
+            self._shown.add(log.text)
+            _log.warning("compiling %s printed:\n%s", request.name, log.text)
 
     def _entry(self, request: CompileRequest, result: wire.Result) -> Entry:
         # It may have been evicted, removed or damaged since the service answered.

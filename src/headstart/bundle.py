@@ -45,7 +45,7 @@ from headstart.entry import Entry, EntryHeader, Key, Size, Snapshot, check_versi
 from headstart.errors import DamagedError
 
 MAGIC = b"\x89HSB\r\n\x1a\n"
-VERSION = 1
+VERSION = 2  # what is of before may hold kernels that are not Triton's
 MAX_INDEX_BYTES = 256 * 2**20  # about 700,000 kernels
 
 _FOOTER = struct.Struct("<QQ32sH8s")

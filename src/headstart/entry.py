@@ -43,10 +43,10 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
-from headstart.errors import DamagedError, FutureVersionError
+from headstart.errors import DamagedError, FutureVersionError, PastVersionError
 
 MAGIC = b"\x89HSE\r\n\x1a\n"
-VERSION = 1
+VERSION = 2  # what is of before may hold kernels that are not Triton's
 MAX_HEADER_BYTES = 64 * 2**20
 
 _PREFIX = struct.Struct("<8sHI32s")
@@ -70,6 +70,7 @@ class EntryHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         key: SHA-256 of the entry's identity, hexadecimal.
+        kind: what it is: a `"kernel"`, or something that is kept beside kernels.
         name: the kernel's name.
         request_digest: digest of the request, toolchain left out.
         toolchain: digest of the toolchain that compiled it.
@@ -85,6 +86,7 @@ class EntryHeader(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     key: Key
+    kind: str
     name: str
     request_digest: str
     toolchain: str
@@ -108,6 +110,7 @@ _decoder = msgspec.msgpack.Decoder(EntryHeader)
 def pack_entry(
     *,
     key: str,
+    kind: str = "kernel",
     name: str,
     request_digest: str,
     toolchain: str,
@@ -130,6 +133,7 @@ def pack_entry(
     header = _encoder.encode(
         EntryHeader(
             key=key,
+            kind=kind,
             name=name,
             request_digest=request_digest,
             toolchain=toolchain,
@@ -376,11 +380,16 @@ def check_version(path: str | os.PathLike[str], found: int, supported: int) -> N
     """Refuse every format version but `supported`.
 
     Raises:
-        DamagedError: there is no such version; `FutureVersionError` if there may be one some day.
+        DamagedError: there is no such version; `FutureVersionError` if there may be one some day, `PastVersionError` if
+            there was one.
     """
     if found > supported:
         raise FutureVersionError(
             path, f"format {found} is newer than {supported}, which this headstart reads"
+        )
+    if 0 < found < supported:
+        raise PastVersionError(
+            path, f"format {found} is of an older headstart, which could make other kernels than Triton: make it anew"
         )
     if found < supported:
         raise DamagedError(path, f"format {found} is not one that headstart ever wrote")

@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
+
+from headstart.errors import UsageError
 
 # Tools and libraries that Triton calls or links: what counts is their content, so they belong to the toolchain's
 # digest and not to the request.
@@ -57,6 +60,7 @@ OUTCOME_VARIABLES = frozenset(
         "TRITON_INSTRUMENTATION_MODE",
         "TRITON_MOCK_PTX_VERSION",
         "TRITON_OVERRIDE_ARCH",
+        "TRITON_PLUGIN_VERSION_CHECK",
         "TRITON_PREFER_TMEM_16x256_LAYOUT",
         "TRITON_STORE_BINARY_ONLY",
         "USE_IR_LOC",
@@ -83,6 +87,9 @@ BYPASS_VARIABLES = frozenset(
         "TRITON_KERNEL_DUMP",
         "TRITON_KERNEL_OVERRIDE",
         "TRITON_LLVM_DEBUG_ONLY",
+        "TRITON_PARTITION_SCHEDULING_DUMP_DATA_ONLY",
+        "TRITON_PARTITION_SCHEDULING_DUMP_LOOP_ONLY",
+        "TRITON_PARTITION_SCHEDULING_ENABLE_DUMP_DOT",
         "TRITON_OVERRIDE_DIR",
         "TRITON_REPRODUCER_PATH",
         "TRITON_SWAP_MIR",
@@ -92,18 +99,29 @@ BYPASS_VARIABLES = frozenset(
 
 FINGERPRINT_VARIABLES = TOOL_VARIABLES | OUTCOME_VARIABLES | BYPASS_VARIABLES
 
+# Groups of `triton.knobs` that the front end and the back ends read.
+_KNOBS = ("compilation", "language", "nvidia", "amd", "runtime")
+
 # These only name places, and mean nothing unless one of their siblings is set.
 _PLACES = frozenset({"TRITON_DUMP_DIR", "TRITON_OVERRIDE_DIR"})
 _PATHS = (TOOL_VARIABLES - {"TRITON_PLUGIN_PATHS"}) | _PLACES | {"MLIR_DUMP_PATH", "TRITON_REPRODUCER_PATH"}
 
 
 def fingerprint() -> dict[str, str]:
-    """The variables of `FINGERPRINT_VARIABLES` that are set in this process, relative paths made absolute."""
+    """The variables of `FINGERPRINT_VARIABLES` that are set in this process, relative paths made absolute.
+
+    A knob that was set in Python (`triton.knobs`) counts as the variable that it stands for: mostly it sets that as
+    well, but not with `propagate_env` off, nor if the variable was changed since.
+
+    Raises:
+        UsageError: a knob was set to something that no variable could say.
+    """
     # Going over what is set is several times cheaper than asking for each name, and this runs at every kick-off.
-    found = [name for name in os.environ if name in FINGERPRINT_VARIABLES]
+    found: dict[str, str | None] = {name: os.environ.get(name) for name in os.environ if name in FINGERPRINT_VARIABLES}
+    found.update(_knobs_set())
     values = {}
     for name in sorted(found):
-        value = os.environ.get(name)
+        value = found[name]
         if value:
             if name in _PATHS:
                 value = os.path.abspath(value)
@@ -111,6 +129,28 @@ def fingerprint() -> dict[str, str]:
                 value = os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep) if part)
             values[name] = value
     return values
+
+
+def _knobs_set() -> dict[str, str | None]:
+    """The variables that knobs stand for which were set in Python; None: as if the variable were not set."""
+    knobs: Any = sys.modules.get("triton.knobs")
+    if knobs is None:
+        return {}
+    found: dict[str, str | None] = {}
+    for group in map(vars(knobs).get, _KNOBS):
+        for name, value in vars(group).items():
+            variable = getattr(vars(type(group)).get(name), "key", None)
+            if variable in FINGERPRINT_VARIABLES:
+                found[variable] = _as_variable(name, value)
+    return found
+
+
+def _as_variable(knob: str, value: Any) -> str | None:
+    if value is None or type(value) is str:
+        return value
+    if type(value) in (bool, int):
+        return str(int(value))
+    raise UsageError(f"the knob {knob} of Triton is set to {value!r}, which cannot be told to a worker")
 
 
 def bypass_reason(environment: Mapping[str, str]) -> str | None:

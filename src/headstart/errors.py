@@ -13,7 +13,8 @@ HeadstartError
 ├── ServiceError           the machine's failure: no service, no Triton, no process to be had
 ├── StoreUnavailable       the store cannot be written (full, read-only, not a folder)
 └── DamagedError           an entry, a bundle or a manifest is not what its checksums say
-    └── FutureVersionError it was written by a newer headstart
+    ├── FutureVersionError it was written by a newer headstart
+    └── PastVersionError   it was written by an older one, whose files are not used any more
 
 The user's mistake, the machine's failure and a kernel's failure are different classes, because what to do
 next differs. `TimeoutError` from `LambdaFuture.result(timeout=)` is Python's own: nothing failed.
@@ -73,6 +74,9 @@ class CompileError(HeadstartError):
         advice: what to do next, where headstart knows.
         raised: class of what Triton raised, e.g. `"triton.compiler.errors.CompilationError"`; empty if nothing.
         message: the whole text of that.
+        files: what `message` and `output` name and the compiler has left, by path: a repro command's input.
+        log: what the compile printed, stream by stream; None where it is not known.
+        needs_program: it asks for something that only the program's own process has.
     """
 
     kind = "compile"
@@ -91,6 +95,9 @@ class CompileError(HeadstartError):
         advice: str = "",
         raised: str = "",
         message: str = "",
+        files: dict[str, bytes] | None = None,
+        log: Any = None,
+        needs_program: bool = False,
     ) -> None:
         super().__init__(summary)
         self.summary = summary
@@ -104,6 +111,9 @@ class CompileError(HeadstartError):
         self.advice = advice
         self.raised = raised
         self.message = message
+        self.files = dict(files or {})
+        self.log = log
+        self.needs_program = needs_program
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in sorted(self.options.items()))
@@ -123,11 +133,24 @@ class CompileError(HeadstartError):
         """A copy without a traceback, so that each waiter raises its own."""
         return type(self)(self.summary, **self._fields())
 
+    def naming(self, path: str, instead: str) -> CompileError:
+        """A copy whose texts name another file."""
+        fields = self._fields()
+        for field in ("detail", "output", "message"):
+            fields[field] = fields[field].replace(path, instead)
+        if self.log is not None:
+            fields["log"] = self.log.naming(path, instead)
+        fields["files"] = {(instead if each == path else each): content for each, content in self.files.items()}
+        return type(self)(self.summary.replace(path, instead), **fields)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(type(self), self.summary, **self._fields()), ()
 
     def _fields(self) -> dict[str, Any]:
-        names = ("kernel", "target", "options", "stage", "detail", "output", "reproduce", "advice", "raised", "message")
+        names = (
+            *("kernel", "target", "options", "stage", "detail", "output", "reproduce", "advice", "raised", "message"),
+            *("files", "log", "needs_program"),
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -231,3 +254,7 @@ class DamagedError(HeadstartError):
 
 class FutureVersionError(DamagedError):
     """A file was written by a newer headstart in a format this one does not know."""
+
+
+class PastVersionError(DamagedError):
+    """A file was written by an older headstart in a format that is not used any more."""

@@ -1,13 +1,41 @@
-"""Acting on a module once the program has imported it, without importing it."""
+"""Acting on a module once the program has imported it, without importing it; and telling whose a module is."""
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
+import importlib.util
+import os
 import sys
 import types
 from collections.abc import Callable
 from typing import Any
+
+
+def is_standard(name: str) -> bool:
+    """Whether a module, imported or not, is the standard library's. A file of the user's may have the name of one."""
+    top = name.partition(".")[0]
+    if top not in sys.stdlib_module_names:
+        return False
+    try:
+        spec = getattr(sys.modules.get(top), "__spec__", None) or importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    return _lies_in_standard_library(getattr(spec, "origin", None))
+
+
+@functools.lru_cache(maxsize=512)
+def _lies_in_standard_library(origin: str | None) -> bool:
+    if origin in ("built-in", "frozen"):
+        return True
+    if not origin or "site-packages" in origin or "dist-packages" in origin:
+        return False
+    from sysconfig import get_path  # not worth loading for those who only wait for an import
+
+    folders = (get_path("stdlib"), get_path("platstdlib"))
+    return any(folder and origin.startswith(f"{folder}{os.sep}") for folder in folders)
+
 
 _awaited: dict[str, list[Callable[[], None]]] = {}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headstart.entry import Entry
 from headstart.errors import DamagedError
 from headstart.keys import Component
+
+if TYPE_CHECKING:
+    from headstart.wire import CompileLog
 
 _BINARY = ("cubin", "hsaco")
 
@@ -81,18 +84,23 @@ class CompiledKernel:
         key: identity of what it was made of; see `headstart.keys`.
         asm: artifacts by Triton's names, read when asked for: `asm["cubin"]`, `asm["ptx"]`, …
         metadata: Triton's: `metadata.shared`, `metadata.num_warps`, …
+        log: what its compile printed, and how long the stages took; None if it was compiled before.
 
     Args:
         entry: where it is kept.
         rebuild: gives another entry of the same key when this one turns out to be damaged.
+        log: see above.
     """
 
-    __slots__ = ("asm", "entry", "key", "metadata", "name")
+    __slots__ = ("asm", "entry", "key", "log", "metadata", "name")
 
-    def __init__(self, entry: Entry, rebuild: Callable[[DamagedError], Entry]) -> None:
+    def __init__(
+        self, entry: Entry, rebuild: Callable[[DamagedError], Entry], log: CompileLog | None = None
+    ) -> None:
         self.name = entry.name
         self.key = entry.key
         self.entry = entry
+        self.log = log
         self.asm: Mapping[str, Any] = Artifacts(entry, rebuild)
         self.metadata = KernelMetadata(entry.metadata)
 

@@ -8,10 +8,11 @@ always be explained.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
-KEY_FORMAT = "1"  # raised whenever the meaning of a component changes
+KEY_FORMAT = "2"  # raised whenever the meaning of a component changes
 
 Component = tuple[str, str]
 
@@ -50,9 +51,14 @@ def _difference(name: str, old: str | None, new: str | None) -> str:
         return f"{name} was {old}, now not given"
     if "\n" not in old + new:
         return f"{name} was {old}, now {new}"
-    lines = zip_longest(old.splitlines(), new.splitlines())
+    lines = zip_longest(_lines(old), _lines(new))
     for number, (left, right) in enumerate(lines, start=1):
         if left != right:
             was, now = ("nothing" if side is None else repr(side) for side in (left, right))
             return f"{name} differs first at line {number}: was {was}, now {now}"
     return f"{name} differs in its line endings"
+
+
+def _lines(text: str) -> list[str]:
+    """As Python reads a file: a form feed, or U+2028, ends no line."""
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]

@@ -56,7 +56,7 @@ from headstart.request import CompileRequest, Source, check_plain
 from headstart.target import OPTIONS_OF_BACKEND, Target
 
 MAGIC = b"\x89HSM\r\n\x1a\n"
-VERSION = 1
+VERSION = 2  # what is of before may hold kernels that are not Triton's
 MAX_BODY_BYTES = 1 << 30
 
 _PREFIX = struct.Struct("<8sHQ32s")

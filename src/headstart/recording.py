@@ -31,7 +31,7 @@ from pathlib import Path
 
 import msgspec
 
-from headstart.errors import DamagedError, FutureVersionError
+from headstart.errors import DamagedError, FutureVersionError, PastVersionError
 from headstart.folders import cache_dir
 from headstart.locking import locked
 from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
@@ -258,6 +258,9 @@ def _existing(path: Path) -> Manifest:
         return Manifest()
     except FutureVersionError:
         raise
+    except PastVersionError as error:
+        _log.info("the record is begun anew: %s", error)
+        return Manifest()
     except DamagedError as error:
         aside = path.with_name(f"{path.name}.damaged")
         path.replace(aside)

@@ -16,10 +16,24 @@ from headstart.captured import CapturedSource
 from headstart.environment import TOOL_VARIABLES, fingerprint
 from headstart.errors import UsageError
 from headstart.target import Target
+from headstart.values import MAX_DEPTH, constant, named_tuple_fields, scalar
 
 Attributes = dict[str, list[tuple[str, int | str]]]
-_MAX_DEPTH = 64  # of constants and options in one another
-Source: TypeAlias = str | CapturedSource  # what defines a kernel: Python text, or a live function as plain data
+Source: TypeAlias = (
+    str | CapturedSource
+)  # what defines a kernel: Python text, or a live function as plain data
+
+
+class TupleType(msgspec.Struct, frozen=True):
+    """The type of a parameter that is a tuple.
+
+    Attributes:
+        types: of its members; `"constexpr"` for constants.
+        fields: of a named tuple; else None.
+    """
+
+    types: list[str | TupleType]
+    fields: list[str] | None = None
 
 
 class CompileRequest(msgspec.Struct, frozen=True):
@@ -32,7 +46,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
         name: the `@triton.jit` function to compile.
         source: Python text that defines it; or a live kernel as data.
         signature: types by parameter name, without the constexprs; or Triton's ahead-of-time string.
-        constants: values of constexpr parameters.
+        constants: values of constexpr parameters, as `headstart.values.constant` makes them.
         attributes: facts about arguments, e.g. `{"x": [("tt.divisibility", 16)]}`.
         options: backend options as given, e.g. `{"num_warps": 8}`.
         target: `str(Target)`.
@@ -44,7 +58,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
 
     name: str
     source: Source
-    signature: dict[str, str] | str
+    signature: dict[str, str | TupleType] | str
     constants: dict[str, Any]
     attributes: Attributes
     options: dict[str, Any]
@@ -59,6 +73,9 @@ class CompileRequest(msgspec.Struct, frozen=True):
             raise ValueError(f"name: {self.name!r} is no name of a function")
         check_plain(self.constants, "constants")
         check_plain(self.options, "options")
+        if isinstance(self.signature, dict):
+            for each in self.signature.values():
+                _check_depth(each)
 
     @classmethod
     def make(
@@ -66,7 +83,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
         name: str,
         source: Source,
         *,
-        signature: Mapping[str, str] | str,
+        signature: Mapping[str, Any] | str,
         constants: Mapping[Any, Any] | None = None,
         attrs: Mapping[Any, Any] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -91,7 +108,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
             source=source,
             signature=_signature(name, signature),
             constants={
-                _parameter(name, "constants", key): _plain(value, f"{name}: constants[{key!r}]")
+                _parameter(name, "constants", key): constant(value, f"{name}: constants[{key!r}]")
                 for key, value in (constants or {}).items()
             },
             attributes={
@@ -99,7 +116,8 @@ class CompileRequest(msgspec.Struct, frozen=True):
                 for key, value in (attrs or {}).items()
             },
             options={
-                str(key): _plain(value, f"{name}: options[{key!r}]") for key, value in (options or {}).items()
+                str(key): _option(value, f"{name}: options[{key!r}]")
+                for key, value in (options or {}).items()
             },
             target=target,
             environment=fingerprint() if environment is None else dict(environment),
@@ -110,7 +128,9 @@ class CompileRequest(msgspec.Struct, frozen=True):
         try:
             msgspec.msgpack.encode(request)
         except UnicodeEncodeError as error:
-            field = next(field for field in msgspec.structs.fields(cls) if not _is_text(getattr(request, field.name)))
+            field = next(
+                field for field in msgspec.structs.fields(cls) if not _is_text(getattr(request, field.name))
+            )
             raise UsageError(f"{name}: {field.name}: not valid text: {error.reason}") from None
         return request
 
@@ -119,7 +139,9 @@ class CompileRequest(msgspec.Struct, frozen=True):
         if isinstance(self.signature, str):
             signature = [("signature", self.signature)]
         else:
-            signature = [(f"signature.{name}", self.signature[name]) for name in sorted(self.signature)]
+            signature = [
+                (f"signature.{name}", type_text(self.signature[name])) for name in sorted(self.signature)
+            ]
         return [
             ("name", self.name),
             ("target", self.target),
@@ -152,8 +174,8 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
     Raises:
         ValueError: it is not.
     """
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"{where}: nested more than {_MAX_DEPTH} deep")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{where}: nested more than {MAX_DEPTH} deep")
     if isinstance(value, dict):
         for key, member in value.items():
             if type(key) is not str:
@@ -164,6 +186,14 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
         for member in value:
             if isinstance(member, (dict, list)):
                 check_plain(member, where, depth + 1)
+
+
+def _check_depth(given: str | TupleType, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"signature: nested more than {MAX_DEPTH} deep")
+    if isinstance(given, TupleType):
+        for member in given.types:
+            _check_depth(member, depth + 1)
 
 
 def _source(source: Source) -> list[keys.Component]:
@@ -194,7 +224,7 @@ def to_target(target: str | Target | None, default: Target | None) -> Target:
     return default
 
 
-def _signature(kernel: str, signature: Mapping[str, str] | str) -> dict[str, str] | str:
+def _signature(kernel: str, signature: Mapping[str, Any] | str) -> dict[str, str | TupleType] | str:
     if isinstance(signature, str):
         return ", ".join(part.strip() for part in signature.split(","))
     if not isinstance(signature, Mapping):
@@ -202,11 +232,33 @@ def _signature(kernel: str, signature: Mapping[str, str] | str) -> dict[str, str
             f"{kernel}: signature: expected a mapping such as {{'x': '*fp32', 'n': 'i32'}} or a string such as "
             f"'*fp32:16, i32, 1024', got {signature!r}"
         )
-    for parameter, type_name in signature.items():
-        if not isinstance(parameter, str) or not isinstance(type_name, str):
-            raise UsageError(f"{kernel}: signature: {parameter!r}: {type_name!r} is not a name and a type")
+    for parameter in signature:
+        if not isinstance(parameter, str):
+            raise UsageError(f"{kernel}: signature: {parameter!r} is not the name of a parameter")
     # That a parameter is a constexpr says its constant; naming it here too changes nothing.
-    return {parameter: type_name for parameter, type_name in signature.items() if type_name != "constexpr"}
+    return {
+        parameter: _type(kernel, parameter, given)
+        for parameter, given in signature.items()
+        if given != "constexpr"
+    }
+
+
+def _type(kernel: str, parameter: str, given: Any) -> str | TupleType:
+    if isinstance(given, (str, TupleType)):
+        return given
+    if isinstance(given, tuple):
+        fields = None if type(given) is tuple else named_tuple_fields(type(given))
+        if type(given) is tuple or fields is not None:
+            return TupleType([_type(kernel, parameter, member) for member in given], fields)
+    raise UsageError(f"{kernel}: signature: {parameter!r}: {given!r} is not a name and a type")
+
+
+def type_text(given: str | TupleType) -> str:
+    """A type for people, and for a key; different types have different texts."""
+    if isinstance(given, str):
+        return given
+    fields = "" if given.fields is None else repr(given.fields)
+    return f"({', '.join(repr(type_text(member)) for member in given.types)}){fields}"
 
 
 def _parameter(kernel: str, argument: str, key: Any) -> str:
@@ -215,7 +267,9 @@ def _parameter(kernel: str, argument: str, key: Any) -> str:
     path = key if isinstance(key, tuple) else (key,)
     if path and all(type(index) is int for index in path):
         return "#" + ".".join(str(index) for index in path)
-    raise UsageError(f"{kernel}: {argument}: expected a parameter's name or position such as (0,), got {key!r}")
+    raise UsageError(
+        f"{kernel}: {argument}: expected a parameter's name or position such as (0,), got {key!r}"
+    )
 
 
 def _facts(value: Any, where: str) -> list[tuple[str, int | str]]:
@@ -224,35 +278,20 @@ def _facts(value: Any, where: str) -> list[tuple[str, int | str]]:
     try:
         return [(str(name), fact if isinstance(fact, int) else str(fact)) for name, fact in value]
     except (TypeError, ValueError):
-        raise UsageError(f"{where}: expected a divisibility, 16, or Triton's [['tt.divisibility', 16]]") from None
+        raise UsageError(
+            f"{where}: expected a divisibility, 16, or Triton's [['tt.divisibility', 16]]"
+        ) from None
 
 
-def _plain(value: Any, where: str, depth: int = 1) -> Any:
-    if depth > _MAX_DEPTH:
-        raise UsageError(f"{where}: nested more than {_MAX_DEPTH} deep")
-    # Subclasses (numpy.float64, enums) have a repr of their own, and msgpack does not know them.
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**64:
-            raise UsageError(f"{where}: {value} does not fit 64 bits")
-        return int(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(member, where, depth + 1) for member in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(member, where, depth + 1) for key, member in value.items()}
-    if type(value).__name__ == "constexpr" and hasattr(value, "value"):
-        return _plain(value.value, where, depth)
-    if type(value).__module__.startswith("triton.") and type(value).__name__ == "dtype":
-        return {"dtype": value.name}
-    raise UsageError(
-        f"{where}: a {type(value).__name__} cannot travel to a worker; numbers, strings, None, tl dtypes and tuples of "
-        "these can"
-    )
+def _option(value: Any, where: str, depth: int = 1) -> Any:
+    """An option as plain data; Triton takes a list for a tuple here, and names for keys."""
+    if depth > MAX_DEPTH:
+        raise UsageError(f"{where}: nested more than {MAX_DEPTH} deep")
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return [_option(member, where, depth + 1) for member in value]
+    if type(value) is dict:
+        return {str(key): _option(member, where, depth + 1) for key, member in value.items()}
+    return scalar(value, where)
 
 
 def _text(value: Any) -> str:

@@ -2,11 +2,11 @@
 
 What lies where, under the cache folder:
 
-    store/v1/3f/3f…e2.hse    an entry; its mtime says when it was last of use
-    store/v1/tmp/            being written
-    store/v1/damaged/        set aside, for people to look at
-    store/v1/prune.lock      whoever holds its flock prunes
-    store/v1/compiling.lock  byte number `key` is locked by whoever compiles that key
+    store/v2/3f/3f…e2.hse    an entry; its mtime says when it was last of use
+    store/v2/tmp/            being written
+    store/v2/damaged/        set aside, for people to look at
+    store/v2/prune.lock      whoever holds its flock prunes
+    store/v2/compiling.lock  byte number `key` is locked by whoever compiles that key
 
 Guarantees:
 
@@ -43,7 +43,7 @@ from typing import Protocol
 import msgspec
 
 from headstart.entry import VERSION, Entry
-from headstart.errors import DamagedError, FutureVersionError, StoreUnavailable
+from headstart.errors import DamagedError, FutureVersionError, PastVersionError, StoreUnavailable
 
 USED_AGAIN = 60.0  # seconds within which another use of an entry is not written down
 ABANDONED_AGE = 3600.0  # seconds after which a file in tmp/ has no writer any more
@@ -244,7 +244,7 @@ class DiskStore:
             if entry.key == key:
                 return entry
             self.set_aside(key, f"it holds another entry, {entry!r}")
-        except (FileNotFoundError, NotADirectoryError, FutureVersionError):
+        except (FileNotFoundError, NotADirectoryError, FutureVersionError, PastVersionError):
             pass
         except DamagedError as error:
             self.set_aside(key, error.reason)
@@ -332,7 +332,7 @@ class MemoryStore:
             if entry.key == key:
                 return entry
             self.set_aside(key, f"it holds another entry, {entry!r}")
-        except FutureVersionError:
+        except (FutureVersionError, PastVersionError):
             pass
         except DamagedError as error:
             self.set_aside(key, error.reason)

@@ -23,12 +23,12 @@ import ast
 import builtins
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from headstart import captured
 from headstart.captured import Binding, CapturedFunction, CapturedSource
 from headstart.environment import OUTCOME_VARIABLES, TOOL_VARIABLES
-from headstart.request import CompileRequest, Source
+from headstart.request import CompileRequest, Source, TupleType
 
 # What may be taken from modules other than the language's.
 _NAMES = {
@@ -106,8 +106,8 @@ class _Refused(Exception):
 
 def check_request(request: CompileRequest) -> str | None:
     """Why this request is not compiled without trust, one line; None if it may be."""
-    types = request.signature.split(",") if isinstance(request.signature, str) else request.signature.values()
-    for text in types:
+    signature = request.signature
+    for text in signature.split(",") if isinstance(signature, str) else _type_names(signature.values()):
         name = text.partition(":")[0].strip()
         if not _PLAIN_TYPE.fullmatch(name) and not _is_number(name):
             return f"its signature has {text!r}, which is not the name of a type"
@@ -117,6 +117,14 @@ def check_request(request: CompileRequest) -> str | None:
         if variable not in OUTCOME_VARIABLES - _OPEN_VARIABLES:
             return f"it asks for the environment variable {variable}"
     return check_source(request.source)
+
+
+def _type_names(types: Iterable[str | TupleType]) -> Iterator[str]:
+    for given in types:
+        if isinstance(given, TupleType):
+            yield from _type_names(given.types)
+        else:
+            yield given
 
 
 def check_source(source: Source) -> str | None:
@@ -228,6 +236,8 @@ def _check_captured(source: CapturedSource) -> None:
 
 
 def _check_captured_function(function: CapturedFunction, functions: int) -> None:
+    if function.replaced:
+        raise _Refused("its text was replaced after it was defined")
     tree = _parse(textwrap.dedent(function.text))
     match tree.body:
         case [ast.FunctionDef(name=function.name) as definition]:

@@ -21,13 +21,56 @@ import msgspec
 from headstart.request import CompileRequest
 from headstart.toolchain import Toolchain
 
-PROTOCOL = 2  # raised whenever a message changes its meaning
+PROTOCOL = 3  # raised whenever a message changes its meaning
 MAX_FRAME = 512 << 20  # bytes; an entry of a huge kernel is a few MiB
 _READ = 1 << 18  # bytes per recv
+_SHOWN = 16 << 10  # characters of what a compile printed that a person is shown
 
 
 class ProtocolError(Exception):
     """The peer sent something that is not a message of this protocol."""
+
+
+class Warned(msgspec.Struct, frozen=True):
+    """A warning of Python's that a compile gave.
+
+    Attributes:
+        category: qualified name of its class, as `"builtins.UserWarning"`.
+        once: Triton gives it once in a process.
+    """
+
+    category: str
+    text: str
+    filename: str
+    line: int
+    once: bool = False
+
+
+class CompileLog(msgspec.Struct, frozen=True):
+    """What one compile printed and how long its stages took; of one that this client waited for.
+
+    Attributes:
+        stdout, stderr: of Triton and its tools.
+        warnings: in order.
+        times: microseconds by stage; see `headstart.service.compiling.Compiled`.
+    """
+
+    stdout: str = ""
+    stderr: str = ""
+    warnings: list[Warned] = []
+    times: list[tuple[str, int]] = []
+
+    @property
+    def text(self) -> str:
+        """What was said, for people: of each stream the end."""
+        said = [f"{each.filename}:{each.line}: {each.category}: {each.text}" for each in self.warnings]
+        streams = [stream[-_SHOWN:].strip() for stream in (self.stdout, self.stderr)]
+        return "\n".join(filter(None, [*streams, *said]))
+
+    def naming(self, path: str, instead: str) -> CompileLog:
+        """The same, naming another file."""
+        stdout, stderr = (text.replace(path, instead) for text in (self.stdout, self.stderr))
+        return msgspec.structs.replace(self, stdout=stdout, stderr=stderr)
 
 
 class Failure(msgspec.Struct, tag=True):
@@ -42,6 +85,9 @@ class Failure(msgspec.Struct, tag=True):
     advice: str = ""
     raised: str = ""
     message: str = ""
+    files: dict[str, bytes] = {}
+    log: CompileLog | None = None
+    needs_program: bool = False
 
 
 # client → service
@@ -220,7 +266,7 @@ class Result(msgspec.Struct, tag=True):
     started: float = 0.0
     finished: float = 0.0
     cpu_s: float = 0.0
-    output: str = ""
+    log: CompileLog | None = None  # None: it was compiled before
 
 
 class Failed(msgspec.Struct, tag=True):
@@ -328,7 +374,7 @@ class Finished(msgspec.Struct, tag=True):
     cached: bool = False  # another service's worker was faster, and the entry is its
     cpu_s: float = 0.0
     shared: int = 0  # bytes of shared memory that the kernel needs
-    output: str = ""
+    log: CompileLog | None = None
     notice: str = ""
     taken_over: bool = False  # from the first tail on that somebody else had made
 

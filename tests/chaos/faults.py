@@ -145,7 +145,7 @@ def fill_disk(world: World) -> str | None:
 def jump_clock(world: World) -> str | None:
     """What a wall clock that jumps leaves behind: files of next year, or of last year; nobody else reads it."""
     moved = time.time() + world.random.choice([-YEAR, YEAR])
-    files = [path for path in world.cache.glob("store/v1/*/*") if path.is_file()]
+    files = [path for path in world.cache.glob("store/v2/*/*") if path.is_file()]
     for path in files:
         with contextlib.suppress(FileNotFoundError):
             os.utime(path, (moved, moved))

@@ -208,7 +208,7 @@ class World:
 
     def entries(self) -> list[Path]:
         """What is in the store."""
-        return sorted(self.cache.glob("store/v1/??/*.hse"))
+        return sorted(self.cache.glob("store/v2/??/*.hse"))
 
 
 def _runs(process: psutil.Process, module: str) -> bool:

@@ -209,19 +209,20 @@ MANIFEST = Manifest.of(
     [Tuning(autotuner="t", key=[1, "f32"], target="cuda:90", configuration={"num_warps": 8}, recorded_at=9.0)],
     [Origin(program="app.py", triton_version="3.9.0", recorded_at=7.0)],
 )
-_FAILURE = wire.Failure("crash", "it died", stage="llir", output="words")
+_LOG = wire.CompileLog("words", "more", [wire.Warned("builtins.UserWarning", "careful", "k.py", 3)], [("ttir", 12)])
+_FAILURE = wire.Failure("crash", "it died", stage="llir", output="words", files={"k.ptx": b"ptx"}, log=_LOG)
 _TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
 MESSAGES: list[msgspec.Struct] = [
     wire.Hello(wire.PROTOCOL, _TOOLCHAIN, {"TRITON_DEBUG": "1"}, wire.Preferences(b"/cache", 1 << 30, 9.0)),
     *(wire.Submit(7, request, True) for request in REQUESTS),
     wire.Await([1, 2, 1 << 40]),
     wire.Control("status"),
-    wire.Result(7, "ab" * 32, entry=b"bytes", output="words"),
+    wire.Result(7, "ab" * 32, entry=b"bytes", log=_LOG),
     wire.Failed(7, _FAILURE),
     wire.Fork(3, b"/run/worker-3"),
     wire.Buried(3, -9),
     wire.Assign("ab" * 32, "ef" * 32, REQUESTS[1], b"/cache"),
-    wire.Finished(True, 1.0, 2.0, output="words"),
+    wire.Finished(True, 1.0, 2.0, log=_LOG),
     _FAILURE,
 ]
 

@@ -188,7 +188,7 @@ def test_row_9_nothing_of_tritons_is_pickled(planted: dict[str, Any]) -> None:
 
 def test_row_11_with_caches_disabled_the_store_is_bypassed_and_workers_are_not(planted: dict[str, Any]) -> None:
     assert planted["statistics"]["compiled"] > 0
-    assert not list((planted["folder"] / "headstart").glob("store/v1/??/*"))
+    assert not list((planted["folder"] / "headstart").glob("store/v2/??/*"))
 
 
 def test_row_11_one_compile_thread_means_in_process(programs: Programs) -> None:

@@ -3,16 +3,15 @@
     import gpuless                   # makes the driver active
     kernel[(1,)](gpuless.Tensor(), …)
     gpuless.launches                 # what would have run, in order: Triton's CompiledKernel metadata and the arguments
-    gpuless.stages                   # what of Triton's pipeline was entered in this process: "make_ir", "ttir", …
+    gpuless.stages                   # "make_ir" for each time that Triton's pipeline was entered in this process
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, NamedTuple
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from headstart.jit.dry_run import DryRunDriver
 from headstart.target import Target
@@ -30,7 +29,7 @@ stages: list[str] = []
 class _Dtype:
     def __init__(self, name: str) -> None:
         self._name = name
-        self.itemsize = int(name.removeprefix("float")) // 8
+        self.itemsize = int("".join(filter(str.isdecimal, name))) // 8
 
     def __repr__(self) -> str:
         return f"torch.{self._name}"
@@ -75,22 +74,18 @@ def benchmark(call: Any, quantiles: Any) -> list[float]:
 
 
 def _watch_pipeline() -> None:
-    backend = type(triton.compiler.make_backend(GPUTarget("cuda", 90, 32)))
-    add_stages, make_ir = backend.add_stages, ASTSource.make_ir
+    """Note each context of MLIR: the pipeline begins with one, and nothing else makes any.
 
-    def watched(name: str, stage: Any) -> Any:
-        def run(*arguments: Any) -> Any:
-            stages.append(name)
-            return stage(*arguments)
+    Triton's own Python stays as it is, since a program that changes that is compiled in process.
+    """
+    ir = importlib.import_module("triton._C.libtriton").ir
+    context = ir.context
 
-        return run
+    def watched() -> Any:
+        stages.append("make_ir")
+        return context()
 
-    def add(self: Any, found: dict[str, Any], *arguments: Any) -> None:
-        add_stages(self, found, *arguments)
-        found.update({name: watched(name, stage) for name, stage in found.items()})
-
-    backend.add_stages = add
-    ASTSource.make_ir = watched("make_ir", make_ir)
+    ir.context = watched
 
 
 triton.runtime.driver.set_active(Driver(Target.parse("cuda:90")))

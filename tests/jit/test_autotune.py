@@ -146,7 +146,8 @@ FAILING = """
 def test_a_configuration_that_fails_to_compile_is_no_choice_as_in_stock(run: Run) -> None:
     mine, stock = run(FAILING), run(FAILING, STOCK="1")
     assert len(stock["failed"]) == 3
-    assert (mine["failed"], mine["best"], mine["stages"]) == (stock["failed"], stock["best"], [])
+    assert (mine["failed"], mine["best"]) == (stock["failed"], stock["best"])
+    assert len(mine["stages"]) == 3, "each that fails is compiled here once, for Triton's own error"
 
 
 TOO_LARGE = """

@@ -1,24 +1,28 @@
-"""The adapter: compiles that `@triton.jit` asks for go to workers, and come back as hits of Triton's own cache.
+"""The adapter: compiles that `@triton.jit` asks for go to workers, and come back as entries of Triton's own cache.
 
     your thread                                            connection            worker
     kernel[grid](…): a new specialization
-      jit_cache_hook ── in Triton's cache? else request ──▶ submit ────────────▶ triton.compile
-      triton.compile                                                               │
-        cache manager: get_group ── waits ◀─────────────────────────────── entry ◀─┘
-          writes it through the program's own manager
-        a hit: no stage of the pipeline is entered
+      JITFunction._do_compile: hooks of others, ASTSource
+      compile, in place of triton.compile
+        in Triton's cache? ──yes──▶ triton.compile
+        request ───────────────────────────────────────────▶ submit ────────────▶ triton.compile
+        waits ◀────────────────────────────────────────────────────────── entry ◀─┘
+        writes it through the program's cache manager, tells listeners, makes the CompiledKernel
 
-The two are joined by Triton's hash of the compile, since they may run in different threads. Guarantees:
+Guarantees:
 
 * A kernel that was compiled before is launched without any of this.
-* What is asked for while foreseeing (see `Autotuning`) is only kicked off: the hook returns True, and Triton goes no
-  further. For everything else it returns what the earlier hook returned.
+* What is launched while prefetching (see `Autotuning`) is only kicked off, and Triton goes no further.
 * Where a kernel cannot be had from a worker, Triton compiles it here, with one warning; with `HEADSTART=require` that
   is an error.
+* What a worker could not compile Triton compiles here once, whatever the reason: so the program sees the error that it
+  would see without headstart. If it compiles here, the worker was wrong: the program gets what was made here.
+* A failure of our own is a line in the log, and the kernel is compiled here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -35,13 +39,24 @@ from types import FrameType
 from typing import Any
 
 from headstart.async_compile import AsyncCompile
+from headstart.captured import CapturedSource, Unbound
 from headstart.environment import fingerprint, step_aside_reason
-from headstart.errors import CompileError, HeadstartError, ServiceError, UsageError
+from headstart.errors import (
+    CompileError,
+    CompileOutOfMemory,
+    CompilerCrashed,
+    CompileTimeout,
+    HeadstartError,
+    ServiceError,
+    UsageError,
+)
 from headstart.future import LambdaFuture
 from headstart.imports import when_imported
-from headstart.jit import compat
+from headstart.jit import compat, relay
 from headstart.jit.autotune import Autotuning
 from headstart.jit.capture import capture_call
+from headstart.jit.integrity import Integrity
+from headstart.jit.patches import Compiles
 from headstart.kernel import CompiledKernel
 from headstart.manifest import Tuning
 from headstart.recording import Recorder
@@ -49,10 +64,10 @@ from headstart.request import CompileRequest
 from headstart.settings import Mode, mode
 from headstart.target import Target
 
-# Where a worker fails before Triton looks at the kernel's text, it could not be given what this process has.
-_BEFORE_TRITON = frozenset({"source", "signature", "options"})
 # Options that name files: what these hold is in no key.
 _FILES = frozenset({"extern_libs", "ir_override"})
+# What a compile in this process would not survive, or that has no end here either.
+_NOT_HERE = (CompilerCrashed, CompileTimeout, CompileOutOfMemory)
 
 _log = logging.getLogger("headstart")
 
@@ -76,6 +91,9 @@ class _Compiler(AsyncCompile):
             self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
         self._finished(kickoff.request, max(0.0, result.finished - result.started))
 
+    def _show(self, request: CompileRequest, log: Any) -> None:
+        pass  # `relay` prints it where Triton would have
+
 
 class Ask:
     """One compile that the program asked for, or will.
@@ -84,17 +102,17 @@ class Ask:
         what: as Triton told it; `environment`: variables that change the outcome, as they were then.
         request: the same for a worker, once somebody needs it; `digest` is its.
         future: of the worker's answer; None: Triton's own cache had it.
+        group: files that were written where Triton's cache could not be.
     """
 
-    def __init__(self, what: compat.Specialized, environment: dict[str, str]) -> None:
+    def __init__(self, what: compat.Compile, environment: dict[str, str]) -> None:
         self.what = what
         self.environment = environment
-        self.file = f"{what.stem}.json"
         self.request: CompileRequest | None = None
         self.digest = ""
         self.future: LambdaFuture[CompiledKernel] | None = None
-        self.found: dict[str, str] | None = None  # in Triton's cache, for whoever asks next
-        self.written = False
+        self.group: dict[str, str] | None = None
+        self.told = False  # what its compile printed
         self.lock = threading.Lock()
 
 
@@ -109,7 +127,8 @@ class Adapter:
     Attributes:
         compiler: `compiler.submit(request)` kicks a compile off before the program asks for it.
         counts: for tests and people. `asked`: compiles that the program asked for, of which `from_cache`: found in
-            Triton's own cache, `late`: kicked off only then, and not in a bundle, `in_process`: left to Triton;
+            Triton's own cache, `late`: kicked off only then, and not in a bundle, `in_process`: left to Triton,
+            `failed`: failed here as in a worker, `refuted`: compiled here after all, so that the worker was wrong;
             `kicked_off`: requests made by this adapter; `autotuned`: sweeps; `reused`: sweeps that were spared.
 
     Raises:
@@ -130,16 +149,23 @@ class Adapter:
             self._finished, bundle=bundle, workers=workers, cache_dir=cache_dir, start=False
         )
         self.counts = dict.fromkeys(
-            ("asked", "kicked_off", "from_cache", "late", "in_process", "autotuned", "reused"), 0
+            (
+                *("asked", "kicked_off", "from_cache", "late", "in_process", "failed", "refuted"),
+                *("autotuned", "reused"),
+            ),
+            0,
         )
         self.autotuning = Autotuning(self, tunings or {})
-        self._hooks = compat.Hooks(self._before_compile, self._get_group)
-        self._asks: dict[str, Ask] = {}  # by the key of Triton's cache manager
+        self._patch = Compiles(self._compile, self._is_prefetching, self._prefetch)
+        self._integrity = Integrity()
+        self._asks: dict[str, Ask] = {}  # by Triton's hash
         self._durations: dict[str, float] = {}  # of requests, by digest; only while recording
         self._recorded: set[str] = set()  # digests
         self._said: set[str] = set()
+        self._immobile: dict[int, tuple[Any, str]] = {}  # functions by `id`, which no worker can compile, and why
+        self._broken: dict[int, tuple[Any, Exception]] = {}  # by `id`, those of which hashing raised while prefetching
         self._forget_import: Callable[[], None] = lambda: None
-        self._here = threading.local()  # foreseen: asks made in this thread while foreseeing
+        self._here = threading.local()  # prefetched: asks made in this thread while prefetching
         self._reset()
         _adapters.add(self)
 
@@ -162,17 +188,18 @@ class Adapter:
         if reason is not None:
             self._stay_away(reason)
             return
-        self._hooks.install()
+        self._patch.install()
         self.autotuning.install()
         self.compiler.start()
         # Whoever asks Triton's cache first waits for this, in a program without headstart too.
         self._key_thread = threading.Thread(target=compat.compute_key, name="headstart-jit", daemon=True)
-        self._key_thread.start()
+        with contextlib.suppress(RuntimeError):  # no more threads: then it is computed when it is needed
+            self._key_thread.start()
 
     def close(self) -> None:
         """Put everything back, write the bundle, and end all processes. What was compiled goes on working."""
         self._forget_import()
-        self._hooks.remove()
+        self._patch.remove()
         self.autotuning.remove()
         self.compiler.close()
         with self._lock:
@@ -183,14 +210,14 @@ class Adapter:
             _log.warning("%d kernels were compiled in this process", self.counts["in_process"])
 
     @contextmanager
-    def foreseeing(self) -> Iterator[list[Ask]]:
+    def prefetching(self) -> Iterator[list[Ask]]:
         """What this thread launches in the context is kicked off, and goes no further. Yields what was asked for."""
         asks: list[Ask] = []
-        outer, self._here.foreseen = getattr(self._here, "foreseen", None), asks
+        outer, self._here.prefetched = getattr(self._here, "prefetched", None), asks
         try:
             yield asks
         finally:
-            self._here.foreseen = outer
+            self._here.prefetched = outer
 
     def asked(self) -> set[str]:
         """Digests of what the program has asked for. What Triton's own cache had is among them only while recording."""
@@ -198,7 +225,7 @@ class Adapter:
 
     def ask_of(self, kernel: Any) -> Ask | None:
         """The ask that one of Triton's compiled kernels comes from."""
-        return None if kernel is None else self._asks.get(compat.manager_key(kernel.hash))
+        return None if kernel is None else self._asks.get(kernel.hash)
 
     def note(self, ask: Ask, *, winner: bool = False) -> None:
         """Have an ask recorded, if anything is."""
@@ -219,102 +246,133 @@ class Adapter:
 
     # What Triton calls
 
-    def _before_compile(self, earlier: Callable[..., Any] | None, told: dict[str, Any]) -> Any:
-        """In place of `jit_cache_hook`. Returns whether Triton shall not compile."""
-        foreseen: list[Ask] | None = getattr(self._here, "foreseen", None)
-        answer = earlier(**told) if earlier is not None and foreseen is None else None
-        if answer or told["already_compiled"]:
-            return answer
-        function = told["fn"].jit_function
-        ask = None
+    def _is_prefetching(self) -> bool:
+        return getattr(self._here, "prefetched", None) is not None
+
+    def _prefetch(self, source: Any, target: Any, options: dict[str, Any]) -> None:
+        """Kick a compile off. Never raises."""
         try:
-            environment = fingerprint()
-            if (reason := step_aside_reason(environment)) is not None:
-                self._stay_away(reason)
-                self.count("in_process", foreseen is None)
-            else:
-                self._hooks.wrap_manager()
-                self._wait_for_key()
-                what = compat.specialized(function, told["compile"], environment)
-                ask = self._ask(what, environment, foreseen is None)
-        except UsageError as error:
-            if foreseen is None:
-                self._in_process(function, str(error))
+            if not compat.is_jit_source(source) or self._why_not(source.fn, fingerprint()) is not None:
+                return
+            what = compat.compile_of(source, target, options)
+            ask = self._asks.get(what.hash) or self._ask(what, self._find(what), launched=False)
+        except Exception as error:  # noqa: BLE001 - the launch will fail in the same way, where it counts
+            _log.debug("a configuration is not kicked off early", exc_info=True)
+            if compat.has_broken_hash(source.fn):
+                self._broken[id(source.fn)] = source.fn, error
+            return
+        if self._is_prefetching():
+            self._here.prefetched.append(ask)
+
+    def _compile(
+        self, real: Callable[..., Any], source: Any, target: Any, options: dict[str, Any] | None, more: dict[str, Any]
+    ) -> Any:
+        """In place of `triton.compile`."""
+        in_process = functools.partial(real, source, target=target, options=options, **more)
+        if not self._may_be_compiled_elsewhere(source, more):
+            return in_process()
+        if (broken := self._broken.pop(id(source.fn), None)) is not None:
+            raise broken[1]
+        # What Triton raises here is the program's error.
+        what = compat.compile_of(source, target, options, more.get("_env_vars"))
+        try:
+            ask, found = self._look_up(what)
         except ServiceError as error:
             if mode() is Mode.REQUIRE:
                 raise
             self._without_service(error)
+            return in_process()
+        except UsageError as error:
+            self._in_process(source.fn, str(error))
+            return in_process()
         except Exception:  # noqa: BLE001 - the program must not fail for our mistakes
-            _log.exception("headstart's adapter for @triton.jit failed; this is a bug")
-            self.count("in_process", foreseen is None)
-        if foreseen is not None:
-            if ask is not None:
-                foreseen.append(ask)
-            return True
-        self._here.expected = "" if ask is None else ask.file
-        if ask is not None:
-            self.autotuning.launched(function, ask)
-        return answer
+            self._our_mistake()
+            return in_process()
+        if found:
+            return in_process()  # a hit, which is Triton's own matter
+        failure: Any = self._fetch(ask)
+        if compat.is_tritons(failure):
+            raise failure
+        if isinstance(failure, relay.Fetched):
+            kernel = compat.compiled_kernel(what, failure.group)
+            compat.tell_listener(what, kernel, failure.group, failure.times)
+            return kernel
+        return self._compile_here(ask, failure, in_process)
 
-    def _get_group(self, key: str, filename: str, manager: Any) -> dict[str, str] | None:
-        """In place of a cache manager's `get_group`: None makes Triton compile."""
-        ask = self._asks.get(key)
-        expected, self._here.expected = getattr(self._here, "expected", ""), ""
-        if ask is None or filename != ask.file:
-            if filename == expected:
-                self.count("in_process")
-                self._say(f"Triton looks for {filename} elsewhere than headstart foresaw, and compiles it here")
-            group: dict[str, str] | None = manager.get_group(filename)
-            return group
-        found, ask.found = ask.found, None
-        if found is not None:
-            return found
+    def _may_be_compiled_elsewhere(self, source: Any, more: dict[str, Any]) -> bool:
+        """Never raises, but with `HEADSTART=require`."""
         try:
-            with ask.lock:  # several threads may launch it at once
-                if ask.written or ask.future is None:
-                    found = _whole(manager.get_group(filename), filename)
-                return found or self._answer(ask, manager)
-        except CompileError as error:
-            if error.stage not in _BEFORE_TRITON:
-                raise (compat.as_tritons(error) or error) from error
-            self._in_process(ask.what.function, str(error))
-        except ServiceError as error:
-            self._without_service(error)
-        except (HeadstartError, OSError) as error:
-            self._in_process(ask.what.function, str(error))
-        return None
+            if more.keys() - {"_env_vars"}:
+                return False
+            if not compat.is_jit_source(source):
+                self._in_process(source.fn, "a kernel written in Gluon, or in a language of somebody else's")
+                return False
+            reason = self._why_not(source.fn, fingerprint())
+            if reason is not None:
+                self.count("in_process")
+            return reason is None
+        except UsageError as error:
+            self._stay_away(str(error))
+            self.count("in_process")
+        except ServiceError:
+            if mode() is Mode.REQUIRE:
+                raise
+            self.count("in_process")
+        except Exception:  # noqa: BLE001 - as above
+            self._our_mistake()
+        return False
+
+    def _why_not(self, function: Any, environment: dict[str, str]) -> str | None:
+        """Why Triton must compile here just now, whatever the kernel.
+
+        Raises:
+            ServiceError: `HEADSTART=require`.
+        """
+        reason = step_aside_reason(environment)
+        if reason is None and (changed := self._integrity.changed()) is not None:
+            reason = f"{changed} is not Triton's own any more"
+        if reason is not None:
+            self._stay_away(reason)
+        return reason
+
+    def _look_up(self, what: compat.Compile) -> tuple[Ask, bool]:
+        """The ask of a launch, and whether Triton's own cache has what it asks for."""
+        self.count("asked")
+        found = self._find(what)
+        known = self._asks.get(what.hash)
+        if known is None:
+            self.count("from_cache", found)
+            known = self._ask(what, found, launched=True)
+        elif not found and known.future is None:
+            self._submit(known)  # Triton's cache had it, and has it no more
+        self.autotuning.launched(what.function, known)
+        return known, found
 
     # Inside
 
     def _wait_for_key(self) -> None:
         # Computing it twice at once would take longer.
         thread = self._key_thread
-        if thread is not None:
+        if thread is not None and thread.ident is not None:
             thread.join()
             self._key_thread = None
 
-    def _ask(self, what: compat.Specialized, environment: dict[str, str], launched: bool) -> Ask:
-        self.count("asked", launched)
-        known = self._asks.get(what.key)
-        if known is not None:
-            return known
-        ask = Ask(what, environment)
-        found = self._find(what.key, ask.file)
-        if found is None:
+    def _ask(self, what: compat.Compile, found: bool, *, launched: bool) -> Ask:
+        ask = Ask(what, fingerprint())
+        if not found:
             future = self._submit(ask)
             self.count("late", launched and not future.done())
-        elif launched:  # until one that was foreseen is launched it may be gone
-            ask.found = found
-        self.count("from_cache", launched and found is not None)
-        ask = self._asks.setdefault(what.key, ask)
+        ask = self._asks.setdefault(what.hash, ask)
         self.note(ask)
         return ask
 
-    def _find(self, key: str, file: str) -> dict[str, str] | None:
+    def _find(self, what: compat.Compile) -> bool:
+        """Whether Triton's cache has all of it."""
+        self._wait_for_key()
         try:
-            return _whole(self._hooks.manager(key).get_group(file), file)
-        except (OSError, ValueError):  # Triton 3.6 and a damaged group
-            return None
+            return bool((compat.cache_manager(what.hash).get_group(what.file) or {}).get(what.file))
+        except (OSError, ValueError):  # it cannot be made; Triton 3.6 and a damaged group
+            return False
 
     def _submit(self, ask: Ask) -> LambdaFuture[CompiledKernel]:
         request = self._request(ask)
@@ -331,15 +389,18 @@ class Adapter:
         """
         if ask.request is None:
             what = ask.what
+            if (immobile := self._immobile.get(id(what.function))) is not None:
+                raise UsageError(immobile[1])
             if files := _FILES & what.options.keys():
                 raise UsageError(f"its option {', '.join(sorted(files))} names a file")
-            source, constants = capture_call(what.function, what.constants, what.signature)
+            signature = what.source.signature
+            source, constants = capture_call(what.function, what.source.constants, signature, lenient=True)
             request = CompileRequest.make(
                 source.kernel.name,
                 source,
-                signature=what.signature,
+                signature=signature,
                 constants=constants,
-                attrs={path: facts for path, facts in what.attributes.items() if facts},
+                attrs={path: facts for path, facts in what.source.attrs.items() if facts},
                 options=what.options,
                 target=str(Target.parse(what.target)),
                 environment=ask.environment,
@@ -348,25 +409,72 @@ class Adapter:
             ask.request = request
         return ask.request
 
-    def _answer(self, ask: Ask, manager: Any) -> dict[str, str]:
-        """Wait for the worker, and make its kernel an entry of Triton's cache.
+    def _fetch(self, ask: Ask) -> relay.Fetched | Exception:
+        """Wait for the worker, and make its kernel an entry of Triton's cache. What went wrong is returned.
 
         Raises:
-            HeadstartError: there is no kernel.
-            OSError: it can be written nowhere.
+            CompileError: a crash, or a limit of time or memory: Triton is not to try the same here.
         """
-        future = ask.future or self._submit(ask)  # Triton's cache had it, and has it no more
-        kernel = future.result()
-        metadata = json.dumps({**kernel.entry.metadata, "hash": ask.what.hash})
-        contents = {f"{ask.what.stem}.{kind}": data for kind, data in kernel.asm.items()} | {ask.file: metadata}
         try:
+            assert ask.future is not None
+            kernel = ask.future.result()
+            with ask.lock:  # several threads may launch it at once
+                group = ask.group or self._write(ask, kernel)
+                log, ask.told = (None, True) if ask.told else (kernel.log, True)
+            relay.show(log)
+            return relay.Fetched(group, None if kernel.log is None else dict(kernel.log.times))
+        except _NOT_HERE:
+            raise
+        except CompileError as error:
+            tritons = compat.as_tritons(relay.with_files(error))
+            if tritons is None:
+                return error
+            relay.show(error.log)
+            tritons.__context__ = error
+            return tritons
+        except Exception as error:  # noqa: BLE001 - the kernel can be had from Triton
+            return error
+
+    def _compile_here(self, ask: Ask, failure: Exception, in_process: Callable[[], Any]) -> Any:
+        """Triton compiles once more what could not be had from a worker: what it raises is what the program is to see.
+
+        Raises:
+            ServiceError: `HEADSTART=require`.
+        """
+        if isinstance(failure, ServiceError):
+            self._without_service(failure)
+            return in_process()
+        if not isinstance(failure, CompileError):
+            if not isinstance(failure, (HeadstartError, OSError, Warning)):
+                self._our_mistake(failure)
+            self._in_process(ask.what.function, str(failure))
+            return in_process()
+        needed = failure.summary if failure.needs_program else _unbound_in(failure, ask)
+        if needed:
+            self._immobile[id(ask.what.function)] = ask.what.function, needed
+            self._in_process(ask.what.function, needed)
+            return in_process()
+        try:
+            kernel = in_process()
+        except BaseException:
+            self.count("failed")
+            raise
+        self.count("refuted")
+        self._in_process(ask.what.function, f"a worker failed, and this process did not: {failure.summary}")
+        return kernel
+
+    def _write(self, ask: Ask, kernel: CompiledKernel) -> dict[str, str]:
+        """Make a kernel an entry of Triton's cache, or, where that cannot be written, a folder of our own."""
+        what = ask.what
+        metadata = json.dumps({**kernel.entry.metadata, "hash": what.hash})
+        contents = {f"{what.stem}.{kind}": data for kind, data in kernel.asm.items()} | {what.file: metadata}
+        try:
+            manager = compat.cache_manager(what.hash)
             group = {name: manager.put(data, name, binary=isinstance(data, bytes)) for name, data in contents.items()}
-            manager.put_group(ask.file, group)
+            manager.put_group(what.file, group)
         except OSError as error:
             self._say(f"Triton's cache cannot be written: {error}")
-            group = self._write_aside(ask, contents)
-        else:
-            ask.written = True
+            group = ask.group = self._write_aside(ask, contents)
         return group
 
     def _write_aside(self, ask: Ask, contents: dict[str, Any]) -> dict[str, str]:
@@ -374,7 +482,7 @@ class Adapter:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="headstart-"))
                 weakref.finalize(self, _remove, self._folder, os.getpid())
-            folder = self._folder / ask.what.key
+            folder = self._folder / ask.what.hash
         folder.mkdir(exist_ok=True)
         for name, data in contents.items():
             (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
@@ -387,6 +495,8 @@ class Adapter:
             self._durations[digest] = seconds
             if digest in self._recorded:
                 self.recorder.note(request, digest, duration_s=seconds)
+
+    # What a person is told
 
     def _in_process(self, function: Any, reason: str) -> None:
         """Triton compiles one kernel here.
@@ -407,6 +517,10 @@ class Adapter:
             raise error
         self.count("in_process")
         self._say(f"kernels are compiled in this process: {error}")
+
+    def _our_mistake(self, error: Exception | None = None) -> None:
+        self.count("in_process")
+        _log.error("headstart's adapter for @triton.jit failed; this is a bug", exc_info=error or True)
 
     def _stay_away(self, reason: str) -> None:
         if mode() is Mode.REQUIRE:
@@ -430,8 +544,15 @@ class Adapter:
             ask.lock = threading.Lock()
 
 
-def _whole(group: dict[str, str] | None, file: str) -> dict[str, str] | None:
-    return group if group and file in group else None
+def _unbound_in(error: CompileError, ask: Ask) -> str:
+    """What the kernel turned out to need and could not be given, if that is why it failed in a worker."""
+    source = None if ask.request is None else ask.request.source
+    if isinstance(source, CapturedSource):
+        for function in source.functions:
+            for name, binding in function.names.items():
+                if isinstance(binding, Unbound) and f"{name} is not defined" in error.message + error.detail:
+                    return f"it uses {name}, {binding.why}"
+    return ""
 
 
 @functools.lru_cache(maxsize=1024)

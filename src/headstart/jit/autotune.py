@@ -2,16 +2,19 @@
 
     Autotuner.run: a new key
       prune_configs ── stock, then ours: which configurations there are; a recorded winner leaves only itself
-      _bench(first) ── ours: each configuration is launched while foreseeing: heuristics run, the hook kicks off
+      _bench(first) ── ours: each configuration is launched while prefetching: heuristics run, its compile is kicked off
                     ── stock: waits for the first, benchmarks it
       _bench(next)  ── stock
       cache[key] =  ── ours: the winner
 
 Benchmarking is Triton's own, one after another. The early launches call no hook of an autotuner or a configuration.
+A failure of our own here is a line in the log, and the autotuner goes on as if nobody were there. An autotuner with a
+cache of its own kind keeps it: what it chooses is then not recorded.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -20,7 +23,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from headstart.environment import step_aside_reason
+from headstart.errors import ServiceError
 from headstart.jit import compat
+from headstart.jit.patches import Autotuners, ChosenConfigs
 from headstart.manifest import Tuning, tuning_digest
 from headstart.target import Target
 
@@ -28,6 +33,22 @@ if TYPE_CHECKING:
     from headstart.jit.adapter import Adapter, Ask
 
 _log = logging.getLogger("headstart")
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """What we do beside an autotuner's own work must not fail it. Returns None then."""
+
+    @functools.wraps(method)
+    def run(self: Autotuning, *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except ServiceError:  # HEADSTART=require
+            raise
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("headstart's adapter for autotuners failed; this is a bug")
+        return None
+
+    return run
 
 
 class _Sweep:
@@ -57,7 +78,7 @@ class Autotuning:
     def __init__(self, adapter: Adapter, tunings: Mapping[str, Tuning]) -> None:
         self._adapter = adapter
         self._tunings = tunings
-        self._methods = compat.Autotuners(self._prune, self._bench)
+        self._methods = Autotuners(self._prune, self._bench)
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._here = threading.local()
 
@@ -69,9 +90,11 @@ class Autotuning:
         """Put everything back."""
         self._methods.remove()
         for tuner in list(self._watched):
-            tuner.cache = dict(tuner.cache)
+            if type(tuner.cache) is ChosenConfigs:
+                tuner.cache = dict(tuner.cache)
         self._watched.clear()
 
+    @_guarded
     def launched(self, function: Any, ask: Ask) -> None:
         """A launch, and not a kick-off, has asked for a compile."""
         sweep, config = getattr(self._here, "benched", (None, None))
@@ -85,20 +108,26 @@ class Autotuning:
 
     def _prune(self, tuner: Any, kwargs: dict[str, Any], stock: Callable[..., Any]) -> Any:
         configs = stock(tuner, kwargs)
+        left = self._begin(tuner, kwargs, configs)
+        return configs if left is None else left
+
+    @_guarded
+    def _begin(self, tuner: Any, kwargs: dict[str, Any], configs: list[Any]) -> list[Any] | None:
+        """A new key, for which these configurations are to be benchmarked; those that are left, None: all."""
         self._here.crowned = None
         function = compat.tuned(tuner)
         if function is None or step_aside_reason() is not None:
-            return configs
-        if not isinstance(tuner.cache, compat.ChosenConfigs):
-            tuner.cache = compat.ChosenConfigs(
+            return None
+        if type(tuner.cache) is dict:
+            tuner.cache = ChosenConfigs(
                 tuner.cache, lambda key, config: self._chosen(tuner, function, key, config)
             )
             self._watched.add(tuner)
         if "warmup" not in kwargs:  # `Autotuner.warmup`, which compiles one after another and calls no hook
             arguments = tuple(tuner.nargs.values())
             warm_up = tuner.fn.warmup
-            self._foresee(function, configs, lambda config: warm_up(*arguments, **kwargs, **config.all_kwargs()))
-            return configs
+            self._prefetch(function, configs, lambda config: warm_up(*arguments, **kwargs, **config.all_kwargs()))
+            return None
         recorded = self._recorded(tuner, function, kwargs)
         winners = [config for config in configs if recorded == _configuration(config)]
         sweep = _Sweep(function, winners or configs, reused=bool(winners))
@@ -123,6 +152,7 @@ class Autotuning:
         finally:
             self._here.benched = outer
 
+    @_guarded
     def _chosen(self, tuner: Any, function: Any, key: tuple[Any, ...], config: Any) -> None:
         """`config` is the choice for `key`: after a sweep, or because Triton's or our record says so."""
         sweep = self._sweeps.pop(id(tuner), None)
@@ -162,23 +192,24 @@ class Autotuning:
         tuning = self._tunings.get(tuning_digest(_name(function), key, _target()))
         return None if tuning is None else tuning.configuration
 
+    @_guarded
     def _kick_off(self, tuner: Any, sweep: _Sweep, args: tuple[Any, ...], meta: dict[str, Any]) -> None:
         fixed = all(map(compat.is_fixed, (*args, *(value for name, value in meta.items() if name != "grid"))))
         # Which kernel it is to be may be known only once its hook has run.
         early = [config for config in sweep.configs if config.pre_hook is None or fixed]
-        sweep.asks = self._foresee(
+        sweep.asks = self._prefetch(
             sweep.function,
             early,
             lambda config: tuner.fn.run(*args, **{**meta, **config.all_kwargs(), "warmup": True}),
         )
 
-    def _foresee(self, function: Any, configs: Iterable[Any], launch: Callable[[Any], Any]) -> dict[int, Ask]:
+    def _prefetch(self, function: Any, configs: Iterable[Any], launch: Callable[[Any], Any]) -> dict[int, Ask]:
         """Launch each configuration without its going further than a kick-off; by the `id` of the configuration."""
         asks: dict[int, Ask] = {}
         if compat.has_pre_run_hooks(function):
             return asks
         for config in configs:
-            with self._adapter.foreseeing() as asked:
+            with self._adapter.prefetching() as asked:
                 try:
                     kernel = launch(config)
                 except Exception:  # noqa: BLE001 - the launch will fail in the same way, where it counts

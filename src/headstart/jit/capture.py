@@ -2,59 +2,53 @@
 
     capture(fn):  fn's text ─▶ the names it uses ─▶ what each of them is now ─▶ the functions among these, likewise
 
-Texts come from Triton, which took them when the function was made: no file is read again. Values are looked up when the
-capture is asked for, so that a function sees what it would see if it were compiled now. What was captured is kept on
-the function, with every value that was looked at: while these are the same objects, the capture is good.
+Texts come from Triton, which took them when the function was made: no file is read again, and a text that somebody has
+replaced since is the one that counts. Values are looked up when the capture is asked for, so that a function sees what
+it would see if it were compiled now. What was captured is kept on the function, with everything that was looked at:
+while that is the same, the capture is good.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
+import io
 import textwrap
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from headstart.captured import (
-    Binding,
-    CapturedFunction,
-    CapturedSource,
-    Constant,
-    Constexpr,
-    Dtype,
-    FunctionRef,
-    Import,
-    Items,
-    Member,
-    NamedTuple,
-    Namespace,
-    Table,
-)
+from headstart.captured import Binding, CapturedFunction, CapturedSource, Unbound
 from headstart.errors import CannotTravel, UsageError
-from headstart.jit import compat
-from headstart.jit.names import Use, names_used
+from headstart.jit import compat, python
+from headstart.jit.binding import ABSENT, ITSELF, Binder, Dependencies, User
+from headstart.jit.names import Use, assigned_names, names_used, names_used_in_python
+from headstart.values import Encoded, replace_in_tuples
 
 _NOTES = "__headstart__"  # in a function's __dict__
-_ABSENT: Any = object()
 
 
-def capture(kernel: Any, arguments: Sequence[Any] = ()) -> CapturedSource:
+def capture(kernel: Any, arguments: Sequence[Any] = (), *, lenient: bool = False) -> CapturedSource:
     """The source of a live kernel.
 
     Args:
         kernel: a `@triton.jit` function, or one wrapped by `@triton.autotune` or `@triton.heuristics`.
         arguments: functions that it is given as constexpr arguments.
+        lenient: leave out what cannot be described instead of raising. A kernel that turns out to need it does not
+            compile in a worker; one that only names it on a branch that is not taken does.
 
     Raises:
         UsageError: it is no such function.
         CannotTravel: it uses something that cannot be described as data.
     """
-    return _take(compat.jit_function(kernel), arguments).source
+    return _take(compat.jit_function(kernel), arguments, lenient).source
 
 
 def capture_call(
-    kernel: Any, constants: Mapping[Any, Any] | None, signature: Mapping[str, str] | str
+    kernel: Any,
+    constants: Mapping[Any, Any] | None,
+    signature: Mapping[str, Any] | str,
+    *,
+    lenient: bool = False,
 ) -> tuple[CapturedSource, dict[Any, Any]]:
     """The source of a live kernel for one specialization, and the constants of that as a request takes them.
 
@@ -65,9 +59,21 @@ def capture_call(
     """
     function = compat.jit_function(kernel)
     given = dict(constants or {})
-    functions = {key: value for key, value in given.items() if compat.kind(value) is not None}
-    taken = _take(function, list(functions.values()))
-    plain = given | {key: {"function": taken.indices[id(value)]} for key, value in functions.items()}
+    functions: dict[int, Any] = {}
+
+    def note(value: Any) -> Any:
+        if compat.kind(value) is not None:
+            functions[id(value)] = value
+        return value
+
+    for value in given.values():
+        replace_in_tuples(value, note)
+    taken = _take(function, list(functions.values()), lenient)
+
+    def replaced(value: Any) -> Any:
+        return Encoded({"function": taken.indices[id(value)]}) if id(value) in functions else value
+
+    plain = {key: replace_in_tuples(value, replaced) for key, value in given.items()} if functions else given
     if not compat.has_own_name(function):
         return taken.source, plain
     if isinstance(signature, str):
@@ -86,12 +92,12 @@ def capture_call(
     return taken.source.named(compat.entry_name(function, values, types_)), plain
 
 
-def _take(function: Any, arguments: Sequence[Any]) -> _Taken:
+def _take(function: Any, arguments: Sequence[Any], lenient: bool) -> _Taken:
     notes = _notes(function)
-    key = tuple(map(id, arguments))
+    key = (lenient, *map(id, arguments))
     taken = notes.taken.get(key)
-    if taken is None or not taken.is_current():
-        taken = notes.taken[key] = _Capturing().take(function, arguments)
+    if taken is None or not taken.dependencies.hold():
+        taken = notes.taken[key] = _Capturing(lenient).take(function, arguments)
     return taken
 
 
@@ -106,19 +112,32 @@ class _Notes:
     def __init__(self, owner: dict[str, Any] | None = None) -> None:
         self.owner = owner
         self.parsed: _Parsed | None = None
-        self.taken: dict[tuple[int, ...], _Taken] = {}  # by the functions given as arguments
+        self.taken: dict[tuple[Any, ...], _Taken] = {}  # by how, and by the functions given as arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Notes, ()
 
 
 class _Parsed:
-    """What a function's text says, whatever its names stand for."""
+    """What a function's text says, whatever its names stand for.
+
+    Attributes:
+        compiled: what Triton parses; `text`: as it stands in the file.
+        assigned: names that are assigned somewhere in it, and so may not be the global of that name.
+    """
 
     def __init__(self, function: Any) -> None:
         self.compiled = compat.compiled_text(function)
-        self.text = compat.text(function)
-        self.uses: list[Use] = names_used(self.compiled)
+        self.lines = compat.lines(function)
+        self.text = "".join(self.lines)
+        is_python = compat.kind(function) == "constexpr_function"
+        self.uses: list[Use] = (
+            names_used_in_python(textwrap.dedent(self.text)) if is_python else names_used(self.compiled)
+        )
+        self.assigned = assigned_names(self.text if is_python else self.compiled)
+        self.grouped: dict[str, list[Use]] = {}
+        for use in self.uses:
+            self.grouped.setdefault(use.path[0], []).append(use.rest())
 
 
 class _Taken:
@@ -127,26 +146,13 @@ class _Taken:
     Attributes:
         indices: of the functions in it, by `id`.
         arguments: held, so that no other function gets their `id`.
-        looked_up: `mapping.get(name)` was `value`.
-        cells: `cell.cell_contents` was `value`.
-        mutable: `repr(value)` was `shown`.
     """
 
     def __init__(self) -> None:
         self.source: CapturedSource
         self.indices: dict[int, int] = {}
         self.arguments: list[Any] = []
-        self.looked_up: list[tuple[Mapping[str, Any], str, Any]] = []
-        self.cells: list[tuple[types.CellType, Any]] = []
-        self.mutable: list[tuple[Any, str]] = []
-
-    def is_current(self) -> bool:
-        for mapping, name, value in self.looked_up:
-            if mapping.get(name, _ABSENT) is not value:
-                return False
-        return all(_contents(cell) is value for cell, value in self.cells) and all(
-            repr(value) == shown for value, shown in self.mutable
-        )
+        self.dependencies = Dependencies()
 
 
 def _notes(function: Any) -> _Notes:
@@ -157,27 +163,26 @@ def _notes(function: Any) -> _Notes:
     return notes
 
 
-def _parsed(function: Any) -> _Parsed:
+def _parsed(function: Any, user: User) -> _Parsed:
     notes = _notes(function)
     if notes.parsed is None or notes.parsed.compiled is not compat.compiled_text(function):
-        notes.parsed = _Parsed(function)
+        try:
+            notes.parsed = _Parsed(function)
+        except (SyntaxError, ValueError) as error:
+            raise user.refuse("", f"its text is not that of one function: {error}") from None
     return notes.parsed
-
-
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _ABSENT
 
 
 class _Capturing:
     """One walk over a kernel and what it calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, lenient: bool) -> None:
+        self._lenient = lenient
         self._taken = _Taken()
+        self._dependencies = self._taken.dependencies
         self._functions: list[CapturedFunction | None] = []
         self._indices = self._taken.indices
+        self._binder = Binder(self._dependencies, self._function)
 
     def take(self, kernel: Any, arguments: Sequence[Any]) -> _Taken:
         for function in (kernel, *arguments):
@@ -195,208 +200,82 @@ class _Capturing:
             return known
         index = self._indices[id(function)] = len(self._functions)
         self._functions.append(None)  # a function may call itself
-        self._functions[index] = self._describe(function)
+        try:
+            self._functions[index] = self._describe(function)
+        except CannotTravel:
+            # Whoever called it may go on without it: nothing of it is to stay.
+            del self._functions[index:]
+            for each in [each for each, other in self._indices.items() if other >= index]:
+                del self._indices[each]
+            raise
         return index
 
     def _describe(self, function: Any) -> CapturedFunction:
-        parsed = _parsed(function)
-        python: types.FunctionType = function.fn
-        user = _User(function)
-        if not _is_of(parsed.compiled, parsed.text):
+        user = User(function)
+        parsed = _parsed(function, user)
+        for attribute in compat.CAPTURED_ATTRIBUTES:
+            self._dependencies.attribute(function, attribute)
+        if list(io.StringIO(parsed.text)) != parsed.lines:
+            raise user.refuse("", "its lines are not lines of a text")
+        kind = compat.kind(function) or "jit"
+        names = self._names(function, parsed, kind == "jit", user)
+        if kind == "constexpr_function":
+            code = self._dependencies.attribute(function.fn, "__code__")
+            assert isinstance(code, types.CodeType)
+            why = python.why_not(function.fn, parsed.text, parsed.uses, names)
+            if why is not None:
+                raise user.refuse("", why)
+        replaced = parsed.compiled != compat.text_that_triton_takes(parsed.text)
+        if replaced and kind == "constexpr_function":
             raise user.refuse("", "its source was replaced after it was defined")
-        attributes = vars(function)
-        noinline = compat.noinline(function)
-        self._taken.looked_up.append((attributes, "_src", parsed.compiled))
-        if "noinline" in attributes:
-            self._taken.looked_up.append((attributes, "noinline", attributes["noinline"]))
-        cells = dict(zip(python.__code__.co_freevars, python.__closure__ or (), strict=True))
-        names: dict[str, Binding] = {}
-        grouped: dict[str, list[Use]] = {}
-        for use in parsed.uses:
-            grouped.setdefault(use.path[0], []).append(use.rest())
-        for name, uses in grouped.items():
-            value = self._look_up(name, python.__globals__, cells)
-            if value is not _ABSENT:
-                names[name] = self._bind(value, uses, name, user)
-        defaults = {
-            parameter.name: self._bind(parameter.default, [Use(())], parameter.name, user)
-            for parameter in function.signature.parameters.values()
-            if parameter.default is not inspect.Parameter.empty
-        }
         return CapturedFunction(
-            kind=compat.kind(function) or "jit",
+            kind=kind,
             module=str(function.__module__),
             qualname=function.__qualname__,
-            filename=python.__code__.co_filename.encode(errors="replace").decode(),
+            filename=function.fn.__code__.co_filename.encode(errors="replace").decode(),
             first_line=compat.first_line(function),
             text=parsed.text,
             names=names,
-            defaults=defaults,
-            noinline=noinline,
+            defaults=self._defaults(function, kind == "jit", user),
+            noinline=compat.noinline(function),
+            replaced=parsed.compiled if replaced else "",
+            parameters=compat.parameters(function) if kind == "jit" else [],
         )
 
-    def _look_up(self, name: str, scope: dict[str, Any], cells: dict[str, types.CellType]) -> Any:
-        if name in cells:
-            value = _contents(cells[name])
-            self._taken.cells.append((cells[name], value))
-            return value
-        value = scope.get(name, _ABSENT)
-        self._taken.looked_up.append((scope, name, value))
-        return value
+    def _names(self, function: Any, parsed: _Parsed, is_jit: bool, user: User) -> dict[str, Binding]:
+        code: types.CodeType = function.fn.__code__
+        cells = dict(zip(code.co_freevars, function.fn.__closure__ or (), strict=True))
+        names: dict[str, Binding] = {}
+        for name, uses in parsed.grouped.items():
+            if name in cells:
+                value = self._dependencies.cell(cells[name])
+            else:
+                value = self._dependencies.look_up(function.__globals__, name)
+            if value is ABSENT:
+                continue
+            try:
+                names[name] = self._binder.bind(value, uses, name, user)
+            except CannotTravel as error:
+                # In Triton a name without a meaning is an error, always; Python may have a builtin of it, or catch it.
+                may_go = (
+                    is_jit and name not in compat.BUILTIN_NAMES and (self._lenient or name in parsed.assigned)
+                )
+                if not may_go:
+                    raise
+                names[name] = Unbound(error.why if error.name == name else str(error))
+        return names
 
-    def _bind(self, value: Any, uses: list[Use], name: str, user: _User) -> Binding:
-        """What `value`, which `user` knows as `name`, is to be in the worker.
-
-        Args:
-            uses: what is used of it: itself (no path), or the attributes along a path.
-        """
-        if any(use.matters for use in uses):
-            return self._binding(value, uses, name, user)
-        try:
-            return self._binding(value, uses, name, user)
-        except CannotTravel:
-            return Constant(None)  # of an annotation it only matters whether it is constexpr
-
-    def _binding(self, value: Any, uses: list[Use], name: str, user: _User) -> Binding:
-        if isinstance(value, types.ModuleType):
-            return self._module(value, uses, name, user)
-        if compat.kind(value) is not None:
-            return _member_of_triton(value) or FunctionRef(self._function(value))
-        plain = self._plain(value, name, user)
-        if plain is not None:
-            return plain
-        member = _member_of_triton(value)
-        if member is not None:
-            return member
-        if isinstance(value, type):
-            return self._class(value, uses, name, user)
-        raise user.refuse(name, _why_not(value))
-
-    def _plain(self, value: Any, name: str, user: _User) -> Binding | None:
-        # Subclasses (numpy.float64, members of an IntEnum) would be something else on the other side.
-        kind = type(value)
-        if value is None or kind in (bool, float, str):
-            return Constant(value)
-        if kind is int:
-            if not -(2**63) <= value < 2**64:
-                raise user.refuse(name, f"{value}, which does not fit 64 bits")
-            return Constant(value)
-        if kind in (tuple, list):
-            if kind is list:
-                self._taken.mutable.append((value, repr(value)))
-            items = [self._bind(item, [Use(())], name, user) for item in value]
-            return Items("list" if kind is list else "tuple", items)
-        if kind is dict:
-            self._taken.mutable.append((value, repr(value)))
-            pairs = [[self._bind(item, [Use(())], name, user) for item in pair] for pair in value.items()]
-            return Table([(key, item) for key, item in pairs])
-        core = compat.core()
-        if core is not None:
-            if kind is core.constexpr:
-                self._taken.looked_up.append((vars(value), "value", value.value))
-                return Constexpr(self._bind(value.value, [Use(())], name, user))
-            if kind is core.dtype:
-                return Dtype(value.name)
-        return None
-
-    def _module(self, module: types.ModuleType, uses: list[Use], name: str, user: _User) -> Binding:
-        if compat.is_triton(module.__name__):
-            return Import(module.__name__, _submodules(module, uses))
-        if module.__name__.partition(".")[0] in sys.stdlib_module_names:
-            return Import(module.__name__)
-        return Namespace(module.__name__, self._members(module, uses, name, user))
-
-    def _class(self, value: type, uses: list[Use], name: str, user: _User) -> Binding:
-        if issubclass(value, tuple) and hasattr(value, "_fields"):
-            given: dict[str, Any] = getattr(value, "_field_defaults", {})
-            defaults = [self._bind(default, [Use(())], name, user) for default in given.values()]
-            return NamedTuple(value.__module__, value.__name__, list(value._fields), defaults)
-        if not any(use.path or use.matters for use in uses):
-            return Constant(None)
-        if compat.is_aggregate(value):
-            raise user.refuse(name, "an aggregate, which headstart cannot describe yet")
-        return Namespace(value.__qualname__, self._members(value, uses, name, user), is_class=True)
-
-    def _members(self, owner: Any, uses: list[Use], name: str, user: _User) -> dict[str, Binding]:
-        grouped: dict[str, list[Use]] = {}
-        for use in uses:
-            if use.path:
-                grouped.setdefault(use.path[0], []).append(use.rest())
-            elif use.matters:
-                kind = "class" if isinstance(owner, type) else "module"
-                raise user.refuse(name, f"a {kind} of which not only attributes are used")
-        members = {}
-        for attribute, rests in grouped.items():
-            value = vars(owner).get(attribute, _ABSENT)
-            self._taken.looked_up.append((vars(owner), attribute, value))
-            if value is _ABSENT or isinstance(owner, type):
-                value = getattr(owner, attribute, _ABSENT)  # inherited, or made by the module when asked for
-            if value is not _ABSENT:
-                members[attribute] = self._bind(value, rests, f"{name}.{attribute}", user)
-        return members
-
-
-class _User:
-    """The function whose names are being looked at, for what is said about them."""
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-
-    def refuse(self, name: str, why: str) -> CannotTravel:
-        function = self._function
-        where = f"{function.fn.__code__.co_filename}:{compat.first_line(function)}"
-        return CannotTravel(f"{function.__module__}.{function.__qualname__}", name, why, where)
-
-
-def _is_of(compiled: str, text: str) -> bool:
-    """Whether what Triton compiles is still what stands in the file."""
-    return text.endswith(compiled) or textwrap.dedent(text).endswith(compiled)
-
-
-def _submodules(module: types.ModuleType, uses: list[Use]) -> list[str]:
-    """Modules that are reached through attributes of a module of Triton: importing it need not import these."""
-    found = set()
-    for use in uses:
-        value: Any = module
-        for attribute in use.path:
-            value = getattr(value, attribute, None)
-            if not isinstance(value, types.ModuleType):
-                break
-            if compat.is_triton(value.__name__):
-                found.add(value.__name__)
-    return sorted(found)
-
-
-def _member_of_triton(value: Any) -> Member | None:
-    """Where in Triton `value` is to be found, if there."""
-    home = getattr(value, "__module__", None)
-    module = sys.modules.get(str(home)) if compat.is_triton(home) else None
-    if module is None:
-        return None
-    path = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-    if isinstance(path, str) and _follow(module, path) is value:
-        return Member(module.__name__, path)
-    for name, member in vars(module).items():
-        if member is value:
-            return Member(module.__name__, name)
-    return None
-
-
-def _follow(module: types.ModuleType, path: str) -> Any:
-    value: Any = module
-    for attribute in path.split("."):
-        value = getattr(value, attribute, None)
-    return value
-
-
-def _why_not(value: Any) -> str:
-    kind = type(value).__name__
-    if kind in ("Autotuner", "Heuristics"):
-        return "which is tuned by Triton when it is launched, and cannot be called from a kernel"
-    if kind == "GluonJITFunction":
-        return "a Gluon function, which headstart cannot compile yet"
-    if getattr(value, "__triton_builtin__", False):
-        return "a Python function that takes part in compiling, from outside of Triton"
-    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
-        return "a Python function that is not decorated with @triton.jit or @triton.constexpr_function"
-    return f"a {type(value).__module__}.{kind}; numbers, strings, None, dtypes and tuples of these can travel"
+    def _defaults(self, function: Any, is_jit: bool, user: User) -> dict[str, Binding]:
+        given: Iterable[tuple[str, Any]]
+        if is_jit:
+            parameters = function.signature.parameters.values()
+            given = [
+                (each.name, each.default)
+                for each in parameters
+                if each.default is not inspect.Parameter.empty
+            ]
+        else:
+            given = python.defaults_of(function.fn)
+            for attribute in ("__defaults__", "__kwdefaults__"):
+                self._dependencies.attribute(function.fn, attribute)
+        return {name: self._binder.bind(value, ITSELF, name, user) for name, value in given}

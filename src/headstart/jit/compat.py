@@ -6,27 +6,26 @@ Triton imported: nothing here does so.
   will be compiled. `Autotuner` and `Heuristics` keep what they wrap in `fn`.
 * `JITFunction.noinline`; `JITFunction._repr`, which names the compiled kernel, given a specialization.
 * `triton.language.core`: `constexpr.value`, `dtype.name`, and the mark of an aggregate.
-* What `jit_cache_hook` is told (`fn.jit_function`, `compile`); that `triton.compile` hashes `get_cache_key(…)`, asks
-  the manager of that hash, in base 32, for the group `NAME.json`, and takes what it is given.
-* `knobs.cache.manager_class` is a descriptor, whose `get` reads `TRITON_CACHE_MANAGER`.
-* `Autotuner.run`: looks a key up in `cache`; for a new one calls `prune_configs(kwargs)` and for each configuration
-  that is left `_bench(*args, config=…, **kwargs)`, then sets `cache[key]`.
+* `triton.compile` parses its options, hashes `get_cache_key(…)`, asks the manager of that hash for the group
+  `NAME.json`, makes a `CompiledKernel` of the files that it is given, and tells `knobs.compilation.listener`.
+
+What is replaced in Triton's own classes stands in `patches`.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
-import json
+import re
 import sys
+import textwrap
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import FunctionType, ModuleType
 from typing import Any, Literal, NamedTuple
 
-import msgspec
-
+from headstart.captured import Parameter
+from headstart.environment import fingerprint
 from headstart.errors import CompileError, UsageError
 
 KNOWN_VERSIONS = ("3.6", "3.7", "3.8", "3.9")
@@ -37,12 +36,28 @@ _WRAPPERS = ("Autotuner", "Heuristics")
 _MAX_NAME = 150  # characters of a kernel's name that Triton uses for files
 
 _REQUIRED = {
-    "triton": ("compiler.ASTSource", "compiler.make_backend", "runtime.driver"),
-    "triton.knobs": ("runtime.jit_cache_hook", "cache.manager_class"),
-    "triton.runtime.cache": ("CacheManager", "FileCacheManager", "get_cache_key", "triton_key"),
-    "triton.runtime.jit": ("get_cache_invalidating_env_vars",),
+    "triton": ("compiler.ASTSource", "compiler.CompiledKernel", "compiler.make_backend", "runtime.driver"),
+    "triton.knobs": ("compilation.listener", "CompileTimes"),
+    "triton.runtime.cache": ("get_cache_manager", "get_cache_key", "triton_key"),
+    "triton.runtime.jit": ("get_cache_invalidating_env_vars", "JITFunction._do_compile", "_async_compile.active_mode"),
     "triton.runtime.autotuner": ("Autotuner.prune_configs", "Autotuner._bench"),
 }
+
+# What of a function is looked at to describe it, and of which another value makes another function of it.
+CAPTURED_ATTRIBUTES = (
+    "_src",
+    "raw_src",
+    "starting_line_number",
+    "fn",
+    "signature",
+    "params",
+    "noinline",
+    "__globals__",
+)
+# Names that mean something in a kernel without being defined (`CodeGenerator.builtin_namespace`, 3.6 to 3.9).
+BUILTIN_NAMES = frozenset(
+    {"float", "getattr", "hasattr", "int", "isinstance", "len", "list", "max", "min", "print", "range"}
+)
 
 # By the name and the fields that Triton gives it.
 SpecializationProxy = namedtuple("SpecializationProxy", ["constants", "signature"])
@@ -87,9 +102,37 @@ def is_triton(module: Any) -> bool:
     return isinstance(module, str) and (module == "triton" or module.startswith("triton."))
 
 
-def text(function: Any) -> str:
-    """The function as it stands in its file, decorators included."""
-    return "".join(function.raw_src)
+def lines(function: Any) -> list[str]:
+    """The function as it stands in its file, decorators included, line by line."""
+    return list(function.raw_src)
+
+
+def text_that_triton_takes(text: str) -> str | None:
+    """What Triton parses of a function with this text, unless somebody replaces it; None if it finds no function."""
+    dedented = textwrap.dedent(text)
+    found = re.search(r"^def\s+\w+\s*\(", dedented, re.MULTILINE)  # Triton's own pattern
+    return None if found is None else dedented[found.start() :]
+
+
+def is_replaced(function: Any) -> bool:
+    """Whether somebody has given a function another text to compile than it was made with."""
+    return compiled_text(function) != text_that_triton_takes("".join(function.raw_src))
+
+
+def parameters(function: Any) -> list[Parameter]:
+    """What Triton knows of a jit function's parameters."""
+    found = []
+    for parameter, given in zip(function.params, function.signature.parameters.values(), strict=True):
+        found.append(
+            Parameter(
+                name=parameter.name,
+                kind=given.kind.name.lower(),
+                annotation=parameter.annotation,
+                specialize=not parameter.do_not_specialize,
+                align=not parameter.do_not_specialize_on_alignment,
+            )
+        )
+    return found
 
 
 def first_line(function: Any) -> int:
@@ -155,87 +198,125 @@ def gpu_target(backend: str, arch: str, warp_size: int) -> Any:
 # Compiles
 
 
-class Specialized(NamedTuple):
-    """What Triton is about to compile.
+class Compile(NamedTuple):
+    """One call of `triton.compile`.
 
     Attributes:
-        function: the `JITFunction`.
-        signature: type of each parameter; `"constexpr"` for constants; a tuple's is a tuple.
-        constants: by path; `attributes`, likewise.
+        source: Triton's `ASTSource`.
         options: those that differ from the backend's defaults.
         target: as `Target` reads it.
         hash: Triton's own of the entry.
     """
 
-    function: Any
-    signature: dict[str, Any]
-    constants: dict[tuple[int, ...], Any]
-    attributes: dict[tuple[int, ...], Any]
+    source: Any
     options: dict[str, Any]
     target: str
     hash: str
 
     @property
-    def key(self) -> str:
-        """What a cache manager is made with."""
-        return manager_key(self.hash)
+    def function(self) -> Any:
+        """The `JITFunction`."""
+        return self.source.fn
+
+    @property
+    def file(self) -> str:
+        """The file of the entry that stands for all of it."""
+        return f"{self.stem}.json"
 
     @property
     def stem(self) -> str:
         """How the entry's files are named, up to their suffixes."""
-        name: str = self.function.__name__
+        name: str = self.source.name
         return name[:_MAX_NAME]
 
 
-def manager_key(hash: str) -> str:
-    """What Triton makes the cache manager of an entry with."""
-    return base64.b32encode(bytes.fromhex(hash)).decode().rstrip("=")
+def compile_of(source: Any, target: Any, options: Mapping[str, Any] | None, env_vars: Any = None) -> Compile:
+    """What `triton.compile` would do first, when it is given this.
 
-
-def specialized(function: Any, told: Mapping[str, Any], environment: Mapping[str, str]) -> Specialized:
-    """What `jit_cache_hook` was told of, with the hash by which `triton.compile` will ask for it.
-
-    `environment` holds the variables that a worker will have.
+    Raises whatever Triton raises there: a global variable has another value than an inner function was compiled with.
     """
     triton = sys.modules["triton"]
-    target = triton.runtime.driver.active.get_current_target()
+    if target is None:
+        target = triton.runtime.driver.active.get_current_target()
     backend = triton.compiler.make_backend(target)
-    options = backend.parse_options(_options(told["specialization_data"]))
-    defaults = _defaults(target, tuple(environment.items()))
-    (attributes,) = told["configs"]
-    source = triton.compiler.ASTSource(function, told["signature"], told["constants"], attributes)
-    cache = sys.modules["triton.runtime.cache"]
-    variables = sys.modules["triton.runtime.jit"].get_cache_invalidating_env_vars()
-    text: str = cache.get_cache_key(source, backend, options, env_vars=variables)
-    return Specialized(
-        function,
-        told["signature"],
-        told["constants"],
-        attributes,
-        {name: value for name, value in vars(options).items() if value is not None and value != defaults.get(name)},
+    parsed = backend.parse_options({**(options or {}), **source.parse_options()})
+    variables = sys.modules["triton.runtime.jit"].get_cache_invalidating_env_vars() if env_vars is None else env_vars
+    text: str = sys.modules["triton.runtime.cache"].get_cache_key(source, backend, parsed, env_vars=variables)
+    defaults = _defaults(target, tuple(sorted(fingerprint().items())))
+    return Compile(
+        source,
+        {name: value for name, value in vars(parsed).items() if value is not None and value != defaults.get(name)},
         _shown(target),
         hashlib.sha256(text.encode()).hexdigest(),
     )
 
 
-def _options(specialization_data: str) -> dict[str, Any]:
-    try:
-        given = _decoder.decode(specialization_data).options
-    except msgspec.DecodeError:  # a constant may be infinite, which is no JSON
-        given = json.loads(specialization_data)["options"]
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+def is_jit_source(source: Any) -> bool:
+    """Whether a source is of a `@triton.jit` function that can be described, and not of Gluon or a file of IR."""
+    return type(source) is sys.modules["triton.compiler"].ASTSource and kind(source.fn) == "jit"
 
 
-class _SpecializationData(msgspec.Struct):
-    options: dict[str, Any]
+def new_source(function: Any, signature: Any, constants: Any, attributes: Any) -> Any:
+    """The `ASTSource` that `JITFunction._do_compile` makes."""
+    return function.ASTSource(function, signature, constants, attributes)
 
 
-_decoder = msgspec.json.Decoder(_SpecializationData)
+def has_broken_hash(function: Any) -> bool:
+    """Whether hashing a function raised: Triton leaves a mark, with which it would not raise again."""
+    return str(getattr(function, "hash", "")).startswith("recursion:")
+
+
+def cache_manager(hash: str) -> Any:
+    """The program's own cache manager of an entry, whichever is set.
+
+    Raises:
+        OSError: its folder cannot be made.
+    """
+    return sys.modules["triton.runtime.cache"].get_cache_manager(hash)
+
+
+def compiled_kernel(compiled: Compile, group: dict[str, str]) -> Any:
+    """Triton's `CompiledKernel` of an entry's files."""
+    return sys.modules["triton.compiler"].CompiledKernel(compiled.source, group, compiled.hash)
+
+
+def tell_listener(compiled: Compile, kernel: Any, group: dict[str, str], times: Mapping[str, int] | None) -> None:
+    """Tell `knobs.compilation.listener`, if there is one, of a compile; `times`: microseconds by stage, None: a hit."""
+    knobs = sys.modules["triton.knobs"]
+    listener = knobs.compilation.listener
+    if listener is None:
+        return
+    stages = dict(times or {})
+    listener(
+        src=compiled.source,
+        metadata=kernel.metadata._asdict(),
+        metadata_group=group,
+        times=knobs.CompileTimes(
+            ir_initialization=stages.pop("ir_initialization", 0),
+            store_results=stages.pop("store_results", 0),
+            lowering_stages=list(stages.items()),
+        ),
+        cache_hit=times is None,
+    )
+
+
+def warn_once(text: str) -> bool:
+    """Give a warning that Triton gives once in a process; False if this Triton has none such."""
+    once = getattr(sys.modules.get("triton._utils"), "warn_once", None)
+    if once is None:
+        return False
+    once(text)
+    return True
 
 
 @functools.lru_cache(maxsize=16)
 def _defaults(target: Any, environment: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     return dict(vars(sys.modules["triton"].compiler.make_backend(target).parse_options({})))
+
+
+def is_tritons(value: Any) -> bool:
+    """Whether `value` is an exception of Triton's."""
+    return isinstance(value, Exception) and is_triton(type(value).__module__)
 
 
 def compute_key() -> None:
@@ -258,182 +339,20 @@ def unusable() -> str | None:
 
 
 def as_tritons(error: CompileError) -> Exception | None:
-    """What Triton raised in the worker, of the same class and with the same text; None where that cannot be made."""
-    module, _, name = error.raised.rpartition(".")
-    cls = getattr(sys.modules.get(module), name, None) if module == "builtins" or is_triton(module) else None
-    if not (isinstance(cls, type) and issubclass(cls, Exception)):
+    """What Triton raised in the worker if its assembler refused the kernel, with the same text; else None.
+
+    Whatever else it raises it is to raise here: see `Adapter`.
+    """
+    if error.raised != "triton.runtime.errors.PTXASError":
         return None
-    if not is_triton(module):
-        try:
-            return cls(error.message)
-        except TypeError:  # UnicodeDecodeError, say, is made of more than a text
-            return None
-    # Triton's own are made of syntax trees and the like, of which they then make their text.
+    cls: type[Exception] = sys.modules["triton.runtime.errors"].PTXASError
+    # Triton makes its text of what it is given.
     raised: Exception = cls.__new__(cls)
-    vars(raised).update(
-        src=None,
-        node=None,
-        message=error.message,
-        error_message=error.message.removeprefix("PTXAS error: "),
-    )
+    vars(raised).update(error_message=error.message.removeprefix("PTXAS error: "))
     return raised if str(raised) == error.message else None
 
 
-class Hooks:
-    """Triton's hook before a compile, and its cache manager.
-
-    Args:
-        before: called in place of the hook, with the earlier one (or None) and what it is told.
-        get_group: called in place of a manager's `get_group`: with the key, the name, and the manager.
-    """
-
-    def __init__(
-        self,
-        before: Callable[[Callable[..., Any] | None, dict[str, Any]], Any],
-        get_group: Callable[[str, str, Any], dict[str, str] | None],
-    ) -> None:
-        self._before = before
-        self._get_group = get_group
-        self._earlier: Callable[..., Any] | None = None
-        self._hook: Callable[..., Any] | None = None
-        self._manager: Any = None
-        self._theirs: Any = None  # the manager class that was set in Python
-
-    def install(self) -> None:
-        """Put both in place."""
-        knobs = sys.modules["triton.knobs"]
-        self._earlier = earlier = knobs.runtime.jit_cache_hook
-        self._manager = self._manager_class()
-
-        def hook(**told: Any) -> Any:
-            return self._before(earlier, told) if self._hook is not None else earlier and earlier(**told)
-
-        self._hook = knobs.runtime.jit_cache_hook = hook
-        self.wrap_manager()
-
-    def wrap_manager(self) -> None:
-        """Stand before the manager that is set, whichever it is now."""
-        knobs = sys.modules["triton.knobs"]
-        current = vars(knobs.cache).get("manager_class")
-        if current is not self._manager:
-            self._theirs = current
-            knobs.cache.manager_class = self._manager
-
-    def manager(self, key: str) -> Any:
-        """The program's own manager of an entry."""
-        return self._theirs_now()(key)
-
-    def remove(self) -> None:
-        """Put back what was there. A hook that somebody has set since stays, and may go on calling ours."""
-        if self._hook is None:
-            return
-        knobs = sys.modules["triton.knobs"]
-        if knobs.runtime.jit_cache_hook is self._hook:
-            knobs.runtime.jit_cache_hook = self._earlier
-        self._hook = None
-        if vars(knobs.cache).get("manager_class") is self._manager:
-            if self._theirs is None:
-                del knobs.cache.manager_class  # what TRITON_CACHE_MANAGER says counts again
-            else:
-                knobs.cache.manager_class = self._theirs
-
-    def _theirs_now(self) -> Any:
-        knobs = sys.modules["triton.knobs"]
-        named = vars(type(knobs.cache))["manager_class"].get()
-        return self._theirs or named or sys.modules["triton.runtime.cache"].FileCacheManager
-
-    def _manager_class(self) -> Any:
-        hooks = self
-
-        class Manager(sys.modules["triton.runtime.cache"].CacheManager):  # type: ignore[misc]
-            """The program's own cache manager; only what is on its way from a worker is answered by headstart."""
-
-            def __init__(self, key: str, **how: bool) -> None:
-                self._theirs = hooks._theirs_now()(key, **how)
-                self._key = "" if any(how.values()) else key
-
-            def get_file(self, filename: str) -> Any:
-                return self._theirs.get_file(filename)
-
-            def put(self, data: Any, filename: str, binary: bool = True) -> Any:
-                return self._theirs.put(data, filename, binary=binary)
-
-            def get_group(self, filename: str) -> Any:
-                return hooks._get_group(self._key, filename, self._theirs)
-
-            def put_group(self, filename: str, group: dict[str, str]) -> Any:
-                return self._theirs.put_group(filename, group)
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.__dict__["_theirs"], name)
-
-        return Manager
-
-
 # Autotuners
-
-
-class Autotuners:
-    """Two methods of `Autotuner`, which are called for a new key only.
-
-    Args:
-        prune: given the autotuner, the launch's keyword arguments and the real method.
-        bench: given the autotuner, the launch's arguments, the configuration, keyword arguments and the real method.
-    """
-
-    def __init__(self, prune: Callable[..., Any], bench: Callable[..., Any]) -> None:
-        self._prune = prune
-        self._bench = bench
-        self._undo: list[Callable[[], None]] = []
-
-    def install(self) -> None:
-        """Replace them."""
-        owner = sys.modules["triton.runtime.autotuner"].Autotuner
-        stock_prune, stock_bench = owner.prune_configs, owner._bench
-
-        replaced = self._undo  # empty once we are gone, though somebody may have wrapped ours
-        prune, bench = self._prune, self._bench
-
-        def prune_configs(self: Any, kwargs: dict[str, Any]) -> Any:
-            return prune(self, kwargs, stock_prune) if replaced else stock_prune(self, kwargs)
-
-        def _bench(self: Any, *args: Any, config: Any, **meta: Any) -> Any:
-            if not replaced:
-                return stock_bench(self, *args, config=config, **meta)
-            return bench(self, args, config, meta, stock_bench)
-
-        owner.prune_configs, owner._bench = prune_configs, _bench
-
-        def undo() -> None:
-            if owner.prune_configs is prune_configs:
-                owner.prune_configs = stock_prune
-            if owner._bench is _bench:
-                owner._bench = stock_bench
-
-        self._undo.append(undo)
-
-    def remove(self) -> None:
-        """Put them back."""
-        while self._undo:
-            self._undo.pop()()
-
-
-class ChosenConfigs(dict[Any, Any]):
-    """In place of `Autotuner.cache`: the configuration of each key. Tells which is chosen, whoever looks it up.
-
-    Launches only look up, which is a dict's own doing.
-    """
-
-    def __init__(self, chosen: Mapping[Any, Any], told: Callable[[Any, Any], None]) -> None:
-        super().__init__(chosen)
-        self._told = told
-
-    def __setitem__(self, key: Any, config: Any) -> None:
-        super().__setitem__(key, config)
-        self._told(key, config)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
 
 
 def tuned(tuner: Any) -> Any:
@@ -469,7 +388,9 @@ def is_fixed(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(is_fixed, value))
     plain = value is None or isinstance(value, (bool, int, float, str))
-    return plain or hasattr(value, "data_ptr") or (is_triton(type(value).__module__) and hasattr(value, "name"))
+    return (
+        plain or hasattr(value, "data_ptr") or (is_triton(type(value).__module__) and hasattr(value, "name"))
+    )
 
 
 def has_pre_run_hooks(function: Any) -> bool:

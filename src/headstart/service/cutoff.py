@@ -31,14 +31,22 @@ from headstart.environment import TOOL_VARIABLES
 from headstart.errors import DamagedError
 from headstart.request import CompileRequest
 from headstart.store import DiskStore
+from headstart.wire import CompileLog
 
-FORMAT = "tail 1"  # raised whenever a tail, or its key, changes its meaning
-KIND = "tail"  # what such an entry has as its target and as its artifact
+FORMAT = "tail 2"  # raised whenever a tail, or its key, changes its meaning
+KIND = "tail"  # of such an entry, and what its artifact is called
 
 _FRONT_END = frozenset({"hash", "num_stages"})
 _OF_LLIR = frozenset(
     {
-        *("shared", "tmem_size", "num_warps", "tensordesc_meta", "global_scratch_size", "global_scratch_align"),
+        *(
+            "shared",
+            "tmem_size",
+            "num_warps",
+            "tensordesc_meta",
+            "global_scratch_size",
+            "global_scratch_align",
+        ),
         *("profile_scratch_size", "profile_scratch_align"),
     }
 )
@@ -71,7 +79,7 @@ class Front(msgspec.Struct, frozen=True):
     seams: list[Seam]
     wall_s: float = 0.0
     cpu_s: float = 0.0
-    output: str = ""
+    log: CompileLog = CompileLog()
 
 
 class Tail(msgspec.Struct, frozen=True):
@@ -119,7 +127,7 @@ class Tails:
         """`front` with the tail that it lacks; None if there is none, or its entry is gone or another by now."""
         seam = front.seams[-1]
         found = self._store.find(seam.tail)
-        if found is None or found.header.target != KIND:
+        if found is None or found.header.kind != KIND:
             return None
         try:
             tail = _tail_decoder.decode(found.artifact(KIND))
@@ -150,16 +158,19 @@ class Tails:
         if before.keys() - after.keys():
             return  # not what is relied on
         changed = {
-            name: value for name, value in after.items() if name not in before or repr(before[name]) != repr(value)
+            name: value
+            for name, value in after.items()
+            if name not in before or repr(before[name]) != repr(value)
         }
         names = [name for name in entry.artifact_names if name not in seam.artifacts]
         tail = Tail(entry.key, _digests(entry, names), changed)
         parts = pack_entry(
             key=seam.tail,
+            kind=KIND,
             name=entry.name,
             request_digest=seam.tail,
             toolchain=entry.header.toolchain,
-            target=KIND,
+            target=entry.header.target,
             components=[("format", FORMAT)],
             metadata={},
             artifacts={KIND: _encoder.encode(tail)},

@@ -27,8 +27,9 @@ from headstart.environment import FINGERPRINT_VARIABLES
 from headstart.service import plan
 from headstart.service.boot import spawn
 from headstart.service.loop import Loop
+from headstart.service.output import last_words
 from headstart.service.queue import Kind
-from headstart.service.worker import last_stage, last_words
+from headstart.service.worker import last_stage
 from headstart.service.zygote import bury
 
 _MAX_MESSAGE = 1 << 16  # bytes, from a zygote
@@ -90,7 +91,9 @@ class Herd:
                     f"{'the worker' if each == pid else machine.name_of(each) or 'a tool'} {size >> 20} MiB"
                     for each, size in parts
                 )
-                found.append((number, f"when it was looked at, it used {sum(used.values()) >> 20} MiB: {shown}"))
+                found.append(
+                    (number, f"when it was looked at, it used {sum(used.values()) >> 20} MiB: {shown}")
+                )
         return found
 
     def end(self) -> None:

@@ -23,11 +23,11 @@ or the loss of the zygote; after `StartZygote`, `zygote_ready`, `zygote_unable` 
 from __future__ import annotations
 
 import enum
-import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
+from headstart.service.deaths import describe_status, likely_cause
 from headstart.service.flights import Flights
 from headstart.service.queue import Job, Kind, Queue, Ticket, Urgency
 from headstart.wire import Failure
@@ -329,7 +329,21 @@ class Plan:
         worker.job = None
         rest = self._rest(worker, now) if worker.state is _State.BUSY else []
         self._zygotes[worker.kind].losses = 0
+        if isinstance(outcome, Failure) and outcome.kind == "crash":
+            # A tool died under a worker that lives: that is no more the kernel's fault than a worker's death.
+            return [*rest, *self._after_crash(job, outcome, now), *self._schedule(now)]
         return [self._deliver(job, outcome), *rest, *self._schedule(now)]
+
+    def _after_crash(self, job: Job, failure: Failure, now: float) -> list[Action]:
+        """A job is to be tried once more, by itself, or else fails."""
+        job.attempts += 1
+        if job.attempts < MAX_ATTEMPTS:
+            job.alone_until = now + ALONE_PATIENCE
+            self._alone.add(job)
+            self._try_again(job)
+            return []
+        failure.summary = f"{failure.summary}, {job.attempts} times"
+        return [self._deliver(job, failure)]
 
     def reached(self, number: int, tail: str) -> list[Action]:
         """A worker's compile has come to a seam, and waits to be told whether somebody else is at what lies behind."""
@@ -380,41 +394,34 @@ class Plan:
         if worker.recalled:
             self._try_again(job)
             return []
-        job.attempts += 1
-        if job.attempts < MAX_ATTEMPTS:
-            job.alone_until = now + ALONE_PATIENCE
-            self._alone.add(job)
-            self._try_again(job)
-            return []
         if worker.timed_out is not None:
             failure = Failure(
                 "timeout",
-                f"it took longer than {worker.timed_out:g} s, {job.attempts} times",
+                f"it took longer than {worker.timed_out:g} s",
                 stage=stage,
                 output=last_words,
                 advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: less unrolling",
             )
-            return [self._deliver(job, failure)]
-        if worker.swollen is not None:
+        elif worker.swollen is not None:
             limit, evidence = worker.swollen
             failure = Failure(
                 "memory",
-                f"it used more than {_mebibytes(limit)} of memory, {job.attempts} times",
+                f"it used more than {_mebibytes(limit)} of memory",
                 stage=stage,
                 detail=evidence,
                 output=last_words,
                 advice="raise HEADSTART_MEMORY_LIMIT (16GiB, say), or make the kernel smaller: less unrolling",
             )
-            return [self._deliver(job, failure)]
-        failure = Failure(
-            "crash",
-            f"the compiler process {_describe(status)}, {job.attempts} times",
-            stage=stage,
-            detail=_likely_cause(status),
-            output=last_words,
-            advice="run the command below; if it crashes alone, it is a bug in Triton, LLVM or ptxas worth reporting",
-        )
-        return [self._deliver(job, failure)]
+        else:
+            failure = Failure(
+                "crash",
+                f"the compiler process {describe_status(status)}",
+                stage=stage,
+                detail=likely_cause(status),
+                output=last_words,
+                advice="run the command below; if it crashes alone, it is a bug in Triton, LLVM or ptxas to report",
+            )
+        return self._after_crash(job, failure, now)
 
     # What time does
 
@@ -591,24 +598,3 @@ def effective_time_limit(wanted: float | None, urgency: Urgency) -> float | None
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:.0f} MiB"
-
-
-def _describe(status: int) -> str:
-    if status >= 0:
-        return f"exited with code {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"
-
-
-def _likely_cause(status: int) -> str:
-    if status == -signal.SIGKILL:
-        return (
-            "SIGKILL comes from the kernel when memory is exhausted (see dmesg), or from somebody's kill -9"
-        )
-    if status == -signal.SIGABRT:
-        return "SIGABRT is how LLVM and MLIR report a failed assertion; the assertion is in the output"
-    if status in (-signal.SIGSEGV, -signal.SIGBUS):
-        return "a memory fault inside the compiler"
-    return ""

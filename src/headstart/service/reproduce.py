@@ -39,10 +39,12 @@ def kernels():
     )
 '''
 
-_IMPORTS = {
-    str: "import headstart\n",
-    CapturedSource: "import headstart\nfrom headstart.captured import CapturedSource\n",
-}
+_IMPORTS = """\
+import headstart
+from headstart.captured import CapturedSource
+from headstart.request import TupleType
+from headstart.values import Encoded
+"""
 
 
 def write_plan(folder: Path, request: CompileRequest) -> str:
@@ -58,10 +60,10 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
         name=request.name,
         target=request.target,
         command=command.replace("\\", "\\\\").replace('"""', '\\"\\"\\"'),
-        imports=_IMPORTS[type(request.source)],
+        imports=_IMPORTS,
         source=_source(request.source),
         signature=request.signature,
-        constants=_expression({_position(key): value for key, value in request.constants.items()}),
+        constants=_constants(request.constants),
         attributes={_position(key): facts for key, facts in request.attributes.items()},
         options=_expression(request.options),
         filename=request.filename,
@@ -112,6 +114,16 @@ def _expression(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {_expression(member)}" for key, member in value.items()) + "}"
     return repr(value)
+
+
+def _constants(constants: dict[str, Any]) -> str:
+    """Constants are plain data already, which a plan has to say of those that have members."""
+    shown = [f"{_position(key)!r}: {_constant(value)}" for key, value in constants.items()]
+    return "{" + ", ".join(shown) + "}"
+
+
+def _constant(value: Any) -> str:
+    return f"Encoded({_expression(value)})" if isinstance(value, (list, dict)) else _expression(value)
 
 
 def _position(key: str) -> str | tuple[int, ...]:

@@ -523,7 +523,7 @@ class Server:
             finished=outcome.finished,
             cpu_s=outcome.cpu_s,
             shared=outcome.shared,
-            output=outcome.output,
+            log=outcome.log,
         )
 
     def _note_published(self, outcome: wire.Finished, job: Job) -> None:

@@ -10,8 +10,8 @@ With early cutoff, on the way (`cutoff.py`):
       (or   ── StandAside ▶
             ◀─ StoodAside ─       with what was made so far; free for another job)
 
-A worker is a fork of a zygote, alone in its process group, with its own TMPDIR; what it and its tools print goes to a
-file in there, which the service reads if the worker dies. It sees no GPU. It dies with its zygote (PDEATHSIG), and
+A worker is a fork of a zygote, alone in its process group, with its own TMPDIR; what it and its tools print goes to
+files in there, which the service reads if the worker dies. It sees no GPU. It dies with its zygote (PDEATHSIG), and
 by EOF with its service.
 """
 
@@ -21,7 +21,6 @@ import contextlib
 import os
 import resource
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +33,11 @@ from headstart.entry import pack_entry
 from headstart.errors import StoreUnavailable
 from headstart.service.compiling import Compiled, Compiler, Refused
 from headstart.service.cutoff import Cut, Cutter, Front, Product, Seam, Tails, pack_front, unpack_front
+from headstart.service.output import Output
 from headstart.store import DiskStore
 from headstart.wire import (
     Assign,
+    CompileLog,
     Deframer,
     Failure,
     Finished,
@@ -50,15 +51,13 @@ from headstart.wire import (
     receive_blocking,
 )
 
-OUTPUT_FILE = "output"  # in the worker's folder: what it and its tools print
 _STAGE_FILE = "stage"
 _STAGE_WIDTH = 20  # characters
-_LAST_WORDS = 16 << 10  # bytes of it that are shown
 
 
 def run(sock: socket.socket, folder: str) -> None:
     """Serve `sock` (blocking, owned) until it closes. `folder` is this worker's own."""
-    _capture_output(folder)
+    output = Output(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     stage_file = os.open(os.path.join(folder, _STAGE_FILE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     compiler = Compiler(folder, lambda stage: os.pwrite(stage_file, stage.ljust(_STAGE_WIDTH).encode(), 0))
@@ -78,19 +77,9 @@ def run(sock: socket.socket, folder: str) -> None:
                 # A kernel's source has changed it, which must not reach the next kernel.
                 os.environ.clear()
                 os.environ.update(environment)
-            sock.sendall(frame(_do(compiler, job, ask)))
+            sock.sendall(frame(_do(compiler, output, job, ask)))
     except ConnectionError:
         return  # the service is gone, and with it whoever wanted this
-
-
-def last_words(folder: str) -> str:
-    """The end of what a worker and its tools printed."""
-    try:
-        with open(os.path.join(folder, OUTPUT_FILE), "rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LAST_WORDS))
-            return stream.read().decode(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def last_stage(folder: str) -> str:
@@ -101,9 +90,10 @@ def last_stage(folder: str) -> str:
         return ""
 
 
-def _do(compiler: Compiler, job: Assign, ask: Callable[[str], bool]) -> Finished | Failure | StoodAside:
-    os.ftruncate(1, 0)
-    folder = os.environ["TMPDIR"]
+def _do(
+    compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool]
+) -> Finished | Failure | StoodAside:
+    output.begin()
     with _sole_compiler(job) as made_elsewhere:
         if made_elsewhere is not None:
             return made_elsewhere
@@ -111,7 +101,7 @@ def _do(compiler: Compiler, job: Assign, ask: Callable[[str], bool]) -> Finished
             taken = _take_up(job)
             if taken is not None:
                 return taken
-        return _compile(compiler, job, folder, ask)
+        return _compile(compiler, output, job, ask)
 
 
 @contextlib.contextmanager
@@ -124,35 +114,45 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
     with store.compiling(job.key):
         entry = store.find(job.key)
         now = time.monotonic()
-        yield None if entry is None else Finished(
-            stored=True, started=now, finished=now, cached=True, shared=int(entry.metadata.get("shared") or 0)
+        yield (
+            None
+            if entry is None
+            else Finished(
+                stored=True,
+                started=now,
+                finished=now,
+                cached=True,
+                shared=int(entry.metadata.get("shared") or 0),
+            )
         )
 
 
 def _compile(
-    compiler: Compiler, job: Assign, folder: str, ask: Callable[[str], bool]
+    compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool]
 ) -> Finished | Failure | StoodAside:
     meter = _Meter()
     cutter = None
     # Whoever has stood aside once, for nothing, is not to do so again.
     if job.early_cutoff and not job.front:
         tails = Tails(DiskStore(os.fsdecode(job.store)))
-        cutter = Cutter(job.toolchain, job.request, tails, lambda tail: ask(_in_store(tail, job)), _printed)
+        cutter = Cutter(
+            job.toolchain, job.request, tails, lambda tail: ask(_in_store(tail, job)), output.printed
+        )
     try:
-        compiled = compiler.compile(job.request, cutter.reached if cutter else None)
+        with output.warnings():
+            compiled = compiler.compile(job.request, cutter.reached if cutter else None)
     except Refused as refused:
-        _flush()
-        refused.failure.output = last_words(folder)
+        refused.failure.log = log = output.log([])
+        refused.failure.output = log.text
         return refused.failure
     except Cut as cut:
-        _flush()
-        front = meter.add_to(cut.front, last_words(folder))
+        front = meter.add_to(cut.front, output.log([]))
         if cut.product is None:
             return StoodAside(_in_store(front.seams[-1].tail, job), pack_front(front))
         return _publish_taken(job, front, cut.product)
-    _flush()
-    output = last_words(folder)
-    return _publish(job, compiled, meter, output, cutter.seams if cutter else [], _printed())
+    return _publish(
+        job, compiled, meter, output.log(compiled.times), cutter.seams if cutter else [], output.printed()
+    )
 
 
 def _in_store(tail: str, job: Assign) -> str:
@@ -165,27 +165,27 @@ def _take_up(job: Assign) -> Finished | None:
     meter = _Meter()
     front = unpack_front(job.front)
     product = Tails(DiskStore(os.fsdecode(job.store))).finish(front)
-    return None if product is None else _publish_taken(job, meter.add_to(front, front.output), product)
+    return None if product is None else _publish_taken(job, meter.add_to(front, front.log), product)
 
 
 def _publish_taken(job: Assign, front: Front, product: Product) -> Finished:
     meter = _Meter(front.wall_s, front.cpu_s)
     *earlier, last = front.seams
-    compiled = Compiled(product.artifacts, product.metadata, [])
-    return _publish(job, compiled, meter, front.output, earlier, last.printed, taken_over=True)
+    compiled = Compiled(product.artifacts, product.metadata, [], [])
+    return _publish(job, compiled, meter, front.log, earlier, last.printed, taken_over=True)
 
 
 def _publish(
     job: Assign,
     compiled: Compiled,
     meter: _Meter,
-    output: str,
+    log: CompileLog,
     seams: list[Seam],
     printed: int,
     *,
     taken_over: bool = False,
 ) -> Finished:
-    parts = _entry(job, compiled, meter.wall_s, meter.cpu_s, output)
+    parts = _entry(job, compiled, meter.wall_s, meter.cpu_s, log.text)
     stored, notice = False, ""
     if compiled.reaches:
         notice = (
@@ -208,7 +208,7 @@ def _publish(
         entry=b"" if stored else b"".join(parts),
         cpu_s=meter.cpu_s,
         shared=int(compiled.metadata.get("shared") or 0),
-        output=output,
+        log=log,
         notice=notice,
         taken_over=taken_over,
     )
@@ -230,10 +230,10 @@ class _Meter:
     def cpu_s(self) -> float:
         return self._cpu_s + _cpu_seconds()
 
-    def add_to(self, front: Front, output: str) -> Front:
-        """`front`, which has taken this and printed `output`."""
+    def add_to(self, front: Front, log: CompileLog) -> Front:
+        """`front`, which has taken this and printed `log`."""
         return msgspec.structs.replace(
-            front, wall_s=front.wall_s + self.wall_s, cpu_s=front.cpu_s + self.cpu_s, output=output
+            front, wall_s=front.wall_s + self.wall_s, cpu_s=front.cpu_s + self.cpu_s, log=log
         )
 
 
@@ -254,23 +254,6 @@ def _entry(job: Assign, compiled: Compiled, wall_s: float, cpu_s: float, output:
         request=encode(request),
         output=output,
     )
-
-
-def _capture_output(folder: str) -> None:
-    output = os.open(os.path.join(folder, OUTPUT_FILE), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
-
-
-def _printed() -> int:
-    _flush()
-    return os.fstat(1).st_size
-
-
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
 
 
 def _cpu_seconds() -> float:
