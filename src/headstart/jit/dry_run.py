@@ -18,6 +18,7 @@ from headstart.target import Target
 
 _MAX_THREADS = 1024  # of one block, on every device that Triton knows
 _PLENTY = 1 << 20  # bytes of shared memory, for a device whose limit is not known
+_DURATION = 1000.0  # ms, of whatever is measured: so long that no benchmark runs it twice
 
 
 def install(target: Target) -> None:
@@ -63,15 +64,47 @@ class DryRunDriver:
     def get_benchmarker(self) -> Callable[..., Sequence[float]]:
         def benchmark(launch: Callable[[], Any], quantiles: Sequence[float] = (0.5,), **how: Any) -> Sequence[float]:
             launch()
-            return [1.0] * len(quantiles)
+            return [_DURATION] * len(quantiles)
 
         return benchmark
+
+    def get_device_interface(self) -> Any:
+        """What `triton.testing.do_bench` measures with."""
+        return _Interface
 
     def get_empty_cache_for_benchmark(self) -> None:
         pass
 
     def clear_cache(self, cache: Any) -> None:
         pass
+
+
+class _Event:
+    """Of the interface's events: nothing happens between two of them."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def elapsed_time(self, end: _Event) -> float:
+        """ms."""
+        return _DURATION
+
+
+class _Interface:
+    """The part of `torch.cuda` that Triton's own benchmarks use."""
+
+    Event = _Event
+
+    @staticmethod
+    def synchronize(device: Any = None) -> None:
+        pass
+
+    @staticmethod
+    def current_device() -> int:
+        return 0
 
 
 class _Utilities:
