@@ -419,9 +419,11 @@ class Adapter:
             assert ask.future is not None
             kernel = ask.future.result()
             with ask.lock:  # several threads may launch it at once
-                group = ask.group or self._write(ask, kernel)
                 log, ask.told = (None, True) if ask.told else (kernel.log, True)
+            # Before it is an entry: where the program makes a warning an error, Triton keeps none.
             relay.show(log)
+            with ask.lock:
+                group = ask.group or self._write(ask, kernel)
             return relay.Fetched(group, None if kernel.log is None else dict(kernel.log.times))
         except _NOT_HERE:
             raise
