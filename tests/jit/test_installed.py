@@ -288,10 +288,9 @@ def test_errors_are_tritons_own_at_the_same_moment(both: Both) -> None:
         ERRORS,
     )
     assert mine["errors"] == stock["errors"]
-    assert [error and error[1] for error in stock["errors"][:4]] == [
-        "CompilationError", "CompilationError", None, "RuntimeError"
-    ]  # fmt: skip
-    assert "RuntimeError" in [error and error[1] for error in stock["errors"][4:]]
+    raised = [error and error[1] for error in stock["errors"]]
+    assert raised[:3] == ["CompilationError", "CompilationError", None]
+    assert "RuntimeError" in raised[3:]  # at which launch is another matter on 3.6 and 3.7
 
 
 TUNED = """
