@@ -6,11 +6,15 @@ belongs to a running service (sockets, worker folders) and is private to its use
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from headstart.errors import ServiceError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # of a disk, a tmpfs or somebody's share of it
 
 
 def cache_dir() -> Path:
@@ -26,18 +30,58 @@ def cache_dir() -> Path:
 def runtime_dir() -> Path:
     """The user's runtime folder, made if need be, mode 0700: `XDG_RUNTIME_DIR`, or else in /dev/shm or /tmp.
 
+    Where that cannot be made because there is no space left, it is the next of `work_dirs`.
+
     Raises:
         ServiceError: it cannot be made, or belongs to somebody else.
     """
+    refused: ServiceError | None = None
+    for path in _runtime_places():  # most processes need only the first
+        try:
+            return _made(path)
+        except ServiceError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in FULL:
+                raise refused or error from None
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def work_dirs() -> Iterator[Path]:
+    """Folders for what lives no longer than a service, the fastest first, each made if need be as `runtime_dir` is.
+
+    `XDG_RUNTIME_DIR`, /dev/shm, `TMPDIR` or /tmp, and the cache folder. What cannot be used is left out.
+    """
+    for path in dict.fromkeys(_runtime_places()):
+        try:
+            yield _made(path)
+        except ServiceError:
+            continue
+
+
+def _runtime_places() -> Iterator[Path]:
     configured = os.environ.get("XDG_RUNTIME_DIR")
     if configured:
-        path = Path(configured, "headstart")
-    else:
-        # Each compile makes a dozen short-lived files, which cost milliseconds on a disk and microseconds in memory.
-        # These folders are shared with other users, so the uid is in the name and the owner is checked below.
-        memory = "/dev/shm"
-        path = Path(memory if os.access(memory, os.W_OK | os.X_OK) else "/tmp", f"headstart-{os.getuid()}")
+        yield Path(configured, "headstart")
+    # Each compile makes a dozen short-lived files, which cost milliseconds on a disk and microseconds in memory.
+    # These folders are shared with other users, so the uid is in the name and the owner is checked.
+    name = f"headstart-{os.getuid()}"
+    memory = "/dev/shm"
+    if os.access(memory, os.W_OK | os.X_OK):
+        yield Path(memory, name)
+    yield from (Path(folder, name) for folder in (os.environ.get("TMPDIR"), "/tmp") if folder)
+    yield cache_dir() / "run"
+
+
+def _made(path: Path) -> Path:
+    """The folder, which only this user can enter.
+
+    Raises:
+        ServiceError: it cannot be made, or belongs to somebody else.
+    """
     try:
+        if path.parent == cache_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()
     except OSError as error:

@@ -14,14 +14,13 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
 from headstart.errors import ServiceError
 from headstart.service import sharing
-from headstart.service.boot import spawn
+from headstart.service.boot import last_words_file, spawn
 from headstart.service.config import Config
 from headstart.service.door import credentials, log_of
 from headstart.settings import Settings
@@ -177,8 +176,7 @@ def launch_private(workers: int) -> Private:
         pidfd = os.pidfd_open(os.getpid())
         stack.callback(os.close, pidfd)
         passed = [stack.enter_context(_high(fd)) for fd in (theirs.fileno(), pidfd)]
-        # An unnamed file: it is there to be quoted if the service dies, and leaves nothing behind.
-        log = tempfile.TemporaryFile(prefix="headstart-")  # noqa: SIM115 - closed by `end`
+        log = last_words_file()  # closed by `end`
         config = Config(workers=workers, client=passed[0], client_pidfd=passed[1])
         try:
             process = _spawn(config, passed, log)
