@@ -36,11 +36,11 @@ class Workplace:
     """
 
     def __init__(self) -> None:
+        runtime_dir()  # what is wrong with it, but for a lack of space, is said and not passed over
         self._held = contextlib.ExitStack()
         self._folders: dict[Path, Path] = {}  # by place
         self.folder = Path()
         if not self._move(""):
-            runtime_dir()  # it says why
             raise ServiceError("no folder for workers can be made; set XDG_RUNTIME_DIR to a folder of your own")
 
     def new_folder(self, name: str) -> Path:
