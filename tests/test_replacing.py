@@ -16,13 +16,13 @@ from click.testing import CliRunner
 import headstart
 from conftest import client_environment
 from headstart import replacing
-from headstart.bundle import BUNDLE, Bundle, BundleWriter, merge_bundles
+from headstart.bundle import Bundle, BundleWriter, merge_bundles
 from headstart.cli import main
 from headstart.cli import model as model_module
 from headstart.entry import Entry, pack_entry
 from headstart.errors import UsageError
-from headstart.manifest import MANIFEST, Manifest
-from headstart.replacing import Format, Replacement, check_replaceable, replace, write_new
+from headstart.manifest import Manifest
+from headstart.replacing import BUNDLE, MANIFEST, Format, Replacement, check_replaceable, replace, write_new
 from headstart.service import launch, sharing
 from headstart.service.door import LOG, Door, log_of
 
@@ -84,7 +84,7 @@ def test_what_headstart_wrote_is_replaced_and_so_is_an_empty_file(here: Path, co
 @pytest.mark.parametrize("content", [b"a THING", b"T", b"\0" * 100, b"gniht too"])
 def test_what_anybody_else_wrote_stays_as_it_is(here: Path, content: bytes) -> None:
     Path("thing").write_bytes(content)
-    with pytest.raises(UsageError, match="thing is there already and is not a thing of headstart's.*choose another name"):
+    with pytest.raises(UsageError, match=r"thing is there already and is not a thing of headstart.*another name"):
         replace("thing", b"THING two", FORMAT)
     assert Path("thing").read_bytes() == content
     assert os.listdir() == ["thing"]
@@ -244,7 +244,7 @@ def test_extracting_writes_over_no_file_that_differs(here: Path) -> None:
 
 def test_an_async_compile_takes_no_other_file_for_its_bundle(here: Path) -> None:
     Path("thesis.tex").write_text(NOTES)
-    with pytest.raises(UsageError, match="thesis.tex is there already"):
+    with pytest.raises(UsageError, match=r"thesis\.tex is there already"):
         headstart.AsyncCompile("cuda:90", bundle="thesis.tex", start=False)
     assert Path("thesis.tex").read_text() == NOTES
 
@@ -263,7 +263,7 @@ def test_an_async_compile_whose_bundle_became_another_file_warns_and_leaves_it(
 @pytest.mark.parametrize("which", ["bundle", "record"])
 def test_enabling_takes_no_other_file_for_its_own(here: Path, which: str) -> None:
     Path("thesis.tex").write_text(NOTES)
-    with pytest.raises(UsageError, match="thesis.tex is there already"):
+    with pytest.raises(UsageError, match=r"thesis\.tex is there already"):
         headstart.enable(**{which: "thesis.tex"})  # type: ignore[arg-type]
     assert Path("thesis.tex").read_text() == NOTES
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart import timeline
-from headstart.bundle import BUNDLE, Bundle, BundleItem
+from headstart.bundle import Bundle, BundleItem
 from headstart.bundler import TritonBundler
 from headstart.captured import CapturedSource
 from headstart.entry import Entry
@@ -35,7 +35,7 @@ from headstart.errors import (
 )
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
-from headstart.replacing import check_replaceable
+from headstart.replacing import BUNDLE, check_replaceable
 from headstart.request import CompileRequest, to_target
 from headstart.settings import Settings
 from headstart.store import DiskStore

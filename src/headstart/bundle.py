@@ -40,15 +40,13 @@ from types import TracebackType
 
 import msgspec
 
-from headstart.entry import MAGIC as ENTRY_MAGIC
 from headstart.entry import Entry, EntryHeader, Key, Size, Snapshot, check_version, decode, snapshot_of
 from headstart.errors import DamagedError
-from headstart.replacing import Format, Replacement, write_new
+from headstart.replacing import BUNDLE, Replacement, write_new
 
-MAGIC = b"\x89HSB\r\n\x1a\n"
+MAGIC = BUNDLE.ends[0]
 VERSION = 2  # what is of before may hold kernels that are not Triton's
 MAX_INDEX_BYTES = 256 * 2**20  # about 700,000 kernels
-BUNDLE = Format("a bundle", begins=(ENTRY_MAGIC,), ends=(MAGIC,))  # a truncated one still begins like one
 
 _FOOTER = struct.Struct("<QQ32sH8s")
 _ENDING = struct.Struct("<H8s")

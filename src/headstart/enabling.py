@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headstart.errors import HeadstartError, ServiceError
 from headstart.imports import when_imported
-from headstart.replacing import check_replaceable
+from headstart.replacing import BUNDLE, MANIFEST, check_replaceable
 
 if TYPE_CHECKING:
     from headstart.jit.adapter import Adapter
@@ -111,12 +111,8 @@ def check_outputs(bundle: StrPath | None, record: StrPath | None) -> None:
         UsageError: one of them is a file that headstart did not write in this form.
     """
     if bundle is not None:
-        from headstart.bundle import BUNDLE
-
         check_replaceable(bundle, BUNDLE)
     if record is not None:
-        from headstart.manifest import MANIFEST
-
         check_replaceable(record, MANIFEST)
 
 

@@ -51,12 +51,11 @@ import msgspec
 from headstart import keys
 from headstart.entry import Key, Size, check_version, decode, snapshot_of
 from headstart.errors import DamagedError
-from headstart.replacing import Format, replace
+from headstart.replacing import MANIFEST, replace
 from headstart.request import CompileRequest, Source, check_plain
 from headstart.target import OPTIONS_OF_BACKEND, Target
 
-MAGIC = b"\x89HSM\r\n\x1a\n"
-MANIFEST = Format("a manifest", begins=(MAGIC,))
+MAGIC = MANIFEST.begins[0]
 VERSION = 2  # what is of before may hold kernels that are not Triton's
 MAX_BODY_BYTES = 1 << 30
 

@@ -34,8 +34,8 @@ import msgspec
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError, UsageError
 from headstart.folders import cache_dir
 from headstart.locking import locked
-from headstart.manifest import MANIFEST, Manifest, Origin, Specialization, Tuning, merge
-from headstart.replacing import check_replaceable, rename_onto
+from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
+from headstart.replacing import MANIFEST, check_replaceable, rename_onto
 from headstart.request import CompileRequest
 
 SAVE_DELAY = 30.0  # seconds from the first unsaved note until it is written

@@ -47,6 +47,12 @@ class Format(NamedTuple):
     ends: tuple[bytes, ...] = ()
 
 
+# Here rather than with those who write them, so that a name is checked without loading all that writing takes.
+ENTRY = Format("an entry", begins=(b"\x89HSE\r\n\x1a\n",))
+BUNDLE = Format("a bundle", begins=ENTRY.begins, ends=(b"\x89HSB\r\n\x1a\n",))  # truncated, it begins like one
+MANIFEST = Format("a manifest", begins=(b"\x89HSM\r\n\x1a\n",))
+
+
 def check_replaceable(path: str | os.PathLike[str], format: Format) -> None:
     """Find out whether a file of this format may get the name `path`. A folder is left to those who write.
 

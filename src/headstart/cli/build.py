@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import msgspec
 
-from headstart.bundle import BUNDLE
 from headstart.cli import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -36,7 +35,7 @@ from headstart.environment import TOOL_VARIABLES, fingerprint
 from headstart.errors import HeadstartError, ServiceError, UsageError
 from headstart.future import LambdaFuture, as_completed
 from headstart.manifest import Manifest, Specialization, is_manifest, retarget
-from headstart.replacing import check_replaceable
+from headstart.replacing import BUNDLE, check_replaceable
 from headstart.request import CompileRequest
 from headstart.spec import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.target import Target

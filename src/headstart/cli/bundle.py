@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from headstart.bundle import BUNDLE, Bundle, BundleItem, merge_bundles
+from headstart.bundle import Bundle, BundleItem, merge_bundles
 from headstart.cli import Failure, count, human_bytes, printable, reading
 from headstart.errors import UsageError
-from headstart.replacing import check_replaceable
+from headstart.replacing import BUNDLE, check_replaceable
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart

@@ -12,9 +12,9 @@ import click
 import msgspec
 
 from headstart.cli import count, printable, reading
-from headstart.manifest import MANIFEST, Difference, Manifest, Specialization, compare
+from headstart.manifest import Difference, Manifest, Specialization, compare
 from headstart.manifest import merge as merge_manifests
-from headstart.replacing import check_replaceable
+from headstart.replacing import MANIFEST, check_replaceable
 from headstart.request import CompileRequest
 
 _MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)

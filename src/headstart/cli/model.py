@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart import inductor
-from headstart.bundle import BUNDLE
 from headstart.errors import HeadstartError, UsageError
-from headstart.replacing import rename_onto
+from headstart.replacing import BUNDLE, rename_onto
 from headstart.spec import PlanRaised, call_function
 from headstart.target import Target
 
