@@ -262,6 +262,11 @@ class SimulatedService:
                 self._begins_anew(worker.key)
         return self._perform(self.plan.worker_buried(number, status, stage, words, self.now))
 
+    def stall(self, number: int) -> list[Action]:
+        actions = self._perform(self.plan.stalled(number))
+        self.workers[number].recalled |= bool(actions)
+        return actions
+
     def swell(self, number: int, evidence: str = "ptxas 9 GiB") -> list[Action]:
         return self._perform(self.plan.swollen(number, evidence))
 
@@ -936,6 +941,21 @@ def test_quiesced_now_kills_running_compiles_and_blames_none_of_them() -> None:
         number = simulated.worker_of("a")
     simulated.finish("a")
     assert simulated.answer(ticket) == "entry"
+
+
+def test_a_compile_whose_worker_was_stopped_begins_anew_and_is_not_blamed() -> None:
+    simulated = service(limit=1)
+    ticket, _ = simulated.request("a")
+    for _ in range(MAX_ATTEMPTS + 1):
+        number = simulated.worker_of("a")
+        assert simulated.stall(number) == [Kill(number)]
+        assert simulated.stall(number) == []  # it is ending
+        simulated.die(number, -signal.SIGKILL)
+        assert assigned(simulated.all_forked()) == ["a"]
+    simulated.finish("a")
+    assert simulated.answer(ticket) == "entry"
+    (idle,) = simulated.in_state("idle")
+    assert simulated.stall(idle) == []
 
 
 def test_a_worker_or_a_zygote_that_comes_while_it_is_quiesced_gets_no_work() -> None:

@@ -237,7 +237,7 @@ class AsyncCompile:
         digest = digest or request.digest()
         with self._lock:
             future = self.kernels.get(digest)
-            if future is not None:
+            if future is not None and not _failed_for_the_machine(future):
                 self._deduplicated += 1
                 if digest in self._unasked and not background:
                     self._unasked.discard(digest)
@@ -471,6 +471,11 @@ class AsyncCompile:
         self._lock = threading.RLock()
         self.bundler.after_fork()
         self.kernels.after_fork()
+
+
+def _failed_for_the_machine(future: KernelFuture) -> bool:
+    """Whether it says nothing about the kernel: there was no service then, and there may be one now."""
+    return isinstance(future.failure(), ServiceError)
 
 
 def _live(

@@ -12,6 +12,9 @@ Guarantees:
 * A service that dies is started again, or its successor joined, and asked again for everything pending. A kernel that
   was being compiled at two deaths is the suspect, fails, and is not tried a third time. Two deaths in a row without any
   progress end the attempts. A service that was told to end, or ended while we came, is no death.
+* A service that does not answer is left: after `STOPPED_PATIENCE` if it has been stopped, after `SILENT_PATIENCE` if
+  nobody can tell why. What is pending fails with a `ServiceError` that names it; it is not joined again for a while.
+* Where no thread can be started, what is kicked off fails with a `ServiceError`; the next kick-off tries again.
 * A fork of the process (multiprocessing, DataLoader) lets go of the connection without disturbing it. What was pending
   is asked for again, of a service of its own, when the fork waits for it.
 """
@@ -33,10 +36,11 @@ from typing import Any
 
 import msgspec
 
-from headstart import wire
+from headstart import machine, wire
 from headstart.environment import fingerprint
 from headstart.errors import COMPILE_ERRORS, CompilerCrashed, HeadstartError, ServiceError
 from headstart.request import CompileRequest
+from headstart.service import sharing
 from headstart.service.launch import Launched
 from headstart.toolchain import Toolchain
 
@@ -44,6 +48,10 @@ MAX_RUNNING_DEATHS = 2  # deaths of the service while one kernel was being compi
 MAX_REFUSALS = 3  # in a row, by shared services that end while we connect
 MAX_FRUITLESS_DEATHS = 2  # deaths in a row without a single answer between
 _END_TIMEOUT = 5.0  # seconds that a service gets to clean up after its client
+STOPPED_PATIENCE = 10.0  # seconds of silence from a service that has been stopped
+SILENT_PATIENCE = 60.0  # seconds that a service may take to say how it is; it may be reading a slow disk
+_QUIET = 5.0  # seconds without a word while somebody waits, until the service is looked at
+_CLOSE_TIMEOUT = 4 * _END_TIMEOUT  # seconds that `close` waits for the thread, which may be starting a service
 
 _log = logging.getLogger("headstart")
 
@@ -85,6 +93,50 @@ class Kickoff:
         self._connection.want(self)
 
 
+class _Stuck(Exception):
+    """The service does not answer; the text says who and why."""
+
+
+class _Watch:
+    """How long the service has said nothing. While it compiles for minutes it says how it is when it is asked."""
+
+    def __init__(self) -> None:
+        self._looked = time.monotonic()
+        self.heard()
+
+    def heard(self) -> None:
+        """It has said something."""
+        self._since: float | None = None  # when it began to look as if it were silent
+        self._asked = False
+        self._looked = time.monotonic()
+
+    def wants_to_ask(self, pid: int) -> bool:
+        """Called while somebody waits, at any time. Whether the service is to be asked how it is.
+
+        Args:
+            pid: of the service; 0: unknown.
+
+        Raises:
+            _Stuck: it has been silent for too long.
+        """
+        now = time.monotonic()
+        since_last_look = now - self._looked
+        if since_last_look < _QUIET / 2:
+            return False
+        self._looked = now
+        if since_last_look > 2 * _QUIET:
+            # Nobody waited, or this process was stopped itself.
+            self._since, self._asked = now, False
+        elif self._since is None:
+            self._since = now - since_last_look
+        silent = now - self._since
+        patience = STOPPED_PATIENCE if machine.stopped(pid) else SILENT_PATIENCE
+        if silent > patience:
+            raise _Stuck(sharing.silence(pid))
+        asked, self._asked = self._asked, True
+        return not asked
+
+
 class ServiceConnection:
     """A service, and everything that this client asks of it.
 
@@ -120,23 +172,37 @@ class ServiceConnection:
     def _reset(self) -> None:
         self._lock = threading.RLock()
         self._pending: dict[int, Kickoff] = {}
+        self._awaited: set[int] = set()  # tickets of what somebody is blocked on
         self._channel: wire.Channel | None = None
         self._launched: Launched | None = None
         self._thread: threading.Thread | None = None
         self._wakeup = -1
         self._closing = False
         self._fruitless = 0
+        self._service_pid = 0  # of the service that we are connected to; 0: unknown
         self._welcomed = False  # by the service that we are connected to
         self._dismissed = False  # it has said that it ends because it was told to
         self._refusals = 0  # services in a row that ended before they had welcomed us
 
     def start(self) -> None:
-        """Start a service in the background, unless there is one."""
+        """Start a service in the background, unless there is one. If that fails, what is pending fails, and no more."""
         with self._lock:
-            if self._thread is None and not self._closing:
+            if self._thread is not None or self._closing:
+                return
+            try:
                 self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 self._thread = threading.Thread(target=self._run, name="headstart", daemon=True)
                 self._thread.start()
+            except (OSError, RuntimeError) as error:
+                self._thread = None
+                if self._wakeup >= 0:
+                    self._leave()
+                self._fail_pending(
+                    ServiceError(
+                        f"no compile service: this process can start no thread ({error}); is there a limit on its "
+                        "processes (ulimit -u, pids.max) or open files (ulimit -n)?"
+                    )
+                )
 
     def submit(self, request: CompileRequest, use_store: bool, *, background: bool = False) -> Kickoff:
         """Ask for a kernel. Never waits for the service, the socket, or a process to start.
@@ -158,7 +224,10 @@ class ServiceConnection:
             kickoff.wanted = True
             if kickoff.ticket not in self._pending:
                 self._submit(kickoff)  # kicked off before this process was forked
-            self._send(wire.Await([kickoff.ticket]))
+            if not kickoff.answer.done():
+                self._awaited.add(kickoff.ticket)
+                self._send(wire.Await([kickoff.ticket]))
+                self._wake()  # from now on the service is watched
 
     def in_flight(self) -> list[Kickoff]:
         """What workers are compiling now."""
@@ -172,7 +241,7 @@ class ServiceConnection:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._wake()
-            thread.join()
+            thread.join(_CLOSE_TIMEOUT)
         self._fail_pending(ServiceError("headstart was closed before this kernel was compiled"))
 
     def abandon(self) -> None:
@@ -234,6 +303,7 @@ class ServiceConnection:
         launched = self._launch()
         channel = wire.Channel(launched.socket, wire.FromService)
         self._welcomed = self._dismissed = False
+        self._service_pid = 0 if launched.pid == os.getpid() else launched.pid
         with self._lock:
             self.launches += 1
             self._channel, self._launched = channel, launched
@@ -242,14 +312,19 @@ class ServiceConnection:
                 for kickoff in list(self._pending.values()):
                     channel.send(kickoff.message())
                 channel.send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
+        timeout = _END_TIMEOUT
         try:
             self._converse(channel)
+        except _Stuck as stuck:
+            sharing.avoid(self._service_pid)
+            timeout = 0.0
+            raise ServiceError(f"the compile service {stuck}") from None
         finally:
             with self._lock:
                 self._channel = self._launched = None
             died = not self._closing
             words = launched.last_words() if died else ""
-            launched.end(_END_TIMEOUT)
+            launched.end(timeout)
         if not died:
             return False
         if self._dismissed or (launched.shared and self._was_too_late()):
@@ -265,14 +340,22 @@ class ServiceConnection:
         return 0 < self._refusals <= MAX_REFUSALS
 
     def _converse(self, channel: wire.Channel) -> None:
+        """Raises `_Stuck` if the service does not answer."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._wakeup, selectors.EVENT_READ)
             selector.register(channel, selectors.EVENT_READ)
+            watch = _Watch()
             while not self._closing:
                 with self._lock:
                     events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.has_unsent else 0)
                 selector.modify(channel, events)
-                for event, mask in selector.select():
+                happened = selector.select(_QUIET if self._awaited else None)
+                if any(event.fileobj is channel and mask & selectors.EVENT_READ for event, mask in happened):
+                    watch.heard()
+                elif self._awaited and watch.wants_to_ask(self._service_pid):
+                    with self._lock:
+                        self._send(wire.Control("status"))
+                for event, mask in happened:
                     if event.fileobj is not channel:
                         with contextlib.suppress(BlockingIOError):
                             os.eventfd_read(self._wakeup)
@@ -297,6 +380,8 @@ class ServiceConnection:
             raise ServiceError(f"the compile service cannot be used: {message.why}")
         if isinstance(message, wire.Welcome | wire.Leaving | wire.Report):
             self._welcomed = True
+            if isinstance(message, wire.Welcome):
+                self._service_pid = message.pid  # a socket names whoever listened there first, which may be a client
             self._dismissed = isinstance(message, wire.Leaving)
             if isinstance(message, wire.Leaving) and message.why:
                 _log.info("the compile service hung up, and is asked again: %s", message.why)
@@ -327,6 +412,7 @@ class ServiceConnection:
             kickoff.answer.set_result(outcome)
         with self._lock:
             self._pending.pop(kickoff.ticket, None)
+            self._awaited.discard(kickoff.ticket)
 
     # Failures
 

@@ -182,8 +182,12 @@ class Enabled:
         self._forget.append(when_imported("triton", functools.partial(_guarded, self._triton_is_here)))
         self._forget.append(when_imported("multiprocessing.util", self._see_forks_end))
         if choices.replays and choices.manifest is not None and os.path.exists(choices.manifest):
-            self._thread = threading.Thread(target=self._replay, name="headstart-replay", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._replay, name="headstart-replay", daemon=True)
+            try:
+                thread.start()
+                self._thread = thread
+            except RuntimeError as error:
+                _log.warning("nothing is compiled ahead: this process can start no thread (%s)", error)
 
     def close(self) -> None:
         """Put everything back, write what there is to write, and end all processes."""

@@ -77,6 +77,11 @@ class LambdaFuture(Generic[T]):
             raise _own(self._error)
         return self._result
 
+    def failure(self) -> BaseException | None:
+        """What the service answered instead of a kernel; None: a kernel, or no answer yet."""
+        answer = self._pending.answer
+        return answer.exception() if answer.done() else None
+
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `result` would raise, or None. Waits as `result` does."""
         try:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from headstart import machine
+
 PATIENCE = 60.0  # seconds to wait for others
+STOPPED_PATIENCE = 1.0  # seconds to wait for somebody who has been stopped
 _POLL = 0.01  # seconds
 
 
@@ -45,9 +49,45 @@ def locked(path: Path) -> Iterator[None]:
         _in_process.release()
 
 
-def _try_lock(fd: int) -> bool:
+def lock_byte(fd: int, offset: int, patience: float = PATIENCE) -> bool:
+    """Lock one byte of a file for this process, until it closes the file or ends.
+
+    Args:
+        fd: of the file, open for writing.
+        offset: of the byte, which need not exist.
+        patience: seconds to wait for whoever has it; somebody who is stopped is not waited for.
+
+    Returns:
+        Whether it is locked now.
+
+    Raises:
+        OSError: there are no locks where the file lies.
+    """
+    deadline = time.monotonic() + patience
+    stopped_at = time.monotonic() + min(patience, STOPPED_PATIENCE)
+    while not _try_lock(fd, 1, offset):
+        now = time.monotonic()
+        if now > deadline or (now > stopped_at and machine.stopped(_holder(fd, offset))):
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+_FLOCK = struct.Struct("hhqqi")  # fcntl(2), Linux with 64 bits: type, whence, start, length, pid
+
+
+def _holder(fd: int, offset: int) -> int:
+    """The process that has locked a byte; 0 if nobody has, or where that cannot be told (another host)."""
+    with suppress(OSError, struct.error):
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+        kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+        return 0 if kind == fcntl.F_UNLCK else max(0, int(pid))
+    return 0
+
+
+def _try_lock(fd: int, length: int = 0, offset: int = 0) -> bool:
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, offset)
     except (BlockingIOError, PermissionError):  # POSIX lets systems choose between the two
         return False
     return True

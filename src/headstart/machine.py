@@ -68,6 +68,26 @@ def name_of(pid: int, proc: Path = _PROC) -> str:
     return _text(proc / str(pid) / "comm")
 
 
+def stopped(pid: int, proc: Path = _PROC) -> bool:
+    """Whether somebody has stopped a process (SIGSTOP; not a debugger). False where the kernel does not tell."""
+    return _state(pid, proc) == "T"
+
+
+def condition(pid: int, proc: Path = _PROC) -> str:
+    """What a process that does not answer is at, as the end of a sentence; empty where the kernel does not tell."""
+    state = _state(pid, proc)
+    if state == "T":
+        return f"it is stopped (state T); kill -CONT {pid} has it go on, kill -9 {pid} ends it"
+    if state == "D":
+        return "it waits for a disk or a network folder (state D)"
+    return f"its state is {state}" if state else ""
+
+
+def _state(pid: int, proc: Path) -> str:
+    # The name of the program, in brackets, may have brackets and blanks of its own.
+    return _text(proc / str(pid) / "stat").rpartition(")")[2].strip()[:1]
+
+
 def _anonymous(pid: int, proc: Path) -> int:
     amounts = (
         line.split()[1]

@@ -233,7 +233,10 @@ class Recorder:
                 self._tunings[digest] = noted if chosen is None else chosen.merged(noted)
             if self._thread is None and not self._failed:
                 self._thread = threading.Thread(target=self._save_later, name="headstart-recorder", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:  # no more threads: `close` saves, or a later note finds that there is one again
+                    self._thread = None
             if len(self._specializations) >= SAVE_COUNT:
                 self._wakeup.set()
 

@@ -44,6 +44,7 @@ import msgspec
 
 from headstart.entry import VERSION, Entry
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError, StoreUnavailable
+from headstart.locking import lock_byte
 
 USED_AGAIN = 60.0  # seconds within which another use of an entry is not written down
 ABANDONED_AGE = 3600.0  # seconds after which a file in tmp/ has no writer any more
@@ -165,7 +166,8 @@ class DiskStore:
     def compiling(self, key: str) -> Iterator[None]:
         """Hold the right to compile `key`, among all processes that use this store; wait for whoever has it.
 
-        However its holder ends, the kernel gives the right back. Where no lock can be had, two may compile the same.
+        However its holder ends, the kernel gives the right back. Where no lock can be had, or its holder is stopped
+        or takes longer than `headstart.locking.PATIENCE`, two may compile the same.
         """
         fd = -1
         try:
@@ -173,7 +175,7 @@ class DiskStore:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 fd = os.open(self.folder / "compiling.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 # One byte of one file stands for each key, so that no lock leaves a file of its own behind.
-                fcntl.lockf(fd, fcntl.LOCK_EX, 1, int(key[:_LOCK_DIGITS], 16))
+                lock_byte(fd, int(key[:_LOCK_DIGITS], 16))
             yield
         finally:
             if fd >= 0:

@@ -6,6 +6,7 @@ showing progress never holds a compile up. Numbers may be a moment old and need 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -87,14 +88,16 @@ class PlainProgress(Progress):
         self._thread = threading.Thread(target=self._tick, name="headstart-progress", daemon=True)
 
     def __enter__(self) -> Progress:
-        self._thread.start()
+        with contextlib.suppress(RuntimeError):  # no more threads: then only failures and the end are shown
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         if kind is None:
             self._print(self._tally.line())
 

@@ -170,7 +170,11 @@ class Adapter:
                 return source
             source = self._sources[key] = Source(self, name, text, environment, config)
             self.counts["sources"] += 1
-        self.soon(source.guarded_begin)
+        if self._has_thread():
+            self.soon(source.guarded_begin)
+        else:
+            self.forget(source)
+            source.leave("this process can start no thread; is there a limit on its processes?")
         return source
 
     def compile(
@@ -268,11 +272,7 @@ class Adapter:
     def soon(self, step: Callable[..., None], *arguments: Any) -> None:
         """Run `step` in the adapter's thread."""
         self._queue.put(functools.partial(step, *arguments))
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="headstart-inductor", daemon=True)
-                    self._thread.start()
+        self._has_thread()  # if there is none now, the next who finds one has this run as well
 
     def compile_job(
         self, job: Job, *, text: str, path: str, module: str, device: int, use_store: bool
@@ -379,6 +379,18 @@ class Adapter:
             self.describing.start()
         except ServiceError as error:
             self.log_once(str(error))
+
+    def _has_thread(self) -> bool:
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="headstart-inductor", daemon=True)
+                    try:
+                        thread.start()
+                        self._thread = thread
+                    except RuntimeError as error:
+                        _log.info("the torch.compile adapter has no thread: %s", error)
+        return self._thread is not None
 
     def _run(self) -> None:
         while True:

@@ -58,9 +58,9 @@ class Describing:
         with self._lock:
             if self._closed:
                 raise ServiceError("headstart's torch.compile adapter is closed")
-            self._pending[message.ticket] = (message, future)
             if self._socket is None:
                 self._start()
+            self._pending[message.ticket] = (message, future)
             sock = self._socket
         assert sock is not None
         # Not under the lock: while this waits for room, the reader has to be able to make some.
@@ -106,11 +106,19 @@ class Describing:
                 mine.close()
                 log.close()
                 raise ServiceError(f"no describer: cannot start {sys.executable}: {error.strerror}") from error
+        reader = threading.Thread(
+            target=self._read, args=(mine, process, log), name="headstart-describer", daemon=True
+        )
+        try:
+            reader.start()
+        except RuntimeError as error:
+            process.kill()
+            process.wait()
+            mine.close()
+            log.close()
+            raise ServiceError(f"no describer: this process can start no thread ({error})") from error
         self._socket, self._process = mine, process
         self.starts += 1
-        threading.Thread(
-            target=self._read, args=(mine, process, log), name="headstart-describer", daemon=True
-        ).start()
 
     # The reader's thread
 

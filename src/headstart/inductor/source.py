@@ -82,6 +82,10 @@ class Source:
         made = compat.new_autotuner(function, self._arguments())
         return made, int((self._finished - self._started) * 1e6)
 
+    def leave(self, reason: str) -> None:
+        """Have it compiled in this process; called instead of `begin`."""
+        self._settle(reason)
+
     def begin(self) -> None:
         """Find the recipe, or ask for it."""
         self._use_store = not compat.caches_disabled()

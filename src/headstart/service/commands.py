@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from headstart import wire
+from headstart import machine, wire
 from headstart.errors import ServiceError
 from headstart.service import sharing
 from headstart.service.config import Config
+from headstart.service.door import credentials
 from headstart.settings import Settings
+
+_ANSWER = 10.0  # seconds within which a service says something, unless it has to end something first
 
 
 def socket_of(settings: Settings) -> Path:
@@ -36,16 +42,17 @@ def ask(path: Path, command: str) -> wire.Report | None:
     For `"stop"` that is when it has gone. For `command` see `wire.Control`.
 
     Raises:
-        ServiceError: it cannot be reached, or talks another language.
+        ServiceError: it cannot be reached, does not answer, or talks another language.
     """
     sock = sharing.connect(path)
     if sock is None:
         return None
     report = None
     with sock:
+        sock.settimeout(_ANSWER)
         try:
             sock.sendall(wire.frame(wire.Control(command)))
-            for message in wire.receive_blocking(sock, wire.Deframer(wire.FromService)):
+            for message in _patiently(sock, path, command):
                 if isinstance(message, wire.Report):
                     report = message
                     if command != "stop":
@@ -55,6 +62,19 @@ def ask(path: Path, command: str) -> wire.Report | None:
         except wire.ProtocolError as error:
             raise ServiceError(f"the service at {path} talks another language: {error}") from error
     return report
+
+
+def _patiently(sock: socket.socket, path: Path, command: str) -> Iterator[Any]:
+    """What the service says. It may take its time to end what it does, but not to say how it is."""
+    deframer = wire.Deframer(wire.FromService)
+    pid, _ = credentials(sock)
+    while True:
+        try:
+            yield from wire.receive_blocking(sock, deframer)
+            return
+        except TimeoutError:
+            if machine.stopped(pid) or command in ("status", "resume"):
+                raise ServiceError(f"the service at {path} {sharing.silence(pid)}") from None
 
 
 def serve(settings: Settings, *, memory: int | None, idle: float | None) -> None:

@@ -33,6 +33,7 @@ from headstart.service.worker import last_stage
 from headstart.service.zygote import bury
 
 _MAX_MESSAGE = 1 << 16  # bytes, from a zygote
+STOPPED_PATIENCE = 10.0  # seconds until a process that somebody has stopped is replaced
 
 _log = logging.getLogger("headstart.service")
 
@@ -73,6 +74,7 @@ class Herd:
         self._folder = folder
         self._zygotes: dict[Kind, _Zygote] = {}
         self.workers: dict[int, Worker] = {}
+        self._stopped: dict[int, float] = {}  # processes that were found stopped, and when first
         self._strays: set[int] = set()  # process groups that were killed and may hold adopted zombies
 
     def memory(self) -> list[int]:
@@ -95,6 +97,21 @@ class Herd:
                     (number, f"when it was looked at, it used {sum(used.values()) >> 20} MiB: {shown}")
                 )
         return found
+
+    def replace_stopped(self, now: float) -> None:
+        """End zygotes and busy workers that somebody has stopped (SIGSTOP) and left so; their jobs begin anew."""
+        processes = [zygote.process.pid for zygote in self._zygotes.values()]
+        processes += [worker.pid for worker in self.workers.values() if worker.pid]
+        self._stopped = {pid: self._stopped.get(pid, now) for pid in processes if machine.stopped(pid)}
+        over = {pid for pid, since in self._stopped.items() if now - since >= STOPPED_PATIENCE}
+        for kind, zygote in list(self._zygotes.items()):
+            if zygote.process.pid in over:
+                self.end_zygote(kind)
+                why = f"the process that holds Triton had been stopped for {STOPPED_PATIENCE:.0f} s"
+                self._carry_out(self._plan.zygote_lost(kind, why, now))
+        for number, worker in list(self.workers.items()):
+            if worker.pid in over:
+                self._carry_out(self._plan.stalled(number))
 
     def end(self) -> None:
         """End every process."""

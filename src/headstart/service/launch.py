@@ -24,11 +24,13 @@ from headstart.replacing import Replacement, carries_mark
 from headstart.service import sharing
 from headstart.service.boot import spawn
 from headstart.service.config import Config
-from headstart.service.door import LOG, log_of
+from headstart.service.door import LOG, credentials, log_of
 from headstart.settings import Settings
 
 _log = logging.getLogger("headstart")
 _LAST_WORDS = 4 << 10  # bytes
+_STARTING = 60.0  # seconds that a service may take until it is there
+_DYING = 5.0  # seconds for a process that was killed to be gone
 _ATTEMPTS = 5  # to join a service that ends each time just then
 
 
@@ -37,12 +39,16 @@ class Launched(Protocol):
 
     Attributes:
         socket: connected to it; closing it means that this client has left.
+        pid: of its process; 0: unknown.
         status: how it ended, where that can be told.
         shared: whether it may have other clients, and may end because of them.
     """
 
     socket: socket.socket
     shared: bool
+
+    @property
+    def pid(self) -> int: ...
 
     @property
     def status(self) -> int | None: ...
@@ -68,6 +74,11 @@ class Private:
         self._log = log
 
     @property
+    def pid(self) -> int:
+        """See `Launched`."""
+        return self.process.pid
+
+    @property
     def status(self) -> int | None:
         """See `Launched`."""
         return self.process.returncode
@@ -83,7 +94,8 @@ class Private:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a disk may keep it from dying
+                self.process.wait(_DYING)
         self._log.close()
 
     def forget(self) -> None:
@@ -102,6 +114,9 @@ class Shared:
     def __init__(self, sock: socket.socket, path: Path) -> None:
         self.socket = sock
         self._path = path
+        self.pid = 0
+        with contextlib.suppress(OSError):
+            self.pid, _ = credentials(sock)
 
     def last_words(self) -> str:
         """See `Launched`."""
@@ -192,7 +207,7 @@ def _join_or_start(path: Path, workers: int) -> Shared:
             with _high(listener.fileno()) as fd, _new_log(log_of(path)) as log:
                 starter = _spawn(Config(workers=workers, listener=fd, socket=str(path)), [fd], log)
             sock = sharing.connect(path)
-        starter.wait()  # it forks the service, which is to be nobody's child
+        _await_start(starter, path)
         if sock is not None:
             return Shared(sock, path)
     raise ServiceError(f"the compile service at {path} ends as soon as it is started")
@@ -211,6 +226,18 @@ def _new_log(path: Path) -> IO[bytes]:
     except (OSError, UsageError) as error:
         raise ServiceError(f"no compile service: its log cannot be made: {error}") from error
     return log.file
+
+
+def _await_start(starter: subprocess.Popen[bytes], path: Path) -> None:
+    """The starter forks the service, which is to be nobody's child, and ends."""
+    try:
+        starter.wait(_STARTING)
+    except subprocess.TimeoutExpired:
+        why = sharing.silence(starter.pid)
+        starter.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            starter.wait(_DYING)
+        raise ServiceError(f"the compile service at {path} is not started after {_STARTING:.0f} s: {why}") from None
 
 
 def _spawn(config: Config, fds: list[int], log: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -276,6 +276,14 @@ class Plan:
         worker.state = _State.LEAVING
         return [Kill(number)]
 
+    def stalled(self, number: int) -> list[Action]:
+        """A worker has been stopped from outside: its job is queued again, and nobody is to blame."""
+        worker = self._workers[number]
+        if worker.state is not _State.BUSY:
+            return []
+        worker.state, worker.recalled = _State.LEAVING, True
+        return [Kill(number)]
+
     # What happens to processes
 
     def zygote_ready(self, kind: Kind, now: float) -> list[Action]:

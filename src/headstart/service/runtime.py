@@ -11,12 +11,15 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from headstart.folders import runtime_dir
 
+PATIENCE = 20.0  # seconds to wait for others, who hold a lock while they start a service
 _PREFIX = "service-"
+_POLL = 0.01  # seconds
 
 
 @contextlib.contextmanager
@@ -27,15 +30,16 @@ def service_folder() -> Iterator[Path]:
         ServiceError: the runtime folder cannot be used.
     """
     parent = runtime_dir()
-    # Held while a folder is made and locked, so that nobody takes a folder for abandoned in between.
-    with locked(parent):
-        for other in parent.glob(f"{_PREFIX}*"):
-            with contextlib.suppress(OSError), locked(other, wait=False):
-                shutil.rmtree(other, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        mine = contextlib.ExitStack()
-        mine.enter_context(locked(folder))
-    with mine:
+    with contextlib.ExitStack() as mine:
+        # Held while a folder is made and locked, so that nobody takes a folder for abandoned in between.
+        with contextlib.ExitStack() as turn:
+            with contextlib.suppress(TimeoutError):  # whoever has it is stuck, and removes nothing
+                turn.enter_context(locked(parent))
+                for other in parent.glob(f"{_PREFIX}*"):
+                    with contextlib.suppress(OSError), locked(other, wait=False):
+                        shutil.rmtree(other, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            mine.enter_context(locked(folder))
         try:
             yield folder
         finally:
@@ -48,13 +52,28 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         OSError: there is no such folder, or somebody has it and we do not `wait`.
+        TimeoutError: somebody has had it for `PATIENCE` seconds: they are stopped, or their disk is.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        deadline = time.monotonic() + PATIENCE
+        while not _try_flock(fd):
+            if not wait:
+                raise BlockingIOError(f"somebody has locked {folder}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"another process has kept {folder} locked for {PATIENCE:.0f} s; is it stopped?")
+            time.sleep(_POLL)
         try:
             yield
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)  # a fork made meanwhile has a copy of the fd
     finally:
         os.close(fd)
+
+
+def _try_flock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -54,6 +54,7 @@ _STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dea
 _PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size
 _GREETING_PATIENCE = 30.0  # seconds for which a shared service waits for its first client
 _MEASURE_INTERVAL = 1.0  # seconds, at least, between two looks at the memory that is left
+_STOPPED_INTERVAL = 5.0  # seconds between two looks for processes that somebody has stopped
 _SHUT_FOR = 0.5  # seconds until those outside are asked in again
 _MEMORY_INTERVAL = 0.1  # seconds between two looks at the memory of a compile that has a limit
 MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
@@ -119,6 +120,7 @@ class Server:
         self._started = time.monotonic()
         self._measured = float("-inf")
         self._watched = float("-inf")
+        self._inspected = time.monotonic()
         self._door_shut = float("inf")  # since when, for lack of file descriptors
         self._lingers = config.lingers
         self._had_clients = False
@@ -165,6 +167,9 @@ class Server:
             self._watched = now
             for number, evidence in self._herd.swollen(self._plan.memory_limits()):
                 self._carry_out(self._plan.swollen(number, evidence))
+        if now - self._inspected >= _STOPPED_INTERVAL and self._plan.jobs():
+            self._inspected = now
+            self._herd.replace_stopped(now)
         self._carry_out(self._plan.tick(now))
         if not (self._plan.quiesced and self._plan.workers):
             for client in self._draining:
@@ -188,6 +193,8 @@ class Server:
             waits.append(_SHUT_FOR)
         if self._plan.memory_limits():
             waits.append(_MEMORY_INTERVAL)
+        if self._plan.jobs() and not self._plan.quiesced:
+            waits.append(_STOPPED_INTERVAL)
         if self._waits_for_first_client():
             waits.append(_GREETING_PATIENCE)
         return min(waits, default=None)

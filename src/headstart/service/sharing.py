@@ -18,16 +18,18 @@ import re
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from headstart import wire
+from headstart import machine, wire
 from headstart.errors import ServiceError, UsageError
 from headstart.folders import runtime_dir
 from headstart.service.door import BACKLOG, address, credentials
 from headstart.service.runtime import locked
 
 _CONNECT_TIMEOUT = 10.0  # seconds; only a service that does not accept makes anybody wait
+_AVOIDED = 60.0  # seconds for which a service that did not answer is left alone
 _NAME = re.compile(r"(?P<whose>shared|job-[0-9a-f]+)-p(?P<protocol>\d+)\.sock")
 
 
@@ -66,7 +68,7 @@ def connect(path: Path) -> socket.socket | None:
     """A socket to the service at `path`; None if there is none.
 
     Raises:
-        ServiceError: it is another user's, or it accepts nobody.
+        ServiceError: it is another user's, or it accepts nobody, or did not answer this process a short while ago.
     """
     sock = socket.socket(socket.AF_UNIX)
     # A non-blocking connect would fail at once where the backlog is full.
@@ -74,9 +76,11 @@ def connect(path: Path) -> socket.socket | None:
     try:
         with address(path) as where:
             sock.connect(where)
-        _, uid = credentials(sock)
+        pid, uid = credentials(sock)
         if uid != os.getuid():
             raise ServiceError(f"the service at {path} belongs to another user (uid {uid}) and is not used")
+        if _is_stuck(pid):
+            raise ServiceError(f"the service at {path} {silence(pid)}")
         return sock
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         sock.close()
@@ -87,6 +91,28 @@ def connect(path: Path) -> socket.socket | None:
     except ServiceError:
         sock.close()
         raise
+
+
+def avoid(pid: int) -> None:
+    """Join the service of process `pid` no more while it is stopped, nor for the next `_AVOIDED` seconds."""
+    _stuck[pid] = time.monotonic()
+
+
+def silence(pid: int) -> str:
+    """Who does not answer, and why, as the end of a sentence."""
+    why = machine.condition(pid) if pid else ""
+    who = f"(process {pid}) does not answer" if pid else "does not answer"
+    return f"{who}: {why}" if why else who
+
+
+def _is_stuck(pid: int) -> bool:
+    since = _stuck.get(pid)
+    if since is None:
+        return False
+    if machine.stopped(pid) or time.monotonic() < since + _AVOIDED:
+        return True
+    del _stuck[pid]
+    return False
 
 
 @contextlib.contextmanager
@@ -169,6 +195,8 @@ def _slurm_tasks(variables: Mapping[str, str]) -> int:
 def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
+
+_stuck: dict[int, float] = {}  # processes of services that did not answer, and since when
 
 # A fork of this process while it starts a service would keep the listening socket open for good.
 _listeners: set[socket.socket] = set()
