@@ -186,11 +186,11 @@ def test_aborting_is_final_and_may_be_repeated(path: Path) -> None:
 
 
 def test_a_commit_that_fails_leaves_the_older_bundle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Path, target: Path) -> Path:
+    def fail(part: Path, target: Path) -> None:
         raise OSError("no space left")
 
     write(path, entry(A))
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
         write(path, entry(B))
     assert [item.key for item in Bundle.open(path)] == [A]

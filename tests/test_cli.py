@@ -30,6 +30,7 @@ from headstart.cli import COMMANDS, human_bytes, main
 from headstart.cli import build as build_module
 from headstart.cli import doctor as doctor_module
 from headstart.cli.progress import LiveProgress, PlainProgress, Tally, make_progress
+from headstart.entry import MAGIC as ENTRY_MAGIC
 from headstart.entry import Entry, pack_entry
 from headstart.errors import CompileError, ServiceError, UsageError
 from headstart.folders import cache_dir
@@ -185,7 +186,7 @@ class FakeCompile:
         return self.futures[name, target]
 
     def collect(self, path: Path) -> Path:
-        path.write_bytes(b"bundle")
+        path.write_bytes(ENTRY_MAGIC)
         self.written.append(path)
         return path
 
@@ -346,11 +347,11 @@ def test_where_nothing_can_be_compiled_it_is_said_once(fake: list[FakeCompile]) 
 
 
 def test_no_bundle_replaces_another_when_nothing_was_built(fake: list[FakeCompile]) -> None:
-    Path("plan.bundle").write_text("earlier")
+    Path("plan.bundle").write_bytes(ENTRY_MAGIC + b"earlier")
     result = run("build", specs("bad"), "--target", "cuda:90")
     assert result.exit_code == 1
     assert "no bundle was written" in result.stdout
-    assert Path("plan.bundle").read_text() == "earlier"
+    assert Path("plan.bundle").read_bytes() == ENTRY_MAGIC + b"earlier"
 
 
 def test_a_bundle_that_cannot_be_written_fails_the_build(
@@ -453,7 +454,7 @@ def test_people_get_a_summary(fake: list[FakeCompile]) -> None:
     result = run("build", specs("a", "b", "kept", "a"), "--target", "cuda:90")
     assert "4 kernels for cuda:90 in" in result.stdout
     assert "2 compiled, 1 from the cache, 1 deduplicated\n" in result.stdout
-    assert "plan.bundle: 6 bytes" in result.stdout
+    assert "plan.bundle: 8 bytes" in result.stdout
 
 
 def test_ctrl_c_is_one_line_and_130(fake: list[FakeCompile]) -> None:

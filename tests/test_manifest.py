@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import struct
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from headstart import manifest as manifest_module
 from headstart.bundle import Bundle
-from headstart.errors import DamagedError, FutureVersionError
+from headstart.errors import DamagedError, FutureVersionError, UsageError
 from headstart.manifest import (
     MAGIC,
     Manifest,
@@ -129,7 +130,7 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing_behind(
     def fail(*_: object) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no"):
         Manifest().save(path)
     assert [each.name for each in path.parent.iterdir()] == ["app.manifest"]
@@ -183,6 +184,9 @@ def test_a_bundle_is_no_manifest_and_the_other_way_round(path: Path) -> None:
     assert not is_manifest(path)
     with pytest.raises(DamagedError, match="not a manifest"):
         Manifest.open(path)
+    with pytest.raises(UsageError, match="not a manifest"):
+        full().save(path)
+    path.unlink()
     full().save(path)
     with pytest.raises(DamagedError, match="not a bundle"):
         Bundle.open(path)

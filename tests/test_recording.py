@@ -16,7 +16,7 @@ import pytest
 
 from conftest import client_environment, wait_until
 from headstart import locking, recording
-from headstart.manifest import Manifest, Specialization, Tuning
+from headstart.manifest import MAGIC, Manifest, Specialization, Tuning
 from headstart.recording import Recorder, module_program, record_path, script_program, update
 from headstart.request import CompileRequest
 
@@ -105,11 +105,31 @@ def test_kernels_that_nobody_asks_for_any_more_are_forgotten(path: Path) -> None
 
 def test_a_damaged_record_is_set_aside_with_one_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.parent.mkdir()
-    path.write_bytes(b"scrambled")
+    damaged = MAGIC + b"\2\0scrambled"
+    path.write_bytes(damaged)
     assert update(path, Manifest.of([specialization()]))
     assert names(path) == {"k"}
-    assert path.with_name("app.manifest.damaged").read_bytes() == b"scrambled"
+    assert path.with_name("app.manifest.damaged").read_bytes() == damaged
     assert len(caplog.records) == 1
+
+
+def test_a_file_that_is_no_record_is_left_alone_with_one_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"print('a program')")
+    assert not update(path, Manifest.of([specialization()]))
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == {path.name: b"print('a program')"}
+    (warning,) = caplog.records
+    assert "is not a manifest of headstart's, so it is not replaced" in warning.getMessage()
+
+
+def test_setting_a_damaged_record_aside_costs_no_other_file(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.parent.mkdir()
+    path.write_bytes(MAGIC + b"\2\0scrambled")
+    path.with_name("app.manifest.damaged").write_text("notes on damaged manifests")
+    assert not update(path, Manifest.of([specialization()]))
+    assert path.read_bytes() == MAGIC + b"\2\0scrambled"
+    assert path.with_name("app.manifest.damaged").read_text() == "notes on damaged manifests"
+    assert "app.manifest.damaged is there already" in caplog.text
 
 
 def test_a_record_of_a_newer_headstart_is_left_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -131,7 +151,7 @@ def test_a_record_that_cannot_be_written_is_a_warning(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "replace", full)
     assert not update(path, Manifest.of([specialization("b")]))
     monkeypatch.undo()
     assert "No space left" in caplog.text

@@ -199,7 +199,7 @@ def test_the_command_works_in_any_folder(folder: str, tmp_path: Path) -> None:
 def test_a_plan_can_be_read_by_people(tmp_path: Path) -> None:
     text = plan_of(write_plan(tmp_path, make(constants={"BLOCK": 4}))).read_text()
     assert SOURCE in text, "as it was written, not escaped"
-    assert text.startswith('"""add for cuda:90, which failed to compile.')
+    assert text.splitlines()[1].startswith('"""add for cuda:90, which failed to compile.')
     assert "headstart build" in text
     assert "constants={'BLOCK': 4}" in text
 
@@ -216,12 +216,32 @@ def test_only_the_youngest_plans_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
     for number in range(5):
         paths.append(plan_of(write_plan(tmp_path, make(constants={"A": number}))))
         os.utime(paths[-1], (number, number))
-    (tmp_path / "notes.txt").touch()
+    mine = [tmp_path / name for name in ("notes.txt", "attention.py", "attention-0123456789ab.py", ".hidden", ".a.tmp")]
+    for path in mine:
+        path.write_text("x = 1\n")
+        os.utime(path, (0, 0))
     plan_of(write_plan(tmp_path, make(constants={"A": 5})))
-    kept = set(tmp_path.glob("*.py"))
+    kept = set(tmp_path.iterdir()).difference(mine)
     assert len(kept) == 3
     assert {paths[3], paths[4]} < kept
-    assert (tmp_path / "notes.txt").exists()
+    assert all(path.exists() for path in mine), "headstart removes what it wrote, whatever else is in the folder"
+
+
+def test_a_plan_replaces_no_file_of_the_user_s(tmp_path: Path) -> None:
+    path = plan_of(write_plan(tmp_path, make()))
+    path.write_text("x = 1\n")
+    assert write_plan(tmp_path, make()) == ""
+    assert path.read_text() == "x = 1\n"
+
+
+def test_what_a_killed_writer_left_is_removed_after_a_while(tmp_path: Path) -> None:
+    path = plan_of(write_plan(tmp_path, make()))
+    names = [f".{path.name}.{'ab' * 8}.tmp", f".{'cd' * 32}.json.{'ab' * 8}.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    write_plan(tmp_path, make())
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_a_folder_that_cannot_be_written_means_no_command(tmp_path: Path) -> None:

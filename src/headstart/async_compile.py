@@ -35,6 +35,7 @@ from headstart.errors import (
 )
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
+from headstart.replacing import BUNDLE, check_replaceable
 from headstart.request import CompileRequest, to_target
 from headstart.settings import Settings
 from headstart.store import DiskStore
@@ -124,7 +125,8 @@ class AsyncCompile:
         start: whether the service starts now, if there is need of one; else with the first kernel, or by `start`.
 
     Raises:
-        UsageError: an argument or one of headstart's environment variables is not valid.
+        UsageError: an argument or one of headstart's environment variables is not valid, or `bundle` is another file
+            than a bundle.
     """
 
     # For adapters: which toolchain compiles, and in which environment (their own may know better than this process's).
@@ -148,6 +150,8 @@ class AsyncCompile:
         self._settings = settings
         self._use_store = use_store
         self._bundle = None if bundle is None else Path(bundle)
+        if self._bundle is not None:
+            check_replaceable(self._bundle, BUNDLE)
         self._store = DiskStore(settings.cache_dir)
         self._lock = threading.RLock()
         self._asked: list[Asked] = []
@@ -282,6 +286,8 @@ class AsyncCompile:
                 self.bundler.extend(self._bundle)
         except OSError as error:
             _log.warning("cannot write the bundle %s: %s", self._bundle, error.strerror)
+        except UsageError as error:  # it is another file by now
+            _log.warning("cannot write the bundle: %s", error)
         finally:
             self.bundler.end_compile()
             self._closed = True

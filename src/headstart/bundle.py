@@ -34,7 +34,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -43,8 +42,9 @@ import msgspec
 
 from headstart.entry import Entry, EntryHeader, Key, Size, Snapshot, check_version, decode, snapshot_of
 from headstart.errors import DamagedError
+from headstart.replacing import BUNDLE, Replacement, write_new
 
-MAGIC = b"\x89HSB\r\n\x1a\n"
+MAGIC = BUNDLE.ends[0]
 VERSION = 2  # what is of before may hold kernels that are not Triton's
 MAX_INDEX_BYTES = 256 * 2**20  # about 700,000 kernels
 
@@ -83,6 +83,7 @@ class BundleWriter:
         path: the bundle. Missing folders are made; a bundle that exists is replaced once this one is complete.
 
     Raises:
+        UsageError: here and in `commit`: another file than a bundle has that name.
         OSError: here and in every method: the bundle cannot be written. Then it can only be aborted.
     """
 
@@ -91,8 +92,8 @@ class BundleWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._items: dict[str, BundleItem] = {}
         self._end = 0
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}.tmp")
-        self._file = self._temporary.open("xb")
+        self._replacement = Replacement(self.path, BUNDLE)
+        self._file = self._replacement.file
 
     def add(self, entry: Entry) -> bool:
         """Copy an entry, artifacts unverified; False if its key is there already.
@@ -126,8 +127,7 @@ class BundleWriter:
                 raise ValueError(f"{self.path}: {len(self)} kernels are too many for one bundle")
             self._file.write(index)
             self._file.write(_FOOTER.pack(self._end, len(index), sha256(index).digest(), VERSION, MAGIC))
-            self._file.close()
-            self._temporary.replace(self.path)
+            self._replacement.commit()
         except BaseException:
             self.abort()
             raise
@@ -135,10 +135,7 @@ class BundleWriter:
 
     def abort(self) -> None:
         """Remove what was written so far; does nothing after `commit`."""
-        with suppress(OSError):  # closing writes what is buffered, perhaps to a full disk
-            self._file.close()
-        with suppress(OSError):
-            self._temporary.unlink()
+        self._replacement.abort()
 
     def __enter__(self) -> BundleWriter:
         return self
@@ -287,11 +284,11 @@ def _extract(entry: Entry, folder: Path) -> Path:
     destination = folder / f"{name}-{entry.key[:12]}"
     destination.mkdir(parents=True, exist_ok=True)
     for artifact in entry.artifact_names:
-        (destination / f"{name}.{_file_name(artifact)}").write_bytes(entry.artifact(artifact))
+        write_new(destination / f"{name}.{_file_name(artifact)}", entry.artifact(artifact))
     import json  # as above: only those who extract need it
 
     metadata = json.dumps(entry.metadata, indent=2, skipkeys=True, default=repr)
-    (destination / "metadata.json").write_text(metadata + "\n")
+    write_new(destination / "metadata.json", f"{metadata}\n".encode())
     return destination
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headstart.errors import HeadstartError, ServiceError
 from headstart.imports import when_imported
+from headstart.replacing import BUNDLE, MANIFEST, check_replaceable
 
 if TYPE_CHECKING:
     from headstart.jit.adapter import Adapter
@@ -99,7 +100,20 @@ def enable(
         UsageError: an argument or one of headstart's environment variables is not valid.
         ServiceError: headstart would have to step aside, and `HEADSTART=require`.
     """
+    check_outputs(bundle, record)
     begin(Choices(manifest, bundle, record, reuse_tuning, workers, cache_dir))
+
+
+def check_outputs(bundle: StrPath | None, record: StrPath | None) -> None:
+    """Find out before the work is done whether its results may be written there.
+
+    Raises:
+        UsageError: one of them is a file that headstart did not write in this form.
+    """
+    if bundle is not None:
+        check_replaceable(bundle, BUNDLE)
+    if record is not None:
+        check_replaceable(record, MANIFEST)
 
 
 def disable() -> None:

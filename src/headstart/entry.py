@@ -44,8 +44,9 @@ from typing import Annotated, Any, Protocol, TypeVar
 import msgspec
 
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError
+from headstart.replacing import ENTRY
 
-MAGIC = b"\x89HSE\r\n\x1a\n"
+MAGIC = ENTRY.begins[0]
 VERSION = 2  # what is of before may hold kernels that are not Triton's
 MAX_HEADER_BYTES = 64 * 2**20
 

@@ -36,7 +36,7 @@ def locked(path: Path) -> Iterator[None]:
     if not _in_process.acquire(timeout=PATIENCE):
         raise TimeoutError(f"another thread has been writing for {PATIENCE:.0f} s")
     try:
-        fd = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             while not _try_lock(fd):
                 if time.monotonic() > deadline:

@@ -42,7 +42,6 @@ import math
 import os
 import struct
 from collections.abc import Container, Iterable, Mapping, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,11 @@ import msgspec
 from headstart import keys
 from headstart.entry import Key, Size, check_version, decode, snapshot_of
 from headstart.errors import DamagedError
+from headstart.replacing import MANIFEST, replace
 from headstart.request import CompileRequest, Source, check_plain
 from headstart.target import OPTIONS_OF_BACKEND, Target
 
-MAGIC = b"\x89HSM\r\n\x1a\n"
+MAGIC = MANIFEST.begins[0]
 VERSION = 2  # what is of before may hold kernels that are not Triton's
 MAX_BODY_BYTES = 1 << 30
 
@@ -225,18 +225,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Write the manifest; one that exists is replaced at once or not at all.
 
         Raises:
+            UsageError: another file than a manifest has that name.
             OSError: it cannot be written. Nothing is left behind.
         """
-        data = self.encode()
-        target = Path(os.path.realpath(path))
-        temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(target)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        replace(path, self.encode(), MANIFEST)
 
     @property
     def targets(self) -> list[str]:

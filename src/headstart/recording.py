@@ -31,10 +31,11 @@ from pathlib import Path
 
 import msgspec
 
-from headstart.errors import DamagedError, FutureVersionError, PastVersionError
+from headstart.errors import DamagedError, FutureVersionError, PastVersionError, UsageError
 from headstart.folders import cache_dir
 from headstart.locking import locked
 from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
+from headstart.replacing import MANIFEST, check_replaceable, rename_onto
 from headstart.request import CompileRequest
 
 SAVE_DELAY = 30.0  # seconds from the first unsaved note until it is written
@@ -74,7 +75,7 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     """Merge `manifest` into the one at `path`, which need not exist, among all processes that do the same.
 
     Nothing is written if it says nothing new. A damaged file is set aside as `NAME.damaged` and replaced; one of a
-    newer headstart is left alone.
+    newer headstart, and one that is no manifest at all, are left alone.
 
     Args:
         kept_days: forget kernels that nobody asked for in so many days before the last one; None: keep all.
@@ -84,6 +85,7 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     """
     place = Path(os.path.realpath(path))
     try:
+        check_replaceable(place, MANIFEST)
         place.parent.mkdir(parents=True, exist_ok=True)
         with locked(place):
             existing = _existing(place)
@@ -93,7 +95,7 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
                 merged = merged.seen_since(last - min(dt.timedelta(kept_days), last - dt.date.min))
             if not _same(existing, merged):
                 merged.save(place)
-    except FutureVersionError as error:
+    except (FutureVersionError, UsageError) as error:
         _log.warning("nothing is recorded: %s", error)
     except OSError as error:
         _log.warning("cannot record in %s: %s", place, error.strerror or error)
@@ -266,7 +268,7 @@ def _existing(path: Path) -> Manifest:
         return Manifest()
     except DamagedError as error:
         aside = path.with_name(f"{path.name}.damaged")
-        path.replace(aside)
+        rename_onto(path, aside, MANIFEST)
         _log.warning("the record is begun anew, and the damaged one kept as %s: %s", aside.name, error)
         return Manifest()
 

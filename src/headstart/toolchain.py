@@ -27,6 +27,7 @@ import msgspec
 
 from headstart.environment import TOOL_VARIABLES
 from headstart.errors import ServiceError
+from headstart.replacing import replace
 
 # Below Triton's folder, by suffix; and tools by name. Headers and debuggers do not change what a kernel becomes.
 _SUFFIXES = (".py", ".bc", ".ll", ".pyi")
@@ -194,12 +195,7 @@ def _recorded_digests(root: Path) -> dict[str, str]:
 
 
 def _remember(note: Path, digest: str) -> None:
-    temporary = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-    try:
+    # A cache folder that cannot be written costs the hashing each time; the store warns about it.
+    with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(digest, encoding="ascii")
-        os.replace(temporary, note)
-    except OSError:
-        # A cache folder that cannot be written costs the hashing each time; the store warns about it.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        replace(note, digest.encode("ascii"))

@@ -35,6 +35,7 @@ from headstart.environment import TOOL_VARIABLES, fingerprint
 from headstart.errors import HeadstartError, ServiceError, UsageError
 from headstart.future import LambdaFuture, as_completed
 from headstart.manifest import Manifest, Specialization, is_manifest, retarget
+from headstart.replacing import BUNDLE, check_replaceable
 from headstart.request import CompileRequest
 from headstart.spec import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.target import Target
@@ -421,3 +422,4 @@ def _check_output(output: Path) -> None:
         raise UsageError(f"cannot write {output}: there is no folder {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write {output}: the folder {folder} is not writable")
+    check_replaceable(output, BUNDLE)

@@ -11,6 +11,7 @@ import msgspec
 from headstart.bundle import Bundle, BundleItem, merge_bundles
 from headstart.cli import Failure, count, human_bytes, printable, reading
 from headstart.errors import UsageError
+from headstart.replacing import BUNDLE, check_replaceable
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
@@ -87,6 +88,7 @@ def extract(path: Path, kernels: Sequence[str], output: Path | None) -> None:
 @click.argument("paths", metavar="IN...", nargs=-1, required=True, type=_BUNDLE)
 def merge(out: Path, paths: Sequence[Path]) -> None:
     """Write the kernels of every bundle IN into one bundle OUT, which may be one of them."""
+    check_replaceable(out, BUNDLE)
     with reading(out):
         kernels = merge_bundles(out, *paths)
     click.echo(

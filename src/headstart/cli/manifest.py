@@ -14,6 +14,7 @@ import msgspec
 from headstart.cli import count, printable, reading
 from headstart.manifest import Difference, Manifest, Specialization, compare
 from headstart.manifest import merge as merge_manifests
+from headstart.replacing import MANIFEST, check_replaceable
 from headstart.request import CompileRequest
 
 _MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -56,6 +57,7 @@ def show(path: Path, as_json: bool) -> None:
 )
 def merge(paths: Sequence[Path], output: Path) -> None:
     """Write what every FILE says into one manifest. Their order does not matter, and neither does merging one twice."""
+    check_replaceable(output, MANIFEST)
     merged = merge_manifests(*map(_open, paths))
     with reading(output):
         merged.save(output)

@@ -15,6 +15,7 @@ from typing import Any
 
 from headstart import inductor
 from headstart.errors import HeadstartError, UsageError
+from headstart.replacing import BUNDLE, rename_onto
 from headstart.spec import PlanRaised, call_function
 from headstart.target import Target
 
@@ -32,10 +33,14 @@ def build_model(reference: str, targets: Sequence[Target], workers: int | None, 
     started = time.monotonic()
     from headstart.inductor import without_gpu
 
-    with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="headstart-") as folder,
+        # In the same file system as the output.
+        tempfile.TemporaryDirectory(prefix=".headstart-", dir=Path(os.path.realpath(output)).parent) as beside,
+    ):
         # What torch.compile made earlier would keep it from making anything now.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        part = output.with_name(f".{output.name}.{os.getpid()}")
+        part = Path(beside, "part.bundle")
         inductor.enable(bundle=part, workers=workers)
         without_gpu.load_shim()
         adapter = inductor.current()
@@ -49,7 +54,7 @@ def build_model(reference: str, targets: Sequence[Target], workers: int | None, 
             inductor.disable()
         if not part.exists():
             raise UsageError(f"{reference}: torch.compile made no Triton kernel of it")
-        os.replace(part, output)
+        rename_onto(part, output, BUNDLE)
     return {
         "bundle": str(output),
         "target": str(target),

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from headstart.cli import Failure
+from headstart.enabling import check_outputs
 from headstart.errors import UsageError
 from headstart.recording import module_program, record_path, script_program
 from headstart.running import Orders, become, environment, find_module
@@ -93,7 +94,9 @@ def run(
         raise UsageError("--dry-run and --target go together, as in --dry-run --target cuda:90")
     variables = dict(os.environ)
     if mode() is not Mode.OFF:
-        Settings.load(workers=workers)  # what is wrong with them is said before the program runs
+        # What is wrong is said before the program runs.
+        Settings.load(workers=workers)
+        check_outputs(bundle, record)
         name = module_program(program, find_module(program)) if as_module else script_program(program)
         automatic = record_path(name)
         replay = manifest or (None if bundle is not None and not reuse_tuning else record or automatic)

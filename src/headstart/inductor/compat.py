@@ -32,6 +32,7 @@ import msgspec
 
 from headstart import environment as triton_environment
 from headstart.environment import fingerprint
+from headstart.replacing import replace
 
 KNOWN_VERSIONS = ("2.11", "2.12", "2.13", "2.14")
 
@@ -277,9 +278,7 @@ def ensure_source(path: str, text: str) -> None:
     """Have a generated file there: Inductor may load it."""
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        part = f"{path}.{os.getpid()}.tmp"
-        Path(part).write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        replace(path, text.encode())
 
 
 def read_source(path: str) -> str:

@@ -104,8 +104,8 @@ def _build_shim(torch: compat.Torch, folder: Path, *flags: str) -> Path:
     if built.exists():
         return built
     lib = os.path.join(torch.folder, "lib")
-    part = built.with_suffix(f".{os.getpid()}")
     folder.mkdir(parents=True, exist_ok=True)
+    part = built.with_suffix(f".{os.urandom(8).hex()}.tmp")
     command = [
         *("g++", "-std=c++20", "-O0", "-shared", "-fPIC", *flags),
         *(f"-I{os.path.join(torch.folder, 'include')}", str(_SHIM), "-o", str(part)),
@@ -116,6 +116,7 @@ def _build_shim(torch: compat.Torch, folder: Path, *flags: str) -> Path:
     except FileNotFoundError:
         raise UsageError("to pretend that there is a GPU takes g++, and there is none") from None
     if done.returncode:
+        part.unlink(missing_ok=True)
         raise UsageError(f"the shim that stands for a GPU does not compile with this torch:\n{done.stderr}")
     part.rename(built)
     return built

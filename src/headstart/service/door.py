@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from headstart.replacing import Format, carries_mark
 from headstart.service.runtime import locked
 
+LOG = Format("a service's log", begins=(b"headstart: what this service has to say\n",))
 BACKLOG = 4096  # clients that have connected and were not accepted yet; the kernel may allow fewer
 _SO_PEERPIDFD = 77  # socket(7), since Linux 6.5
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
@@ -52,7 +54,7 @@ def credentials(sock: socket.socket) -> tuple[int, int]:
 
 def log_of(path: Path) -> Path:
     """Where the service that listens at `path` writes what it has to say."""
-    return path.with_suffix(".log")
+    return path.with_name(f"{path.name}.log")
 
 
 class Door:
@@ -99,8 +101,9 @@ class Door:
                         late.send(farewell)
             self._listener.close()
             # Somebody may have removed ours, and a successor may listen there by now.
-            if self._path.stat().st_ino == self._inode:
-                log_of(self._path).unlink(missing_ok=True)
+            if self._path.lstat().st_ino == self._inode:
+                if carries_mark(log_of(self._path), LOG):
+                    log_of(self._path).unlink()
                 self._path.unlink()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from headstart.replacing import replace
 from headstart.wire import Failure
 
 REMEMBERED_KINDS = ("crash", "timeout", "memory")  # of failures; all others are found out again in no time
@@ -48,15 +49,9 @@ class Failures:
 
     def remember(self, what: RememberedFailure) -> None:
         """Write it down; a folder that cannot be written remembers nothing."""
-        path = self._folder / f"{what.key}.json"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(msgspec.json.encode(what))
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            replace(self._folder / f"{what.key}.json", msgspec.json.encode(what))
 
     def forget(self, kernel: str) -> list[RememberedFailure]:
         """Have kernels tried again: by name, or by the beginning of a key. Returns what was remembered of them."""

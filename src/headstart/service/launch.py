@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
-from headstart.errors import ServiceError
+from headstart.errors import ServiceError, UsageError
+from headstart.replacing import Replacement, carries_mark
 from headstart.service import sharing
 from headstart.service.boot import last_words_file, spawn
 from headstart.service.config import Config
-from headstart.service.door import credentials, log_of
+from headstart.service.door import LOG, credentials, log_of
 from headstart.settings import Settings
 
 _log = logging.getLogger("headstart")
@@ -118,8 +119,9 @@ class Shared:
 
     def last_words(self) -> str:
         """See `Launched`."""
-        with contextlib.suppress(OSError), log_of(self._path).open("rb") as log:
-            return _end_of(log)
+        path = log_of(self._path)
+        with contextlib.suppress(OSError), path.open("rb") as log:
+            return _end_of(log).removeprefix(LOG.begins[0].decode().strip()).lstrip() if carries_mark(path, LOG) else ""
         return ""
 
     def end(self, timeout: float) -> None:
@@ -193,16 +195,35 @@ def _join_or_start(path: Path, workers: int) -> Shared:
         if sock is not None:
             return Shared(sock, path)
         _check_interpreter()
+        try:
+            sharing.check_place(path)
+        except UsageError as error:
+            raise ServiceError(str(error)) from None
         with sharing.place_for_a_service(path) as listener:
             if listener is None:
                 continue
-            with _high(listener.fileno()) as fd, log_of(path).open("wb") as log:
+            with _high(listener.fileno()) as fd, _new_log(log_of(path)) as log:
                 starter = _spawn(Config(workers=workers, listener=fd, socket=str(path)), [fd], log)
             sock = sharing.connect(path)
         _await_start(starter, path)
         if sock is not None:
             return Shared(sock, path)
     raise ServiceError(f"the compile service at {path} ends as soon as it is started")
+
+
+def _new_log(path: Path) -> IO[bytes]:
+    """What the service and its zygotes print goes there.
+
+    Raises:
+        ServiceError: it cannot be made.
+    """
+    try:
+        log = Replacement(path, LOG)
+        log.file.write(LOG.begins[0])
+        log.commit(close=False)
+    except (OSError, UsageError) as error:
+        raise ServiceError(f"no compile service: its log cannot be made: {error}") from error
+    return log.file
 
 
 def _await_start(starter: subprocess.Popen[bytes], path: Path) -> None:

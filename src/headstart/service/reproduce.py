@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
+import re
 import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 from headstart.captured import CapturedSource
+from headstart.errors import UsageError
+from headstart.replacing import Format, carries_mark, replace
 from headstart.request import CompileRequest
 
 _KEPT = 100  # plans; older ones make room
 _ABANDONED_AGE = 3600.0  # seconds after which a half-written one has no writer any more
+_TEMPORARY = re.compile(r"\..+-[0-9a-f]{12}\.py\.[0-9a-f]{16}\.tmp|\.[0-9a-f]{64}\.json\.[0-9a-f]{16}\.tmp")
+
+# The first line tells them from a user's own plans, which may lie in the same folder.
+PLAN = Format("a plan of a failure", begins=(b"# A failure that headstart wrote down.\n",))
 
 _PLAN = '''\
+# A failure that headstart wrote down.
 """{name} for {target}, which failed to compile. Run it again with
 
     {command}
@@ -68,15 +75,11 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
         options=_expression(request.options),
         filename=request.filename,
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
-        os.replace(temporary, path)
+        replace(path, text.encode(errors="surrogatepass"), PLAN)
         _forget_oldest(folder)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    except (OSError, UsageError):
         return ""
     return command
 
@@ -131,14 +134,17 @@ def _position(key: str) -> str | tuple[int, ...]:
 
 
 def _forget_oldest(folder: Path) -> None:
-    plans = sorted(folder.glob("*.py"), key=lambda path: path.stat().st_mtime)
+    plans = sorted((path for path in folder.glob("*-????????????.py") if carries_mark(path, PLAN)), key=_mtime)
     # Hidden ones are being written, or were when their writer was killed.
-    for path in [*plans[:-_KEPT], *(path for path in folder.glob(".*") if _abandoned(path))]:
-        with contextlib.suppress(FileNotFoundError):
+    oldest = time.time() - _ABANDONED_AGE
+    abandoned = [path for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name) and _mtime(path) < oldest]
+    for path in [*plans[:-_KEPT], *abandoned]:
+        with contextlib.suppress(OSError):
             path.unlink()
 
 
-def _abandoned(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_mtime < time.time() - _ABANDONED_AGE
-    return False
+def _mtime(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return math.inf

@@ -16,13 +16,14 @@ import hashlib
 import os
 import re
 import socket
+import stat
 import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from headstart import machine, wire
-from headstart.errors import ServiceError
+from headstart.errors import ServiceError, UsageError
 from headstart.folders import runtime_dir
 from headstart.service.door import BACKLOG, address, credentials
 from headstart.service.runtime import locked
@@ -122,6 +123,7 @@ def place_for_a_service(path: Path) -> Iterator[socket.socket | None]:
 
     Raises:
         ServiceError: nothing can be made there.
+        UsageError: something else than a socket is there.
     """
     try:
         with locked(path.parent):
@@ -130,6 +132,7 @@ def place_for_a_service(path: Path) -> Iterator[socket.socket | None]:
                 other.close()
                 yield None
                 return
+            check_place(path)
             path.unlink(missing_ok=True)
             with socket.socket(socket.AF_UNIX) as listener, _starting(listener):
                 with address(path) as where:
@@ -144,6 +147,20 @@ def place_for_a_service(path: Path) -> Iterator[socket.socket | None]:
                     raise
     except OSError as error:
         raise ServiceError(f"no service can listen at {path}: {error.strerror or error}") from error
+
+
+def check_place(path: Path) -> None:
+    """Find out whether a service may listen at `path`: what is not a socket is not removed.
+
+    Raises:
+        UsageError: a file, a folder or a link has that name.
+    """
+    with contextlib.suppress(OSError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise UsageError(
+                f"no service can listen at {path}: there is something else than a socket, which is not replaced; "
+                "remove it, or set HEADSTART_SERVICE to another path"
+            )
 
 
 def _supersede_older(path: Path) -> None:
