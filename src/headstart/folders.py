@@ -7,24 +7,76 @@ belongs to a running service (sockets, worker folders) and is private to its use
 from __future__ import annotations
 
 import errno
+import functools
+import logging
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from headstart.errors import ServiceError
+from headstart.errors import ServiceError, UsageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # of a disk, a tmpfs or somebody's share of it
 
+_log = logging.getLogger("headstart")
+
 
 def cache_dir() -> Path:
-    """`HEADSTART_CACHE_DIR`, or the platform's cache folder. Absolute; may not exist yet."""
+    """`HEADSTART_CACHE_DIR`, or the platform's cache folder. Absolute; may not exist yet.
+
+    Where this user has no home (no `HOME`, and no entry in passwd), a private folder among the temporary ones, which is
+    made.
+
+    Raises:
+        UsageError: `HEADSTART_CACHE_DIR` begins with `~`, and there is no such home.
+    """
     configured = os.environ.get("HEADSTART_CACHE_DIR")
     if configured:
-        return Path(configured).expanduser().absolute()
+        return expanded(configured, "HEADSTART_CACHE_DIR")
     import platformdirs  # clients that know their folder start faster without
 
-    return platformdirs.user_cache_path("headstart", appauthor=False)
+    try:
+        found = platformdirs.user_cache_path("headstart", appauthor=False)
+    except RuntimeError:  # no home; older versions make a path that begins with ~
+        return _cache_of_the_homeless()
+    return found if found.is_absolute() else _cache_of_the_homeless()
+
+
+def expanded(path: str | os.PathLike[str], name: str) -> Path:
+    """An absolute path, `~` replaced by its home.
+
+    Args:
+        path: given by the user.
+        name: of the setting, for the message.
+
+    Raises:
+        UsageError: there is no such home.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"{name}: {os.fspath(path)!r} begins with ~, and that has no home folder here") from error
+
+
+@functools.cache
+def _cache_of_the_homeless() -> Path:
+    """Made now, so that nobody else makes it: its name can be guessed."""
+    who = f"user {os.getuid()} has no home folder (no HOME, and no entry in passwd)"
+    name = f"headstart-cache-{os.getuid()}"
+    try:
+        path = _made(Path(tempfile.gettempdir(), name))
+    except ServiceError as error:
+        try:
+            path = Path(tempfile.mkdtemp(prefix="headstart-cache-"))
+        except OSError:
+            raise ServiceError(f"{who}, and {error}") from error
+        _log.warning("%s", error)
+    except OSError as error:  # there is no folder for temporary files at all
+        raise UsageError(f"{who}: set HEADSTART_CACHE_DIR to a folder that you can write") from error
+    _log.warning("%s: kernels are kept in %s; set HEADSTART_CACHE_DIR to have them elsewhere", who, path)
+    return path
 
 
 def runtime_dir() -> Path:
@@ -70,7 +122,10 @@ def _runtime_places() -> Iterator[Path]:
     if os.access(memory, os.W_OK | os.X_OK):
         yield Path(memory, name)
     yield from (Path(folder, name) for folder in (os.environ.get("TMPDIR"), "/tmp") if folder)
-    yield cache_dir() / "run"
+    kept = cache_dir()
+    with suppress(OSError):
+        kept.mkdir(parents=True, exist_ok=True)
+    yield kept / "run"
 
 
 def _made(path: Path) -> Path:
@@ -80,8 +135,6 @@ def _made(path: Path) -> Path:
         ServiceError: it cannot be made, or belongs to somebody else.
     """
     try:
-        if path.parent == cache_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()
     except OSError as error:

@@ -49,6 +49,7 @@ from headstart.locking import lock_byte
 USED_AGAIN = 60.0  # seconds within which another use of an entry is not written down
 ABANDONED_AGE = 3600.0  # seconds after which a file in tmp/ has no writer any more
 DAMAGED_AGE = 7 * 86400.0  # seconds for which damaged entries are kept
+_CLOCKS_DIFFER = 3600.0  # seconds by which the clock of another machine may be ahead
 _LOCK_DIGITS = 15  # of a key, hexadecimal: a file offset has 63 bits
 
 _log = logging.getLogger("headstart")
@@ -138,7 +139,8 @@ class DiskStore:
         if entry is not None:
             path = self.path_of(key)
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > USED_AGAIN:
+                # A time in the future is one of a clock that was wrong: the entry would stay for ever.
+                if abs(time.time() - path.stat().st_mtime) > USED_AGAIN:
                     os.utime(path)
         return entry
 
@@ -229,7 +231,8 @@ class DiskStore:
             return self._evict(limit_bytes)
 
     def _evict(self, limit_bytes: int | None) -> PruneReport:
-        files = sorted(_statuses(self.folder.glob(_ENTRIES)), key=lambda file: file[1].st_mtime_ns)
+        now = time.time_ns()
+        files = sorted(_statuses(self.folder.glob(_ENTRIES)), key=lambda file: min(now, file[1].st_mtime_ns))
         sizes = [status.st_size for _, status in files]
         kept_bytes = total = sum(sizes)
         removed = 0
@@ -352,6 +355,9 @@ def _remove_older(folder: Path, age: float) -> None:
     for path, status in _statuses(folder.glob("*")):
         if status.st_mtime <= oldest:
             path.unlink(missing_ok=True)
+        elif status.st_mtime > time.time() + _CLOCKS_DIFFER:
+            with suppress(OSError):
+                os.utime(path)  # of a clock that was wrong; its age counts from now on
 
 
 @contextmanager

@@ -173,13 +173,23 @@ def launch_private(workers: int) -> Private:
     """
     _check_interpreter()
     with contextlib.ExitStack() as stack:
-        mine, theirs = socket.socketpair()
+        try:
+            mine, theirs = socket.socketpair()
+        except OSError as error:
+            raise ServiceError(f"no compile service: {error.strerror}") from error
         stack.enter_context(theirs)
-        pidfd = os.pidfd_open(os.getpid())
-        stack.callback(os.close, pidfd)
-        passed = [stack.enter_context(_high(fd)) for fd in (theirs.fileno(), pidfd)]
-        log = last_words_file()  # closed by `end`
-        config = Config(workers=workers, client=passed[0], client_pidfd=passed[1])
+        passed = [stack.enter_context(_high(theirs.fileno()))]
+        # Where there is none to be had (a sandbox, an old kernel), EOF alone says when this process is gone.
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(os.getpid())
+            stack.callback(os.close, pidfd)
+            passed.append(stack.enter_context(_high(pidfd)))
+        try:
+            log = last_words_file()  # closed by `end`
+        except OSError as error:
+            mine.close()
+            raise ServiceError(f"no compile service: no file for what it prints: {error}") from error
+        config = Config(workers=workers, client=passed[0], client_pidfd=passed[1] if len(passed) > 1 else -1)
         try:
             process = _spawn(config, passed, log)
         except ServiceError:
