@@ -7,6 +7,7 @@ future.result()         ─▶ finishing step, once: open the entry, check the t
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import functools
 import logging
@@ -497,6 +498,14 @@ def _reproduce(folder: Path, request: CompileRequest) -> str:
 
 
 _clients: weakref.WeakSet[AsyncCompile] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_connections() -> None:
+    # Registered here, not where connections are made: that module is loaded later than the handlers that still need it.
+    connection: Any = sys.modules.get("headstart.connection")
+    if connection is not None:
+        connection.close_all()
 
 
 def _after_fork_in_child() -> None:

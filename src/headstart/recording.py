@@ -6,12 +6,13 @@
 
 Guarantees:
 
-A program never notices that it is recorded: `note` takes microseconds and does no I/O, and a record that cannot be read
-or written costs one warning and is otherwise as if nobody recorded.
+A program never notices that it is recorded: `note` takes microseconds and, but in a child, does no I/O, and a record
+that cannot be read or written costs one warning and is otherwise as if nobody recorded.
 
 Ranks of one job, and any processes that record at once, end in one manifest with what all of them noted: `update`
 holds a lock on `.NAME.lock` beside the manifest while it reads, merges and writes. A program that is killed loses
-what it noted in the last `SAVE_DELAY` seconds.
+what it noted in the last `SAVE_DELAY` seconds. A child of it (a fork, or one that multiprocessing started) loses
+nothing: it also writes what it notes into a journal at once, since it may be killed as soon as its work is done.
 
 A forked child starts with nothing to save: what its parent noted, the parent saves. While nothing is unsaved no
 thread waits for a time.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -33,6 +35,7 @@ import msgspec
 
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError, UsageError
 from headstart.folders import cache_dir
+from headstart.journal import Journal, exists_for, left_behind
 from headstart.locking import locked
 from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
 from headstart.replacing import MANIFEST, check_replaceable, rename_onto
@@ -91,12 +94,16 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
         place.parent.mkdir(parents=True, exist_ok=True)
         with locked(place):
             existing = _existing(place)
+            left = left_behind(place)
+            manifest = merge(*(each for _, said in left for each in said), manifest)
             merged = merge(_without_choices_to_come(existing, manifest), manifest)
             if kept_days is not None:
                 last = _last_run_before(manifest, existing)
                 merged = merged.seen_since(last - min(dt.timedelta(kept_days), last - dt.date.min))
             if not _same(existing, merged):
                 merged.save(place)
+            for path, _ in left:
+                path.unlink(missing_ok=True)
     except (FutureVersionError, UsageError) as error:
         _log.warning("nothing is recorded: %s", error)
     except OSError as error:
@@ -104,6 +111,11 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     else:
         return True
     return False
+
+
+def gather(path: str | os.PathLike[str], *, kept_days: int | None = None) -> bool:
+    """Merge what processes that were killed have noted for the manifest at `path`; as `update`."""
+    return not exists_for(Path(os.path.realpath(path))) or update(path, Manifest(), kept_days=kept_days)
 
 
 class Recorder:
@@ -136,10 +148,12 @@ class Recorder:
         )
         self._kept_days = kept_days
         self._today = _today()
+        self._forked = False
         self._start_empty()
         _recorders.add(self)
 
     def _start_empty(self) -> None:
+        self._journal: Journal | None = None  # of a process that may end without a word
         self._lock = threading.Lock()
         self._saving = threading.Lock()
         self._specializations: dict[str, Specialization] = {}  # unsaved
@@ -201,11 +215,13 @@ class Recorder:
                 self._specializations, self._tunings = {}, {}
                 self._wakeup.clear()
                 origin_unsaved, self._origin_unsaved = self._origin_unsaved, False
+                noted = 0 if self._journal is None else self._journal.size
             if not specializations and not tunings and not origin_unsaved:
-                return True
+                return not self._closed or gather(self.path, kept_days=self._kept_days)
             origin = msgspec.structs.replace(self._origin, recorded_at=time.time())
             unsaved = Manifest(origins=(origin,), specializations=specializations, tunings=tunings)
             if update(self.path, unsaved, kept_days=self._kept_days):
+                self._forget_journal(noted)
                 return True
             with self._lock:
                 self._failed = True
@@ -233,6 +249,8 @@ class Recorder:
                 digest = noted.digest()
                 chosen = self._tunings.get(digest)
                 self._tunings[digest] = noted if chosen is None else chosen.merged(noted)
+            if self._may_be_killed():
+                self._write_at_once(noted)
             if self._thread is None and not self._failed:
                 self._thread = threading.Thread(target=self._save_later, name="headstart-recorder", daemon=True)
                 try:
@@ -241,6 +259,31 @@ class Recorder:
                     self._thread = None
             if len(self._specializations) >= SAVE_COUNT:
                 self._wakeup.set()
+
+    def _may_be_killed(self) -> bool:
+        """Whether this process ends by its parent's will, as the workers of `with multiprocessing.Pool()` do."""
+        process = sys.modules.get("multiprocessing.process")
+        return self._forked or (process is not None and process.parent_process() is not None)
+
+    def _write_at_once(self, noted: Specialization | Tuning) -> None:
+        try:
+            if self._journal is None:
+                self._journal = Journal(Path(os.path.realpath(self.path)))
+            if isinstance(noted, Specialization):
+                self._journal.append(Manifest.of([noted], [], [self._origin]))
+            else:
+                self._journal.append(Manifest.of([], [noted], [self._origin]))
+        except OSError as error:
+            _log.debug("what is noted is written later: %s", error)
+
+    def _forget_journal(self, size: int) -> None:
+        with self._lock:
+            if self._journal is not None:
+                if self._closed:
+                    self._journal.remove()
+                    self._journal = None
+                else:
+                    self._journal.saved(size)
 
     def _save_later(self) -> None:
         """One thread for one delay: it ends with the save, and the next note starts another."""
@@ -253,8 +296,10 @@ class Recorder:
 
     def _after_fork(self) -> None:
         closed = self._closed
+        if self._journal is not None:
+            self._journal.let_go()
         self._start_empty()
-        self._closed = closed
+        self._closed, self._forked = closed, True
 
 
 def _existing(path: Path) -> Manifest:

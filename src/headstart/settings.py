@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import os
 import re
 from fractions import Fraction
@@ -14,6 +13,7 @@ from headstart.errors import UsageError
 from headstart.folders import cache_dir as default_cache_dir
 from headstart.folders import expanded
 from headstart.machine import usable_cpus
+from headstart.variables import switch
 
 DEFAULT_STORE_LIMIT = 10 << 30  # bytes
 DEFAULT_PATIENCE = 10.0  # seconds
@@ -61,29 +61,8 @@ class Settings(msgspec.Struct, frozen=True):
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
             memory_limit=_size("HEADSTART_MEMORY_LIMIT", None),
             service=_service(),
-            early_cutoff=_switch("HEADSTART_EARLY_CUTOFF"),
+            early_cutoff=switch("HEADSTART_EARLY_CUTOFF"),
         )
-
-
-class Mode(enum.Enum):
-    """What `HEADSTART` says to the adapters."""
-
-    ON = "on"
-    OFF = "off"
-    REQUIRE = "require"  # stepping aside is an error
-
-
-def mode() -> Mode:
-    """`HEADSTART`.
-
-    Raises:
-        UsageError: it is not valid.
-    """
-    text = os.environ.get("HEADSTART", "").strip().lower()
-    try:
-        return Mode(text or "on")
-    except ValueError:
-        raise UsageError(f"HEADSTART: expected on, off or require, got {text!r}") from None
 
 
 def patience() -> float:
@@ -130,13 +109,6 @@ def _service() -> str:
             f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}"
         )
     return os.path.abspath(expanded(text, "HEADSTART_SERVICE"))
-
-
-def _switch(variable: str) -> bool:
-    text = os.environ.get(variable, "").strip()
-    if text not in ("", "0", "1"):
-        raise UsageError(f"{variable}: expected 1 or 0, got {text!r}")
-    return text == "1"
 
 
 def _size(variable: str, default: int | None) -> int | None:

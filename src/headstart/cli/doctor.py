@@ -6,6 +6,7 @@ reported, not crashed into.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -25,10 +26,11 @@ from headstart.environment import bypass_reason, fingerprint
 from headstart.errors import HeadstartError, ServiceError, UsageError
 from headstart.folders import cache_dir, runtime_dir
 from headstart.service.compiling import KNOWN_VERSIONS
-from headstart.settings import Settings
+from headstart.settings import Settings, patience
 from headstart.store import DiskStore
 from headstart.target import SHARED_MEMORY_LIMIT
 from headstart.toolchain import Toolchain, find_toolchain
+from headstart.variables import Mode, misspelt, mode
 
 LOW_SPACE = 2**30  # bytes; a few thousand large kernels
 MAX_SOCKET_PATH = 107  # bytes: sockaddr_un's 108 with the NUL that ends it
@@ -199,6 +201,8 @@ def check_settings() -> Check:
     """Whether what the user set can be read."""
     try:
         settings = Settings.load()
+        mode()
+        patience()
     except UsageError as error:
         return Check("settings", "fail", str(error), "set it right, or unset it")
     time_limit = "none" if settings.time_limit is None else f"{settings.time_limit:g} s"
@@ -260,8 +264,12 @@ def check_runtime_folder() -> Check:
 
 
 def check_environment() -> Iterator[Check]:
-    """Variables that make headstart step aside or keep nothing; one line if there are none."""
+    """Variables that it does not know, or that make it step aside or keep nothing; one line if there are none."""
     found = False
+    for sentence in misspelt():
+        found = True
+        said, _, remedy = sentence.partition("; ")
+        yield Check("environment", "warn", said, remedy)
     for variable, effect in _stepping_aside():
         found = True
         value = os.environ[variable]
@@ -273,8 +281,9 @@ def check_environment() -> Iterator[Check]:
 
 
 def _stepping_aside() -> Iterator[tuple[str, str]]:
-    if os.environ.get("HEADSTART", "").lower() in ("off", "0"):
-        yield "HEADSTART", "headstart is switched off"
+    with contextlib.suppress(UsageError):  # said with the settings
+        if mode() is Mode.OFF:
+            yield "HEADSTART", "headstart is switched off"
     if _is_set("TRITON_INTERPRET"):
         yield "TRITON_INTERPRET", "kernels are interpreted, not compiled"
     if os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") == "1":

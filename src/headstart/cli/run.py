@@ -9,13 +9,14 @@ from pathlib import Path
 
 import click
 
-from headstart.cli import Failure
+from headstart.cli import Failure, say_misspelt
 from headstart.enabling import check_outputs
 from headstart.errors import UsageError
 from headstart.recording import module_program, record_path, script_program
 from headstart.running import Orders, become, environment, find_module
-from headstart.settings import Mode, Settings, mode
+from headstart.settings import Settings
 from headstart.target import Target
+from headstart.variables import Mode, mode
 
 
 @click.command(
@@ -93,6 +94,7 @@ def run(
     if dry_run != (target is not None):
         raise UsageError("--dry-run and --target go together, as in --dry-run --target cuda:90")
     variables = dict(os.environ)
+    say_misspelt()
     if mode() is not Mode.OFF:
         # What is wrong is said before the program runs.
         Settings.load(workers=workers)

@@ -34,8 +34,9 @@ from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
 from headstart.inductor.source import Source, is_refused_by_assembler
 from headstart.kernel import CompiledKernel
-from headstart.settings import Mode, mode, patience
+from headstart.settings import patience
 from headstart.toolchain import Toolchain, find_toolchain
+from headstart.variables import Mode, mode
 
 _FAREWELL = 5.0  # seconds for what is still to be written
 _MOMENT = 1.0  # seconds that a job has until a worker begins it
