@@ -110,9 +110,9 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
     if not job.store:
         yield None
         return
-    store = DiskStore(os.fsdecode(job.store))
+    store = _store_of(job)
     with store.compiling(job.key):
-        entry = store.find(job.key)
+        entry = store.find(job.key, kind="kernel", request_digest=job.request.digest())
         now = time.monotonic()
         yield (
             None
@@ -127,6 +127,10 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
         )
 
 
+def _store_of(job: Assign) -> DiskStore:
+    return DiskStore(os.fsdecode(job.store), trusted=job.trusted)
+
+
 def _compile(
     compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool]
 ) -> Finished | Failure | StoodAside:
@@ -134,7 +138,7 @@ def _compile(
     cutter = None
     # Whoever has stood aside once, for nothing, is not to do so again.
     if job.early_cutoff and not job.front:
-        tails = Tails(DiskStore(os.fsdecode(job.store)))
+        tails = Tails(_store_of(job))
         cutter = Cutter(
             job.toolchain, job.request, tails, lambda tail: ask(_in_store(tail, job)), output.printed
         )
@@ -164,7 +168,7 @@ def _take_up(job: Assign) -> Finished | None:
     """Finish what a worker began before it stood aside; None: there is no tail for it after all."""
     meter = _Meter()
     front = unpack_front(job.front)
-    product = Tails(DiskStore(os.fsdecode(job.store))).finish(front)
+    product = Tails(_store_of(job)).finish(front)
     return None if product is None else _publish_taken(job, meter.add_to(front, front.log), product)
 
 
@@ -193,7 +197,7 @@ def _publish(
             "not stored, and is compiled anew in each process"
         )
     elif job.store:
-        store = DiskStore(os.fsdecode(job.store))
+        store = _store_of(job)
         try:
             entry = store.publish(job.key, parts)
             stored = True
