@@ -98,13 +98,14 @@ def test_the_session_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: p
     theirs.mkdir(0o700)
     os.chown(theirs, 12345, -1)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(theirs))
-    monkeypatch.setattr(folders, "_folder_among_others", lambda shared: shared / "mine")
-    assert runtime_dir().name == "mine"
+    monkeypatch.setattr(folders, "_made", lambda path: path)
+    assert theirs not in runtime_dir().parents
     assert os.listdir(theirs) == []
 
 
 @pytest.mark.parametrize("squatted", ["file", "link", "open folder", "folder of another user"])
 def test_nobody_can_take_the_name_of_the_runtime_folder(tmp_path: Path, squatted: str) -> None:
+    tmp_path.chmod(0o1777)
     place = tmp_path / f"headstart-{os.getuid()}"
     if squatted == "file":
         place.touch()
@@ -120,17 +121,18 @@ def test_nobody_can_take_the_name_of_the_runtime_folder(tmp_path: Path, squatted
         else:
             os.chown(place, 12345, -1)
     (tmp_path / f"headstart-{os.getuid()}-guessed").symlink_to(tmp_path)
-    found = folders._folder_among_others(tmp_path)
+    found = folders._made(tmp_path / f"headstart-{os.getuid()}")
     assert found != place
     assert found.name.startswith(f"{place.name}-")
     assert (found.lstat().st_uid, stat.S_IMODE(found.lstat().st_mode)) == (os.getuid(), 0o700)
-    assert folders._folder_among_others(tmp_path) == found, "all of a user's processes have the same"
+    assert folders._made(tmp_path / f"headstart-{os.getuid()}") == found, "all of a user's processes have the same"
     assert os.listdir(found) == []
 
 
 def test_the_runtime_folder_among_others_has_a_plain_name_if_nobody_took_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
     (tmp_path / f"headstart-{os.getuid()}-abc").mkdir(0o700)
-    assert folders._folder_among_others(tmp_path) == tmp_path / f"headstart-{os.getuid()}"
+    assert folders._made(tmp_path / f"headstart-{os.getuid()}") == tmp_path / f"headstart-{os.getuid()}"
 
 
 @pytest.mark.parametrize("what", ["link", "dangling link", "file"])

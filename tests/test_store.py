@@ -550,3 +550,19 @@ def test_a_full_disk_and_a_read_only_disk_make_the_store_unavailable(tmp_path: P
         "publish": errno.EROFS,
         "prune": errno.EROFS,
     }
+
+
+def test_an_entry_of_the_future_does_not_outlive_those_that_are_used(disk: OnDisk) -> None:
+    for key in (A, B):
+        disk.store.publish(key, parts(key))
+    future = time.time() + 10 * 365 * 86400
+    os.utime(disk.path(A), (future, future))
+    assert disk.store.find(A) is not None
+    assert abs(disk.path(A).stat().st_mtime - time.time()) < 60  # a use has put it right
+    for name in ("tmp", "damaged"):
+        left = disk.store.folder / name / "left"
+        left.parent.mkdir(exist_ok=True)
+        left.touch()
+        os.utime(left, (future, future))
+        disk.store.prune()
+        assert abs(left.stat().st_mtime - time.time()) < 60  # its age counts from now on

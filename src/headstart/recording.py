@@ -41,6 +41,7 @@ from headstart.request import CompileRequest
 
 SAVE_DELAY = 30.0  # seconds from the first unsaved note until it is written
 SAVE_COUNT = 500  # unsaved kernels that are written at once
+_CLOCKS_DIFFER = 86400.0  # seconds by which clocks of one network's machines may differ, and no more
 _MAX_NAME = 60  # characters of a program's name in the name of its record
 
 _log = logging.getLogger("headstart")
@@ -79,7 +80,8 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     newer headstart, and one that is no manifest at all, are left alone.
 
     Args:
-        kept_days: forget kernels that nobody asked for in so many days before the last one; None: keep all.
+        kept_days: forget kernels that nobody asked for in so many days before the last run but this one; None: keep
+            all.
 
     Returns:
         Whether `path` has all of it now. If not, there was a warning; nothing is raised.
@@ -91,9 +93,9 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
         make_folder(place.parent, 0o700 if is_own else 0o777)
         with locked(place):
             existing = _existing(place)
-            merged = merge(existing, manifest)
-            if kept_days is not None and merged.specializations:
-                last = max(each.last_seen for each in merged.specializations.values())
+            merged = merge(_without_choices_to_come(existing, manifest), manifest)
+            if kept_days is not None:
+                last = _last_run_before(manifest, existing)
                 merged = merged.seen_since(last - min(dt.timedelta(kept_days), last - dt.date.min))
             if not _same(existing, merged):
                 merged.save(place)
@@ -135,7 +137,7 @@ class Recorder:
             toolchain=toolchain,
         )
         self._kept_days = kept_days
-        self._today = dt.datetime.now(dt.timezone.utc).date()
+        self._today = _today()
         self._start_empty()
         _recorders.add(self)
 
@@ -273,6 +275,32 @@ def _existing(path: Path) -> Manifest:
         rename_onto(path, aside, MANIFEST)
         _log.warning("the record is begun anew, and the damaged one kept as %s: %s", aside.name, error)
         return Manifest()
+
+
+def _last_run_before(new: Manifest, existing: Manifest) -> dt.date:
+    """The day from which the age of kernels is counted: the last one of an earlier run.
+
+    The clock of one run may be wrong by years. Were ages counted from its own day, it would have all others forgotten;
+    and a day that is still to come is one of such a run.
+    """
+    today = max((each.last_seen for each in new.specializations.values()), default=_today())
+    days = (each.last_seen for each in existing.specializations.values())
+    return max((day for day in days if day < today), default=dt.date.min)
+
+
+def _without_choices_to_come(existing: Manifest, new: Manifest) -> Manifest:
+    """An autotuner's choice that was dated in the future would outdo every later one."""
+    soon = time.time() + _CLOCKS_DIFFER
+    tunings = {
+        digest: tuning
+        for digest, tuning in existing.tunings.items()
+        if tuning.recorded_at <= soon or digest not in new.tunings
+    }
+    return msgspec.structs.replace(existing, tunings=tunings)
+
+
+def _today() -> dt.date:
+    return dt.datetime.now(dt.timezone.utc).date()
 
 
 def _same(before: Manifest, after: Manifest) -> bool:

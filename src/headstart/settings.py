@@ -12,6 +12,7 @@ import msgspec
 
 from headstart.errors import UsageError
 from headstart.folders import cache_dir as default_cache_dir
+from headstart.folders import expanded
 from headstart.machine import usable_cpus
 
 DEFAULT_STORE_LIMIT = 10 << 30  # bytes
@@ -57,7 +58,7 @@ class Settings(msgspec.Struct, frozen=True):
         if not isinstance(workers, int) or workers < 1:
             raise UsageError(f"workers: expected a number of at least 1, got {workers!r}")
         return cls(
-            cache_dir=default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser().absolute(),
+            cache_dir=default_cache_dir() if cache_dir is None else expanded(cache_dir, "cache_dir"),
             workers=workers,
             time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
@@ -141,7 +142,7 @@ def _service() -> str:
         raise UsageError(
             f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}"
         )
-    return os.path.abspath(os.path.expanduser(text))
+    return os.path.abspath(expanded(text, "HEADSTART_SERVICE"))
 
 
 def _switch(variable: str) -> bool:

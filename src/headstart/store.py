@@ -59,6 +59,7 @@ from headstart.private import Swept, make_folder, vet
 USED_AGAIN = 60.0  # seconds within which another use of an entry is not written down
 ABANDONED_AGE = 3600.0  # seconds after which a file in tmp/ has no writer any more
 DAMAGED_AGE = 7 * 86400.0  # seconds for which damaged entries are kept
+_CLOCKS_DIFFER = 3600.0  # seconds by which the clock of another machine may be ahead
 _LOCK_DIGITS = 15  # of a key, hexadecimal: a file offset has 63 bits
 
 _log = logging.getLogger("headstart")
@@ -164,7 +165,8 @@ class DiskStore:
         if entry is not None:
             path = self.path_of(key)
             with suppress(OSError):
-                if time.time() - path.lstat().st_mtime > USED_AGAIN:
+                # A time in the future is one of a clock that was wrong: the entry would stay for ever.
+                if abs(time.time() - path.lstat().st_mtime) > USED_AGAIN:
                     os.utime(path, follow_symlinks=False)
         return entry
 
@@ -284,9 +286,10 @@ class DiskStore:
             return self._evict(limit_bytes)
 
     def _evict(self, limit_bytes: int | None) -> PruneReport:
+        now = time.time_ns()
         with ExitStack() as stack:
             files = [
-                (status.st_mtime_ns, status.st_size, shard, name)
+                (min(now, status.st_mtime_ns), status.st_size, shard, name)
                 for shard in map(stack.enter_context, _shards(self.folder))
                 for name, status in _matching(shard, _ENTRY)
             ]
@@ -453,6 +456,7 @@ def _matching(folder: Swept, pattern: re.Pattern[str]) -> Iterator[tuple[str, os
 
 def _remove_older(folder: Path, pattern: re.Pattern[str], age: float) -> None:
     oldest = time.time() - age
+        now = time.time_ns()
     with Swept(folder) as swept:
         for name, status in list(_matching(swept, pattern)):
             if status.st_mtime <= oldest:

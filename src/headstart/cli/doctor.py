@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from headstart import machine
 from headstart.cli import EXIT_FAILED, count, human_bytes
 from headstart.environment import bypass_reason, fingerprint
 from headstart.errors import HeadstartError, ServiceError, UsageError
@@ -192,7 +193,7 @@ def check_processes() -> Check:
             f"no process can be started: {error}",
             "raise the process limit (ulimit -u, pids.max)",
         )
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.allowed_cpus()
     return Check(name, "ok", f"fork, pidfd and prctl work; {count(cores, 'core')}")
 
 

@@ -44,7 +44,7 @@ from headstart.service.queue import Job as PlannedJob
 from headstart.service.queue import Kind, Ticket, Urgency
 from headstart.service.reporting import Tally, report
 from headstart.service.reproduce import write_plan
-from headstart.service.runtime import service_folder
+from headstart.service.runtime import Workplace
 from headstart.service.toolchains import Toolchains
 from headstart.store import DiskStore
 from headstart.toolchain import Toolchain
@@ -98,15 +98,15 @@ class Server:
 
     Args:
         config: see there.
-        folder: private to this service, for its workers' folders.
+        workplace: for its workers' folders.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, workplace: Workplace) -> None:
         self._config = config
         self._capacity = Capacity(config.workers, config.memory)
         self._plan = plan.Plan(config.workers, idle_timeout=config.idle or plan.IDLE_TIMEOUT)
         self._loop = Loop()
-        self._herd = Herd(self._loop, self._plan, self._carry_out, folder)
+        self._herd = Herd(self._loop, self._plan, self._carry_out, workplace)
         self._door: Door | None = None
         self._clients: dict[int, Client] = {}
         self._numbers = count()
@@ -461,6 +461,8 @@ class Server:
                     self._loop.send(self._herd.workers[number].channel, wire.StandAside())
                 case plan.Retire(number):
                     self._herd.retire(number)
+                case plan.MoveOn(number):
+                    self._herd.move_on(number)
                 case plan.Kill(number):
                     self._herd.kill(number)
                 case plan.Deliver(job, outcome):
@@ -593,5 +595,5 @@ def serve(config: Config) -> None:
     # Two fds for each client, two for each worker.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with service_folder() as folder:
-        Server(config, folder).run()
+    with contextlib.closing(Workplace()) as workplace:
+        Server(config, workplace).run()

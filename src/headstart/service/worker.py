@@ -18,8 +18,10 @@ by EOF with its service.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
+import shutil
 import socket
 import tempfile
 import time
@@ -31,9 +33,11 @@ import msgspec
 from headstart import keys
 from headstart.entry import pack_entry
 from headstart.errors import StoreUnavailable
+from headstart.folders import FULL
 from headstart.service.compiling import Compiled, Compiler, Refused
 from headstart.service.cutoff import Cut, Cutter, Front, Product, Seam, Tails, pack_front, unpack_front
 from headstart.service.output import Output
+from headstart.service.runtime import is_short_of_space
 from headstart.store import DiskStore
 from headstart.wire import (
     Assign,
@@ -51,6 +55,9 @@ from headstart.wire import (
     receive_blocking,
 )
 
+_KEPT = frozenset({"stage", "stdout", "stderr"})  # of a worker's folder, from one kernel to the next
+_TOOL_STAGES = frozenset({"cubin", "hsaco", "amdgcn"})  # in which tools write files
+_LITTLE = 16 << 20  # bytes; with less left, a tool's failure may be for lack of space
 _STAGE_FILE = "stage"
 _STAGE_WIDTH = 20  # characters
 
@@ -77,9 +84,48 @@ def run(sock: socket.socket, folder: str) -> None:
                 # A kernel's source has changed it, which must not reach the next kernel.
                 os.environ.clear()
                 os.environ.update(environment)
-            sock.sendall(frame(_do(compiler, output, job, ask)))
+            sock.sendall(frame(_do_where_there_is_space(compiler, output, job, ask, folder)))
+            _empty(folder)
     except ConnectionError:
         return  # the service is gone, and with it whoever wanted this
+
+
+def _empty(folder: str) -> None:
+    """Remove what a compile and its tools have left; the next kernel's files have other names."""
+    for entry in os.scandir(folder):
+        if entry.name not in _KEPT:
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+
+def _do_where_there_is_space(
+    compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool], folder: str
+) -> Finished | Failure | StoodAside:
+    """As `_do`; a failure of kind `"space"` where there was none left in this worker's folder."""
+    try:
+        done = _do(compiler, output, job, ask)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+    else:
+        if not (isinstance(done, Failure) and _may_lack_space(done, folder)):
+            return done
+    return Failure(
+        "space",
+        f"no space is left in {os.path.dirname(os.path.dirname(folder))}, where its compile keeps its files; make "
+        "some, or set XDG_RUNTIME_DIR to a folder that has some",
+    )
+
+
+def _may_lack_space(failure: Failure, folder: str) -> bool:
+    """Whether a compile may have failed for lack of space. Tools do not say so: they say what they could not read."""
+    words = os.strerror(errno.ENOSPC)
+    return any(words in text for text in (failure.message, failure.detail, failure.output)) or (
+        failure.stage in _TOOL_STAGES and is_short_of_space(folder, _LITTLE)
+    )
 
 
 def last_stage(folder: str) -> str:
