@@ -559,8 +559,8 @@ def test_an_entry_of_the_future_does_not_outlive_those_that_are_used(disk: OnDis
     os.utime(disk.path(A), (future, future))
     assert disk.store.find(A) is not None
     assert abs(disk.path(A).stat().st_mtime - time.time()) < 60  # a use has put it right
-    for name in ("tmp", "damaged"):
-        left = disk.store.folder / name / "left"
+    for name in (f"tmp/{'ab' * 16}", f"damaged/{A}.hse"):
+        left = disk.store.folder / name
         left.parent.mkdir(exist_ok=True)
         left.touch()
         os.utime(left, (future, future))

@@ -22,8 +22,8 @@ from headstart.private import make_folder, refusal
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # of a disk, a tmpfs or somebody's share of it
 
 REMEDY = (
-    "Empty it and have nobody else write there (chmod go-w), set HEADSTART_CACHE_DIR to a folder that only you can write, "
-    "or HEADSTART_TRUST_CACHE_DIR=1 if you trust them"
+    "Empty it and have nobody else write there (chmod go-w), set HEADSTART_CACHE_DIR to a folder that only you can "
+    "write, or HEADSTART_TRUST_CACHE_DIR=1 if you trust them"
 )
 
 _log = logging.getLogger("headstart")
@@ -179,7 +179,7 @@ def _made_among_others(path: Path) -> Path:
         OSError: it cannot be made.
     """
     with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
+        path.mkdir(mode=0o700)
     if _is_private(path.lstat()):
         return path
     prefix = f"{path.name}-"

@@ -166,6 +166,14 @@ class Swept:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._fd)
 
+    def touch(self, name: str) -> None:
+        """Have a file of this folder be used last now.
+
+        Raises:
+            OSError: it cannot be written down.
+        """
+        os.utime(name, dir_fd=self._fd, follow_symlinks=False)
+
     def __enter__(self) -> Swept:
         return self
 

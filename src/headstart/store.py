@@ -456,11 +456,13 @@ def _matching(folder: Swept, pattern: re.Pattern[str]) -> Iterator[tuple[str, os
 
 def _remove_older(folder: Path, pattern: re.Pattern[str], age: float) -> None:
     oldest = time.time() - age
-        now = time.time_ns()
     with Swept(folder) as swept:
         for name, status in list(_matching(swept, pattern)):
             if status.st_mtime <= oldest:
                 swept.remove(name)
+            elif status.st_mtime > time.time() + _CLOCKS_DIFFER:
+                with suppress(OSError):
+                    swept.touch(name)  # of a clock that was wrong; its age counts from now on
 
 
 @contextmanager
