@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import headstart
 from conftest import client_environment
-from headstart import async_compile, private, toolchain
+from headstart import private, toolchain
 from headstart.cli import doctor, main
 from headstart.entry import pack_entry
 from headstart.errors import StoreUnavailable, UsageError
@@ -34,11 +34,6 @@ OTHER = 12345  # a user who is neither us nor root
 SHARED_GROUP = 54321  # a group that nobody knows
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
 KEY = "ab" * 32
-
-
-@pytest.fixture(autouse=True)
-def _own_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(async_compile, "_said", set())
 
 
 def parts(key: str = KEY, *, kind: str = "kernel", request_digest: str = "cd" * 32) -> list[bytes]:
@@ -326,6 +321,16 @@ def test_locks_are_no_links(cache: Path) -> None:
     assert not (cache / "made").exists()
 
 
+def test_a_store_may_be_elsewhere_by_a_link_of_its_user(cache: Path, tmp_path: Path) -> None:
+    for link in (cache / "store", cache / "elsewhere" / "store" / "v2"):
+        make_folder(link.parent)
+        make_folder(tmp_path / link.name)
+        link.symlink_to(tmp_path / link.name)
+        store = DiskStore(cache if link.name == "store" else cache / "elsewhere")
+        assert store.publish(KEY, parts()) is not None
+        assert list((tmp_path / link.name).rglob("*.hse"))
+
+
 def test_a_store_that_is_trusted_is_shared(cache: Path) -> None:
     store = DiskStore(cache, trusted=True)
     share(cache, "everybody")
@@ -433,6 +438,7 @@ def test_a_program_with_a_cache_that_others_can_write_compiles_without_it_and_sa
     with caplog.at_level(logging.WARNING):
         compilers = [headstart.AsyncCompile("cuda:90", start=False) for _ in range(2)]
     assert not any(compiler._keeps for compiler in compilers)
+    assert compilers[0]._store.find(KEY) is None
     (warning,) = caplog.records
     assert f"{cache} can be written by everybody (mode 0702)" in warning.getMessage()
     assert "kernels are kept in memory only" in warning.getMessage()

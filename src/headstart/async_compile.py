@@ -33,7 +33,7 @@ from headstart.errors import (
     ServiceError,
     UsageError,
 )
-from headstart.folders import distrust
+from headstart.folders import distrust, told
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
 from headstart.replacing import BUNDLE, check_replaceable
@@ -157,7 +157,9 @@ class AsyncCompile:
         self._keeps = use_store  # in the store
         if why := distrust(settings.cache_dir, trusted=settings.trusts_cache_dir):
             self._keeps = False
-            _say_once(why)
+            if settings.cache_dir not in told:  # each of a program's adapters has an AsyncCompile
+                told.add(settings.cache_dir)
+                _log.warning("%s. Until then kernels are kept in memory only.", why)
         self._lock = threading.RLock()
         self._asked: list[Asked] = []
         self._deduplicated = 0
@@ -504,14 +506,6 @@ def _reproduce(folder: Path, request: CompileRequest) -> str:
     return write_plan(folder, request)
 
 
-def _say_once(warning: str) -> None:
-    """Each of a program's adapters has an AsyncCompile."""
-    if warning not in _said:
-        _said.add(warning)
-        _log.warning("%s. Until then kernels are kept in memory only.", warning)
-
-
-_said: set[str] = set()
 _clients: weakref.WeakSet[AsyncCompile] = weakref.WeakSet()
 
 

@@ -27,6 +27,7 @@ REMEDY = (
 )
 
 _log = logging.getLogger("headstart")
+told: set[Path] = set()  # cache folders of which the user of this process knows that they are not used
 
 
 def cache_dir() -> Path:

@@ -52,7 +52,7 @@ import msgspec
 
 from headstart.entry import VERSION, Entry
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError, StoreUnavailable
-from headstart.folders import distrust
+from headstart.folders import distrust, told
 from headstart.locking import lock_byte
 from headstart.private import Swept, make_folder, vet
 
@@ -148,7 +148,8 @@ class DiskStore:
     def __init__(
         self, root: str | os.PathLike[str], *, limit_bytes: int | None = None, trusted: bool = False
     ) -> None:
-        self.folder = Path(root).absolute() / "store" / f"v{VERSION}"
+        self._root = Path(root).absolute()
+        self.folder = self._root / "store" / f"v{VERSION}"
         self.limit_bytes = limit_bytes
         self.trusted = trusted
         self._is_vetted = trusted
@@ -320,14 +321,16 @@ class DiskStore:
     def _make(self, folder: Path) -> None:
         """Raises OSError if it is not a folder of this store's own."""
         make_folder(folder, 0o777 if self.trusted else 0o700)
-        if not stat.S_ISDIR(folder.lstat().st_mode) and not (self._is_vetted and folder == self.folder):
-            raise OSError(errno.ELOOP, "a link in its place", str(folder))
         if why := self.refusal():
             raise PermissionError(errno.EPERM, why, str(folder))
+        # The whole store may be elsewhere, by a link of the user's; its parts are not.
+        if folder != self.folder and not stat.S_ISDIR(folder.lstat().st_mode):
+            raise OSError(errno.ELOOP, "a link in its place", str(folder))
 
     def _open(self, key: str) -> Entry | None:
         if why := self.refusal():
-            self._warn_once("", why)
+            if self._root not in told:
+                self._warn_once("", why)
             return None
         path = self.path_of(key)
         try:
