@@ -22,8 +22,8 @@ from headstart.private import make_folder, refusal
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # of a disk, a tmpfs or somebody's share of it
 
 REMEDY = (
-    "Set HEADSTART_CACHE_DIR to a folder that only you can write; or have nobody else write this one (chown, chmod go-w) "
-    "and start with an empty cache there; or set HEADSTART_TRUST_CACHE_DIR=1 if you trust them"
+    "Set HEADSTART_CACHE_DIR to a folder that only you can write; or have nobody else write this one (chown, chmod "
+    "go-w) and start with an empty cache there; or set HEADSTART_TRUST_CACHE_DIR=1 if you trust them"
 )
 
 _log = logging.getLogger("headstart")
