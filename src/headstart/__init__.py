@@ -6,7 +6,7 @@ The modules, lowest first; each imports only from those above it:
     machine                     what CPUs and memory there are
     variables                   which environment variables there are, and what HEADSTART says
     locking, imports            taking turns at a file; acting on a module once the program imports it
-    replacing                   writing files, and never over somebody else's
+    replacing, private          writing files, and never over somebody else's; who else can change them
     standin_driver, values      a driver that knows a target; values of constexprs as plain data
     settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told

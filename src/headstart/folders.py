@@ -17,10 +17,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from headstart.errors import ServiceError, UsageError
+from headstart.private import make_folder, refusal
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # of a disk, a tmpfs or somebody's share of it
 
+REMEDY = (
+    "Set HEADSTART_CACHE_DIR to a folder that only you can write; or have nobody else write this one (chown, chmod "
+    "go-w) and start with an empty cache there; or set HEADSTART_TRUST_CACHE_DIR=1 if you trust them"
+)
+
 _log = logging.getLogger("headstart")
+told: set[Path] = set()  # cache folders of which the user of this process knows that they are not used
 
 
 def cache_dir() -> Path:
@@ -79,6 +86,17 @@ def _cache_of_the_homeless() -> Path:
     return path
 
 
+def distrust(folder: str | os.PathLike[str], *, trusted: bool) -> str:
+    """Why headstart leaves a cache folder alone, with the remedy; empty if it does not.
+
+    Args:
+        folder: the cache folder, or one in it.
+        trusted: whether the user trusts it whoever can write it.
+    """
+    why = "" if trusted else refusal(folder)
+    return why and f"{folder} is not used: {why}; who can change a cache can have their code run as you. {REMEDY}"
+
+
 def runtime_dir() -> Path:
     """The user's runtime folder, made if need be, mode 0700: `XDG_RUNTIME_DIR`, or else in /dev/shm or /tmp.
 
@@ -113,10 +131,10 @@ def work_dirs() -> Iterator[Path]:
 
 def _runtime_places() -> Iterator[Path]:
     configured = os.environ.get("XDG_RUNTIME_DIR")
-    if configured:
+    if configured and not _is_another_user_s(configured):
         yield Path(configured, "headstart")
     # Each compile makes a dozen short-lived files, which cost milliseconds on a disk and microseconds in memory.
-    # These folders are shared with other users, so the uid is in the name and the owner is checked.
+    # These folders are shared with other users, so the uid is in the name.
     name = f"headstart-{os.getuid()}"
     memory = "/dev/shm"
     if os.access(memory, os.W_OK | os.X_OK):
@@ -124,8 +142,9 @@ def _runtime_places() -> Iterator[Path]:
     yield from (Path(folder, name) for folder in (os.environ.get("TMPDIR"), "/tmp") if folder)
     kept = cache_dir()
     with suppress(OSError):
-        kept.mkdir(parents=True, exist_ok=True)
-    yield kept / "run"
+        make_folder(kept)
+    if not refusal(kept):
+        yield kept / "run"
 
 
 def _made(path: Path) -> Path:
@@ -135,15 +154,65 @@ def _made(path: Path) -> Path:
         ServiceError: it cannot be made, or belongs to somebody else.
     """
     try:
+        if _is_shared(path.parent):
+            return _made_among_others(path)
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()
     except OSError as error:
         raise ServiceError(
             f"cannot make the runtime folder {path}: {error.strerror}; set XDG_RUNTIME_DIR to a folder of your own"
         ) from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+    if not _is_private(status):
         raise ServiceError(
             f"the runtime folder {path} is not a folder that only you can enter (owner {status.st_uid}, mode "
             f"{stat.S_IMODE(status.st_mode):o}); remove it, or set XDG_RUNTIME_DIR to a folder of your own"
         )
     return path
+
+
+def _made_among_others(path: Path) -> Path:
+    """A folder of this user's in one where everybody may make some, the same for all of their processes.
+
+    Anybody may take the name that we would take first. So any folder will do that is called so and goes on with
+    something that cannot be guessed: those of others are told by their owner.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    if _is_private(path.lstat()):
+        return path
+    prefix = f"{path.name}-"
+    found = _private_folders(path.parent, prefix)
+    if not found:
+        mine = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+        found = _private_folders(path.parent, prefix) or [mine]  # another process may have been at it too
+    return found[0]
+
+
+def _is_shared(folder: Path) -> bool:
+    """Whether everybody may make files there and nobody remove those of others, as in /tmp."""
+    return stat.S_IMODE(folder.stat().st_mode) & 0o1002 == 0o1002
+
+
+def _private_folders(shared: Path, prefix: str) -> list[Path]:
+    """Of this user's, in an order that is the same for all who look."""
+    found = []
+    for entry in os.scandir(shared):
+        with suppress(FileNotFoundError):
+            if entry.name.startswith(prefix) and _is_private(entry.stat(follow_symlinks=False)):
+                found.append(Path(entry.path))
+    return sorted(found)
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def _is_another_user_s(folder: str) -> bool:
+    """As after `sudo`, which may leave the variable as it was."""
+    try:
+        return os.stat(folder).st_uid not in (0, os.getuid())
+    except OSError:
+        return False

@@ -38,6 +38,7 @@ from headstart.folders import cache_dir
 from headstart.journal import Journal, exists_for, left_behind
 from headstart.locking import locked
 from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
+from headstart.private import make_folder
 from headstart.replacing import MANIFEST, check_replaceable, rename_onto
 from headstart.request import CompileRequest
 
@@ -91,7 +92,8 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     place = Path(os.path.realpath(path))
     try:
         check_replaceable(place, MANIFEST)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        is_own = place.is_relative_to(os.path.realpath(cache_dir()))
+        make_folder(place.parent, 0o700 if is_own else 0o777)
         with locked(place):
             existing = _existing(place)
             left = left_behind(place)

@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True):
         memory_limit: bytes that one compile may use, its tools included; None: no limit.
         service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
         early_cutoff: whether configurations that become the same program are one compile from there on.
+        trusts_cache_dir: whether `cache_dir` is used though others can write it; docs/security.md says what that means.
     """
 
     cache_dir: Path
@@ -41,11 +42,13 @@ class Settings(msgspec.Struct, frozen=True):
     memory_limit: int | None = None
     service: str = "auto"
     early_cutoff: bool = False
+    trusts_cache_dir: bool = False
 
     @classmethod
     def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
-        (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` (`"1"`).
+        (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` and
+        `_TRUST_CACHE_DIR` (`"1"`).
 
         Raises:
             UsageError: one of them is not valid.
@@ -62,7 +65,17 @@ class Settings(msgspec.Struct, frozen=True):
             memory_limit=_size("HEADSTART_MEMORY_LIMIT", None),
             service=_service(),
             early_cutoff=switch("HEADSTART_EARLY_CUTOFF"),
+            trusts_cache_dir=trusts_cache_dir(),
         )
+
+
+def trusts_cache_dir() -> bool:
+    """`HEADSTART_TRUST_CACHE_DIR`.
+
+    Raises:
+        UsageError: it is not valid.
+    """
+    return switch("HEADSTART_TRUST_CACHE_DIR")
 
 
 def patience() -> float:

@@ -18,6 +18,7 @@ KNOWN = {
     "HEADSTART_MEMORY_LIMIT": "what one compile may use",
     "HEADSTART_PATIENCE": "seconds that torch.compile waits for a first answer",
     "HEADSTART_SERVICE": "auto, private, shared, or the path of a service's socket",
+    "HEADSTART_TRUST_CACHE_DIR": "whether a cache folder that others can write is used",
     "HEADSTART_WORKERS": "compiles that may run at once",
 }
 _INTERNAL = frozenset({"HEADSTART_RUN"})  # what `headstart run` tells the program's processes

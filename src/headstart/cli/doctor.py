@@ -24,9 +24,10 @@ from headstart import machine
 from headstart.cli import EXIT_FAILED, count, human_bytes
 from headstart.environment import bypass_reason, fingerprint
 from headstart.errors import HeadstartError, ServiceError, UsageError
-from headstart.folders import cache_dir, runtime_dir
+from headstart.folders import REMEDY, cache_dir, runtime_dir
+from headstart.private import refusal
 from headstart.service.compiling import KNOWN_VERSIONS
-from headstart.settings import Settings, patience
+from headstart.settings import Settings, patience, trusts_cache_dir
 from headstart.store import DiskStore
 from headstart.target import SHARED_MEMORY_LIMIT
 from headstart.toolchain import Toolchain, find_toolchain
@@ -107,6 +108,7 @@ def examine() -> Iterator[Check]:
     yield check_settings()
     yield check_cache_folder()
     yield check_store()
+    yield from check_earlier_stores()
     yield check_runtime_folder()
     yield from check_environment()
 
@@ -218,6 +220,13 @@ def check_cache_folder() -> Check:
     """Whether results can be kept."""
     name, folder = "cache folder", cache_dir()
     remedy = "set HEADSTART_CACHE_DIR to a folder that you can write"
+    try:
+        trusted = trusts_cache_dir()
+    except UsageError:
+        trusted = False  # `check_settings` says so
+    for part in (folder, *(folder / name for name in ("store", "failed", "toolchains", "manifests", "torch"))):
+        if not trusted and (why := refusal(part)):
+            return Check(name, "fail", f"{part} is not used: {why}", REMEDY)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         return Check(name, "fail", f"{folder} cannot be a folder: {existing} is none", remedy)
@@ -247,6 +256,21 @@ def check_store() -> Check:
             "store", "fail", f"cannot be read: {error}", "set HEADSTART_CACHE_DIR to a folder of your own"
         )
     return Check("store", "ok", f"{count(info.entries, 'kernel')}, {human_bytes(info.bytes)}")
+
+
+def check_earlier_stores() -> Iterator[Check]:
+    """What earlier versions of headstart left. They could write kernels into Triton's cache that were not Triton's."""
+    folders = DiskStore(cache_dir()).earlier()
+    if folders:
+        triton_cache = os.environ.get("TRITON_CACHE_DIR") or os.path.expanduser("~/.triton/cache")
+        yield Check(
+            "earlier stores",
+            "warn",
+            f"{', '.join(map(str, folders))}: all that an earlier headstart compiled is invalid, and is not used; what "
+            f"it put into Triton's own cache, {triton_cache}, Triton still uses",
+            "headstart cache clear removes the former; remove the latter by hand while no program runs: Triton "
+            "compiles anew what it misses",
+        )
 
 
 def check_runtime_folder() -> Check:

@@ -72,6 +72,7 @@ class Job(msgspec.Struct, frozen=True):
     use_store: bool
     cache_dir: str
     early_cutoff: bool
+    trusted: bool
 
 
 class Client:
@@ -387,7 +388,15 @@ class Server:
             Ticket(client.number, message.ticket),
             job_key,
             self._kind(hello.toolchain, request.environment),
-            Job(key, digest, request, use_store, cache_dir, use_store and hello.preferences.early_cutoff),
+            Job(
+                key,
+                digest,
+                request,
+                use_store,
+                cache_dir,
+                use_store and hello.preferences.early_cutoff,
+                hello.preferences.trusts_cache_dir,
+            ),
             urgency,
             time.monotonic(),
             estimate=self._estimates.get(request.kernel),
@@ -401,7 +410,7 @@ class Server:
     ) -> bool:
         cache_dir = os.fsdecode(hello.preferences.cache_dir)
         with self._looking(cache_dir):
-            entry = self._store(hello).find(key)
+            entry = self._store(hello).find(key, kind="kernel", request_digest=message.request.digest())
         if entry is not None:
             self._tally.stored += 1
             self._learn(message.request, entry.header.compile_wall_s)
@@ -421,8 +430,9 @@ class Server:
     def _store(self, hello: wire.Hello) -> DiskStore:
         cache_dir = os.fsdecode(hello.preferences.cache_dir)
         store = self._stores.get(cache_dir)
-        if store is None or store.limit_bytes != hello.preferences.store_limit:
-            store = self._stores[cache_dir] = DiskStore(cache_dir, limit_bytes=hello.preferences.store_limit)
+        limit_bytes, trusted = hello.preferences.store_limit, hello.preferences.trusts_cache_dir
+        if store is None or (store.limit_bytes, store.trusted) != (limit_bytes, trusted):
+            store = self._stores[cache_dir] = DiskStore(cache_dir, limit_bytes=limit_bytes, trusted=trusted)
         return store
 
     def _learn(self, request: CompileRequest, seconds: float) -> None:
@@ -467,7 +477,9 @@ class Server:
         early_cutoff = payload.early_cutoff and not job.whole
         self._loop.send(
             worker.channel,
-            wire.Assign(payload.key, payload.toolchain, payload.request, store, early_cutoff, job.front),
+            wire.Assign(
+                payload.key, payload.toolchain, payload.request, store, early_cutoff, job.front, payload.trusted
+            ),
         )
         for ticket in job.tickets:
             if ticket.client in self._clients:

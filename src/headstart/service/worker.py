@@ -156,9 +156,9 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
     if not job.store:
         yield None
         return
-    store = DiskStore(os.fsdecode(job.store))
+    store = _store_of(job)
     with store.compiling(job.key):
-        entry = store.find(job.key)
+        entry = store.find(job.key, kind="kernel", request_digest=job.request.digest())
         now = time.monotonic()
         yield (
             None
@@ -173,6 +173,10 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
         )
 
 
+def _store_of(job: Assign) -> DiskStore:
+    return DiskStore(os.fsdecode(job.store), trusted=job.trusted)
+
+
 def _compile(
     compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool]
 ) -> Finished | Failure | StoodAside:
@@ -180,7 +184,7 @@ def _compile(
     cutter = None
     # Whoever has stood aside once, for nothing, is not to do so again.
     if job.early_cutoff and not job.front:
-        tails = Tails(DiskStore(os.fsdecode(job.store)))
+        tails = Tails(_store_of(job))
         cutter = Cutter(
             job.toolchain, job.request, tails, lambda tail: ask(_in_store(tail, job)), output.printed
         )
@@ -210,7 +214,7 @@ def _take_up(job: Assign) -> Finished | None:
     """Finish what a worker began before it stood aside; None: there is no tail for it after all."""
     meter = _Meter()
     front = unpack_front(job.front)
-    product = Tails(DiskStore(os.fsdecode(job.store))).finish(front)
+    product = Tails(_store_of(job)).finish(front)
     return None if product is None else _publish_taken(job, meter.add_to(front, front.log), product)
 
 
@@ -239,7 +243,7 @@ def _publish(
             "not stored, and is compiled anew in each process"
         )
     elif job.store:
-        store = DiskStore(os.fsdecode(job.store))
+        store = _store_of(job)
         try:
             entry = store.publish(job.key, parts)
             stored = True
