@@ -436,7 +436,7 @@ def test_bad_usage(arguments: list[str], said: str, fake: list[FakeCompile]) -> 
 
 
 def test_no_service_is_a_failure_not_bad_usage(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(workers: int | None) -> FakeCompile:
+    def nothing(workers: int | None, vouched: bool) -> FakeCompile:
         raise ServiceError("no Triton to compile with")
 
     monkeypatch.setattr(build_module, "_open", nothing)

@@ -24,6 +24,7 @@ from headstart.service.plan import (
     EndZygote,
     Fork,
     Kill,
+    MoveOn,
     Plan,
     Proceed,
     Retire,
@@ -64,6 +65,7 @@ class Wanted:
     stands_for: str | None = None  # the tail that somebody else is at
     front: bytes = b""
     whole: bool = False
+    moved: bool = False  # it was begun anew for lack of space
 
 
 class SimulatedService:
@@ -90,6 +92,7 @@ class SimulatedService:
         self.assignments = 0
         self.at_tail: dict[str, str] = {}  # tail: the key of who is at it
         self.asked_aside: dict[int, str] = {}  # worker: the tail that it is to give way at
+        self.full: set[int] = set()  # workers that have their folders where there is no space
         self._tickets = 0
         self._orders = 0
 
@@ -196,6 +199,16 @@ class SimulatedService:
         if worker.state == "busy":
             worker.state = "idle"
         self.losses[worker.kind] = 0
+        if isinstance(outcome, Failure) and outcome.kind == "space":
+            return self._lack_space(number, key, outcome)
+        return self._perform(self.plan.finished(number, outcome, self.now))
+
+    def _lack_space(self, number: int, key: str, outcome: Failure) -> list[Action]:
+        wanted, self.full = self.wanted[key], set(self.workers)
+        wanted.worker = None
+        if not wanted.moved:
+            wanted.moved = True
+            self._begins_anew(key)
         return self._perform(self.plan.finished(number, outcome, self.now))
 
     def reach(self, key: str, tail: str) -> list[Action]:
@@ -319,6 +332,8 @@ class SimulatedService:
                     assert len(self.workers) <= self.plan.limit
                 case Assign(number, job):
                     self._assign(self.workers[number], number, job)
+                case MoveOn(number):
+                    assert number in self.full
                 case Retire(number):
                     assert self.workers[number].state == "idle"
                     self.workers[number].state = "retired"
@@ -338,6 +353,7 @@ class SimulatedService:
         wanted = self.wanted[job.key]
         assert worker.state == "idle"
         assert worker.kind == wanted.kind
+        assert number not in self.full, "there is no space for it"
         assert wanted.worker is None, "it is compiled twice at a time"
         assert wanted.deaths < MAX_ATTEMPTS
         assert job.payload == f"payload of {job.key}"
@@ -943,6 +959,24 @@ def test_quiesced_now_kills_running_compiles_and_blames_none_of_them() -> None:
     assert simulated.answer(ticket) == "entry"
 
 
+def test_a_compile_without_space_begins_anew_elsewhere_once_and_then_the_machine_is_to_blame() -> None:
+    simulated = service(limit=2)
+    ticket, _ = simulated.request("a")
+    first = simulated.worker_of("a")
+    other, _ = simulated.request("b")
+    (idle,) = simulated.in_state("idle") or [simulated.worker_of("b")]
+    actions = simulated.finish("a", outcome=Failure("space", "no space is left in /dev/shm"))
+    assert actions == [MoveOn(first), Retire(first)]
+    assert [type(action) for action in simulated.finish("b")] == [Deliver, Retire]  # it is there as well
+    assert simulated.answer(other) == "entry"
+    for number in (first, idle):
+        simulated.die(number, status=0)
+    assert assigned(simulated.all_forked()) == ["a"]
+    simulated.finish("a", outcome=Failure("space", "no space is left in /tmp"))
+    answer = simulated.answer(ticket)
+    assert (answer.kind, answer.summary) == ("service", "no space is left in /tmp")
+
+
 def test_a_compile_whose_worker_was_stopped_begins_anew_and_is_not_blamed() -> None:
     simulated = service(limit=1)
     ticket, _ = simulated.request("a")
@@ -1527,10 +1561,11 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.service.stand_aside(key)
 
     @precondition(lambda self: self._going_on())
-    @rule(pick=any_number, outcome=st.sampled_from(["entry", Failure("source", "NameError")]))
-    def finish(self, pick: int, outcome: object) -> None:
+    @rule(pick=any_number, outcome=st.sampled_from(["entry", "source", "space"]))
+    def finish(self, pick: int, outcome: str) -> None:
         running = self._going_on()
-        self.service.finish(running[pick % len(running)], outcome)
+        failure = None if outcome == "entry" else Failure(outcome, "it failed")
+        self.service.finish(running[pick % len(running)], failure or outcome)
 
     @precondition(lambda self: self.service.in_state("idle", "busy", "retired", "killed"))
     @rule(pick=any_number, status=st.sampled_from([0, 1, -9, -11]))

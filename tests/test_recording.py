@@ -99,8 +99,31 @@ def test_kernels_that_nobody_asks_for_any_more_are_forgotten(path: Path) -> None
     assert update(path, Manifest.of([old, specialization("recent", day=DAY - dt.timedelta(80))]))
     assert names(path) == {"old", "recent"}
     assert update(path, Manifest.of([specialization("new")]), kept_days=90)
-    assert names(path) == {"recent", "new"}
+    assert names(path) == {"old", "recent", "new"}  # the last run before was 80 days ago
+    assert update(path, Manifest.of([specialization("newer", day=DAY + dt.timedelta(1))]), kept_days=90)
+    assert names(path) == {"recent", "new", "newer"}
     assert update(path, Manifest.of([specialization("k", day=dt.date.min)]), kept_days=10**6)
+
+
+@pytest.mark.parametrize("wrong", [dt.date(2099, 1, 1), dt.date(1970, 1, 1)])
+def test_a_run_whose_clock_is_wrong_has_no_other_s_kernels_forgotten(path: Path, wrong: dt.date) -> None:
+    days = [DAY - dt.timedelta(50), DAY]
+    update(path, Manifest.of([specialization(f"of{day:%j}", day=day) for day in days]), kept_days=90)
+    for number in range(2):  # a run writes more than once
+        update(path, Manifest.of([specialization(f"wrong{number}", day=wrong)]), kept_days=90)
+    update(path, Manifest.of([specialization("after", day=DAY + dt.timedelta(1))]), kept_days=90)
+    assert {f"of{day:%j}" for day in days} | {"after"} <= names(path)
+
+
+def test_a_choice_of_an_autotuner_that_is_dated_in_the_future_gives_way_to_the_next(path: Path) -> None:
+    def choice(block: int, recorded_at: float) -> Manifest:
+        made = Tuning(autotuner="a", key=[1], target="cuda:90", configuration={"B": block}, recorded_at=recorded_at)
+        return Manifest.of([], [made])
+
+    update(path, choice(1, time.time() + 10 * 365 * 86400))
+    update(path, choice(2, time.time()))
+    update(path, choice(3, time.time() - 60))
+    assert [each.configuration["B"] for each in Manifest.open(path).tunings.values()] == [2]
 
 
 def test_a_damaged_record_is_set_aside_with_one_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:

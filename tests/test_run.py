@@ -187,7 +187,9 @@ def test_off_means_that_nothing_is_there(program: Callable[..., Path]) -> None:
         "import os, sys\n"
         "print([n for n in sys.modules if n.startswith('headstart')], 'HEADSTART_RUN' in os.environ)\n"
     )
-    assert run(app, HEADSTART="off").stdout == "[] False\n"
+    for off in ("off", "0", "false", "No"):
+        assert run(app, HEADSTART=off).stdout == "[] False\n"
+    assert "HEADSTART: expected on, off or require" in run(app, HEADSTART="maybe", status=2).stderr
     assert run(app, HEADSTART="off", HEADSTART_RUN="{}").stdout == "[] True\n"
 
 
@@ -353,6 +355,25 @@ def test_with_a_bundle_nothing_is_compiled_and_no_service_starts(program: Callab
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("lost", [[], ["HEADSTART_CACHE_DIR"]])
+def test_a_bundle_is_written_though_triton_s_own_cache_has_the_kernels(
+    program: Callable[..., Path], tmp_path: Path, lost: list[str]
+) -> None:
+    app = program("warm_up(32, 64)\nreport()\n", factor=2.0)
+    run("--no-record", *DRY, app)
+    for folder in lost:
+        subprocess.run(["rm", "-rf", os.environ[folder]], check=True)
+    bundle = tmp_path / "app.bundle"
+    done = run("-v", "--bundle", bundle, *DRY, app)
+    assert said(done)["counts"]["from_cache"] == 2, done.stderr
+    assert bundle.exists(), done.stderr
+    assert len(Bundle.open(bundle)) == 2
+    before = bundle.read_bytes()
+    assert said(run("-v", "--bundle", bundle, *DRY, app))["services"] == 0
+    assert bundle.read_bytes() == before
+
+
+@pytest.mark.triton
 def test_a_bundle_grows_by_what_was_missing(program: Callable[..., Path], tmp_path: Path) -> None:
     app = program("warm_up(*map(int, sys.argv[1:]))\nreport()\n", factor=2.0)
     bundle = tmp_path / "app.bundle"
@@ -406,6 +427,29 @@ def test_children_of_multiprocessing_take_part(program: Callable[..., Path], met
     assert told["counts"]["in_process"] == 0
     blocks = {each.request.constants["#2"] for each in Manifest.open(record_of(app)).specializations.values()}
     assert blocks == {16, 64}
+
+
+POOL = """
+def child(block):
+    warm_up(block)
+    return block
+
+if __name__ == "__main__":
+    import multiprocessing
+    with multiprocessing.get_context({method!r}).Pool(2) as pool:
+        print(pool.map(child, [16, 64], chunksize=1))
+"""
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_workers_of_a_pool_that_is_terminated_are_recorded(program: Callable[..., Path], method: str) -> None:
+    app = program(POOL.format(method=method), factor=2.0)
+    assert "[16, 64]" in run(*DRY, app).stdout
+    record = record_of(app)
+    blocks = {each.request.constants["#2"] for each in Manifest.open(record).specializations.values()}
+    assert blocks == {16, 64}
+    assert not list(record.parent.glob(".*.journal"))
 
 
 @pytest.mark.triton

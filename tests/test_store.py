@@ -380,21 +380,23 @@ def test_processes_that_publish_one_key_never_show_half_an_entry(
 def test_pruning_removes_what_crashed_writers_left(disk: OnDisk) -> None:
     publish(disk.store, A)
     tmp = disk.store.folder / "tmp"
-    for name, age in (("fresh", 3000), ("abandoned", 4000)):
+    fresh, abandoned = "0f" * 16, "0a" * 16
+    for name, age in ((fresh, 3000), (abandoned, 4000)):
         (tmp / name).write_bytes(b"half an entry")
         os.utime(tmp / name, (time.time() - age,) * 2)
     disk.store.prune()
-    assert left_in_tmp(disk) == ["fresh"]
+    assert left_in_tmp(disk) == [fresh]
 
 
 def test_pruning_removes_damaged_entries_after_a_week(disk: OnDisk) -> None:
     damaged = disk.store.folder / "damaged"
     damaged.mkdir(parents=True)
-    for name, days in (("recent", 6), ("old", 8)):
+    recent, old = f"{A}.hse", f"{B}.hse"
+    for name, days in ((recent, 6), (old, 8)):
         (damaged / name).write_bytes(b"rubbish")
         os.utime(damaged / name, (time.time() - days * 86400,) * 2)
     disk.store.prune()
-    assert os.listdir(damaged) == ["recent"]
+    assert os.listdir(damaged) == [recent]
     disk.store.clear()
     assert os.listdir(damaged) == []
 
@@ -482,7 +484,7 @@ def test_pruning_a_store_that_cannot_be_written_says_so(
     disk: OnDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(disk.store, A)
-    monkeypatch.setattr(Path, "unlink", failing(errno.EROFS))
+    monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
     with pytest.raises(StoreUnavailable, match="Read-only file system"):
         disk.store.clear()
 
@@ -548,3 +550,19 @@ def test_a_full_disk_and_a_read_only_disk_make_the_store_unavailable(tmp_path: P
         "publish": errno.EROFS,
         "prune": errno.EROFS,
     }
+
+
+def test_an_entry_of_the_future_does_not_outlive_those_that_are_used(disk: OnDisk) -> None:
+    for key in (A, B):
+        disk.store.publish(key, parts(key))
+    future = time.time() + 10 * 365 * 86400
+    os.utime(disk.path(A), (future, future))
+    assert disk.store.find(A) is not None
+    assert abs(disk.path(A).stat().st_mtime - time.time()) < 60  # a use has put it right
+    for name in (f"tmp/{'ab' * 16}", f"damaged/{A}.hse"):
+        left = disk.store.folder / name
+        left.parent.mkdir(exist_ok=True)
+        left.touch()
+        os.utime(left, (future, future))
+        disk.store.prune()
+        assert abs(left.stat().st_mtime - time.time()) < 60  # its age counts from now on

@@ -4,8 +4,9 @@ The modules, lowest first; each imports only from those above it:
 
     errors, target, folders     what can go wrong; what to compile for; where things lie
     machine                     what CPUs and memory there are
+    variables                   which environment variables there are, and what HEADSTART says
     locking, imports            taking turns at a file; acting on a module once the program imports it
-    replacing                   writing files, and never over somebody else's
+    replacing, private          writing files, and never over somebody else's; who else can change them
     standin_driver, values      a driver that knows a target; values of constexprs as plain data
     settings                    what the user set
     environment, keys           what changes a compile's outcome; how identity is told
@@ -15,6 +16,7 @@ The modules, lowest first; each imports only from those above it:
     entry                       one compiled kernel, as one file
     manifest                    what a run compiled, as one file
     store, bundle, toolchain    many entries; many entries in one file; which Triton compiles
+    journal                     what a process notes that may be killed at any moment
     recording                   writes a manifest while a program runs
     wire                        the messages between the processes
     kernel, future              what a caller gets

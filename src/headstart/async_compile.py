@@ -7,6 +7,7 @@ future.result()         ─▶ finishing step, once: open the entry, check the t
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import functools
 import logging
@@ -33,6 +34,7 @@ from headstart.errors import (
     ServiceError,
     UsageError,
 )
+from headstart.folders import distrust, told
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
 from headstart.replacing import BUNDLE, check_replaceable
@@ -158,7 +160,13 @@ class AsyncCompile:
         self._bundle = None if bundle is None else Path(bundle)
         if self._bundle is not None:
             check_replaceable(self._bundle, BUNDLE)
-        self._store = DiskStore(settings.cache_dir)
+        self._store = DiskStore(settings.cache_dir, trusted=settings.trusts_cache_dir)
+        self._keeps = use_store  # in the store
+        if why := distrust(settings.cache_dir, trusted=settings.trusts_cache_dir):
+            self._keeps = False
+            if settings.cache_dir not in told:  # each of a program's adapters has an AsyncCompile
+                told.add(settings.cache_dir)
+                _log.warning("%s. Until then kernels are kept in memory only.", why)
         self._lock = threading.RLock()
         self._asked: list[Asked] = []
         self._deduplicated = 0
@@ -273,7 +281,7 @@ class AsyncCompile:
                 _log.warning("%s: its kernels were made for another Triton, torch or Python", self._useless)
                 self._useless = None
             kickoff = self._service().submit(
-                request, self._use_store and use_store, background=background, vouched=vouched
+                request, self._keeps and use_store, background=background, vouched=vouched
             )
             self._asked.append(Asked(request.name, kickoff.kicked_off, kickoff))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
@@ -382,7 +390,8 @@ class AsyncCompile:
                     os.path.basename(sys.argv[0]) if sys.argv else "",
                     settings.memory_limit,
                     settings.early_cutoff,
-                    self._vouched,
+                    settings.trusts_cache_dir,
+                    vouched=self._vouched,
                 ),
                 type(self)._environment,
             )
@@ -423,15 +432,17 @@ class AsyncCompile:
 
     def _entry(self, kickoff: Kickoff, result: wire.Result) -> Entry:
         # It may have been evicted, removed or damaged since the service answered.
-        return self._located(result) or self._compile_again(kickoff.request, kickoff.vouched)
+        return self._located(kickoff.request, result) or self._compile_again(kickoff.request, kickoff.vouched)
 
-    def _located(self, result: wire.Result) -> Entry | None:
-        return Entry.from_bytes(result.entry) if result.entry else self._store.find(result.key)
+    def _located(self, request: CompileRequest, result: wire.Result) -> Entry | None:
+        return Entry.from_bytes(result.entry) if result.entry else self._store.find(
+            result.key, kind="kernel", request_digest=request.digest()
+        )
 
     def _compile_again(self, request: CompileRequest, vouched: bool) -> Entry:
         with self._lock:
-            kickoff = self._service().submit(request, self._use_store, vouched=vouched)
-        entry = self._located(kickoff.answer.result())
+            kickoff = self._service().submit(request, self._keeps, vouched=vouched)
+        entry = self._located(request, kickoff.answer.result())
         if entry is None:
             folder = self._settings.cache_dir
             raise ServiceError(f"{request.name}: its entry vanishes from {folder} as soon as it is written")
@@ -523,6 +534,14 @@ def _reproduce(folder: Path, request: CompileRequest) -> str:
 
 
 _clients: weakref.WeakSet[AsyncCompile] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_connections() -> None:
+    # Registered here, not where connections are made: that module is loaded later than the handlers that still need it.
+    connection: Any = sys.modules.get("headstart.connection")
+    if connection is not None:
+        connection.close_all()
 
 
 def _after_fork_in_child() -> None:

@@ -21,7 +21,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import contextlib
 import logging
@@ -479,8 +478,8 @@ class ServiceConnection:
 _connections: weakref.WeakSet[ServiceConnection] = weakref.WeakSet()
 
 
-@atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """At the end of the process; see `headstart.async_compile`."""
     for connection in list(_connections):
         connection.close()
 

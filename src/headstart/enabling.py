@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headstart.errors import HeadstartError, ServiceError
 from headstart.imports import when_imported
+from headstart.journal import exists_for
 from headstart.replacing import BUNDLE, MANIFEST, check_replaceable
+from headstart.variables import Mode, misspelt, mode, required
 
 if TYPE_CHECKING:
     from headstart.jit.adapter import Adapter
@@ -39,6 +41,7 @@ _END_OF_REPLAY = 5.0  # seconds for the thread to notice that the program ends
 _log = logging.getLogger("headstart")
 _lock = threading.Lock()
 _current: Enabled | None = None
+_said: set[str] = set()
 
 StrPath = str | os.PathLike[str]
 
@@ -101,6 +104,10 @@ def enable(
         ServiceError: headstart would have to step aside, and `HEADSTART=require`.
     """
     check_outputs(bundle, record)
+    for sentence in misspelt():
+        if sentence not in _said:
+            _said.add(sentence)
+            _log.warning("%s", sentence)
     begin(Choices(manifest, bundle, record, reuse_tuning, workers, cache_dir))
 
 
@@ -134,7 +141,7 @@ def begin(choices: Choices) -> None:
     """As `enable`, for those who choose more."""
     global _current
     with _lock:
-        if _current is not None or os.environ.get("HEADSTART", "").strip().lower() == "off":
+        if _current is not None or mode() is Mode.OFF:
             return
         _current = Enabled(choices)
     try:
@@ -192,6 +199,7 @@ class Enabled:
     def close(self) -> None:
         """Put everything back, write what there is to write, and end all processes."""
         atexit.unregister(disable)
+        choices = self._choices
         with self._lock:
             self._closed = True
             for forget in self._forget:
@@ -201,7 +209,7 @@ class Enabled:
         if self._thread is not None:
             self._thread.join(_END_OF_REPLAY)
         if self.replay is not None and self.jit is not None:
-            self._choices.report(self.replay.report(self.jit.asked()))
+            choices.report(self.replay.report(self.jit.asked()))
         if self.jit is not None:
             self.jit.close()
         torch_version = self._end_torch()
@@ -209,6 +217,10 @@ class Enabled:
             recorder.note_torch(torch_version)
         if self._recorder is not None:
             self._recorder.close()
+        elif choices.record is not None and exists_for(Path(choices.record)):
+            from headstart.recording import gather  # children used Triton, and this process did not
+
+            gather(choices.record, kept_days=choices.kept_days)
 
     # Triton
 
@@ -341,7 +353,7 @@ def _guarded(act: Callable[[], None]) -> None:
     try:
         act()
     except HeadstartError as error:
-        if os.environ.get("HEADSTART", "").strip().lower() == "require":
+        if required():
             raise
         _log.warning("the program runs without headstart: %s", error)
 

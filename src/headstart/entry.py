@@ -172,14 +172,22 @@ class Snapshot(Protocol):
 
 
 @contextmanager
-def snapshot_of(path: str | os.PathLike[str]) -> Iterator[Snapshot]:
+def snapshot_of(path: str | os.PathLike[str], vet: Callable[[int], str] | None = None) -> Iterator[Snapshot]:
     """The file that has this name now; it can be read until the context ends.
+
+    Args:
+        vet: given the open file, says why it is not to be relied on, or nothing. A symbolic link is not followed then.
 
     Raises:
         OSError: it cannot be opened.
+        DamagedError: `vet` says something.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # A pipe that somebody has put there would have us wait for a writer.
+    strictly = 0 if vet is None else os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | strictly)
     try:
+        if vet is not None and (why := vet(fd)):
+            raise DamagedError(path, why)
         yield _OpenFile(fd)
     finally:
         os.close(fd)
@@ -219,11 +227,12 @@ class Entry:
         offset: int = 0,
         length: int | None = None,
         locate: Callable[[Snapshot], tuple[int, int]] | None = None,
+        vet: Callable[[int], str] | None = None,
     ) -> Entry:
         """The entry in `length` bytes of a file, from `offset`; the whole file by default.
 
         `locate` tells offset and length once more if the file was replaced; it may raise `DamagedError`. By
-        default the entry is expected at the same place.
+        default the entry is expected at the same place. `vet`: as for `snapshot_of`.
 
         Raises:
             DamagedError: there is no whole entry; `FutureVersionError` if a newer headstart wrote it.
@@ -234,9 +243,14 @@ class Entry:
         def same_place(snapshot: Snapshot) -> tuple[int, int]:
             return offset, max(0, snapshot.size - offset) if length is None else length
 
-        with snapshot_of(file) as snapshot:
+        with snapshot_of(file, vet) as snapshot:
             layout = _parse(file, snapshot, *same_place(snapshot))
-        return cls(file, layout, lambda: snapshot_of(file), locate or same_place)
+        return cls(file, layout, lambda: snapshot_of(file, vet), locate or same_place)
+
+    def answers(self, kind: str, request_digest: str) -> bool:
+        """Whether this is an entry of that kind, and of the request with that digest; empty ones are not compared."""
+        header = self.header
+        return kind in ("", header.kind) and request_digest in ("", header.request_digest)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Entry:

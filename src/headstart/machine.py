@@ -14,12 +14,20 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def usable_cpus(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     """CPUs that this process may use: its affinity, or less where a cgroup's quota allows less. At least 1."""
-    cpus = float(len(os.sched_getaffinity(0)))
+    cpus = float(allowed_cpus())
     for folder in _own_cgroups(proc, cgroups):
         quota, _, period = _text(folder / "cpu.max").partition(" ")
         if quota.isdecimal() and period.isdecimal():
             cpus = min(cpus, int(quota) / int(period))
     return max(1, math.ceil(cpus))
+
+
+def allowed_cpus() -> int:
+    """CPUs in this process's affinity; all there are where a sandbox refuses to say."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except OSError:
+        return os.cpu_count() or 1
 
 
 def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:

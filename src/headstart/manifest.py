@@ -41,7 +41,7 @@ import datetime as dt
 import math
 import os
 import struct
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -439,6 +439,21 @@ def _parse(path: Path, data: bytes) -> Manifest:
     except (IndexError, ValueError) as error:
         raise DamagedError(path, f"cannot be decoded: {error}") from error
     return Manifest.of(found, decoded.tunings, decoded.origins)
+
+
+def decode_each(path: Path, data: bytes) -> Iterator[Manifest]:
+    """The manifests that lie one after another in `data`; the last one may be cut short, and is then left out.
+
+    Raises:
+        DamagedError: what follows is none.
+    """
+    start = 0
+    while len(data) - start >= _PREFIX.size:
+        end = start + _PREFIX.size + _PREFIX.unpack_from(data, start)[2]
+        if end > len(data):
+            return
+        yield _parse(path, data[start:end])
+        start = end
 
 
 # Merging

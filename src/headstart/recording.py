@@ -6,12 +6,13 @@
 
 Guarantees:
 
-A program never notices that it is recorded: `note` takes microseconds and does no I/O, and a record that cannot be read
-or written costs one warning and is otherwise as if nobody recorded.
+A program never notices that it is recorded: `note` takes microseconds and, but in a child, does no I/O, and a record
+that cannot be read or written costs one warning and is otherwise as if nobody recorded.
 
 Ranks of one job, and any processes that record at once, end in one manifest with what all of them noted: `update`
 holds a lock on `.NAME.lock` beside the manifest while it reads, merges and writes. A program that is killed loses
-what it noted in the last `SAVE_DELAY` seconds.
+what it noted in the last `SAVE_DELAY` seconds. A child of it (a fork, or one that multiprocessing started) loses
+nothing: it also writes what it notes into a journal at once, since it may be killed as soon as its work is done.
 
 A forked child starts with nothing to save: what its parent noted, the parent saves. While nothing is unsaved no
 thread waits for a time.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -33,13 +35,16 @@ import msgspec
 
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError, UsageError
 from headstart.folders import cache_dir
+from headstart.journal import Journal, exists_for, left_behind
 from headstart.locking import locked
 from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
+from headstart.private import make_folder
 from headstart.replacing import MANIFEST, check_replaceable, rename_onto
 from headstart.request import CompileRequest
 
 SAVE_DELAY = 30.0  # seconds from the first unsaved note until it is written
 SAVE_COUNT = 500  # unsaved kernels that are written at once
+_CLOCKS_DIFFER = 86400.0  # seconds by which clocks of one network's machines may differ, and no more
 _MAX_NAME = 60  # characters of a program's name in the name of its record
 
 _log = logging.getLogger("headstart")
@@ -78,7 +83,8 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     newer headstart, and one that is no manifest at all, are left alone.
 
     Args:
-        kept_days: forget kernels that nobody asked for in so many days before the last one; None: keep all.
+        kept_days: forget kernels that nobody asked for in so many days before the last run but this one; None: keep
+            all.
 
     Returns:
         Whether `path` has all of it now. If not, there was a warning; nothing is raised.
@@ -86,15 +92,20 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     place = Path(os.path.realpath(path))
     try:
         check_replaceable(place, MANIFEST)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        is_own = place.is_relative_to(os.path.realpath(cache_dir()))
+        make_folder(place.parent, 0o700 if is_own else 0o777)
         with locked(place):
             existing = _existing(place)
-            merged = merge(existing, manifest)
-            if kept_days is not None and merged.specializations:
-                last = max(each.last_seen for each in merged.specializations.values())
+            left = left_behind(place)
+            manifest = merge(*(each for _, said in left for each in said), manifest)
+            merged = merge(_without_choices_to_come(existing, manifest), manifest)
+            if kept_days is not None:
+                last = _last_run_before(manifest, existing)
                 merged = merged.seen_since(last - min(dt.timedelta(kept_days), last - dt.date.min))
             if not _same(existing, merged):
                 merged.save(place)
+            for path, _ in left:
+                path.unlink(missing_ok=True)
     except (FutureVersionError, UsageError) as error:
         _log.warning("nothing is recorded: %s", error)
     except OSError as error:
@@ -102,6 +113,11 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     else:
         return True
     return False
+
+
+def gather(path: str | os.PathLike[str], *, kept_days: int | None = None) -> bool:
+    """Merge what processes that were killed have noted for the manifest at `path`; as `update`."""
+    return not exists_for(Path(os.path.realpath(path))) or update(path, Manifest(), kept_days=kept_days)
 
 
 class Recorder:
@@ -133,11 +149,13 @@ class Recorder:
             toolchain=toolchain,
         )
         self._kept_days = kept_days
-        self._today = dt.datetime.now(dt.timezone.utc).date()
+        self._today = _today()
+        self._forked = False
         self._start_empty()
         _recorders.add(self)
 
     def _start_empty(self) -> None:
+        self._journal: Journal | None = None  # of a process that may end without a word
         self._lock = threading.Lock()
         self._saving = threading.Lock()
         self._specializations: dict[str, Specialization] = {}  # unsaved
@@ -199,11 +217,13 @@ class Recorder:
                 self._specializations, self._tunings = {}, {}
                 self._wakeup.clear()
                 origin_unsaved, self._origin_unsaved = self._origin_unsaved, False
+                noted = 0 if self._journal is None else self._journal.size
             if not specializations and not tunings and not origin_unsaved:
-                return True
+                return not self._closed or gather(self.path, kept_days=self._kept_days)
             origin = msgspec.structs.replace(self._origin, recorded_at=time.time())
             unsaved = Manifest(origins=(origin,), specializations=specializations, tunings=tunings)
             if update(self.path, unsaved, kept_days=self._kept_days):
+                self._forget_journal(noted)
                 return True
             with self._lock:
                 self._failed = True
@@ -231,6 +251,8 @@ class Recorder:
                 digest = noted.digest()
                 chosen = self._tunings.get(digest)
                 self._tunings[digest] = noted if chosen is None else chosen.merged(noted)
+            if self._may_be_killed():
+                self._write_at_once(noted)
             if self._thread is None and not self._failed:
                 self._thread = threading.Thread(target=self._save_later, name="headstart-recorder", daemon=True)
                 try:
@@ -239,6 +261,31 @@ class Recorder:
                     self._thread = None
             if len(self._specializations) >= SAVE_COUNT:
                 self._wakeup.set()
+
+    def _may_be_killed(self) -> bool:
+        """Whether this process ends by its parent's will, as the workers of `with multiprocessing.Pool()` do."""
+        process = sys.modules.get("multiprocessing.process")
+        return self._forked or (process is not None and process.parent_process() is not None)
+
+    def _write_at_once(self, noted: Specialization | Tuning) -> None:
+        try:
+            if self._journal is None:
+                self._journal = Journal(Path(os.path.realpath(self.path)))
+            if isinstance(noted, Specialization):
+                self._journal.append(Manifest.of([noted], [], [self._origin]))
+            else:
+                self._journal.append(Manifest.of([], [noted], [self._origin]))
+        except OSError as error:
+            _log.debug("what is noted is written later: %s", error)
+
+    def _forget_journal(self, size: int) -> None:
+        with self._lock:
+            if self._journal is not None:
+                if self._closed:
+                    self._journal.remove()
+                    self._journal = None
+                else:
+                    self._journal.saved(size)
 
     def _save_later(self) -> None:
         """One thread for one delay: it ends with the save, and the next note starts another."""
@@ -251,8 +298,10 @@ class Recorder:
 
     def _after_fork(self) -> None:
         closed = self._closed
+        if self._journal is not None:
+            self._journal.let_go()
         self._start_empty()
-        self._closed = closed
+        self._closed, self._forked = closed, True
 
 
 def _existing(path: Path) -> Manifest:
@@ -271,6 +320,32 @@ def _existing(path: Path) -> Manifest:
         rename_onto(path, aside, MANIFEST)
         _log.warning("the record is begun anew, and the damaged one kept as %s: %s", aside.name, error)
         return Manifest()
+
+
+def _last_run_before(new: Manifest, existing: Manifest) -> dt.date:
+    """The day from which the age of kernels is counted: the last one of an earlier run.
+
+    The clock of one run may be wrong by years. Were ages counted from its own day, it would have all others forgotten;
+    and a day that is still to come is one of such a run.
+    """
+    today = max((each.last_seen for each in new.specializations.values()), default=_today())
+    days = (each.last_seen for each in existing.specializations.values())
+    return max((day for day in days if day < today), default=dt.date.min)
+
+
+def _without_choices_to_come(existing: Manifest, new: Manifest) -> Manifest:
+    """An autotuner's choice that was dated in the future would outdo every later one."""
+    soon = time.time() + _CLOCKS_DIFFER
+    tunings = {
+        digest: tuning
+        for digest, tuning in existing.tunings.items()
+        if tuning.recorded_at <= soon or digest not in new.tunings
+    }
+    return msgspec.structs.replace(existing, tunings=tunings)
+
+
+def _today() -> dt.date:
+    return dt.datetime.now(dt.timezone.utc).date()
 
 
 def _same(before: Manifest, after: Manifest) -> bool:

@@ -23,6 +23,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, NamedTuple
 
 from headstart.errors import UsageError
+from headstart.variables import required
 
 VARIABLE = "HEADSTART_RUN"
 VERSION = 1  # of the orders: those of another headstart are not understood
@@ -79,7 +80,7 @@ def start(text: str) -> None:
     try:
         _carry_out(orders)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not be the program's
-        if os.environ.get("HEADSTART", "").strip().lower() == "require":
+        if required():
             # An exception would be no more than a line on stderr to the `site` that called.
             sys.stderr.write(f"headstart: {error}\n")
             sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import os
 import re
 from fractions import Fraction
@@ -12,7 +11,9 @@ import msgspec
 
 from headstart.errors import UsageError
 from headstart.folders import cache_dir as default_cache_dir
+from headstart.folders import expanded
 from headstart.machine import usable_cpus
+from headstart.variables import switch
 
 DEFAULT_STORE_LIMIT = 10 << 30  # bytes
 DEFAULT_PATIENCE = 10.0  # seconds
@@ -31,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True):
         memory_limit: bytes that one compile may use, its tools included; None: no limit.
         service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
         early_cutoff: whether configurations that become the same program are one compile from there on.
+        trusts_cache_dir: whether `cache_dir` is used though others can write it; docs/security.md says what that means.
     """
 
     cache_dir: Path
@@ -40,11 +42,13 @@ class Settings(msgspec.Struct, frozen=True):
     memory_limit: int | None = None
     service: str = "auto"
     early_cutoff: bool = False
+    trusts_cache_dir: bool = False
 
     @classmethod
     def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
-        (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` (`"1"`).
+        (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` and
+        `_TRUST_CACHE_DIR` (`"1"`).
 
         Raises:
             UsageError: one of them is not valid.
@@ -54,35 +58,24 @@ class Settings(msgspec.Struct, frozen=True):
         if not isinstance(workers, int) or workers < 1:
             raise UsageError(f"workers: expected a number of at least 1, got {workers!r}")
         return cls(
-            cache_dir=default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser().absolute(),
+            cache_dir=default_cache_dir() if cache_dir is None else expanded(cache_dir, "cache_dir"),
             workers=workers,
             time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
             memory_limit=_size("HEADSTART_MEMORY_LIMIT", None),
             service=_service(),
-            early_cutoff=_switch("HEADSTART_EARLY_CUTOFF"),
+            early_cutoff=switch("HEADSTART_EARLY_CUTOFF"),
+            trusts_cache_dir=trusts_cache_dir(),
         )
 
 
-class Mode(enum.Enum):
-    """What `HEADSTART` says to the adapters."""
-
-    ON = "on"
-    OFF = "off"
-    REQUIRE = "require"  # stepping aside is an error
-
-
-def mode() -> Mode:
-    """`HEADSTART`.
+def trusts_cache_dir() -> bool:
+    """`HEADSTART_TRUST_CACHE_DIR`.
 
     Raises:
         UsageError: it is not valid.
     """
-    text = os.environ.get("HEADSTART", "").strip().lower()
-    try:
-        return Mode(text or "on")
-    except ValueError:
-        raise UsageError(f"HEADSTART: expected on, off or require, got {text!r}") from None
+    return switch("HEADSTART_TRUST_CACHE_DIR")
 
 
 def patience() -> float:
@@ -128,14 +121,7 @@ def _service() -> str:
         raise UsageError(
             f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}"
         )
-    return os.path.abspath(os.path.expanduser(text))
-
-
-def _switch(variable: str) -> bool:
-    text = os.environ.get(variable, "").strip()
-    if text not in ("", "0", "1"):
-        raise UsageError(f"{variable}: expected 1 or 0, got {text!r}")
-    return text == "1"
+    return os.path.abspath(expanded(text, "HEADSTART_SERVICE"))
 
 
 def _size(variable: str, default: int | None) -> int | None:

@@ -27,6 +27,7 @@ import msgspec
 
 from headstart.environment import TOOL_VARIABLES
 from headstart.errors import ServiceError
+from headstart.private import make_folder, read, refusal
 from headstart.replacing import replace
 
 # Below Triton's folder, by suffix; and tools by name. Headers and debuggers do not change what a kernel becomes.
@@ -137,8 +138,9 @@ def _remembered_digest(files: Iterable[Path], root: Path, memory: Path) -> str:
         raise ServiceError(f"cannot read {error.filename}, a part of the compiler: {error.strerror}") from error
     state = hashlib.sha256(repr(states).encode("utf-8", "surrogateescape")).hexdigest()
     note = memory / f"{state}.sha256"
+    is_private = not refusal(memory)  # a digest that somebody made up would be another Triton's
     try:
-        remembered = note.read_text(encoding="ascii")
+        remembered = read(note).decode("ascii") if is_private else ""
         if re.fullmatch(r"[0-9a-f]{64}", remembered):
             return remembered
     except (OSError, UnicodeDecodeError):
@@ -147,7 +149,8 @@ def _remembered_digest(files: Iterable[Path], root: Path, memory: Path) -> str:
         digest = _content_digest((Path(path) for path, *_ in states), root)
     except OSError as error:
         raise ServiceError(f"cannot read {error.filename}, a part of the compiler: {error.strerror}") from error
-    _remember(note, digest)
+    if is_private:
+        _remember(note, digest)
     return digest
 
 
@@ -197,5 +200,5 @@ def _recorded_digests(root: Path) -> dict[str, str]:
 def _remember(note: Path, digest: str) -> None:
     # A cache folder that cannot be written costs the hashing each time; the store warns about it.
     with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(note.parent)
         replace(note, digest.encode("ascii"))

@@ -104,6 +104,7 @@ class Preferences(msgspec.Struct, frozen=True):
         name: of the program, for people.
         memory_limit: bytes that a compile may use, tools included; None: no limit.
         early_cutoff: whether configurations that become the same program are one compile from there on.
+        trusts_cache_dir: whether it uses `cache_dir` whoever else can write there.
         vouched: whether somebody vouches for most of what it will ask for.
     """
 
@@ -113,6 +114,7 @@ class Preferences(msgspec.Struct, frozen=True):
     name: str = ""
     memory_limit: int | None = None
     early_cutoff: bool = False
+    trusts_cache_dir: bool = False
     vouched: bool = True
 
 
@@ -340,6 +342,7 @@ class Assign(msgspec.Struct, tag=True):
     """Compile `request`; publish the entry under `key` in the cache folder `store` (empty: send it back instead).
 
     With `early_cutoff`, ask at each seam. `front` is what was made before another worker stood aside at one.
+    `trusted`: as the client said of its cache folder.
     """
 
     key: str
@@ -348,6 +351,7 @@ class Assign(msgspec.Struct, tag=True):
     store: bytes
     early_cutoff: bool = False
     front: bytes = b""
+    trusted: bool = False
 
 
 class Reached(msgspec.Struct, tag=True):

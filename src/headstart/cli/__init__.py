@@ -19,6 +19,7 @@ import click
 
 from headstart import __version__
 from headstart.errors import DamagedError, HeadstartError, UsageError
+from headstart.variables import misspelt
 
 # Name of a subcommand (mostly of its module too) and its line in `headstart --help`.
 COMMANDS = {
@@ -88,6 +89,12 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="headstart")
 def main() -> None:
     """Compile Triton GPU kernels before the program needs them."""
+
+
+def say_misspelt() -> None:
+    """Name each variable in the environment that looks like one of headstart's and is none."""
+    for sentence in misspelt():
+        click.echo(f"headstart: {sentence}", err=True)
 
 
 def human_bytes(size: float) -> str:

@@ -46,20 +46,23 @@ def info(as_json: bool) -> None:
 @cache.command()
 @click.option("--max-size", callback=_size, required=True, metavar="SIZE", help="What may stay, as 2GiB.")
 def prune(max_size: int) -> None:
-    """Remove the kernels that were used longest ago until at most --max-size is left."""
-    _say(_store().prune(max_size))
+    """Remove the kernels that were used longest ago until at most --max-size is left, and all of earlier formats."""
+    store = _store()
+    _say(store.prune(max_size))
+    _drop_earlier(store)
 
 
 @cache.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clear(yes: bool) -> None:
-    """Remove every kernel. Asks first."""
+    """Remove every kernel, of earlier formats too. Asks first."""
     store = _store()
     found = store.info()
     if not yes:
         what = f"{count(found.entries, 'kernel')} ({human_bytes(found.bytes)}) from {found.path}"
         click.confirm(f"Remove {what}?", abort=True)
     _say(store.clear())
+    _drop_earlier(store)
 
 
 @cache.command()
@@ -81,7 +84,20 @@ def retry(kernel: str) -> None:
 
 def _store() -> DiskStore:
     settings = Settings.load()
-    return DiskStore(settings.cache_dir, limit_bytes=settings.store_limit)
+    store = DiskStore(settings.cache_dir, limit_bytes=settings.store_limit, trusted=settings.trusts_cache_dir)
+    if why := store.refusal():
+        raise UsageError(why)
+    return store
+
+
+def _drop_earlier(store: DiskStore) -> None:
+    """What other versions of headstart have left, and this one does not use."""
+    folders = store.earlier()
+    if folders:
+        dropped = store.drop_earlier()
+        places = ", ".join(map(str, folders))
+        freed = human_bytes(dropped.freed_bytes)
+        click.echo(f"removed {count(dropped.removed, 'kernel')} ({freed}) of earlier formats from {places}")
 
 
 def _say(report: PruneReport) -> None:

@@ -6,6 +6,7 @@ reported, not crashed into.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -19,16 +20,19 @@ from pathlib import Path
 import click
 import msgspec
 
+from headstart import machine
 from headstart.cli import EXIT_FAILED, count, human_bytes
 from headstart.environment import bypass_reason, fingerprint
 from headstart.errors import HeadstartError, ServiceError, UsageError
-from headstart.folders import cache_dir, runtime_dir
+from headstart.folders import REMEDY, cache_dir, runtime_dir
+from headstart.private import refusal
 from headstart.service.compiling import KNOWN_VERSIONS
 from headstart.service.confinement import mechanism, unavailable
-from headstart.settings import Settings
+from headstart.settings import Settings, patience, trusts_cache_dir
 from headstart.store import DiskStore
 from headstart.target import SHARED_MEMORY_LIMIT
 from headstart.toolchain import Toolchain, find_toolchain
+from headstart.variables import Mode, misspelt, mode
 
 LOW_SPACE = 2**30  # bytes; a few thousand large kernels
 MAX_SOCKET_PATH = 107  # bytes: sockaddr_un's 108 with the NUL that ends it
@@ -106,6 +110,7 @@ def examine() -> Iterator[Check]:
     yield check_settings()
     yield check_cache_folder()
     yield check_store()
+    yield from check_earlier_stores()
     yield check_runtime_folder()
     yield from check_environment()
 
@@ -192,7 +197,7 @@ def check_processes() -> Check:
             f"no process can be started: {error}",
             "raise the process limit (ulimit -u, pids.max)",
         )
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.allowed_cpus()
     return Check(name, "ok", f"fork, pidfd and prctl work; {count(cores, 'core')}")
 
 
@@ -208,6 +213,8 @@ def check_settings() -> Check:
     """Whether what the user set can be read."""
     try:
         settings = Settings.load()
+        mode()
+        patience()
     except UsageError as error:
         return Check("settings", "fail", str(error), "set it right, or unset it")
     time_limit = "none" if settings.time_limit is None else f"{settings.time_limit:g} s"
@@ -223,6 +230,13 @@ def check_cache_folder() -> Check:
     """Whether results can be kept."""
     name, folder = "cache folder", cache_dir()
     remedy = "set HEADSTART_CACHE_DIR to a folder that you can write"
+    try:
+        trusted = trusts_cache_dir()
+    except UsageError:
+        trusted = False  # `check_settings` says so
+    for part in (folder, *(folder / name for name in ("store", "failed", "toolchains", "manifests", "torch"))):
+        if not trusted and (why := refusal(part)):
+            return Check(name, "fail", f"{part} is not used: {why}", REMEDY)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         return Check(name, "fail", f"{folder} cannot be a folder: {existing} is none", remedy)
@@ -254,6 +268,21 @@ def check_store() -> Check:
     return Check("store", "ok", f"{count(info.entries, 'kernel')}, {human_bytes(info.bytes)}")
 
 
+def check_earlier_stores() -> Iterator[Check]:
+    """What earlier versions of headstart left. They could write kernels into Triton's cache that were not Triton's."""
+    folders = DiskStore(cache_dir()).earlier()
+    if folders:
+        triton_cache = os.environ.get("TRITON_CACHE_DIR") or os.path.expanduser("~/.triton/cache")
+        yield Check(
+            "earlier stores",
+            "warn",
+            f"{', '.join(map(str, folders))}: all that an earlier headstart compiled is invalid, and is not used; what "
+            f"it put into Triton's own cache, {triton_cache}, Triton still uses",
+            "headstart cache clear removes the former; remove the latter by hand while no program runs: Triton "
+            "compiles anew what it misses",
+        )
+
+
 def check_runtime_folder() -> Check:
     """Whether a service has a folder of its own, and could have a socket in it."""
     name = "runtime folder"
@@ -269,8 +298,12 @@ def check_runtime_folder() -> Check:
 
 
 def check_environment() -> Iterator[Check]:
-    """Variables that make headstart step aside or keep nothing; one line if there are none."""
+    """Variables that it does not know, or that make it step aside or keep nothing; one line if there are none."""
     found = False
+    for sentence in misspelt():
+        found = True
+        said, _, remedy = sentence.partition("; ")
+        yield Check("environment", "warn", said, remedy)
     for variable, effect in _stepping_aside():
         found = True
         value = os.environ[variable]
@@ -282,8 +315,9 @@ def check_environment() -> Iterator[Check]:
 
 
 def _stepping_aside() -> Iterator[tuple[str, str]]:
-    if os.environ.get("HEADSTART", "").lower() in ("off", "0"):
-        yield "HEADSTART", "headstart is switched off"
+    with contextlib.suppress(UsageError):  # said with the settings
+        if mode() is Mode.OFF:
+            yield "HEADSTART", "headstart is switched off"
     if _is_set("TRITON_INTERPRET"):
         yield "TRITON_INTERPRET", "kernels are interpreted, not compiled"
     if os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") == "1":

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import click
 
-from headstart.cli import Failure
+from headstart.cli import Failure, say_misspelt
 from headstart.enabling import check_outputs
 from headstart.errors import UsageError
+from headstart.folders import distrust
 from headstart.recording import module_program, record_path, script_program
 from headstart.running import Orders, become, environment, find_module
-from headstart.settings import Mode, Settings, mode
+from headstart.settings import Settings
 from headstart.target import Target
+from headstart.variables import Mode, mode
 
 
 @click.command(
@@ -93,12 +95,17 @@ def run(
     if dry_run != (target is not None):
         raise UsageError("--dry-run and --target go together, as in --dry-run --target cuda:90")
     variables = dict(os.environ)
+    say_misspelt()
     if mode() is not Mode.OFF:
         # What is wrong is said before the program runs.
-        Settings.load(workers=workers)
+        settings = Settings.load(workers=workers)
         check_outputs(bundle, record)
         name = module_program(program, find_module(program)) if as_module else script_program(program)
         automatic = record_path(name)
+        if why := distrust(automatic, trusted=settings.trusts_cache_dir):
+            # Who can write it can have code run: what it says is compiled without further questions.
+            no_record, no_prefetch = no_record or record is None, no_prefetch or manifest is None
+            click.echo(f"headstart: nothing is recorded or replayed: {why}", err=True)
         replay = manifest or (None if bundle is not None and not reuse_tuning else record or automatic)
         variables = environment(
             Orders(

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import click
 
+from headstart.cli import say_misspelt
 from headstart.errors import UsageError
 from headstart.settings import Settings, parse_seconds, parse_size
 
@@ -50,4 +51,5 @@ def serve(workers: int | None, memory: int | None, idle: float | None) -> None:
     """
     from headstart.service import commands
 
+    say_misspelt()
     commands.serve(Settings.load(workers=workers), memory=memory, idle=idle)

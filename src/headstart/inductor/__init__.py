@@ -25,7 +25,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import ServiceError
-from headstart.settings import Mode, mode
+from headstart.variables import Mode, mode
 
 if TYPE_CHECKING:
     from headstart.inductor.adapter import Adapter

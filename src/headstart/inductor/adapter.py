@@ -34,8 +34,9 @@ from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
 from headstart.inductor.source import Source, is_refused_by_assembler
 from headstart.kernel import CompiledKernel
-from headstart.settings import Mode, mode, patience
+from headstart.settings import patience
 from headstart.toolchain import Toolchain, find_toolchain
+from headstart.variables import Mode, mode
 
 _FAREWELL = 5.0  # seconds for what is still to be written
 _MOMENT = 1.0  # seconds that a job has until a worker begins it
@@ -69,7 +70,7 @@ class _Compiler(AsyncCompile):
     def _note(self, kickoff: Any, result: Any) -> None:
         # A kernel that needs too much shared memory is Inductor's to refuse: it then tries another configuration.
         if kickoff.use_store:
-            self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
+            self.bundler.put(result.key, lambda: self._entry(kickoff, result))
 
 
 class _Started(NamedTuple):

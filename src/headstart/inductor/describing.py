@@ -8,13 +8,12 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from typing import IO, Any
 
 from headstart.errors import ServiceError
 from headstart.inductor.recipe import Awake, Describe, FromDescriber, Rescale, Undescribed
-from headstart.service.boot import spawn
+from headstart.service.boot import last_words_file, spawn
 from headstart.wire import Deframer, ProtocolError, frame, receive_blocking
 
 _LAST_WORDS = 4 << 10  # bytes
@@ -88,7 +87,7 @@ class Describing:
 
     def _start(self) -> None:
         mine, theirs = socket.socketpair()
-        log = tempfile.TemporaryFile(prefix="headstart-")  # noqa: SIM115 - closed by the reader
+        log = last_words_file()  # closed by the reader
         with theirs:
             try:
                 process = spawn(

@@ -20,6 +20,7 @@ from headstart.environment import TOOL_VARIABLES
 from headstart.errors import DamagedError, ServiceError, StoreUnavailable
 from headstart.inductor import compat
 from headstart.inductor.recipe import Describe, Job, Recipe
+from headstart.settings import trusts_cache_dir
 from headstart.store import DiskStore
 from headstart.toolchain import Toolchain
 
@@ -59,7 +60,7 @@ class Recipes:
         self._find_toolchain = find_toolchain
         self._environment = environment
         self._cache_dir = cache_dir
-        self._store = DiskStore(cache_dir)
+        self._store = DiskStore(cache_dir, trusted=trusts_cache_dir())
         self._find_bundled = find_bundled
         self._note = note
         self._later = later
@@ -97,7 +98,7 @@ class Recipes:
         self._keep(self._scaled_key(recipe, registers), recipe.function.name, _encoder.encode(jobs))
 
     def _find(self, key: str) -> Entry | None:
-        entry = self._find_bundled(key) or self._store.find(key)
+        entry = self._find_bundled(key) or self._store.find(key, request_digest=key)
         if entry is not None:
             found = entry
             self._note(key, lambda: found)

@@ -28,9 +28,11 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from headstart.errors import UsageError
-from headstart.folders import cache_dir
+from headstart.folders import cache_dir, distrust
 from headstart.inductor import compat, cubin
 from headstart.jit.dry_run import DryRunDriver
+from headstart.private import make_folder
+from headstart.settings import trusts_cache_dir
 from headstart.target import Target
 
 _SHIM = Path(__file__).with_suffix(".cpp")
@@ -104,7 +106,7 @@ def _build_shim(torch: compat.Torch, folder: Path, *flags: str) -> Path:
     if built.exists():
         return built
     lib = os.path.join(torch.folder, "lib")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     part = built.with_suffix(f".{os.urandom(8).hex()}.tmp")
     command = [
         *("g++", "-std=c++20", "-O0", "-shared", "-fPIC", *flags),
@@ -140,6 +142,9 @@ def load_shim(folder: Path | None = None) -> None:
     if "torch" in sys.modules:
         raise UsageError("torch is imported already, and asks for its CUDA only once")
     folder = folder or cache_dir() / "torch"
+    # It is loaded as code of this process.
+    if why := distrust(folder, trusted=trusts_cache_dir()):
+        raise UsageError(why)
     lib = Path(torch.folder, "lib")
     if (lib / "libtorch_cuda.so").exists():
         # CUDA's own guard is registered while torch is imported, and then replaced.

@@ -31,6 +31,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,9 +62,10 @@ from headstart.kernel import CompiledKernel
 from headstart.manifest import Tuning
 from headstart.recording import Recorder
 from headstart.request import CompileRequest
-from headstart.settings import Mode, mode
 from headstart.target import Target
+from headstart.variables import Mode, mode
 
+_BUNDLE_PATIENCE = 120.0  # seconds at the end for kernels that only the bundle needs
 # Options that name files: what these hold is in no key.
 _FILES = frozenset({"extern_libs", "ir_override"})
 # What a compile in this process would not survive, or that has no end here either.
@@ -88,7 +90,7 @@ class _Compiler(AsyncCompile):
     def _note(self, kickoff: Any, result: Any) -> None:
         # Too much shared memory is for Triton to refuse, when it loads the kernel: autotuners count on that.
         if kickoff.use_store:
-            self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
+            self.bundler.put(result.key, lambda: self._entry(kickoff, result))
         self._finished(kickoff.request, max(0.0, result.finished - result.started))
 
     def _show(self, request: CompileRequest, log: Any) -> None:
@@ -145,6 +147,7 @@ class Adapter:
         tunings: Mapping[str, Tuning] | None = None,
     ) -> None:
         self.recorder = recorder
+        self._for_bundle: list[LambdaFuture[CompiledKernel]] | None = None if bundle is None else []
         self.compiler: AsyncCompile = _Compiler(
             self._finished, bundle=bundle, workers=workers, cache_dir=cache_dir, start=False
         )
@@ -171,6 +174,8 @@ class Adapter:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        if self._for_bundle is not None:
+            self._for_bundle = []
         self._folder: Path | None = None
         self._key_thread: threading.Thread | None = None
 
@@ -201,7 +206,10 @@ class Adapter:
         self._forget_import()
         self._patch.remove()
         self.autotuning.remove()
-        self.compiler.close()
+        try:
+            self._complete_bundle()
+        finally:
+            self.compiler.close()
         with self._lock:
             folder, self._folder = self._folder, None
         if folder is not None:
@@ -343,10 +351,41 @@ class Adapter:
         if known is None:
             self.count("from_cache", found)
             known = self._ask(what, found, launched=True)
+            if found:
+                self._bundle_too(known)
         elif not found and known.future is None:
             self._submit(known)  # Triton's cache had it, and has it no more
         self.autotuning.launched(what.function, known)
         return known, found
+
+    def _bundle_too(self, ask: Ask) -> None:
+        """Have what Triton's own cache had in the bundle that was asked for as well."""
+        if self._for_bundle is None:
+            return
+        try:
+            request = self._request(ask)
+            future = self.compiler.submit(request, background=True, digest=ask.digest)
+        except HeadstartError as error:
+            _log.debug("%s is not bundled: %s", ask.what.function, error)
+            return
+        if not future.done():
+            with self._lock:
+                self._for_bundle.append(future)
+
+    def _complete_bundle(self) -> None:
+        """Wait for what is to be in the bundle and was not needed until now."""
+        deadline = time.monotonic() + _BUNDLE_PATIENCE
+        left = list(self._for_bundle or ())
+        for future in left:
+            future.want()
+        while left and time.monotonic() < deadline:
+            try:
+                left[-1].exception(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                break
+            left.pop()
+        if left:
+            _log.warning("the bundle lacks %d kernels, which were not compiled in time", len(left))
 
     # Inside
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from typing import IO
 
@@ -23,6 +24,18 @@ _UNWANTED = ("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONPROFILEIMPORTTIME", "PYTHO
 # What makes the program's own processes use headstart.
 _RECURSIVE = ("HEADSTART_RUN",)
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
+
+
+def last_words_file() -> IO[bytes]:
+    """An unnamed file that a process may print to: it is there to be quoted if that dies, and leaves nothing behind.
+
+    Raises:
+        OSError: there is none to be had.
+    """
+    try:
+        return open(os.memfd_create("headstart"), "w+b")
+    except OSError:  # it is refused; a full disk does not matter to it
+        return tempfile.TemporaryFile(prefix="headstart-")
 
 
 def spawn(

@@ -126,12 +126,12 @@ class Tails:
     def finish(self, front: Front) -> Product | None:
         """`front` with the tail that it lacks; None if there is none, or its entry is gone or another by now."""
         seam = front.seams[-1]
-        found = self._store.find(seam.tail)
-        if found is None or found.header.kind != KIND:
+        found = self._store.find(seam.tail, kind=KIND, request_digest=seam.tail)
+        if found is None:
             return None
         try:
             tail = _tail_decoder.decode(found.artifact(KIND))
-            entry = self._store.find(tail.entry)
+            entry = self._store.find(tail.entry, kind="kernel")
             if entry is None or _digests(entry, tail.artifacts) != tail.artifacts:
                 return None
             behind = {name: entry.artifact(name) for name in tail.artifacts}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from headstart.private import Swept, make_folder, read, refusal
 from headstart.replacing import replace
 from headstart.wire import Failure
 
@@ -41,7 +42,7 @@ class Failures:
     def find(self, key: str, time_limit: float | None, memory_limit: int | None = None) -> Failure | None:
         """Why `key` would fail within these limits, or None if it should be tried."""
         remembered = self._read(self._folder / f"{key}.json")
-        if remembered is None:
+        if remembered is None or remembered.key != key or not self._is_private():
             return None
         if _has_more(time_limit, remembered.time_limit) or _has_more(memory_limit, remembered.memory_limit):
             return None
@@ -50,17 +51,21 @@ class Failures:
     def remember(self, what: RememberedFailure) -> None:
         """Write it down; a folder that cannot be written remembers nothing."""
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            replace(self._folder / f"{what.key}.json", msgspec.json.encode(what))
+            make_folder(self._folder)
+            if self._is_private():
+                replace(self._folder / f"{what.key}.json", msgspec.json.encode(what))
 
     def forget(self, kernel: str) -> list[RememberedFailure]:
         """Have kernels tried again: by name, or by the beginning of a key. Returns what was remembered of them."""
         forgotten = []
-        for path in sorted(self._folder.glob("*.json")):
-            remembered = self._read(path)
-            if remembered is not None and (remembered.kernel == kernel or remembered.key.startswith(kernel)):
-                path.unlink(missing_ok=True)
-                forgotten.append(remembered)
+        with Swept(self._folder) as swept:
+            for name in sorted(name for name, _ in swept.files() if name.endswith(".json")):
+                remembered = self._read(self._folder / name)
+                if remembered is None or name != f"{remembered.key}.json":
+                    continue
+                if remembered.kernel == kernel or remembered.key.startswith(kernel):
+                    swept.remove(name)
+                    forgotten.append(remembered)
         return forgotten
 
     @staticmethod
@@ -73,9 +78,13 @@ class Failures:
 
     def _read(self, path: Path) -> RememberedFailure | None:
         try:
-            return self.decode(path.read_bytes())
+            return self.decode(read(path))
         except OSError:
             return None
+
+    def _is_private(self) -> bool:
+        """Anybody else who could write there could have made a failure up, or have us write elsewhere."""
+        return not refusal(self._folder)
 
 
 def _has_more(limit: float | None, ran_out_of: float | None) -> bool:

@@ -30,6 +30,7 @@ from headstart.service.confinement import minimal_environment
 from headstart.service.loop import Loop
 from headstart.service.output import last_words
 from headstart.service.queue import Kind
+from headstart.service.runtime import Workplace
 from headstart.service.worker import last_stage
 from headstart.service.zygote import bury
 
@@ -63,16 +64,20 @@ class Herd:
         loop: that listens to them.
         plan: that is told.
         carry_out: what the plan then says.
-        folder: for the workers' folders.
+        workplace: for the workers' folders.
     """
 
     def __init__(
-        self, loop: Loop, plan: plan.Plan, carry_out: Callable[[Iterable[plan.Action]], None], folder: Path
+        self,
+        loop: Loop,
+        plan: plan.Plan,
+        carry_out: Callable[[Iterable[plan.Action]], None],
+        workplace: Workplace,
     ) -> None:
         self._loop = loop
         self._plan = plan
         self._carry_out = carry_out
-        self._folder = folder
+        self._workplace = workplace
         self._zygotes: dict[Kind, _Zygote] = {}
         self.workers: dict[int, Worker] = {}
         self._stopped: dict[int, float] = {}  # processes that were found stopped, and when first
@@ -208,12 +213,13 @@ class Herd:
 
     def fork(self, number: int, kind: Kind) -> None:
         """For `plan.Fork`."""
-        folder = self._folder / f"worker-{number}"
+        folder = None
         try:
-            folder.mkdir(mode=0o700)
+            folder = self._workplace.new_folder(f"worker-{number}")
             mine, theirs = socket.socketpair()
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             self._carry_out(self._plan.fork_failed(number, str(error), time.monotonic()))
             return
         worker = self.workers[number] = Worker(
@@ -247,6 +253,10 @@ class Herd:
                     self._carry_out(self._plan.stood_aside(number, tail, front, now))
                 case _:
                     self._carry_out(self._plan.finished(number, outcome, now))
+
+    def move_on(self, number: int) -> None:
+        """For `plan.MoveOn`."""
+        self._workplace.move_from(self.workers[number].folder)
 
     def retire(self, number: int) -> None:
         """For `plan.Retire`: a worker whose socket is closed ends by itself."""

@@ -14,7 +14,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
@@ -22,7 +21,7 @@ from typing import IO, Protocol
 from headstart.errors import ServiceError, UsageError
 from headstart.replacing import Replacement, carries_mark
 from headstart.service import sharing
-from headstart.service.boot import spawn
+from headstart.service.boot import last_words_file, spawn
 from headstart.service.config import Config
 from headstart.service.door import LOG, credentials, log_of
 from headstart.settings import Settings
@@ -174,14 +173,23 @@ def launch_private(workers: int) -> Private:
     """
     _check_interpreter()
     with contextlib.ExitStack() as stack:
-        mine, theirs = socket.socketpair()
+        try:
+            mine, theirs = socket.socketpair()
+        except OSError as error:
+            raise ServiceError(f"no compile service: {error.strerror}") from error
         stack.enter_context(theirs)
-        pidfd = os.pidfd_open(os.getpid())
-        stack.callback(os.close, pidfd)
-        passed = [stack.enter_context(_high(fd)) for fd in (theirs.fileno(), pidfd)]
-        # An unnamed file: it is there to be quoted if the service dies, and leaves nothing behind.
-        log = tempfile.TemporaryFile(prefix="headstart-")  # noqa: SIM115 - closed by `end`
-        config = Config(workers=workers, client=passed[0], client_pidfd=passed[1])
+        passed = [stack.enter_context(_high(theirs.fileno()))]
+        # Where there is none to be had (a sandbox, an old kernel), EOF alone says when this process is gone.
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(os.getpid())
+            stack.callback(os.close, pidfd)
+            passed.append(stack.enter_context(_high(pidfd)))
+        try:
+            log = last_words_file()  # closed by `end`
+        except OSError as error:
+            mine.close()
+            raise ServiceError(f"no compile service: no file for what it prints: {error}") from error
+        config = Config(workers=workers, client=passed[0], client_pidfd=passed[1] if len(passed) > 1 else -1)
         try:
             process = _spawn(config, passed, log)
         except ServiceError:

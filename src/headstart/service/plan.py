@@ -9,6 +9,7 @@ Guarantees:
 * What somebody is blocked on goes first, and no client waits for all of another's jobs; see `queue.py`.
 * One job per key is queued or running at a time; everyone who asks meanwhile is added to it and gets its outcome.
 * Every ticket is answered exactly once, by one `Deliver`, unless its client leaves first.
+* A job for which there was no space in its worker's folder is tried once more elsewhere, then fails for the machine.
 * A job whose worker dies under it, or that runs out of time or memory, is tried once more, alone as far as that is
   possible without stopping everybody else, then fails; losing a zygote blames no job.
 * One job at a time is at a tail (`cutoff.py`). Others that come to it stand aside without a worker, and are taken up
@@ -102,7 +103,14 @@ class Deliver:
     outcome: object
 
 
-Action = StartZygote | EndZygote | Fork | Assign | Proceed | StandAside | Retire | Kill | Deliver
+@dataclass(frozen=True)
+class MoveOn:
+    """There is no space left where a worker's folder is: those to come have theirs elsewhere."""
+
+    worker: int
+
+
+Action = StartZygote | EndZygote | Fork | Assign | Proceed | StandAside | Retire | MoveOn | Kill | Deliver
 
 
 class _State(enum.Enum):
@@ -121,6 +129,7 @@ class _Worker:
     since: float = 0.0  # when it began its job, or became idle
     timed_out: float | None = None  # the limit that it was killed for
     swollen: tuple[int, str] | None = None  # the limit that it was killed for, and what used how much
+    outmoded: bool = False  # it has its folder where there is no space: it leaves after its job
     recalled: bool = False  # killed so that its job goes back into the queue
 
 
@@ -335,12 +344,32 @@ class Plan:
             return []
         job = worker.job
         worker.job = None
+        if isinstance(outcome, Failure) and outcome.kind == "space":
+            if worker.kind.confined:  # which is not believed: nobody else moves for it
+                outcome.kind = "service"
+                rest = self._rest(worker, now) if worker.state is _State.BUSY else []
+                return [self._deliver(job, outcome), *rest, *self._schedule(now)]
+            return self._after_lack_of_space(worker, job, outcome, now)
         rest = self._rest(worker, now) if worker.state is _State.BUSY else []
         self._zygotes[worker.kind].losses = 0
         if isinstance(outcome, Failure) and outcome.kind == "crash":
             # A tool died under a worker that lives: that is no more the kernel's fault than a worker's death.
             return [*rest, *self._after_crash(job, outcome, now), *self._schedule(now)]
         return [self._deliver(job, outcome), *rest, *self._schedule(now)]
+
+    def _after_lack_of_space(self, worker: _Worker, job: Job, failure: Failure, now: float) -> list[Action]:
+        """A job is to be tried once more, elsewhere. It says nothing about the kernel."""
+        leave: list[Action] = [MoveOn(worker.number)]
+        for each in self._workers.values():
+            each.outmoded = True
+            if each.state is _State.IDLE or (each is worker and each.state is _State.BUSY):
+                leave.append(self._retire(each))
+        if job.moved:
+            failure.kind = "service"
+            return [*leave, self._deliver(job, failure), *self._schedule(now)]
+        job.moved = True
+        self._try_again(job)
+        return [*leave, *self._schedule(now)]
 
     def _after_crash(self, job: Job, failure: Failure, now: float) -> list[Action]:
         """A job is to be tried once more, by itself, or else fails."""
@@ -551,7 +580,7 @@ class Plan:
             worker.state = _State.LEAVING
             return [Kill(worker.number)]
         worker.state, worker.since = _State.IDLE, now
-        return [self._retire(worker)] if self.quiesced or self._surplus() > 0 else []
+        return [self._retire(worker)] if self.quiesced or worker.outmoded or self._surplus() > 0 else []
 
     def _retire(self, worker: _Worker) -> Retire:
         worker.state = _State.LEAVING

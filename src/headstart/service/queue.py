@@ -60,6 +60,7 @@ class Job:
         waiting: whether it waits for a worker.
         order: of its first request, among all jobs.
         alone_until: it has failed once and is to run by itself; monotonic seconds until which others stand back.
+        moved: whether it was begun anew for lack of space in its worker's folder.
         front: what its worker had made when it stood aside for another job's tail, unread.
         whole: it is to be compiled from start to end, whoever else is at the same.
     """
@@ -77,6 +78,7 @@ class Job:
     waiting: bool = False
     order: int = -1
     alone_until: float | None = None
+    moved: bool = False
     front: bytes = b""
     whole: bool = False
 

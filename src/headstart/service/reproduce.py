@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import shlex
@@ -12,11 +11,13 @@ from typing import Any
 
 from headstart.captured import CapturedSource
 from headstart.errors import UsageError
+from headstart.private import Swept, make_folder, refusal
 from headstart.replacing import Format, carries_mark, replace
 from headstart.request import CompileRequest
 
 _KEPT = 100  # plans; older ones make room
 _ABANDONED_AGE = 3600.0  # seconds after which a half-written one has no writer any more
+_NAME = re.compile(r".+-[0-9a-f]{12}\.py")
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{12}\.py\.[0-9a-f]{16}\.tmp|\.[0-9a-f]{64}\.json\.[0-9a-f]{16}\.tmp")
 
 # The first line tells them from a user's own plans, which may lie in the same folder.
@@ -76,7 +77,9 @@ def write_plan(folder: Path, request: CompileRequest) -> str:
         filename=request.filename,
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        if refusal(folder):  # then it would be others who say what is run again
+            return ""
         replace(path, text.encode(errors="surrogatepass"), PLAN)
         _forget_oldest(folder)
     except (OSError, UsageError):
@@ -134,17 +137,11 @@ def _position(key: str) -> str | tuple[int, ...]:
 
 
 def _forget_oldest(folder: Path) -> None:
-    plans = sorted((path for path in folder.glob("*-????????????.py") if carries_mark(path, PLAN)), key=_mtime)
-    # Hidden ones are being written, or were when their writer was killed.
     oldest = time.time() - _ABANDONED_AGE
-    abandoned = [path for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name) and _mtime(path) < oldest]
-    for path in [*plans[:-_KEPT], *abandoned]:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _mtime(path: Path) -> float:
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:
-        return math.inf
+    with Swept(folder) as swept:
+        files = sorted(swept.files(), key=lambda file: file[1].st_mtime)
+        plans = [name for name, _ in files if _NAME.fullmatch(name) and carries_mark(folder / name, PLAN)]
+        # Hidden ones are being written, or were when their writer was killed.
+        abandoned = [name for name, status in files if _TEMPORARY.fullmatch(name) and status.st_mtime < oldest]
+        for name in [*plans[:-_KEPT], *abandoned]:
+            swept.remove(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -15,21 +16,101 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from headstart.folders import runtime_dir
+from headstart.errors import ServiceError
+from headstart.folders import FULL, runtime_dir, work_dirs
 
 PATIENCE = 20.0  # seconds to wait for others, who hold a lock while they start a service
+_LITTLE = 4 << 20  # bytes that a worker's folder must have room for
+_FEW_FILES = 64
 _PREFIX = "service-"
 _POLL = 0.01  # seconds
 
+_log = logging.getLogger("headstart")
+
+
+class Workplace:
+    """Where the workers of a service have their folders: a folder of its own, and another elsewhere when that is full.
+
+    Raises:
+        ServiceError: there is no place for it.
+    """
+
+    def __init__(self) -> None:
+        runtime_dir()  # what is wrong with it, but for a lack of space, is said and not passed over
+        self._held = contextlib.ExitStack()
+        self._folders: dict[Path, Path] = {}  # by place
+        self.folder = Path()
+        if not self._move(""):
+            raise ServiceError("no folder for workers can be made; set XDG_RUNTIME_DIR to a folder of your own")
+
+    def new_folder(self, name: str) -> Path:
+        """A new folder for one worker.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        if is_short_of_space(self.folder, _LITTLE):
+            self._move(f"hardly any space is left in {self.folder}")
+        try:
+            return self._made(name)
+        except OSError as error:
+            if error.errno not in FULL or not self._move(str(error)):
+                raise
+        return self._made(name)
+
+    def move_from(self, folder: Path) -> None:
+        """There was no space left in a worker's folder: its successors shall have theirs elsewhere, if they can."""
+        if folder.parent == self.folder:
+            self._move(f"no space is left in {self.folder}")
+
+    def close(self) -> None:
+        """Remove all."""
+        self._held.close()
+
+    def _made(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def _move(self, why: str) -> bool:
+        """To the first other place that has space; at the start (no `why`) to the first that can be used at all."""
+        for needed in (_LITTLE,) if why else (_LITTLE, 0):
+            for place in work_dirs():  # no more of them are made than are needed
+                if self._folders.get(place) == self.folder or is_short_of_space(place, needed):
+                    continue
+                with contextlib.suppress(OSError):
+                    if place not in self._folders:
+                        self._folders[place] = self._held.enter_context(service_folder(place))
+                    self.folder = self._folders[place]
+                    if why:
+                        _log.warning("%s: workers have their folders in %s from now on", why, place)
+                    return True
+        return False
+
+
+def is_short_of_space(folder: str | os.PathLike[str], needed: int) -> bool:
+    """Whether fewer than `needed` bytes, or hardly any files, can be added to a folder, as far as can be told."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    # Some file systems do not count files, and say that there may be none.
+    few = found.f_files > 0 and found.f_favail < _FEW_FILES
+    return needed > 0 and (few or found.f_bavail * found.f_frsize < needed)
+
 
 @contextlib.contextmanager
-def service_folder() -> Iterator[Path]:
-    """A fresh folder in the user's runtime folder, removed at the end; abandoned ones are removed first.
+def service_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A fresh folder in `parent`, removed at the end; abandoned ones are removed first.
+
+    Args:
+        parent: one of `work_dirs`; None: the user's runtime folder.
 
     Raises:
         ServiceError: the runtime folder cannot be used.
+        OSError: nothing can be made in it.
     """
-    parent = runtime_dir()
+    parent = runtime_dir() if parent is None else parent
     with contextlib.ExitStack() as mine:
         # Held while a folder is made and locked, so that nobody takes a folder for abandoned in between.
         with contextlib.ExitStack() as turn:

@@ -54,7 +54,7 @@ from headstart.service.queue import Job as PlannedJob
 from headstart.service.queue import Kind, Ticket, Urgency
 from headstart.service.reporting import Tally, report
 from headstart.service.reproduce import write_plan
-from headstart.service.runtime import service_folder
+from headstart.service.runtime import Workplace
 from headstart.service.toolchains import Toolchains
 from headstart.store import DiskStore
 from headstart.toolchain import Toolchain
@@ -86,6 +86,7 @@ class Job(msgspec.Struct, frozen=True):
     use_store: bool
     cache_dir: str
     early_cutoff: bool
+    trusted: bool
     confined: bool = False
 
 
@@ -112,15 +113,15 @@ class Server:
 
     Args:
         config: see there.
-        folder: private to this service, for its workers' folders.
+        workplace: for its workers' folders.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, workplace: Workplace) -> None:
         self._config = config
         self._capacity = Capacity(config.workers, config.memory)
         self._plan = plan.Plan(config.workers, idle_timeout=config.idle or plan.IDLE_TIMEOUT)
         self._loop = Loop()
-        self._herd = Herd(self._loop, self._plan, self._carry_out, folder)
+        self._herd = Herd(self._loop, self._plan, self._carry_out, workplace)
         self._door: Door | None = None
         self._clients: dict[int, Client] = {}
         self._numbers = count()
@@ -423,6 +424,7 @@ class Server:
                 use_store,
                 cache_dir,
                 use_store and hello.preferences.early_cutoff and message.vouched,
+                hello.preferences.trusts_cache_dir,
                 not message.vouched,
             ),
             urgency,
@@ -438,7 +440,7 @@ class Server:
     ) -> bool:
         cache_dir = os.fsdecode(hello.preferences.cache_dir)
         with self._looking(cache_dir):
-            entry = self._store(hello).find(key)
+            entry = self._store(hello).find(key, kind="kernel", request_digest=message.request.digest())
         if entry is not None:
             self._tally.stored += 1
             self._learn(message.request, entry.header.compile_wall_s)
@@ -458,8 +460,9 @@ class Server:
     def _store(self, hello: wire.Hello) -> DiskStore:
         cache_dir = os.fsdecode(hello.preferences.cache_dir)
         store = self._stores.get(cache_dir)
-        if store is None or store.limit_bytes != hello.preferences.store_limit:
-            store = self._stores[cache_dir] = DiskStore(cache_dir, limit_bytes=hello.preferences.store_limit)
+        limit_bytes, trusted = hello.preferences.store_limit, hello.preferences.trusts_cache_dir
+        if store is None or (store.limit_bytes, store.trusted) != (limit_bytes, trusted):
+            store = self._stores[cache_dir] = DiskStore(cache_dir, limit_bytes=limit_bytes, trusted=trusted)
         return store
 
     def _learn(self, request: CompileRequest, seconds: float) -> None:
@@ -488,6 +491,8 @@ class Server:
                     self._loop.send(self._herd.workers[number].channel, wire.StandAside())
                 case plan.Retire(number):
                     self._herd.retire(number)
+                case plan.MoveOn(number):
+                    self._herd.move_on(number)
                 case plan.Kill(number):
                     self._herd.kill(number)
                 case plan.Deliver(job, outcome):
@@ -503,7 +508,9 @@ class Server:
         early_cutoff = payload.early_cutoff and not job.whole
         self._loop.send(
             worker.channel,
-            wire.Assign(payload.key, payload.toolchain, payload.request, store, early_cutoff, job.front),
+            wire.Assign(
+                payload.key, payload.toolchain, payload.request, store, early_cutoff, job.front, payload.trusted
+            ),
         )
         for ticket in job.tickets:
             if ticket.client in self._clients:
@@ -550,7 +557,7 @@ class Server:
         stored, notice = False, ""
         if payload.use_store:
             try:
-                DiskStore(payload.cache_dir).publish(payload.key, parts)
+                DiskStore(payload.cache_dir, trusted=payload.trusted).publish(payload.key, parts)
                 stored = True
             except StoreUnavailable as error:
                 notice = f"{error}; kernels are kept in memory only"
@@ -653,5 +660,5 @@ def serve(config: Config) -> None:
     # Two fds for each client, two for each worker.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with service_folder() as folder:
-        Server(config, folder).run()
+    with contextlib.closing(Workplace()) as workplace:
+        Server(config, workplace).run()

@@ -21,8 +21,10 @@ by EOF with its service.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
+import shutil
 import socket
 import sys
 import tempfile
@@ -35,12 +37,14 @@ import msgspec
 from headstart import keys
 from headstart.entry import pack_entry
 from headstart.errors import StoreUnavailable
+from headstart.folders import FULL
 from headstart.request import CompileRequest
 from headstart.service import vetting
 from headstart.service.compiling import Compiled, Compiler, Refused
 from headstart.service.confinement import Unconfined, confine
 from headstart.service.cutoff import Cut, Cutter, Front, Product, Seam, Tails, pack_front, unpack_front
 from headstart.service.output import Output
+from headstart.service.runtime import is_short_of_space
 from headstart.store import DiskStore
 from headstart.trust import check_request, unvouched
 from headstart.wire import (
@@ -59,6 +63,9 @@ from headstart.wire import (
     receive_blocking,
 )
 
+_KEPT = frozenset({"stage", "stdout", "stderr"})  # of a worker's folder, from one kernel to the next
+_TOOL_STAGES = frozenset({"cubin", "hsaco", "amdgcn"})  # in which tools write files
+_LITTLE = 16 << 20  # bytes; with less left, a tool's failure may be for lack of space
 _STAGE_FILE = "stage"
 _STAGE_WIDTH = 20  # characters
 
@@ -92,9 +99,49 @@ def run(sock: socket.socket, folder: str, *, confined: bool = False) -> None:
                 os.environ.update(environment)
             if confined:
                 refusal = refusal or _vet(job.request)
-            sock.sendall(frame(refusal or _do(compiler, output, job, ask)))
+            done = refusal or _do_where_there_is_space(compiler, output, job, ask, folder)
+            sock.sendall(frame(done))
+            _empty(folder)
     except ConnectionError:
         return  # the service is gone, and with it whoever wanted this
+
+
+def _empty(folder: str) -> None:
+    """Remove what a compile and its tools have left; the next kernel's files have other names."""
+    for entry in os.scandir(folder):
+        if entry.name not in _KEPT:
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+
+def _do_where_there_is_space(
+    compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool], folder: str
+) -> Finished | Failure | StoodAside:
+    """As `_do`; a failure of kind `"space"` where there was none left in this worker's folder."""
+    try:
+        done = _do(compiler, output, job, ask)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+    else:
+        if not (isinstance(done, Failure) and _may_lack_space(done, folder)):
+            return done
+    return Failure(
+        "space",
+        f"no space is left in {os.path.dirname(os.path.dirname(folder))}, where its compile keeps its files; make "
+        "some, or set XDG_RUNTIME_DIR to a folder that has some",
+    )
+
+
+def _may_lack_space(failure: Failure, folder: str) -> bool:
+    """Whether a compile may have failed for lack of space. Tools do not say so: they say what they could not read."""
+    words = os.strerror(errno.ENOSPC)
+    return any(words in text for text in (failure.message, failure.detail, failure.output)) or (
+        failure.stage in _TOOL_STAGES and is_short_of_space(folder, _LITTLE)
+    )
 
 
 def last_stage(folder: str) -> str:
@@ -143,9 +190,9 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
     if not job.store:
         yield None
         return
-    store = DiskStore(os.fsdecode(job.store))
+    store = _store_of(job)
     with store.compiling(job.key):
-        entry = store.find(job.key)
+        entry = store.find(job.key, kind="kernel", request_digest=job.request.digest())
         now = time.monotonic()
         yield (
             None
@@ -160,6 +207,10 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
         )
 
 
+def _store_of(job: Assign) -> DiskStore:
+    return DiskStore(os.fsdecode(job.store), trusted=job.trusted)
+
+
 def _compile(
     compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool]
 ) -> Finished | Failure | StoodAside:
@@ -167,7 +218,7 @@ def _compile(
     cutter = None
     # Whoever has stood aside once, for nothing, is not to do so again.
     if job.early_cutoff and not job.front:
-        tails = Tails(DiskStore(os.fsdecode(job.store)))
+        tails = Tails(_store_of(job))
         cutter = Cutter(
             job.toolchain, job.request, tails, lambda tail: ask(_in_store(tail, job)), output.printed
         )
@@ -197,7 +248,7 @@ def _take_up(job: Assign) -> Finished | None:
     """Finish what a worker began before it stood aside; None: there is no tail for it after all."""
     meter = _Meter()
     front = unpack_front(job.front)
-    product = Tails(DiskStore(os.fsdecode(job.store))).finish(front)
+    product = Tails(_store_of(job)).finish(front)
     return None if product is None else _publish_taken(job, meter.add_to(front, front.log), product)
 
 
@@ -226,7 +277,7 @@ def _publish(
             "not stored, and is compiled anew in each process"
         )
     elif job.store:
-        store = DiskStore(os.fsdecode(job.store))
+        store = _store_of(job)
         try:
             entry = store.publish(job.key, parts)
             stored = True

@@ -20,6 +20,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import traceback
 
 import msgspec
@@ -47,12 +48,36 @@ def main(argument: str) -> None:
     except Exception:  # noqa: BLE001 - whatever Triton raises, the service is told
         _send(sock, Unable(f"Triton cannot be imported:\n{traceback.format_exc(limit=-3)}"))
         return
-    tasks = len(os.listdir("/proc/self/task"))
+    refused = _watches_no_process()
+    if refused:
+        _send(sock, Unable(refused))
+        return
+    tasks = _tasks()
     if tasks != 1:
         _send(sock, Unable(f"importing Triton {version} started {tasks - 1} threads; forking such a process is unsafe"))
         return
     _send(sock, Ready(version, tasks))
     Zygote(sock).run()
+
+
+def _watches_no_process() -> str:
+    """Why workers cannot be watched here; empty if they can."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return (
+            f"pidfd_open, by which headstart watches its workers, is refused here ({error.strerror}): it needs Linux "
+            "5.3, and a sandbox (seccomp) that allows it; see headstart doctor"
+        )
+    return ""
+
+
+def _tasks() -> int:
+    """Threads of this process, those included that Python does not know of, if /proc tells; else those it knows."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return threading.active_count()
 
 
 def die_with_parent(parent: int) -> None:
@@ -118,7 +143,12 @@ class Zygote:
         os.close(fd)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # both sides do it, so that neither has to wait for the other
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:  # no more file descriptors
+            _send(self._socket, Unable(f"a worker cannot be watched: pidfd_open: {error.strerror}", order.worker))
+            bury(pid)
+            return
         self._pidfds[order.worker] = (pid, pidfd)
         self._selector.register(pidfd, selectors.EVENT_READ, order.worker)
         _send(self._socket, Forked(order.worker, pid))

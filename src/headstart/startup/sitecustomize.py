@@ -26,7 +26,7 @@ def _run_the_users_own() -> None:
 
 def _start() -> None:
     orders = os.environ.get("HEADSTART_RUN")
-    if not orders or os.environ.get("HEADSTART", "").strip().lower() == "off":
+    if not orders:
         return
     try:
         from headstart.running import start
