@@ -125,6 +125,7 @@ class FakeCompile:
         self.workers = workers or 2
         self.requests: list[tuple[str, str]] = []
         self.submitted: list[CompileRequest] = []
+        self.vouched: list[bool] = []  # of what was submitted
         self.futures: dict[tuple[str, str], LambdaFuture[Any]] = {}
         self.written: list[Path] = []
         self.bundler = SimpleNamespace(
@@ -150,8 +151,9 @@ class FakeCompile:
     def in_flight(self) -> list[tuple[str, float]]:
         return [("slow_kernel", time.monotonic() - 7)]
 
-    def submit(self, request: CompileRequest) -> LambdaFuture[Any]:
+    def submit(self, request: CompileRequest, *, vouched: bool) -> LambdaFuture[Any]:
         self.submitted.append(request)
+        self.vouched.append(vouched)
         return self.triton(request.name, request.source, target=request.target)
 
     def triton(self, name: str, source: str, *, target: str, **_: Any) -> LambdaFuture[Any]:
@@ -196,7 +198,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompile]:
     """The compilers that were opened."""
     opened: list[FakeCompile] = []
 
-    def open_fake(workers: int | None) -> FakeCompile:
+    def open_fake(workers: int | None, vouched: bool) -> FakeCompile:
         opened.append(FakeCompile(workers))
         return opened[-1]
 
@@ -434,7 +436,7 @@ def test_bad_usage(arguments: list[str], said: str, fake: list[FakeCompile]) -> 
 
 
 def test_no_service_is_a_failure_not_bad_usage(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(workers: int | None) -> FakeCompile:
+    def nothing(workers: int | None, vouched: bool) -> FakeCompile:
         raise ServiceError("no Triton to compile with")
 
     monkeypatch.setattr(build_module, "_open", nothing)

@@ -208,6 +208,7 @@ def test_a_kernel_that_could_do_anything_is_left_out_unless_trusted(fake: list[F
 
     assert run("build", "app.manifest", "--trust").exit_code == 0
     assert {name for name, _ in fake[1].requests} == {"good", "evil"}
+    assert (fake[0].vouched, fake[1].vouched) == ([False], [True, True])
 
 
 def test_the_recorded_environment_is_kept_and_tools_are_this_machines(
@@ -216,9 +217,21 @@ def test_the_recorded_environment_is_kept_and_tools_are_this_machines(
     monkeypatch.setenv("TRITON_PTXAS_PATH", "/here/ptxas")
     recorded = {"TRITON_DEBUG": "1", "TRITON_PTXAS_PATH": "/there/ptxas", "TRITON_LIBDEVICE_PATH": "/there/libdevice"}
     write(specialization(environment=recorded))
-    assert run("build", "app.manifest").exit_code == 0
+    assert run("build", "app.manifest", "--trust").exit_code == 0
     (request,) = fake[0].submitted
     assert request.environment == {"TRITON_DEBUG": "1", "TRITON_PTXAS_PATH": "/here/ptxas"}
+
+
+def test_whoever_vouches_for_nothing_brings_no_tools(fake: list[FakeCompile], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/here/ptxas")
+    tools = {"TRITON_PTXAS_PATH": "/here/ptxas", "LLVM_PASS_PLUGIN_PATH": "/there/evil.so"}
+    write(
+        *(specialization(f"k{number}", environment={name: path}) for number, (name, path) in enumerate(tools.items()))
+    )
+    result = run("build", "app.manifest")
+    assert result.exit_code == 1
+    assert "k1 (cuda:90) was left out: it asks for LLVM_PASS_PLUGIN_PATH, which names a tool" in result.stderr
+    assert [request.name for request in fake[0].submitted] == ["k0"]
 
 
 def test_a_target_that_nobody_knows_is_left_out(fake: list[FakeCompile]) -> None:

@@ -24,6 +24,7 @@ from headstart.captured import (
     Namespace,
     Table,
 )
+from headstart.environment import TOOL_VARIABLES
 from headstart.request import CompileRequest
 from headstart.trust import LANGUAGE_NAMES, check_request, check_source
 
@@ -144,7 +145,7 @@ def request(**changes: Any) -> CompileRequest:
     ],
 )
 def test_a_plain_request_may_be_compiled(changes: dict[str, Any]) -> None:
-    assert check_request(request(**changes)) is None
+    assert check_request(request(**changes), tools={"TRITON_PTXAS_PATH": "/ours/ptxas"}) is None
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,8 @@ def test_a_plain_request_may_be_compiled(changes: dict[str, Any]) -> None:
         ({"environment": {"LD_PRELOAD": "/tmp/x.so"}}, "environment variable LD_PRELOAD"),
         ({"environment": {"PTXAS_OPTIONS": "-o x"}}, "environment variable PTXAS_OPTIONS"),
         ({"environment": {"TRITON_DUMP_DIR": "/home"}}, "environment variable TRITON_DUMP_DIR"),
+        *(({"environment": {tool: "/theirs"}}, f"asks for {tool}, which names") for tool in sorted(TOOL_VARIABLES)),
+        ({"module": "triton.language.extra.libdevice"}, "Triton's module"),
     ],
 )
 def test_a_request_that_reaches_further_is_refused(changes: dict[str, Any], reason: str) -> None:

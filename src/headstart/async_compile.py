@@ -63,25 +63,28 @@ class CompiledTritonKernels:
 
     def __init__(self) -> None:
         self._futures: dict[str, KernelFuture] = {}
-        self._emitted: dict[str, Callable[[CompileRequest], KernelFuture]] = {}
+        self._emitted: dict[str, Callable[[CompileRequest, bool], KernelFuture]] = {}
 
     def get(self, digest: str) -> KernelFuture | None:
         """The future of the request with this digest, if it was made before."""
         return self._futures.get(digest)
 
-    def request_emitted(self, digest: str, request: CompileRequest) -> KernelFuture | None:
-        """The future of a kernel that a bundle holds, made now, at its first request."""
+    def request_emitted(self, digest: str, request: CompileRequest, vouched: bool = True) -> KernelFuture | None:
+        """The future of a kernel that a bundle holds, made now, at its first request.
+
+        `vouched`: as for `AsyncCompile.submit`, should it have to be compiled after all.
+        """
         make = self._emitted.get(digest)
         if make is None:
             return None
-        return self.save(digest, make(request))
+        return self.save(digest, make(request, vouched))
 
     def save(self, digest: str, future: KernelFuture) -> KernelFuture:
         """Remember `future`."""
         self._futures[digest] = future
         return future
 
-    def emit(self, digest: str, make: Callable[[CompileRequest], KernelFuture]) -> None:
+    def emit(self, digest: str, make: Callable[[CompileRequest, bool], KernelFuture]) -> None:
         """Offer a kernel of a bundle; `make` is called if somebody requests it."""
         self._emitted.setdefault(digest, make)
 
@@ -124,6 +127,7 @@ class AsyncCompile:
         bundle: a bundle file. If it exists, its kernels are there without compiling, and no service starts until one is
             missing. What was missing is added to it by `close`.
         use_store: whether results may be looked up in, and kept in, the store.
+        vouched: whether somebody vouches for most of what it will `submit`: the service gets workers ready for that.
         start: whether the service starts now, if there is need of one; else with the first kernel, or by `start`.
 
     Raises:
@@ -145,12 +149,14 @@ class AsyncCompile:
         cache_dir: str | os.PathLike[str] | None = None,
         bundle: str | os.PathLike[str] | None = None,
         use_store: bool = True,
+        vouched: bool = True,
         start: bool = True,
     ) -> None:
         settings = Settings.load(workers=workers, cache_dir=cache_dir)
         self._target = None if target is None else Target.parse(target)
         self._settings = settings
         self._use_store = use_store
+        self._vouched = vouched
         self._bundle = None if bundle is None else Path(bundle)
         if self._bundle is not None:
             check_replaceable(self._bundle, BUNDLE)
@@ -165,6 +171,7 @@ class AsyncCompile:
         self._asked: list[Asked] = []
         self._deduplicated = 0
         self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
+        self._unvouched: set[str] = set()  # digests of futures that nobody vouches for
         self._useless: Path | None = None  # a bundle of which nothing is for this client, until somebody was told
         self.kernels = CompiledTritonKernels()
         self.bundler = TritonBundler(self._emit)
@@ -232,7 +239,13 @@ class AsyncCompile:
         return self.submit(request, use_store=use_store)
 
     def submit(
-        self, request: CompileRequest, *, use_store: bool = True, background: bool = False, digest: str = ""
+        self,
+        request: CompileRequest,
+        *,
+        use_store: bool = True,
+        background: bool = False,
+        vouched: bool = True,
+        digest: str = "",
     ) -> KernelFuture:
         """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`.
 
@@ -240,11 +253,15 @@ class AsyncCompile:
             request: what to compile.
             use_store: as for `triton`.
             background: nobody has asked for it yet: whatever somebody has asked for goes first.
+            vouched: somebody vouches for its source, which runs while it is compiled: it is this program's own, or its
+                origin is known. Else it is compiled only if it passes `headstart.trust`, by a confined worker.
             digest: the request's, for those who have it already.
         """
         digest = digest or request.digest()
         with self._lock:
             future = self.kernels.get(digest)
+            if future is not None and vouched and digest in self._unvouched:
+                future = None  # what may be refused, or wrong, is not for those who vouch for it
             if future is not None and not _failed_for_the_machine(future):
                 self._deduplicated += 1
                 if digest in self._unasked and not background:
@@ -253,13 +270,19 @@ class AsyncCompile:
                 return future
             if background:
                 self._unasked.add(digest)
-            future = self.kernels.request_emitted(digest, request) if use_store else None
+            if vouched:
+                self._unvouched.discard(digest)
+            else:
+                self._unvouched.add(digest)
+            future = self.kernels.request_emitted(digest, request, vouched) if use_store else None
             if future is not None:
                 return future
             if self._useless is not None:
                 _log.warning("%s: its kernels were made for another Triton, torch or Python", self._useless)
                 self._useless = None
-            kickoff = self._service().submit(request, self._keeps and use_store, background=background)
+            kickoff = self._service().submit(
+                request, self._keeps and use_store, background=background, vouched=vouched
+            )
             self._asked.append(Asked(request.name, kickoff.kicked_off, kickoff))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
             return self.kernels.save(digest, future)
@@ -368,6 +391,7 @@ class AsyncCompile:
                     settings.memory_limit,
                     settings.early_cutoff,
                     settings.trusts_cache_dir,
+                    vouched=self._vouched,
                 ),
                 type(self)._environment,
             )
@@ -384,10 +408,10 @@ class AsyncCompile:
                 target=kickoff.request.target,
                 options=kickoff.request.options,
                 stage="launch",
-                reproduce=self._reproduce(kickoff.request),
+                reproduce=self._reproduce(kickoff.request) if kickoff.vouched else "",
                 advice="use smaller blocks or fewer num_stages",
             )
-        self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
+        self.bundler.put(result.key, lambda: self._entry(kickoff, result))
 
     def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:
         request = kickoff.request
@@ -396,9 +420,9 @@ class AsyncCompile:
 
         def rebuild(error: DamagedError) -> Entry:
             self._store.set_aside(result.key, error.reason)
-            return self._entry(request, result)
+            return self._entry(kickoff, result)
 
-        return CompiledKernel(self._entry(request, result), rebuild, result.log)
+        return CompiledKernel(self._entry(kickoff, result), rebuild, result.log)
 
     def _show(self, request: CompileRequest, log: wire.CompileLog) -> None:
         """Tell a person what a compile printed. Many a kernel gives the same warnings: they are read once."""
@@ -406,18 +430,18 @@ class AsyncCompile:
             self._shown.add(log.text)
             _log.warning("compiling %s printed:\n%s", request.name, log.text)
 
-    def _entry(self, request: CompileRequest, result: wire.Result) -> Entry:
+    def _entry(self, kickoff: Kickoff, result: wire.Result) -> Entry:
         # It may have been evicted, removed or damaged since the service answered.
-        return self._located(request, result) or self._compile_again(request)
+        return self._located(kickoff.request, result) or self._compile_again(kickoff.request, kickoff.vouched)
 
     def _located(self, request: CompileRequest, result: wire.Result) -> Entry | None:
         return Entry.from_bytes(result.entry) if result.entry else self._store.find(
             result.key, kind="kernel", request_digest=request.digest()
         )
 
-    def _compile_again(self, request: CompileRequest) -> Entry:
+    def _compile_again(self, request: CompileRequest, vouched: bool) -> Entry:
         with self._lock:
-            kickoff = self._service().submit(request, self._keeps)
+            kickoff = self._service().submit(request, self._keeps, vouched=vouched)
         entry = self._located(request, kickoff.answer.result())
         if entry is None:
             folder = self._settings.cache_dir
@@ -454,10 +478,12 @@ class AsyncCompile:
             )
         return len(usable)
 
-    def _bundled(self, bundle: Bundle, item: BundleItem, request: CompileRequest) -> KernelFuture:
+    def _bundled(
+        self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool
+    ) -> KernelFuture:
         def rebuild(error: DamagedError) -> Entry:
             _log.warning("%s is compiled again: %s", request.name, error)
-            return self._compile_again(request)
+            return self._compile_again(request, vouched)
 
         def finish(_: object) -> CompiledKernel:
             try:

@@ -68,11 +68,17 @@ class Kickoff:
     """
 
     def __init__(
-        self, connection: ServiceConnection, request: CompileRequest, use_store: bool, background: bool
+        self,
+        connection: ServiceConnection,
+        request: CompileRequest,
+        use_store: bool,
+        background: bool,
+        vouched: bool,
     ) -> None:
         self.request = request
         self.use_store = use_store
         self.background = background
+        self.vouched = vouched
         self.kicked_off = time.monotonic()
         self.started: float | None = None
         self.finished: float | None = None
@@ -85,7 +91,7 @@ class Kickoff:
 
     def message(self) -> wire.Submit:
         """What the service is told."""
-        return wire.Submit(self.ticket, self.request, self.use_store, self.background)
+        return wire.Submit(self.ticket, self.request, self.use_store, self.background, self.vouched)
 
     def want(self) -> None:
         """Somebody is blocked on this; see `headstart.future.Pending`."""
@@ -203,15 +209,18 @@ class ServiceConnection:
                     )
                 )
 
-    def submit(self, request: CompileRequest, use_store: bool, *, background: bool = False) -> Kickoff:
+    def submit(
+        self, request: CompileRequest, use_store: bool, *, background: bool = False, vouched: bool = True
+    ) -> Kickoff:
         """Ask for a kernel. Never waits for the service, the socket, or a process to start.
 
         Args:
             request: what is to be compiled.
             use_store: whether it may come from the store, and be kept there.
             background: nobody will wait for it soon: everything else goes first.
+            vouched: somebody vouches for its source; else a confined worker compiles it.
         """
-        kickoff = Kickoff(self, request, use_store, background)
+        kickoff = Kickoff(self, request, use_store, background, vouched)
         self._submit(kickoff)
         return kickoff
 
@@ -433,7 +442,8 @@ class ServiceConnection:
                     options=kickoff.request.options,
                     detail=f"it is the suspect because it ran each time; it is not tried again (status {status})",
                     output=words,
-                    reproduce=self._reproduce(kickoff.request),
+                    # Whoever ran a plan with a strange source would vouch for it.
+                    reproduce=self._reproduce(kickoff.request) if kickoff.vouched else "",
                     advice="compile it alone (headstart build) and watch the memory: dmesg names what was killed",
                 ),
             )

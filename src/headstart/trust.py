@@ -13,8 +13,10 @@ the user's code. In a manifest from elsewhere it need not be. So a request out o
 What is refused may still be harmless, as kernels in Gluon are. Whoever knows where a manifest comes from says
 `--trust`.
 
-These are lists of what is allowed, written against Triton 3.6 to 3.9. They keep code out; they do not bound what a
-compile costs (the time limit does), nor what the kernel does on a GPU.
+These are lists of what is allowed, written against Triton 3.6 to 3.9. They answer fast, and in words that help whoever
+wrote the kernel. They are no boundary: what Triton compiles is found by other means than what is looked at here. That
+is why the kernel's worker is confined (`headstart.service.confinement`); there `check_parsed` looks once more, at each
+function as Triton parsed it and at what its names are bound to.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from headstart import captured
 from headstart.captured import Binding, CapturedFunction, CapturedSource
@@ -95,7 +100,13 @@ _STATEMENTS = (
     ast.Raise, ast.Return, ast.While, ast.With,
 )  # fmt: skip
 _REFUSED_EXPRESSIONS = (ast.Await, ast.Lambda, ast.Yield, ast.YieldFrom)
+_DEEPEST = 16  # levels of containers that a constant may have
 _PLAIN_TYPE = re.compile(r"\*?k?\w+|tensordesc(_im2col)?<\w+\[[\d, ]+\](,input_rank=\d+)?>", re.ASCII)
+# Python would take them for ends of lines, or not, depending on who reads: what is looked at must be what is compiled.
+_ODD_LINE_ENDS = re.compile("[\r\v\f\x1a\x1c-\x1e\x85\u2028\u2029]")
+_CLOSED_BUILTINS = frozenset(dir(builtins)) - _BUILTINS
+_READS_A_FILE = re.compile(r"\.\s*(incbin|include)\b", re.IGNORECASE)  # in inline assembly
+_ENTRY_NAME = re.compile(r"[\w.$]{1,1024}", re.ASCII)
 _OPEN_OPTIONS = frozenset({"extern_libs", "ir_override", "ptx_options"})
 _OPEN_VARIABLES = frozenset({"PTXAS_OPTIONS"})
 
@@ -104,8 +115,29 @@ class _Refused(Exception):
     """Carries the reason."""
 
 
-def check_request(request: CompileRequest) -> str | None:
-    """Why this request is not compiled without trust, one line; None if it may be."""
+def unvouched(reason: str) -> str:
+    """`reason`, with what to do about it."""
+    return f"{reason}; if you know where its source comes from, pass --trust"
+
+
+def check_environment(request: CompileRequest, tools: Mapping[str, str]) -> str | None:
+    """Why this request is not given the environment that it asks for; None if it may be.
+
+    Args:
+        request: see there.
+        tools: variables of `TOOL_VARIABLES` that are set on this machine, which may be asked for.
+    """
+    for variable, value in sorted(request.environment.items()):
+        if variable in TOOL_VARIABLES:
+            if tools.get(variable) != value:
+                return f"it asks for {variable}, which names a tool or a plug-in, and is not set so here"
+        elif variable not in OUTCOME_VARIABLES - _OPEN_VARIABLES:
+            return f"it asks for the environment variable {variable}"
+    return None
+
+
+def check_request(request: CompileRequest, tools: Mapping[str, str] = {}) -> str | None:
+    """Why this request is not compiled without trust, one line; None if it may be. `tools`: see `check_environment`."""
     signature = request.signature
     for text in signature.split(",") if isinstance(signature, str) else _type_names(signature.values()):
         name = text.partition(":")[0].strip()
@@ -113,10 +145,16 @@ def check_request(request: CompileRequest) -> str | None:
             return f"its signature has {text!r}, which is not the name of a type"
     for option in sorted(_OPEN_OPTIONS & request.options.keys()):
         return f"its option {option} names files or arguments for a tool"
-    for variable in sorted(request.environment.keys() - TOOL_VARIABLES):
-        if variable not in OUTCOME_VARIABLES - _OPEN_VARIABLES:
-            return f"it asks for the environment variable {variable}"
+    reason = check_environment(request, tools)
+    if reason is not None:
+        return reason
+    if request.module and _is_tritons(request.module):
+        return f"it says that it is Triton's module {request.module}"
     return check_source(request.source)
+
+
+def _is_tritons(module: str) -> bool:
+    return module.partition(".")[0] == "triton"
 
 
 def _type_names(types: Iterable[str | TupleType]) -> Iterator[str]:
@@ -129,7 +167,9 @@ def _type_names(types: Iterable[str | TupleType]) -> Iterator[str]:
 
 def check_source(source: Source) -> str | None:
     """Why this source is not compiled without trust, one line; None if it may be."""
-    # A captured source's identity is all of it that is looked at, and hashed much faster.
+    if not isinstance(source, str) and source.entry_name and not _ENTRY_NAME.fullmatch(source.entry_name):
+        return f"it is to be called {source.entry_name[:40]!r}, which is no name of a kernel"
+    # A captured source's identity is all of it that is looked at from here on, and hashed much faster.
     key = source if isinstance(source, str) else source.identity
     if key not in _verdicts:
         _verdicts[key] = _verdict(source)
@@ -154,10 +194,28 @@ def _verdict(source: Source) -> str | None:
 
 
 def _parse(text: str) -> ast.Module:
+    odd = _ODD_LINE_ENDS.search(text.replace("\r\n", "\n"))
+    if odd is not None:
+        raise _Refused(f"its source has a character that some take for the end of a line, {odd[0]!r}")
     try:
-        return ast.parse(text)
+        tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _Refused(f"its source does not parse: {error}") from None
+    lines = text.split("\n")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            _check_that_it_begins_at_its_def(node, lines)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _READS_A_FILE.search(node.value):
+            raise _refuse(node, "has assembly that reads a file")
+    return tree
+
+
+def _check_that_it_begins_at_its_def(function: ast.FunctionDef, lines: list[str]) -> None:
+    # Triton takes for the function what follows the first line that begins with "def", in a decorator's argument too.
+    first = min((decorator.lineno for decorator in function.decorator_list), default=function.lineno)
+    for number in range(first, function.lineno):
+        if lines[number - 1].lstrip().startswith("def"):
+            raise _Refused(f"line {number} of its source looks like the beginning of another function")
 
 
 def _refuse(node: ast.AST, what: str) -> _Refused:
@@ -172,11 +230,12 @@ class _Scope:
     everywhere, and may not be assigned.
     """
 
-    def __init__(self, tree: ast.AST) -> None:
+    def __init__(self, tree: ast.AST, *, closed: bool = False) -> None:
+        self._closed = closed
         self.imported: dict[str, str] = {}
         self.namespaces: dict[str, captured.Namespace] = {}
         self.parameters: set[str] = set()  # of the function that is being checked
-        assigned = set()
+        assigned: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assigned.add(node.name)
@@ -187,12 +246,20 @@ class _Scope:
 
     def stand_for(self, name: str, meaning: str | captured.Namespace) -> None:
         """Have `name` mean a module or a member of one, by its full name, or a namespace."""
-        if name in self._assigned:
+        before = self.imported.get(name, self.namespaces.get(name))
+        if name in self._assigned or before not in (None, meaning):
             raise _Refused(f"its source uses {name} both for what it imports and for something else")
+        if name.startswith("__") or name in _CLOSED_BUILTINS:
+            raise _Refused(f"its source gives what it imports the name {name}")
         if isinstance(meaning, str):
             self.imported[name] = meaning
         else:
             self.namespaces[name] = meaning
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether all that a name can mean was said by `stand_for` and `know`."""
+        return self._closed
 
     def know(self, name: str) -> None:
         """Have `name` mean something harmless."""
@@ -236,6 +303,8 @@ def _check_captured(source: CapturedSource) -> None:
 
 
 def _check_captured_function(function: CapturedFunction, functions: int) -> None:
+    if _is_tritons(function.module):
+        raise _Refused(f"it says that it is of Triton's module {function.module}")
     if function.replaced:
         raise _Refused("its text was replaced after it was defined")
     tree = _parse(textwrap.dedent(function.text))
@@ -244,18 +313,19 @@ def _check_captured_function(function: CapturedFunction, functions: int) -> None
             pass
         case _:
             raise _Refused(f"its text is not the one function {function.name}")
-    # Its decorators, annotations and defaults are not evaluated; what its names stand for is not in the text.
-    scope = _Scope(definition)
+    # Its decorators are not evaluated; what its names stand for is not in the text.
+    scope = _Scope(definition, closed=True)
     for name, binding in function.names.items():
         _check_binding(binding, functions)
         if isinstance(binding, captured.Namespace):
             scope.stand_for(name, binding)
         elif full_name := _full_name(binding):
             scope.stand_for(name, full_name)
-        else:
+        elif not (isinstance(binding, captured.Unbound) and hasattr(builtins, name)):  # which then is the builtin
             scope.know(name)
     for binding in function.defaults.values():
         _check_binding(binding, functions)
+    _check_parameters(definition, scope)
     _check_statements(definition, scope)
 
 
@@ -282,6 +352,15 @@ def _check_binding(binding: Binding, functions: int) -> None:
         case captured.FunctionRef(index=index):
             if not 0 <= index < functions:
                 raise _Refused(f"it calls function {index} of {functions}")
+        case captured.Constant(value=str(text)) if _READS_A_FILE.search(text):
+            raise _Refused("it has assembly that reads a file")
+        case captured.Namespace(name=name, members=members):
+            # Triton puts modules of its own in the place of some that have a certain name.
+            if _is_tritons(name) or name == "math":
+                raise _Refused(f"what it calls the module {name} is not that module")
+            for member in members:
+                if member.startswith("__"):
+                    raise _Refused(f"it has {member} in {name}")
         case captured.NamedTuple(name=name, fields=fields):
             # These become attributes that any value may be asked for.
             for field in fields:
@@ -303,7 +382,113 @@ def _bindings_in(binding: Binding) -> list[Binding]:
             return list(members.values())
         case captured.NamedTuple(defaults=defaults):
             return defaults
+        case captured.NamedTupleValue(cls=cls, items=items):
+            return [cls, *items]
     return []
+
+
+# Functions as Triton parsed them
+
+
+def check_parsed(tree: ast.Module, bound: Mapping[str, Any]) -> str | None:
+    """Why Triton may not compile this function, one line; None if it may.
+
+    Args:
+        tree: what Triton has made of its text, its decorators left out.
+        bound: what the names mean that it does not define itself: its globals, and its closure's.
+    """
+    try:
+        match tree.body:
+            case [ast.FunctionDef(decorator_list=[]) as definition]:
+                pass
+            case _:
+                raise _Refused("what Triton parsed is not one function")
+        scope = _Scope(definition, closed=True)
+        for name in {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}:
+            if name in bound and isinstance(bound[name], types.ModuleType):
+                scope.stand_for(name, _meaning_of_module(bound[name]))
+            elif name in bound:
+                _check_value(bound[name], name)
+                scope.know(name)
+        _check_parameters(definition, scope)
+        _check_statements(definition, scope)
+    except _Refused as refused:
+        return str(refused)
+    except RecursionError:
+        return "its source is nested too deeply"
+    return None
+
+
+def _meaning_of_module(module: types.ModuleType) -> str | captured.Namespace:
+    name = module.__name__
+    if sys.modules.get(name) is module:
+        if not _may_import(name):
+            raise _Refused(f"it uses the module {name}")
+        return name
+    if _is_tritons(name) or name == "math":
+        raise _Refused(f"what it calls the module {name} is not that module")
+    members: dict[str, Binding] = {}
+    for member, value in vars(module).items():
+        if member.startswith("__"):
+            continue
+        if isinstance(value, types.ModuleType):
+            meaning = _meaning_of_module(value)
+            members[member] = captured.Import(meaning) if isinstance(meaning, str) else meaning
+        else:
+            _check_value(value, member)
+            members[member] = captured.Constant(None)
+    return captured.Namespace(name, members)
+
+
+def _check_value(value: Any, name: str, depth: int = 0) -> None:
+    """What a name, not of a module, is bound to."""
+    cls = type(value)
+    if value is None or cls in (bool, int, float, complex, str, bytes, slice, type(...)):
+        if cls is str and _READS_A_FILE.search(value):
+            raise _Refused(f"{name} is assembly that reads a file")
+        return
+    if depth < _DEEPEST:
+        if cls in (list, tuple, set, frozenset) or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
+            for member in value:
+                _check_value(member, name, depth + 1)
+            return
+        if cls is dict:
+            for pair in value.items():
+                _check_value(pair, name, depth + 1)
+            return
+        if cls.__module__ == f"{_LANGUAGE}.core" and cls.__name__ == "constexpr":
+            _check_value(value.value, name, depth + 1)
+            return
+    if cls.__module__ == "triton.runtime.jit" and cls.__name__ in ("JITFunction", "ConstexprFunction"):
+        return  # which is looked at when Triton comes to it, or was when it was defined
+    if cls.__module__ == f"{_LANGUAGE}.core" and not callable(value):
+        return  # a type
+    if isinstance(value, type) and (hasattr(value, "_fields") or _is_namespace(value, name, depth)):
+        return
+    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+        module, path = value.__module__ or "", value.__qualname__
+        if _may_take(module, path) or (module == "builtins" and path in _BUILTINS):
+            return
+    raise _Refused(f"{name} is {_described_value(value)}, which no kernel needs")
+
+
+def _is_namespace(cls: type, name: str, depth: int) -> bool:
+    """Whether a class is only a place for constants and functions; then these have been looked at."""
+    if cls.__bases__ != (object,) or type(cls) is not type or depth >= _DEEPEST or _is_tritons(cls.__module__):
+        return False
+    own = {"__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__"}
+    for member, value in vars(cls).items():
+        if member in own:
+            continue
+        if member.startswith("__"):
+            return False
+        _check_value(value, f"{name}.{member}", depth + 1)
+    return True
+
+
+def _described_value(value: Any) -> str:
+    cls = type(value)
+    return f"a {cls.__module__}.{cls.__qualname__}"
 
 
 # Texts
@@ -373,19 +558,46 @@ def _check_function(function: ast.FunctionDef, scope: _Scope) -> None:
         raise _refuse(function, f"defines {function.name}, which is neither a jit nor a constexpr function")
     for decorator in function.decorator_list:
         _check_decorator(decorator, scope)
-    arguments = function.args
-    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
-    for annotation in [function.returns, *(each.annotation for each in every if each is not None)]:
-        if annotation is not None:
-            _check_annotation(annotation, scope)
-    for default in [*arguments.defaults, *arguments.kw_defaults]:
-        if default is not None:
-            _check_constant(default, scope)
+    _check_parameters(function, scope)
     _check_statements(function, scope)
 
 
+def _check_parameters(function: ast.FunctionDef, scope: _Scope) -> None:
+    """Names, annotations and defaults. Triton evaluates annotations and defaults too, where a call relies on them."""
+    arguments = function.args
+    others = [*arguments.posonlyargs, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    for each in others:
+        if each is not None and each.arg in _CLOSED_BUILTINS:
+            # To Triton only plain parameters are bound; this name would be the builtin's.
+            raise _refuse(each, f"has a parameter {each.arg}, which is not positional or keyword")
+    every = [*arguments.args, *(each for each in others if each is not None)]
+    for each in every:
+        if each.arg.startswith("__"):
+            raise _refuse(each, f"has a parameter {each.arg}")
+    for annotation in [function.returns, *(each.annotation for each in every)]:
+        if annotation is not None and not _is_bound_to_nothing(annotation, scope):
+            _check_annotation(annotation, scope)
+    for default in [*arguments.defaults, *arguments.kw_defaults]:
+        if default is not None and not _is_bound_to_nothing(default, scope):
+            _check_constant(default, scope)
+
+
+def _is_bound_to_nothing(node: ast.expr, scope: _Scope) -> bool:
+    """Whether to evaluate an expression is an error: it is a dotted name, and its front means nothing to a worker, as
+    `torch.Tensor` of a live function."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return (
+        scope.is_closed
+        and isinstance(node, ast.Name)
+        and not scope.may_read(node.id)
+        and not hasattr(builtins, node.id)
+        and not node.id.startswith("__")
+    )
+
+
 def _check_statements(function: ast.FunctionDef, scope: _Scope) -> None:
-    scope.parameters = {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
+    scope.parameters = {argument.arg for argument in function.args.args}
     for statement in function.body:
         _check_body(statement, scope)
     scope.parameters = set()

@@ -23,6 +23,7 @@ from headstart.toolchain import Toolchain
 
 PROTOCOL = 3  # raised whenever a message changes its meaning
 MAX_FRAME = 512 << 20  # bytes; an entry of a huge kernel is a few MiB
+MAX_CONFINED_FRAME = 64 << 20  # bytes, from a worker that is not believed
 _READ = 1 << 18  # bytes per recv
 _SHOWN = 16 << 10  # characters of what a compile printed that a person is shown
 
@@ -104,6 +105,7 @@ class Preferences(msgspec.Struct, frozen=True):
         memory_limit: bytes that a compile may use, tools included; None: no limit.
         early_cutoff: whether configurations that become the same program are one compile from there on.
         trusts_cache_dir: whether it uses `cache_dir` whoever else can write there.
+        vouched: whether somebody vouches for most of what it will ask for.
     """
 
     cache_dir: bytes
@@ -113,6 +115,7 @@ class Preferences(msgspec.Struct, frozen=True):
     memory_limit: int | None = None
     early_cutoff: bool = False
     trusts_cache_dir: bool = False
+    vouched: bool = True
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -125,12 +128,18 @@ class Hello(msgspec.Struct, tag=True):
 
 
 class Submit(msgspec.Struct, tag=True):
-    """Compile `request`; `ticket` is the client's name for the answer. `background`: nobody will wait for it soon."""
+    """Compile `request`; `ticket` is the client's name for the answer.
+
+    Attributes:
+        background: nobody will wait for it soon.
+        vouched: somebody vouches for its source; else a confined worker compiles it.
+    """
 
     ticket: int
     request: CompileRequest
     use_store: bool
     background: bool = False
+    vouched: bool = False
 
 
 class Await(msgspec.Struct, tag=True):
@@ -282,10 +291,11 @@ class Failed(msgspec.Struct, tag=True):
 
 
 class Fork(msgspec.Struct, tag=True):
-    """Fork a worker; its socket comes with this message."""
+    """Fork a worker; its socket comes with this message. `confined`: it confines itself before it does anything."""
 
     worker: int
     folder: bytes
+    confined: bool = False
 
 
 class Kill(msgspec.Struct, tag=True):
@@ -423,10 +433,11 @@ def decode(decoder: msgspec.msgpack.Decoder[M], body: bytes | memoryview) -> M:
 
 
 class Deframer:
-    """Turns what arrives on a stream into messages."""
+    """Turns what arrives on a stream into messages of `kind`, none longer than `max_frame` bytes."""
 
-    def __init__(self, kind: Any) -> None:
+    def __init__(self, kind: Any, max_frame: int = MAX_FRAME) -> None:
         self._decoder = decoder(kind)
+        self._max_frame = max_frame
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Any]:
@@ -439,8 +450,8 @@ class Deframer:
         start = 0
         while len(self._buffer) - start >= 4:
             length = int.from_bytes(self._buffer[start : start + 4], "little")
-            if length > MAX_FRAME:
-                raise ProtocolError(f"a frame of {length} bytes; {MAX_FRAME} are allowed")
+            if length > self._max_frame:
+                raise ProtocolError(f"a frame of {length} bytes; {self._max_frame} are allowed")
             if len(self._buffer) - start - 4 < length:
                 break
             body = bytes(self._buffer[start + 4 : start + 4 + length])
@@ -455,10 +466,10 @@ class Channel:
     Not thread-safe: the service is single-threaded, and the client holds a lock.
     """
 
-    def __init__(self, sock: socket.socket, kind: Any) -> None:
+    def __init__(self, sock: socket.socket, kind: Any, max_frame: int = MAX_FRAME) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self._deframer = Deframer(kind)
+        self._deframer = Deframer(kind, max_frame)
         self._unsent = bytearray()
         self._begun = 0  # bytes of `_unsent` that belong to a frame of which the socket took the beginning
 

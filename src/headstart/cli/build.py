@@ -37,6 +37,7 @@ from headstart.future import LambdaFuture, as_completed
 from headstart.manifest import Manifest, Specialization, is_manifest, retarget
 from headstart.replacing import BUNDLE, check_replaceable
 from headstart.request import CompileRequest
+from headstart.service.confinement import unavailable
 from headstart.spec import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.target import Target
 from headstart.toolchain import find_toolchain
@@ -131,15 +132,20 @@ def build(
             raise UsageError(f"--trust is for manifests; {plan} is a plan, which runs as it is")
         # The service finds the modules that sources import where this process does.
         add_plan_folder(plan)
+    elif not trust and (why := unavailable()):
+        raise Failure(
+            f"{plan} is not built: nobody vouches for what it carries, and its workers cannot be confined: {why}; if "
+            "you know where it comes from, pass --trust"
+        )
     elif not quiet and (remark := _other_triton(plan, recorded)):
         click.echo(remark, err=True)
     started = time.monotonic()
     tally = Tally()
     try:
-        with _open(workers) as async_compile:
-            job = Build(async_compile, devices, tally)
+        with _open(workers, recorded is None or trust) as async_compile:
+            job = Build(async_compile, devices, tally, vouched=recorded is None or trust)
             with make_progress(tally, async_compile.in_flight, quiet=quiet) as progress:
-                plan_error = job.run(_specs(plan) if recorded is None else job.recorded(recorded, trust), progress)
+                plan_error = job.run(_specs(plan) if recorded is None else job.recorded(recorded), progress)
             bundle = job.write(output)
             statistics = async_compile.statistics
     except KeyboardInterrupt:
@@ -173,7 +179,10 @@ class Build:
         used: targets compiled for, in order of first use.
     """
 
-    def __init__(self, async_compile: AsyncCompile, devices: Sequence[Target], tally: Tally) -> None:
+    def __init__(
+        self, async_compile: AsyncCompile, devices: Sequence[Target], tally: Tally, *, vouched: bool = True
+    ) -> None:
+        self._vouched = vouched
         self._async_compile = async_compile
         self._devices = devices
         self._tally = tally
@@ -218,19 +227,19 @@ class Build:
         finally:
             bundler.end_compile()
 
-    def recorded(self, manifest: Manifest, trust: bool) -> Iterator[CompileRequest]:
+    def recorded(self, manifest: Manifest) -> Iterator[CompileRequest]:
         """What to compile of a manifest, in order; what may not be compiled is reported as a failure."""
         tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
         for each in manifest.missing():
-            # Tools are this machine's; they count by content, and not as part of a request.
-            others = {name: value for name, value in each.request.environment.items() if name not in TOOL_VARIABLES}
-            request = msgspec.structs.replace(each.request, environment={**others, **tools})
-            reason = None if trust else check_request(request)
+            reason = None if self._vouched else check_request(each.request, tools=tools)
             if reason is not None:
                 self._refuse(
                     f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust"
                 )
                 continue
+            # Tools are this machine's; they count by content, and not as part of a request.
+            others = {name: value for name, value in each.request.environment.items() if name not in TOOL_VARIABLES}
+            request = msgspec.structs.replace(each.request, environment={**others, **tools})
             try:
                 recorded_for = Target.parse(request.target)
             except UsageError as error:
@@ -265,7 +274,10 @@ class Build:
 
     def _kick_off_request(self, request: CompileRequest) -> None:
         self.used[Target.parse(request.target)] = None
-        self._ask(f"{request.name} ({request.target})", partial(self._async_compile.submit, request))
+        self._ask(
+            f"{request.name} ({request.target})",
+            partial(self._async_compile.submit, request, vouched=self._vouched),
+        )
 
     def _ask(self, what: str, kick_off: Callable[[], LambdaFuture[CompiledKernel]]) -> None:
         try:
@@ -353,10 +365,10 @@ def describe_model(outcome: dict[str, Any]) -> str:
     return text
 
 
-def _open(workers: int | None) -> AsyncCompile:
+def _open(workers: int | None, vouched: bool) -> AsyncCompile:
     from headstart.async_compile import AsyncCompile
 
-    return AsyncCompile(workers=workers)
+    return AsyncCompile(workers=workers, vouched=vouched)
 
 
 def _specs(plan: str) -> Iterator[KernelSpec]:

@@ -27,6 +27,7 @@ from headstart.errors import HeadstartError, ServiceError, UsageError
 from headstart.folders import REMEDY, cache_dir, runtime_dir
 from headstart.private import refusal
 from headstart.service.compiling import KNOWN_VERSIONS
+from headstart.service.confinement import mechanism, unavailable
 from headstart.settings import Settings, patience, trusts_cache_dir
 from headstart.store import DiskStore
 from headstart.target import SHARED_MEMORY_LIMIT
@@ -105,6 +106,7 @@ def examine() -> Iterator[Check]:
         yield from check_ptxas(toolchain)
         yield check_targets(toolchain)
     yield check_processes()
+    yield check_confinement()
     yield check_settings()
     yield check_cache_folder()
     yield check_store()
@@ -197,6 +199,14 @@ def check_processes() -> Check:
         )
     cores = machine.allowed_cpus()
     return Check(name, "ok", f"fork, pidfd and prctl work; {count(cores, 'core')}")
+
+
+def check_confinement() -> Check:
+    """Whether what nobody vouches for can be compiled here."""
+    name, why = "confinement", unavailable()
+    if why:
+        return Check(name, "warn", f"manifests are compiled with --trust only: {why}", "allow Landlock and seccomp")
+    return Check(name, "ok", f"{mechanism()} confine what nobody vouches for")
 
 
 def check_settings() -> Check:

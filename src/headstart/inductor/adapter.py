@@ -70,7 +70,7 @@ class _Compiler(AsyncCompile):
     def _note(self, kickoff: Any, result: Any) -> None:
         # A kernel that needs too much shared memory is Inductor's to refuse: it then tries another configuration.
         if kickoff.use_store:
-            self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
+            self.bundler.put(result.key, lambda: self._entry(kickoff, result))
 
 
 class _Started(NamedTuple):

@@ -90,7 +90,7 @@ class _Compiler(AsyncCompile):
     def _note(self, kickoff: Any, result: Any) -> None:
         # Too much shared memory is for Triton to refuse, when it loads the kernel: autotuners count on that.
         if kickoff.use_store:
-            self.bundler.put(result.key, lambda: self._entry(kickoff.request, result))
+            self.bundler.put(result.key, lambda: self._entry(kickoff, result))
         self._finished(kickoff.request, max(0.0, result.finished - result.started))
 
     def _show(self, request: CompileRequest, log: Any) -> None:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Set
 from pathlib import Path
 
 from headstart.async_compile import AsyncCompile
-from headstart.environment import bypass_reason, fingerprint
+from headstart.environment import TOOL_VARIABLES, bypass_reason, fingerprint
 from headstart.errors import DamagedError, HeadstartError
 from headstart.manifest import Manifest
+from headstart.service.confinement import unavailable
 from headstart.target import Target
 from headstart.trust import check_request
 
@@ -74,16 +75,25 @@ class Replay:
         """Kick everything off, in the calling thread; ends early after `stop`."""
         if not self._kernels or bypass_reason(fingerprint()) is not None:
             return
+        if not self._trusted and (why := unavailable()):
+            _log.warning(
+                "%d recorded kernels are not compiled ahead: nobody vouches for them, and their workers cannot be "
+                "confined: %s; --trust compiles them",
+                len(self._kernels),
+                why,
+            )
+            return
         compiler = self._compiler()
+        tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
         for index, each in enumerate(self._kernels):
             if self._stop.is_set() or (index % _BATCH == _BATCH - 1 and self._stop.wait(_PAUSE)):
                 return
-            if not self._trusted and (reason := check_request(each.request)) is not None:
+            if not self._trusted and (reason := check_request(each.request, tools=tools)) is not None:
                 self._refused += 1
                 _log.debug("%s is not compiled ahead: %s", each.request.name, reason)
                 continue
             try:
-                compiler.submit(each.request, background=True)
+                compiler.submit(each.request, background=True, vouched=self._trusted)
             except HeadstartError as error:
                 _log.debug("no more is compiled ahead: %s", error)
                 return

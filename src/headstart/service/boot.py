@@ -47,6 +47,7 @@ def spawn(
     pass_fds: Iterable[int] = (),
     unset: Iterable[str] = (),
     set_to: Mapping[str, str] = {},
+    inherit: Mapping[str, str] = os.environ,
     stderr: IO[bytes] | int | None = None,
     new_session: bool = False,
 ) -> subprocess.Popen[bytes]:
@@ -60,13 +61,14 @@ def spawn(
         pass_fds: file descriptors that stay open, under the same numbers.
         unset: environment variables that it does not inherit.
         set_to: environment variables that it gets instead, or besides.
+        inherit: environment variables that it inherits; by default this process's.
         stderr: as for `subprocess.Popen`; None: inherited.
         new_session: whether it leaves this process's session and process group, and so its terminal's Ctrl-C.
 
     Raises:
         OSError: the process cannot be started.
     """
-    env = {name: value for name, value in os.environ.items() if name not in {*_UNWANTED, *_RECURSIVE, *unset}}
+    env = {name: value for name, value in inherit.items() if name not in {*_UNWANTED, *_RECURSIVE, *unset}}
     return subprocess.Popen(
         [python, "-c", _BOOT, "\n".join(sys_path), module, str(argument)],
         stdin=subprocess.DEVNULL,

@@ -26,6 +26,7 @@ from headstart import machine, wire
 from headstart.environment import FINGERPRINT_VARIABLES
 from headstart.service import plan
 from headstart.service.boot import spawn
+from headstart.service.confinement import minimal_environment
 from headstart.service.loop import Loop
 from headstart.service.output import last_words
 from headstart.service.queue import Kind
@@ -140,6 +141,7 @@ class Herd:
                     pass_fds=[theirs.fileno()],
                     unset=FINGERPRINT_VARIABLES,
                     set_to={"PYTHONHASHSEED": "0", **dict(kind.environment)},
+                    inherit=minimal_environment(os.environ) if kind.confined else os.environ,
                 )
             except (OSError, ValueError) as error:  # a ValueError: a path or a variable with a null byte
                 mine.close()
@@ -220,10 +222,14 @@ class Herd:
                 shutil.rmtree(folder, ignore_errors=True)
             self._carry_out(self._plan.fork_failed(number, str(error), time.monotonic()))
             return
-        worker = self.workers[number] = Worker(kind, wire.Channel(mine, wire.FromWorker), folder)
+        worker = self.workers[number] = Worker(
+            kind,
+            wire.Channel(mine, wire.FromWorker, wire.MAX_CONFINED_FRAME if kind.confined else wire.MAX_FRAME),
+            folder,
+        )
         self._loop.watch(worker.channel, lambda mask: self._hear_worker(number, worker, mask))
         with theirs:
-            self._order_zygote(kind, wire.Fork(number, os.fsencode(folder)), [theirs.fileno()])
+            self._order_zygote(kind, wire.Fork(number, os.fsencode(folder), kind.confined), [theirs.fileno()])
 
     def _hear_worker(self, number: int, worker: Worker, mask: int) -> None:
         try:
@@ -238,6 +244,9 @@ class Herd:
         for outcome in outcomes:
             now = time.monotonic()
             match outcome:
+                case wire.Reached() | wire.StoodAside() if worker.kind.confined:
+                    # Nobody asked it at a seam: what it makes is not shared with other compiles.
+                    self._order_zygote(worker.kind, wire.Kill(number))
                 case wire.Reached(tail):
                     self._carry_out(self._plan.reached(number, tail))
                 case wire.StoodAside(tail, front):

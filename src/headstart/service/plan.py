@@ -345,6 +345,10 @@ class Plan:
         job = worker.job
         worker.job = None
         if isinstance(outcome, Failure) and outcome.kind == "space":
+            if worker.kind.confined:  # which is not believed: nobody else moves for it
+                outcome.kind = "service"
+                rest = self._rest(worker, now) if worker.state is _State.BUSY else []
+                return [self._deliver(job, outcome), *rest, *self._schedule(now)]
             return self._after_lack_of_space(worker, job, outcome, now)
         rest = self._rest(worker, now) if worker.state is _State.BUSY else []
         self._zygotes[worker.kind].losses = 0
@@ -370,12 +374,15 @@ class Plan:
     def _after_crash(self, job: Job, failure: Failure, now: float) -> list[Action]:
         """A job is to be tried once more, by itself, or else fails."""
         job.attempts += 1
-        if job.attempts < MAX_ATTEMPTS:
+        # A strange source that is confined runs out of its limits on purpose, or will again.
+        hopeless = job.kind.confined and failure.kind in ("timeout", "memory")
+        if job.attempts < MAX_ATTEMPTS and not hopeless:
             job.alone_until = now + ALONE_PATIENCE
             self._alone.add(job)
             self._try_again(job)
             return []
-        failure.summary = f"{failure.summary}, {job.attempts} times"
+        if job.attempts > 1:
+            failure.summary = f"{failure.summary}, {job.attempts} times"
         return [self._deliver(job, failure)]
 
     def reached(self, number: int, tail: str) -> list[Action]:
@@ -565,7 +572,13 @@ class Plan:
         return Fork(number, kind)
 
     def _rest(self, worker: _Worker, now: float) -> list[Action]:
-        """A worker has nothing to do: it waits for more, or leaves if there is to be none."""
+        """A worker has nothing to do: it waits for more, or leaves if there is to be none.
+
+        A confined one that has had its job is not asked to leave, which it need not do.
+        """
+        if worker.kind.confined and worker.state is _State.BUSY:
+            worker.state = _State.LEAVING
+            return [Kill(worker.number)]
         worker.state, worker.since = _State.IDLE, now
         return [self._retire(worker)] if self.quiesced or worker.outmoded or self._surplus() > 0 else []
 

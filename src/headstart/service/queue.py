@@ -37,10 +37,15 @@ class Ticket(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What compiles: a toolchain in an environment. There is a zygote for each kind, and each worker is of one."""
+    """What compiles: a toolchain in an environment. There is a zygote for each kind, and each worker is of one.
+
+    `confined`: it compiles what nobody vouches for. Its workers have one job in their life: what they were told may
+    have changed them.
+    """
 
     toolchain: Hashable
     environment: Hashable
+    confined: bool = False
 
 
 @dataclass(eq=False)

@@ -31,14 +31,24 @@ import msgspec
 
 from headstart import keys, machine, wire
 from headstart.environment import bypass_reason
-from headstart.errors import ServiceError
+from headstart.errors import ServiceError, StoreUnavailable
 from headstart.request import CompileRequest
 from headstart.service import plan
 from headstart.service.capacity import Capacity
 from headstart.service.config import Config
+from headstart.service.confinement import unavailable
 from headstart.service.door import Door, Peer
 from headstart.service.failures import REMEMBERED_KINDS, Failures, RememberedFailure
 from headstart.service.herd import Herd
+from headstart.service.intake import (
+    NotBelieved,
+    cpu_seconds,
+    entry_parts,
+    failure_of,
+    log_of,
+    shown,
+    without_what_is_not_identity,
+)
 from headstart.service.loop import Loop
 from headstart.service.queue import Job as PlannedJob
 from headstart.service.queue import Kind, Ticket, Urgency
@@ -48,6 +58,7 @@ from headstart.service.runtime import Workplace
 from headstart.service.toolchains import Toolchains
 from headstart.store import DiskStore
 from headstart.toolchain import Toolchain
+from headstart.trust import check_environment, unvouched
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dead yet
@@ -59,6 +70,9 @@ _SHUT_FOR = 0.5  # seconds until those outside are asked in again
 _MEMORY_INTERVAL = 0.1  # seconds between two looks at the memory of a compile that has a limit
 MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
 _MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
+# Of a compile that nobody vouches for, unless the client sets limits of its own.
+CONFINED_TIME_LIMIT = 120.0  # seconds
+CONFINED_MEMORY_LIMIT = 4 << 30  # bytes
 
 _log = logging.getLogger("headstart.service")
 
@@ -73,6 +87,7 @@ class Job(msgspec.Struct, frozen=True):
     cache_dir: str
     early_cutoff: bool
     trusted: bool
+    confined: bool = False
 
 
 class Client:
@@ -335,10 +350,14 @@ class Server:
         self._had_clients = True
         self._loop.send(client.channel, wire.Welcome(os.getpid()))
         self._toolchains.look_again(hello.toolchain, os.fsdecode(hello.preferences.cache_dir))
-        self._carry_out(self._plan.announced(self._kind(hello.toolchain, hello.environment), client.number))
+        confined = not hello.preferences.vouched
+        if not (confined and unavailable()):
+            kind = self._kind(hello.toolchain, hello.environment, confined)
+            self._carry_out(self._plan.announced(kind, client.number))
 
-    def _kind(self, toolchain: Toolchain, environment: Mapping[str, str]) -> Kind:
-        return Kind((toolchain, self._toolchains.generation(toolchain)), tuple(sorted(environment.items())))
+    def _kind(self, toolchain: Toolchain, environment: Mapping[str, str], confined: bool) -> Kind:
+        variables = tuple(sorted(environment.items()))
+        return Kind((toolchain, self._toolchains.generation(toolchain)), variables, confined)
 
     def _obey(self, client: Client, command: str) -> None:
         now = time.monotonic()
@@ -364,8 +383,13 @@ class Server:
         )
 
     def _submit(self, client: Client, hello: wire.Hello, message: wire.Submit) -> None:
-        request = message.request
+        request = message.request if message.vouched else without_what_is_not_identity(message.request)
         self._tally.requests += 1
+        # Before anything is read that it names.
+        refused = None if message.vouched else check_environment(request, tools=hello.environment)
+        if refused is not None:
+            self._loop.send(client.channel, wire.Failed(message.ticket, wire.Failure("source", unvouched(refused))))
+            return
         use_store = message.use_store and bypass_reason(request.environment) is None
         cache_dir = os.fsdecode(hello.preferences.cache_dir)
         try:
@@ -374,10 +398,15 @@ class Server:
             self._loop.send(client.channel, wire.Failed(message.ticket, wire.Failure("service", str(error))))
             return
         key = keys.entry_key(digest, request.digest())
-        job_key = f"{key} {cache_dir if use_store else 'unstored'}"
+        # Whoever vouches for a source is not served by what somebody has under way who does not.
+        job_key = f"{key} {cache_dir if use_store else 'unstored'}{'' if message.vouched else ' confined'}"
         running = self._plan.in_flight(job_key)
         urgency = Urgency.BACKGROUND if message.background else Urgency.EARLY
         if running is None and use_store and self._answer_from_store(client, hello, message, key, urgency):
+            return
+        if not message.vouched and (why := unavailable()):
+            failure = wire.Failure("service", unvouched(f"its worker cannot be confined here: {why}"))
+            self._loop.send(client.channel, wire.Failed(message.ticket, failure))
             return
         client.jobs[message.ticket] = job_key
         self._tally.joined += running is not None
@@ -387,21 +416,22 @@ class Server:
         actions = self._plan.requested(
             Ticket(client.number, message.ticket),
             job_key,
-            self._kind(hello.toolchain, request.environment),
+            self._kind(hello.toolchain, request.environment, not message.vouched),
             Job(
                 key,
                 digest,
                 request,
                 use_store,
                 cache_dir,
-                use_store and hello.preferences.early_cutoff,
+                use_store and hello.preferences.early_cutoff and message.vouched,
                 hello.preferences.trusts_cache_dir,
+                not message.vouched,
             ),
             urgency,
             time.monotonic(),
             estimate=self._estimates.get(request.kernel),
-            time_limit=hello.preferences.time_limit,
-            memory_limit=hello.preferences.memory_limit,
+            time_limit=hello.preferences.time_limit or (None if message.vouched else CONFINED_TIME_LIMIT),
+            memory_limit=hello.preferences.memory_limit or (None if message.vouched else CONFINED_MEMORY_LIMIT),
         )
         self._carry_out(actions)
 
@@ -473,7 +503,8 @@ class Server:
         worker.started = time.monotonic()
         payload = job.payload
         assert isinstance(payload, Job)
-        store = os.fsencode(payload.cache_dir) if payload.use_store else b""
+        # A confined worker can write no store: what it makes it sends.
+        store = os.fsencode(payload.cache_dir) if payload.use_store and not payload.confined else b""
         early_cutoff = payload.early_cutoff and not job.whole
         self._loop.send(
             worker.channel,
@@ -489,6 +520,8 @@ class Server:
     def _deliver(self, job: PlannedJob, outcome: object) -> None:
         payload = job.payload
         assert isinstance(payload, Job)
+        if payload.confined:
+            outcome = self._taken_in(job, payload, outcome)
         if isinstance(outcome, wire.Finished):
             self._tally.compiled += 1
             self._note_published(outcome, payload)
@@ -497,7 +530,8 @@ class Server:
                 self._learn(payload.request, outcome.finished - outcome.started)
         elif isinstance(outcome, wire.Failure):
             self._tally.failed += 1
-            if outcome.kind != "service":
+            # Whoever ran a plan with a strange source would vouch for it.
+            if outcome.kind != "service" and not payload.confined:
                 self._write_down(job, payload, outcome)
         for ticket in job.tickets:
             client = self._clients.get(ticket.client)
@@ -506,6 +540,37 @@ class Server:
                 if isinstance(outcome, wire.Finished):
                     self._notify(client, outcome.notice)
                 self._loop.send(client.channel, self._message(ticket.number, payload.key, outcome))
+
+    def _taken_in(self, job: PlannedJob, payload: Job, outcome: object) -> wire.Finished | wire.Failure:
+        """What a confined worker made, checked, and put into the store."""
+        if not isinstance(outcome, wire.Finished):
+            assert isinstance(outcome, wire.Failure)
+            return failure_of(outcome)
+        now = time.monotonic()
+        worker = self._herd.workers.get(-1 if job.worker is None else job.worker)
+        started = now if worker is None else worker.started
+        log = log_of(outcome.log)
+        try:
+            parts, shared = entry_parts(payload.key, payload.toolchain, payload.request, outcome, log, now - started)
+        except NotBelieved as error:
+            return wire.Failure("crash", shown(f"its worker did not send what a compile makes: {error}"))
+        stored, notice = False, ""
+        if payload.use_store:
+            try:
+                DiskStore(payload.cache_dir, trusted=payload.trusted).publish(payload.key, parts)
+                stored = True
+            except StoreUnavailable as error:
+                notice = f"{error}; kernels are kept in memory only"
+        return wire.Finished(
+            stored=stored,
+            started=started,
+            finished=now,
+            entry=b"" if stored else b"".join(parts),
+            cpu_s=cpu_seconds(outcome),
+            shared=shared,
+            log=log,
+            notice=notice,
+        )
 
     def _write_down(self, job: PlannedJob, payload: Job, failure: wire.Failure) -> None:
         request = payload.request

@@ -10,6 +10,9 @@ With early cutoff, on the way (`cutoff.py`):
       (or   ── StandAside ▶
             ◀─ StoodAside ─       with what was made so far; free for another job)
 
+A confined worker (`confinement.py`) checks what it is given once more, as it is and as Triton parsed it, sends the
+entry instead of publishing it, and has one job in its life.
+
 A worker is a fork of a zygote, alone in its process group, with its own TMPDIR; what it and its tools print goes to
 files in there, which the service reads if the worker dies. It sees no GPU. It dies with its zygote (PDEATHSIG), and
 by EOF with its service.
@@ -23,6 +26,7 @@ import os
 import resource
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,12 +38,16 @@ from headstart import keys
 from headstart.entry import pack_entry
 from headstart.errors import StoreUnavailable
 from headstart.folders import FULL
+from headstart.request import CompileRequest
+from headstart.service import vetting
 from headstart.service.compiling import Compiled, Compiler, Refused
+from headstart.service.confinement import Unconfined, confine
 from headstart.service.cutoff import Cut, Cutter, Front, Product, Seam, Tails, pack_front, unpack_front
 from headstart.service.output import Output
 from headstart.service.runtime import is_short_of_space
 from headstart.service.whole import cut_short
 from headstart.store import DiskStore
+from headstart.trust import check_request, unvouched
 from headstart.wire import (
     Assign,
     CompileLog,
@@ -63,11 +71,16 @@ _STAGE_FILE = "stage"
 _STAGE_WIDTH = 20  # characters
 
 
-def run(sock: socket.socket, folder: str) -> None:
-    """Serve `sock` (blocking, owned) until it closes. `folder` is this worker's own."""
+def run(sock: socket.socket, folder: str, *, confined: bool = False) -> None:
+    """Serve `sock` (blocking, owned) until it closes. `folder` is this worker's own.
+
+    Args:
+        confined: what it compiles nobody vouches for.
+    """
     output = Output(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     stage_file = os.open(os.path.join(folder, _STAGE_FILE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    refusal = _confine(folder, [sock.fileno(), stage_file]) if confined else None
     compiler = Compiler(folder, lambda stage: os.pwrite(stage_file, stage.ljust(_STAGE_WIDTH).encode(), 0))
     environment = dict(os.environ)
     messages = receive_blocking(sock, Deframer(ToWorker))
@@ -85,7 +98,10 @@ def run(sock: socket.socket, folder: str) -> None:
                 # A kernel's source has changed it, which must not reach the next kernel.
                 os.environ.clear()
                 os.environ.update(environment)
-            sock.sendall(frame(_do_where_there_is_space(compiler, output, job, ask, folder)))
+            if confined:
+                refusal = refusal or _vet(job.request)
+            done = refusal or _do_where_there_is_space(compiler, output, job, ask, folder)
+            sock.sendall(frame(done))
             _empty(folder)
     except ConnectionError:
         return  # the service is gone, and with it whoever wanted this
@@ -132,11 +148,29 @@ def _may_lack_space(failure: Failure, folder: str) -> bool:
 
 
 def last_stage(folder: str) -> str:
-    """The stage of the compile that a worker was at."""
+    """The stage of the compile that a worker was at. The worker may have written anything."""
     try:
-        return Path(folder, _STAGE_FILE).read_text().strip()
+        with Path(folder, _STAGE_FILE).open("rb") as file:
+            return file.read(_STAGE_WIDTH).decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+def _confine(folder: str, descriptors: list[int]) -> Failure | None:
+    """Confine this process; why that failed, for whoever wants something compiled."""
+    packages = [os.path.dirname(str(sys.modules[name].__file__)) for name in ("triton", "headstart", "msgspec")]
+    try:
+        vetting.install()
+        confine(folder, packages, descriptors)
+    except (Unconfined, AttributeError, OSError) as error:
+        return Failure("service", unvouched(f"its worker could not be confined: {error}"))
+    return None
+
+
+def _vet(request: CompileRequest) -> Failure | None:
+    # The environment is the one that the service gave this process, after it had looked at it.
+    reason = check_request(request, tools=os.environ)
+    return None if reason is None else Failure("source", unvouched(reason), stage="source")
 
 
 def _do(

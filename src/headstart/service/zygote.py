@@ -139,7 +139,7 @@ class Zygote:
             _send(self._socket, Unable(f"fork: {error.strerror}", order.worker))
             return
         if pid == 0:
-            self._become_worker(zygote, os.fsdecode(order.folder), fd)
+            self._become_worker(zygote, os.fsdecode(order.folder), fd, order.confined)
         os.close(fd)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # both sides do it, so that neither has to wait for the other
@@ -153,7 +153,7 @@ class Zygote:
         self._selector.register(pidfd, selectors.EVENT_READ, order.worker)
         _send(self._socket, Forked(order.worker, pid))
 
-    def _become_worker(self, zygote: int, folder: str, fd: int) -> None:
+    def _become_worker(self, zygote: int, folder: str, fd: int, confined: bool) -> None:
         status = 1
         try:
             os.setpgid(0, 0)
@@ -162,7 +162,7 @@ class Zygote:
             self._socket.close()
             for _, pidfd in self._pidfds.values():
                 os.close(pidfd)
-            worker.run(socket.socket(fileno=fd), folder)
+            worker.run(socket.socket(fileno=fd), folder, confined=confined)
             status = 0
         except BaseException:  # noqa: BLE001 - the fork of a loop must not go on in it
             traceback.print_exc()
