@@ -240,7 +240,6 @@ def test_a_shared_service_that_is_stopped_is_left_alone_and_joined_again_later(
     impatient: None, monkeypatch: pytest.MonkeyPatch, open_compile: Open, runtime_folder: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HEADSTART_SERVICE", "shared")
-    monkeypatch.setattr(sharing, "_AVOIDED", 0.0)
     async_compile = open_compile()
     assert async_compile.triton(**pointwise(1)).result(PATIENCE)
     (service,) = services_of(runtime_folder)
@@ -262,6 +261,17 @@ def test_a_shared_service_that_is_stopped_is_left_alone_and_joined_again_later(
         own.end(PATIENCE)
     monkeypatch.setenv("HEADSTART_SERVICE", "shared")
     assert async_compile.triton(**pointwise(2)).result(PATIENCE).asm["cubin"]
+
+
+def test_a_service_that_nobody_knows_why_it_was_silent_is_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "_stuck", {})
+    pid = os.getpid()
+    sharing.avoid(pid)
+    assert "did not answer a short while ago" in sharing._why_avoided(pid)
+    monkeypatch.setattr(sharing, "_AVOIDED", 0.0)
+    assert sharing._why_avoided(pid) == ""
 
 
 @pytest.mark.triton
