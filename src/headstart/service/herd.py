@@ -146,7 +146,7 @@ class Herd:
             except (OSError, ValueError) as error:  # a ValueError: a path or a variable with a null byte
                 mine.close()
                 why = f"cannot start {toolchain.python}: {getattr(error, 'strerror', None) or error}"
-                self._carry_out(self._plan.zygote_unable(kind, why))
+                self._carry_out(self._plan.zygote_unable(kind, why, time.monotonic()))
                 return
         zygote = self._zygotes[kind] = _Zygote(process, mine)
         self._loop.watch(mine, lambda mask: self._hear_zygote(kind, zygote))
@@ -174,8 +174,8 @@ class Herd:
             self._forget_worker(message.worker)
             self._carry_out(self._plan.fork_failed(message.worker, message.why, now))
         else:
-            self._carry_out(self._plan.zygote_unable(kind, message.why))
             self.end_zygote(kind)
+            self._carry_out(self._plan.zygote_unable(kind, message.why, now))
 
     def end_zygote(self, kind: Kind) -> None:
         """Kill a zygote and bury its workers, which are ours once it is dead."""
