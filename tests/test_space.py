@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +17,11 @@ import pytest
 from conftest import PATIENCE, client_environment, wait_until
 from headstart import AsyncCompile
 from headstart.folders import runtime_dir, work_dirs
-from headstart.service import runtime, worker
+from headstart.service import launch, runtime, worker
 from headstart.service.runtime import Workplace
+from headstart.service.whole import cut_short, is_whole
 from headstart.wire import Failure
-from kernels import pointwise
+from kernels import _real_ptxas, pointwise
 
 Open = Callable[..., AsyncCompile]
 
@@ -30,7 +32,7 @@ def second_place(runtime_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     places = [runtime_folder / "headstart", tmp_path / "second"]
     for place in places:
         place.mkdir(0o700)
-    monkeypatch.setattr(runtime, "work_dirs", lambda: iter(places))
+    monkeypatch.setattr(runtime, "work_dirs", lambda *, make=True: iter(places))
     return places[1]
 
 
@@ -120,6 +122,78 @@ def test_the_runtime_folder_is_elsewhere_where_there_is_no_space_for_it(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert runtime_dir() == tmp_path / f"headstart-{os.getuid()}"
     assert next(work_dirs()) == runtime_dir()
+
+
+# A cubin of `ptxas`, cut down to what an ELF file consists of: header, one section, the table of sections.
+_SECTION_AT, _TABLE_AT = 64, 80
+_ELF = (
+    b"\x7fELF\x02\x01".ljust(16, b"\0")
+    + struct.pack("<2HI3QI6H", 2, 190, 1, 0, 0, _TABLE_AT, 0, 64, 56, 0, 64, 1, 0)
+    + b"instructions".ljust(_TABLE_AT - _SECTION_AT)
+    + struct.pack("<2I4Q2I2Q", 0, 1, 0, 0, _SECTION_AT, _TABLE_AT - _SECTION_AT, 0, 0, 1, 0)
+)
+
+
+def test_half_a_file_of_an_assembler_is_told_from_a_whole_one() -> None:
+    assert is_whole(_ELF)
+    assert not any(is_whole(_ELF[:size]) for size in range(len(_ELF)))
+    assert is_whole(b"; assembly of somebody's own tool")
+    assert cut_short({"ptx": b"", "cubin": _ELF}) == ""
+    assert cut_short({"ptx": b"", "cubin": b""}) == "cubin"
+
+
+@pytest.mark.triton
+def test_a_kernel_is_never_half_of_what_the_assembler_made(
+    open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ptxas that does what the real one does on a full disk: it leaves half a file, and exits with 0, once."""
+    ptxas = _real_ptxas()
+    tool = tmp_path / "ptxas"
+    tool.write_text(
+        f"""#!{sys.executable}
+import os, subprocess, sys
+status = subprocess.run([{str(ptxas)!r}, *sys.argv[1:]]).returncode
+if "-o" in sys.argv:
+    made = sys.argv[sys.argv.index("-o") + 1]
+    try:
+        os.mkdir({str(tmp_path / "once")!r})
+        os.truncate(made, os.path.getsize(made) // 2)
+    except FileExistsError:
+        pass
+sys.exit(status)
+"""
+    )
+    tool.chmod(0o755)
+    whole = open_compile(cache_dir=tmp_path / "whole").triton(**pointwise()).result(PATIENCE).asm["cubin"]
+    for variable in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"):  # which, the version of Triton decides
+        monkeypatch.setenv(variable, str(tool))
+    assert open_compile(cache_dir=tmp_path / "half").triton(**pointwise()).result(PATIENCE).asm["cubin"] == whole
+    assert (tmp_path / "once").exists()
+
+
+def test_a_shared_service_starts_without_a_log_where_there_is_no_space_for_one(
+    runtime_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch, "Replacement", full)
+    with launch._new_log(runtime_folder / "headstart" / "shared.log") as log:
+        assert log.write(b"words") == 5
+
+
+def test_what_others_left_where_they_had_to_go_is_removed_with_the_next_start(
+    runtime_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("HEADSTART_CACHE_DIR", str(tmp_path / "cache"))
+    elsewhere = tmp_path / f"headstart-{os.getuid()}"
+    (elsewhere / "service-left" / "worker-1").mkdir(parents=True)
+    elsewhere.chmod(0o700)
+    workplace = Workplace()
+    workplace.close()
+    assert not list(elsewhere.iterdir())
+    assert not (tmp_path / "cache").exists()  # nothing is made for that
 
 
 _PROGRAM = """

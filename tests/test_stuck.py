@@ -17,6 +17,7 @@ import pytest
 
 from conftest import PATIENCE, Client, Family, client_environment, services_of, wait_until
 from headstart import AsyncCompile, ServiceError, connection, enabling, machine, wire
+from headstart.inductor import describing
 from headstart.inductor.describing import Describing
 from headstart.locking import lock_byte
 from headstart.recording import Recorder
@@ -330,6 +331,27 @@ def test_a_program_whose_service_is_stopped_compiles_by_itself_and_says_why(
         with runtime.service_folder():
             pass
         assert not left.exists()
+
+
+# The describer of torch.compile's sources
+
+
+def test_a_describer_that_is_stopped_is_ended_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "STOPPED_PATIENCE", 0.2)
+    asked = Describing()
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        asked._process = process  # type: ignore[assignment]
+        asked.end_if_stopped()
+        with stopped(process.pid):
+            asked.end_if_stopped()
+            assert process.poll() is None
+            time.sleep(0.3)
+            asked.end_if_stopped()
+            assert process.wait(PATIENCE) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # Below a service

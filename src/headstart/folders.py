@@ -117,19 +117,25 @@ def runtime_dir() -> Path:
     raise refused
 
 
-def work_dirs() -> Iterator[Path]:
+def work_dirs(*, make: bool = True) -> Iterator[Path]:
     """Folders for what lives no longer than a service, the fastest first, each made if need be as `runtime_dir` is.
 
     `XDG_RUNTIME_DIR`, /dev/shm, `TMPDIR` or /tmp, and the cache folder. What cannot be used is left out.
+
+    Args:
+        make: whether those are made that are not there.
     """
-    for path in dict.fromkeys(_runtime_places()):
+    seen: set[Path] = set()
+    for path in _runtime_places(make=make):  # one at a time: the last is made only where it is needed
         try:
-            yield _made(path)
-        except ServiceError:
+            if path not in seen and (make or path.exists()):
+                seen.add(path)
+                yield _made(path)
+        except (ServiceError, OSError):
             continue
 
 
-def _runtime_places() -> Iterator[Path]:
+def _runtime_places(*, make: bool = True) -> Iterator[Path]:
     configured = os.environ.get("XDG_RUNTIME_DIR")
     if configured and not _is_another_user_s(configured):
         yield Path(configured, "headstart")
@@ -141,8 +147,9 @@ def _runtime_places() -> Iterator[Path]:
         yield Path(memory, name)
     yield from (Path(folder, name) for folder in (os.environ.get("TMPDIR"), "/tmp") if folder)
     kept = cache_dir()
-    with suppress(OSError):
-        make_folder(kept)
+    if make:
+        with suppress(OSError):
+            make_folder(kept)
     if not refusal(kept):
         yield kept / "run"
 

@@ -14,8 +14,14 @@ from pathlib import Path
 
 from chaos.driver import perform
 
-_DISK_SIZE = "24m"  # of the disk that is filled; the rest of the machine is not to notice
-_MOUNT = f'mount -t tmpfs -o size={_DISK_SIZE} none "$1" && shift && exec "$@"'
+_DISK_SIZE = 24  # MiB that stay free for a while on the disk that is filled; the rest of the machine is not to notice
+_GROWTH = 0.25  # MiB that a run keeps in its cache folder each second, three times what was measured
+_MEMORY_SIZE = 16  # MiB of the memory in which workers have their folders
+_MOUNT = (
+    'mount -t tmpfs -o size="$1" none "$2" && '
+    f'mount -t tmpfs -o mode=0700,size={_MEMORY_SIZE}m none "$3" && '
+    'mount -t tmpfs -o mode=1777,size=64m none /dev/shm && shift 3 && exec "$@"'
+)
 
 
 def main() -> int:
@@ -24,6 +30,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of all that is random; default: another each time")
     parser.add_argument("--seconds", type=float, default=60.0, help="in which rounds are begun")
     parser.add_argument("--disk", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
@@ -34,7 +41,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a full backlog takes thousands
     print(f"chaos: seed {seed}, {arguments.seconds:g} s", flush=True)
     began = time.monotonic()
-    run, table = perform(arguments.folder, arguments.disk, seed, arguments.seconds)
+    run, table = perform(arguments.folder, arguments.disk, arguments.memory, seed, arguments.seconds)
     print(table)
     for problem in run.problems:
         print(f"PROBLEM: {problem}")
@@ -44,11 +51,12 @@ def main() -> int:
 
 def _within(folder: Path, seed: int, seconds: float) -> int:
     """The same in a process with a small disk of its own, where this system lets its users mount one."""
-    disk, inside = folder / "disk", folder / "run"
-    disk.mkdir()
-    inside.mkdir()
+    disk, memory, inside = folder / "disk", folder / "memory", folder / "run"
+    for each in (disk, memory, inside):
+        each.mkdir()
+    size = f"{_DISK_SIZE + int(seconds * _GROWTH)}m"
     again = [sys.executable, "-m", "chaos", "--seed", str(seed), "--seconds", str(seconds), "--folder", str(inside)]
-    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, "sh", str(disk)]
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, "sh", size, str(disk), str(memory)]
     try:
         allowed = subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
     except FileNotFoundError:
@@ -56,7 +64,7 @@ def _within(folder: Path, seed: int, seconds: float) -> int:
     if not allowed:
         print("chaos: no disk can be mounted here, so none will be full")
         return subprocess.run(again, env=os.environ).returncode
-    return subprocess.run([*mounted, *again, "--disk", str(disk)], env=os.environ).returncode
+    return subprocess.run([*mounted, *again, "--disk", str(disk), "--memory", str(memory)], env=os.environ).returncode
 
 
 if __name__ == "__main__":

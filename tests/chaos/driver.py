@@ -15,7 +15,7 @@ KERNELS = 24  # per client
 NEW_KERNELS = 24  # that no earlier round has asked for
 FAULTY = 5.0  # seconds of a round in which faults happen
 PAUSE = (0.02, 0.3)  # seconds between two faults
-KINDS = [*faults.EVERYWHERE, *faults.SHARED]
+KINDS = [*faults.EVERYWHERE, *faults.SHARED, faults.deny_system_calls]
 FINISH = 60.0  # seconds that clients get to finish once nothing is done to them any more
 
 
@@ -47,7 +47,9 @@ class Run:
             old = world.random.sample(range(self._known), KERNELS // 4)
             numbers = list(dict.fromkeys([*world.random.sample(fresh, KERNELS * 3 // 4), *old]))
             world.random.shuffle(numbers)
-            world.start_client(numbers)
+            denied = faults.deny_system_calls(world)
+            self.faults[faults.deny_system_calls.__name__] += bool(denied)
+            world.start_client(numbers, denied)
         self._break_things({**faults.EVERYWHERE, **(faults.SHARED if service == "shared" else {})})
         world.catch_up(everything=True)
         self._wait_for_clients()
@@ -94,6 +96,7 @@ class Run:
 
     def _check(self) -> None:
         found = [
+            *checks.the_disk_is_large_enough(self.world, self.outcomes),
             *checks.nobody_is_left(self.world, self.outcomes),
             *checks.every_survivor_has_every_kernel_or_an_error(self.world, self.outcomes),
             *checks.nothing_is_compiled_twice_without_need(self.world, self.outcomes),
@@ -127,10 +130,10 @@ def summary(run: Run, seed: int, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def perform(folder: Path, disk: Path | None, seed: int, seconds: float) -> tuple[Run, str]:
+def perform(folder: Path, disk: Path | None, memory: Path | None, seed: int, seconds: float) -> tuple[Run, str]:
     """Rounds until the time is up, then a calm one of each sort. Returns the run and its summary."""
     began = time.monotonic()
-    run = Run(World(folder, disk, seed))
+    run = Run(World(folder, disk, memory, seed))
     services = ["shared", "private"]
     try:
         while not run.rounds or time.monotonic() - began < seconds:

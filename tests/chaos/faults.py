@@ -26,6 +26,8 @@ Fault = Callable[[World], str | None]
 
 YEAR = 365 * 86400.0  # seconds
 LONGEST_PAUSE = 2.0  # seconds that somebody is stopped
+SANDBOXED = 0.1  # of the clients
+LEFT_STOPPED = 6.0  # seconds: more than clients are patient for
 CROWD = 200
 _STATUS_QUESTIONS = 60_000  # whose answers nobody reads: more than a service keeps for anybody
 
@@ -65,6 +67,28 @@ def stop_zygote(world: World) -> str | None:
 
 def stop_service(world: World) -> str | None:
     return _pause(world, world.services())
+
+
+def leave_service_stopped(world: World) -> str | None:
+    """For longer than anybody waits: clients say who is stuck, and go on without."""
+    # A private service that is given up is killed, with what it was at.
+    world.excused.append((time.time(), time.time() + LEFT_STOPPED))
+    candidates = world.services()
+    if not candidates:
+        return None
+    process = world.random.choice(candidates)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [process, *process.children(recursive=True)]
+        world.note_victims(family)
+        world.pause(process, LEFT_STOPPED)
+    return f"process {process.pid}"
+
+
+def limit_threads(world: World) -> str | None:
+    """Clients can start no thread for a while."""
+    world.no_threads.touch()
+    world.later(world.random.uniform(0.1, LONGEST_PAUSE), lambda: world.no_threads.unlink(missing_ok=True))
+    return "for all"
 
 
 def stop_client(world: World) -> str | None:
@@ -129,9 +153,7 @@ def fill_disk(world: World) -> str | None:
         return None
     filler = world.disk / f"filler{world.random.getrandbits(32)}"
     since = time.time()
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
+    _fill(filler)
 
     def empty() -> None:
         filler.unlink()
@@ -140,6 +162,29 @@ def fill_disk(world: World) -> str | None:
     seconds = world.random.uniform(0.3, LONGEST_PAUSE)
     world.later(seconds, empty)
     return f"for {seconds:.1f} s"
+
+
+def fill_memory(world: World) -> str | None:
+    """ENOSPC for workers, where they have their folders: as in a container with little of /dev/shm."""
+    if world.memory is None:
+        return None
+    filler = world.memory / f"filler{world.random.getrandbits(32)}"
+    _fill(filler)
+    seconds = world.random.uniform(0.3, LONGEST_PAUSE)
+    world.later(seconds, filler.unlink)
+    # What was begun where there is no space begins anew elsewhere.
+    world.excused.append((time.time(), time.time() + seconds))
+    return f"for {seconds:.1f} s"
+
+
+def _fill(filler: Path) -> None:
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            space = os.statvfs(filler)
+            os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize)
+            file.seek(0, os.SEEK_END)
+        while True:
+            file.write(b"x" * 4096)
 
 
 def jump_clock(world: World) -> str | None:
@@ -270,6 +315,20 @@ def _tell(world: World, command: str) -> str | None:
     return command
 
 
+# What a sandbox refuses. It is there before a client is, and for all below it; a shared service works for others too.
+SANDBOXES: dict[str, list[tuple[str, ...]]] = {
+    "shared": [("memfd_create", "sched_getaffinity"), ("eventfd2",)],
+    "private": [("memfd_create", "sched_getaffinity"), ("eventfd2",), ("pidfd_open",)],
+}
+
+
+def deny_system_calls(world: World) -> tuple[str, ...]:
+    """For a client that is about to start: system calls that are refused to it; mostly none."""
+    if world.random.random() > SANDBOXED:
+        return ()
+    return world.random.choice(SANDBOXES[world.service])
+
+
 # How often each happens, by whose service it is.
 EVERYWHERE: dict[Fault, int] = {
     kill_worker: 6,
@@ -280,10 +339,13 @@ EVERYWHERE: dict[Fault, int] = {
     stop_zygote: 3,
     stop_service: 3,
     stop_client: 3,
+    leave_service_stopped: 1,
+    limit_threads: 2,
     corrupt_entry: 4,
     truncate_entry: 4,
     remove_entry: 4,
     fill_disk: 3,
+    fill_memory: 3,
     jump_clock: 2,
 }
 SHARED: dict[Fault, int] = {

@@ -32,6 +32,7 @@ class Client:
         self.numbers = numbers
         self.output = output
         self.killed = False  # by us
+        self.denied: tuple[str, ...] = ()  # system calls that its sandbox refuses
 
     @property
     def pid(self) -> int:
@@ -60,19 +61,22 @@ class World:
     Args:
         folder: everything of this run is below it.
         disk: for the cache folder: a disk that may be filled, or None.
+        memory: for the runtime folder: the same.
         seed: of all that is random.
     """
 
-    def __init__(self, folder: Path, disk: Path | None, seed: int) -> None:
+    def __init__(self, folder: Path, disk: Path | None, memory: Path | None, seed: int) -> None:
         self.random = random.Random(seed)
         self.disk = disk
+        self.memory = memory
         self.folder = folder
         self.cache = (disk or folder) / "cache"
         self.marks = folder / "marks"
-        self.runtime = folder / "runtime"
+        self.runtime = memory or folder / "runtime"
         self.temporary = folder / "tmp"
         for each in (self.marks, self.runtime, self.temporary):
-            each.mkdir(mode=0o700)
+            each.mkdir(mode=0o700, exist_ok=True)
+        self.no_threads = folder / "no-threads"  # while it is there, clients can start none
         self.service = "private"  # HEADSTART_SERVICE of this round's clients
         self.clients: list[Client] = []
         self.victims: set[int] = set()  # workers that were killed, or whose service or zygote was
@@ -117,18 +121,19 @@ class World:
             "PYTHONPATH": f"{source}{os.pathsep}{TESTS}",
         }
 
-    def start_client(self, numbers: list[int]) -> Client:
-        """A program that asks for these kernels."""
+    def start_client(self, numbers: list[int], denied: tuple[str, ...] = ()) -> Client:
+        """A program that asks for these kernels, and to which system calls are `denied`."""
         output = self.folder / f"client{next(self._serials)}.out"
         with output.open("wb") as out, output.with_suffix(".stderr").open("wb") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "chaos.program", str(self.marks), *map(str, numbers)],
-                env=self.environment(),
+                env={**self.environment(), "DENIED": " ".join(denied)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
             )
         self.clients.append(Client(process, numbers, output))
+        self.clients[-1].denied = denied
         return self.clients[-1]
 
     def processes(self) -> list[psutil.Process]:

@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import IO, Any
 
+from headstart import machine
 from headstart.errors import ServiceError
 from headstart.inductor.recipe import Awake, Describe, FromDescriber, Rescale, Undescribed
 from headstart.service.boot import last_words_file, spawn
 from headstart.wire import Deframer, ProtocolError, frame, receive_blocking
 
 _LAST_WORDS = 4 << 10  # bytes
+STOPPED_PATIENCE = 10.0  # seconds for which a describer that is stopped is waited for
 _MAX_FRUITLESS = 2  # starts in a row without a single answer
 
 
@@ -33,6 +36,7 @@ class Describing:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._fruitless = 0
+        self._stopped: float | None = None  # since when, as far as was looked
         self._closed = False
         self.starts = 0
         self.awake = threading.Event()  # it answers at once
@@ -66,6 +70,16 @@ class Describing:
         with contextlib.suppress(OSError):  # a describer that is gone is noticed by the reader
             sock.sendall(frame(message))
         return future
+
+    def end_if_stopped(self) -> None:
+        """Called now and then by those who wait: a describer that somebody has stopped for a while is replaced."""
+        process = self._process
+        if process is None or not machine.stopped(process.pid):
+            self._stopped = None
+        elif self._stopped is None:
+            self._stopped = time.monotonic()
+        elif time.monotonic() > self._stopped + STOPPED_PATIENCE:
+            process.kill()  # the reader sees it end, and starts another
 
     def close(self) -> None:
         """End the describer; what was asked is not answered."""

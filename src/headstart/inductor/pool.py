@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headstart.inductor.adapter import Adapter
     from headstart.inductor.source import Source
 
+_LOOK = 5.0  # seconds between two looks at the describer while somebody waits
 NO_WORKER = "no worker has answered yet"
 
 _log = logging.getLogger("headstart")
@@ -65,15 +66,16 @@ class PoolFuture(concurrent.futures.Future[Any]):
         while True:
             left = None if deadline is None else deadline - time.monotonic()
             patience = self._source.adapter.patience_left()
-            waits = [seconds for seconds in (left, patience) if seconds is not None]
+            waits = [seconds for seconds in (left, patience, _LOOK) if seconds is not None]
             try:
-                reason: str | None = super().result(max(0.0, min(waits)) if waits else None)
+                reason: str | None = super().result(max(0.0, min(waits)))
                 return reason
             except concurrent.futures.TimeoutError:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
                 if self._source.adapter.patience_left() == 0.0:
                     return NO_WORKER
+                self._source.adapter.describing.end_if_stopped()
             except CompileError as error:
                 raise compat.worker_error(str(error), error) from None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from headstart.errors import ServiceError, UsageError
+from headstart.folders import FULL
 from headstart.replacing import Replacement, carries_mark
 from headstart.service import sharing
 from headstart.service.boot import last_words_file, spawn
@@ -232,6 +233,8 @@ def _new_log(path: Path) -> IO[bytes]:
         log.file.write(LOG.begins[0])
         log.commit(close=False)
     except (OSError, UsageError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return last_words_file()  # which nobody reads; a service is worth more than its log
         raise ServiceError(f"no compile service: its log cannot be made: {error}") from error
     return log.file
 

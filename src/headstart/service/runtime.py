@@ -37,6 +37,8 @@ class Workplace:
 
     def __init__(self) -> None:
         runtime_dir()  # what is wrong with it, but for a lack of space, is said and not passed over
+        for place in work_dirs(make=False):
+            _remove_abandoned(place)  # wherever others had to go
         self._held = contextlib.ExitStack()
         self._folders: dict[Path, Path] = {}  # by place
         self.folder = Path()
@@ -116,15 +118,25 @@ def service_folder(parent: Path | None = None) -> Iterator[Path]:
         with contextlib.ExitStack() as turn:
             with contextlib.suppress(TimeoutError):  # whoever has it is stuck, and removes nothing
                 turn.enter_context(locked(parent))
-                for other in parent.glob(f"{_PREFIX}*"):
-                    with contextlib.suppress(OSError), locked(other, wait=False):
-                        shutil.rmtree(other, ignore_errors=True)
+                _remove_folders_of_nobody(parent)
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             mine.enter_context(locked(folder))
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(place: Path) -> None:
+    if any(place.glob(f"{_PREFIX}*")):
+        with contextlib.suppress(OSError), locked(place):
+            _remove_folders_of_nobody(place)
+
+
+def _remove_folders_of_nobody(parent: Path) -> None:
+    for other in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), locked(other, wait=False):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 @contextlib.contextmanager

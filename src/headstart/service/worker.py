@@ -45,6 +45,7 @@ from headstart.service.confinement import Unconfined, confine
 from headstart.service.cutoff import Cut, Cutter, Front, Product, Seam, Tails, pack_front, unpack_front
 from headstart.service.output import Output
 from headstart.service.runtime import is_short_of_space
+from headstart.service.whole import cut_short
 from headstart.store import DiskStore
 from headstart.trust import check_request, unvouched
 from headstart.wire import (
@@ -126,13 +127,15 @@ def _do_where_there_is_space(
     except OSError as error:
         if error.errno not in FULL:
             raise
+        why = error.strerror or str(error)
     else:
+        why = "it may be: a tool failed with little left"
         if not (isinstance(done, Failure) and _may_lack_space(done, folder)):
             return done
     return Failure(
         "space",
-        f"no space is left in {os.path.dirname(os.path.dirname(folder))}, where its compile keeps its files; make "
-        "some, or set XDG_RUNTIME_DIR to a folder that has some",
+        f"no space is left in {os.path.dirname(os.path.dirname(folder))}, where its compile keeps its files ({why}); "
+        "make some, or set XDG_RUNTIME_DIR to a folder that has some",
     )
 
 
@@ -234,6 +237,8 @@ def _compile(
         if cut.product is None:
             return StoodAside(_in_store(front.seams[-1].tail, job), pack_front(front))
         return _publish_taken(job, front, cut.product)
+    if name := cut_short(compiled.artifacts):
+        raise OSError(errno.ENOSPC, f"an assembler said that all went well, and left half a {name}")
     return _publish(
         job, compiled, meter, output.log(compiled.times), cutter.seams if cutter else [], output.printed()
     )
