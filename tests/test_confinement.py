@@ -505,7 +505,6 @@ def _without_name(kernel: dict[str, Any]) -> dict[str, Any]:
 REFUSES_LANDLOCK = """
     import errno, sys
     from headstart.service import confinement
-from headstart.toolchain import find_toolchain
     from headstart.service.syscalls import NUMBERS, architecture
     rule = confinement._Filter()
     rule.add(confinement._LOAD, 0)
