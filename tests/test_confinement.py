@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from conftest import PATIENCE, Family
-from headstart import AsyncCompile, CompileError, CompileOutOfMemory, CompileTimeout
+from headstart import AsyncCompile, CompileError, CompileOutOfMemory, CompileTimeout, HeadstartError
 from headstart.captured import (
     Binding,
     CapturedFunction,
@@ -29,6 +29,7 @@ from headstart.captured import (
 from headstart.manifest import Manifest, Specialization
 from headstart.request import CompileRequest, Source
 from headstart.service import confinement
+from headstart.toolchain import find_toolchain
 from kernels import HEAD, pointwise
 
 Open = Callable[..., AsyncCompile]
@@ -67,6 +68,26 @@ def unvouched(open_compile: Open) -> Open:
         return open_compile(vouched=False, **arguments)
 
     return make
+
+
+@pytest.fixture
+def unchecked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Confined workers of the services that are started from now on look at nothing before they compile it."""
+    boot = textwrap.dedent("""
+        import importlib, sys
+        path, module, argument = sys.argv[1:]
+        sys.path[:] = path.split("\\n")
+        from headstart.service import vetting, worker
+        worker._vet = lambda request: None
+        vetting.install = lambda: None
+        importlib.import_module(module).main(argument)
+    """)
+    (tmp_path / "boot.py").write_text(boot)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path / "boot.py"} "$@"\n')
+    python.chmod(0o755)
+    toolchain = msgspec.structs.replace(find_toolchain(), python=str(python))
+    monkeypatch.setattr(AsyncCompile, "_find_toolchain", staticmethod(lambda: toolchain))
 
 
 # The boundary itself, without any check before it
@@ -352,6 +373,105 @@ def test_what_takes_all_memory_is_ended_and_says_so(unvouched: Open, monkeypatch
     source += f"@triton.jit\ndef k(x):\n    n: tl.constexpr = f(1)\n{BODY}"
     with pytest.raises(CompileOutOfMemory, match="400 MiB"):
         unvouched().submit(request(source), vouched=False).result(PATIENCE)
+
+
+HUNGRY = "if not os.fork(): kept = bytearray(64 << 20), time.sleep(60)"
+USES = {
+    "processes": f"for _ in range(8):\n    {HUNGRY}\ntime.sleep(60)",
+    "orphans": f"if not os.fork():\n    for _ in range(8):\n        {HUNGRY}\n    os._exit(0)\ntime.sleep(60)",
+    "large files": "for n in range(10**6): open(f'{folder}/{n}', 'wb').write(bytes(1 << 20))",
+    "many files": "for n in range(10**6): open(f'{folder}/{n}', 'wb').close()",
+}
+
+
+@needs_confinement
+@pytest.mark.parametrize("what", USES)
+def test_what_uses_the_machine_up_is_ended_and_says_so(
+    unvouched: Open, monkeypatch: pytest.MonkeyPatch, unchecked: None, what: str
+) -> None:
+    monkeypatch.setenv("HEADSTART_MEMORY_LIMIT", "300MiB")
+    before = f"import os, tempfile, time\nfolder = tempfile.gettempdir()\n{USES[what]}\n"
+    with pytest.raises(CompileOutOfMemory):
+        unvouched(workers=1).submit(
+            request(f"{before}{HEAD}@triton.jit\ndef k(x):\n{BODY}"), vouched=False
+        ).result(PATIENCE)
+
+
+@needs_confinement
+def test_a_worker_that_stops_itself_runs_out_of_time(
+    unvouched: Open, monkeypatch: pytest.MonkeyPatch, unchecked: None
+) -> None:
+    monkeypatch.setenv("HEADSTART_COMPILE_TIMEOUT", "1.5")
+    source = f"import signal\nsignal.raise_signal(signal.SIGSTOP)\n{HEAD}@triton.jit\ndef k(x):\n{BODY}"
+    with pytest.raises(CompileTimeout):
+        unvouched(workers=1).submit(request(source), vouched=False).result(PATIENCE)
+
+
+# What a worker says that is not itself any more
+
+
+LIES = {
+    "garbage": "os.write(fd, b'\\xff' * 64)",
+    "an endless frame": "os.write(fd, (200 << 20).to_bytes(4, 'little')), time.sleep(60)",
+    "a seam": "say(wire.Reached('tail'))",
+    "a front": "say(wire.StoodAside('tail', b'front'))",
+    "no entry": "say(wire.Finished(True, 0.0, float('nan'), cpu_s=float('inf'), shared=-5))",
+    "another's entry": "say(wire.Finished(True, 0.0, 0.0, entry=entry(key='0' * 64, name='other')))",
+    "names that are paths": "say(wire.Finished(True, 0.0, 0.0, entry=entry(artifacts={'../../evil': b''})))",
+    "impossible metadata": "say(wire.Finished(True, 0.0, 0.0, entry=entry(metadata={'name': 'k', 'shared': -1})))",
+    "a failure with files": (
+        "say(wire.Failure('compile', '\\x1b[2J' + 'x' * 10**6, raised='os.system', message='id', "
+        "files={'/tmp/evil': b''}, reproduce='rm -rf ~', needs_program=True))"
+    ),
+    "a lack of space": "say(wire.Failure('space', 'none'))",
+}
+
+
+@needs_confinement
+@pytest.mark.parametrize("lie", LIES)
+def test_a_confined_worker_is_not_believed(
+    unvouched: Open, family: Family, tmp_path: Path, unchecked: None, lie: str
+) -> None:
+    before = f"""
+import gc, os, socket, time
+from headstart import wire
+from headstart.entry import pack_entry
+fd = next(each.fileno() for each in gc.get_objects() if type(each) is socket.socket and each.fileno() >= 0)
+
+def say(message):
+    os.write(fd, wire.frame(message))
+    time.sleep(60)
+
+def entry(**fields):
+    given = dict(key="1" * 64, name="k", request_digest="2" * 64, toolchain="t", target="cuda:90", components=[],
+        metadata={{"name": "k"}}, artifacts={{"cubin": b"x"}}, compile_wall_s=0.0, compile_cpu_s=0.0,
+        triton_version="", request=b"", output="")
+    return b"".join(pack_entry(**(given | fields)))
+
+{LIES[lie]}
+"""
+    compiler = unvouched(workers=1)
+    each = request(f"{before}{HEAD}@triton.jit\ndef k(x):\n{BODY}")
+    future = compiler.submit(each, vouched=False)
+    if lie == "another's entry":  # what it made, but of its own request
+        kernel = future.result(PATIENCE)
+        entry = compiler._store.find(kernel.key, kind="kernel", request_digest=each.digest())
+        assert entry is not None
+        assert (entry.name, entry.header.target) == ("k", "cuda:90")
+        return
+    with pytest.raises(HeadstartError) as failed:
+        future.result(PATIENCE)
+    told = failed.value
+    assert "\x1b" not in str(told)
+    assert len(str(told)) < 200_000
+    if isinstance(told, CompileError):
+        assert (told.raised, told.files, told.reproduce, told.needs_program) == ("", {}, "", False)
+    # The service goes on, and so do others.
+    assert (
+        compiler.submit(request(f"{HEAD}@triton.jit\ndef k(x):\n{BODY}"), vouched=False)
+        .result(PATIENCE)
+        .asm["cubin"]
+    )
 
 
 # Whom it serves

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from headstart.service import plan
 from headstart.service.plan import (
     ALONE_PATIENCE,
     BACKGROUND_TIME_LIMIT,
@@ -37,6 +38,7 @@ from headstart.wire import Failure
 PLAIN = Kind("triton 3.9", "")
 DEBUG = Kind("triton 3.9", "TRITON_DEBUG=1")
 OLD = Kind("triton 3.6", "")
+STRANGE = Kind("triton 3.9", "", confined=True)
 AWAITED, EARLY, BACKGROUND = Urgency.AWAITED, Urgency.EARLY, Urgency.BACKGROUND
 
 
@@ -49,6 +51,7 @@ class SimulatedWorker:
     state: str = "forking"  # then "idle", "busy", "retired" or "killed"
     key: str | None = None
     recalled: bool = False  # killed for no fault of its job
+    worked: bool = False  # it has had a job
 
 
 @dataclass
@@ -80,6 +83,7 @@ class SimulatedService:
         **options: Any,
     ) -> None:
         self.plan = Plan(limit, **options)
+        self.most_zygotes = options.get("most_zygotes", plan.MAX_ZYGOTES)
         self.time_limit = time_limit  # of every client
         self.memory_limit = memory_limit  # of every client
         self.now = 1000.0
@@ -160,7 +164,7 @@ class SimulatedService:
     def zygote_unable(self, kind: Kind = PLAIN, why: str = "no libtriton") -> list[Action]:
         del self.zygotes[kind]
         self.losses[kind] = 0
-        return self._perform(self.plan.zygote_unable(kind, why))
+        return self._perform(self.plan.zygote_unable(kind, why, self.now))
 
     def lose_zygote(self, kind: Kind = PLAIN, why: str = "the zygote died") -> list[Action]:
         del self.zygotes[kind]
@@ -199,7 +203,7 @@ class SimulatedService:
         if worker.state == "busy":
             worker.state = "idle"
         self.losses[worker.kind] = 0
-        if isinstance(outcome, Failure) and outcome.kind == "space":
+        if isinstance(outcome, Failure) and outcome.kind == "space" and not worker.kind.confined:
             return self._lack_space(number, key, outcome)
         return self._perform(self.plan.finished(number, outcome, self.now))
 
@@ -307,6 +311,11 @@ class SimulatedService:
     def running(self) -> list[str]:
         return [worker.key for worker in self.workers.values() if worker.key is not None]
 
+    @property
+    def present(self) -> int:
+        """How many workers there are, without those that were killed after their one job."""
+        return sum(not (worker.state == "killed" and worker.key is None) for worker in self.workers.values())
+
     def answer(self, ticket: Ticket) -> Any:
         (outcome,) = self.answers[ticket]
         return outcome
@@ -319,17 +328,21 @@ class SimulatedService:
                 case StartZygote(kind):
                     assert kind not in self.zygotes
                     self.zygotes[kind] = "starting"
+                    assert len(self.zygotes) <= self.most_zygotes
                 case EndZygote(kind):
                     assert self.zygotes.pop(kind) == "ready"
-                    assert self.zygotes, "the next job should find one"
-                    assert not any(worker.kind == kind for worker in self.workers.values())
+                    assert self.zygotes or StartZygote in map(type, actions), "the next job should find one"
+                    for number in [number for number, worker in self.workers.items() if worker.kind == kind]:
+                        worker = self.workers.pop(number)
+                        assert worker.key is None
+                        assert worker.state != "forking"
                     assert not any(wanted.kind == kind for wanted in self.wanted.values())
                     self.losses[kind] = 0
                 case Fork(number, kind):
                     assert self.zygotes[kind] == "ready"
                     assert number not in self.workers
                     self.workers[number] = SimulatedWorker(kind)
-                    assert len(self.workers) <= self.plan.limit
+                    assert self.present <= self.plan.limit
                 case Assign(number, job):
                     self._assign(self.workers[number], number, job)
                 case MoveOn(number):
@@ -338,7 +351,8 @@ class SimulatedService:
                     assert self.workers[number].state == "idle"
                     self.workers[number].state = "retired"
                 case Kill(number):
-                    assert self.workers[number].state == "busy"
+                    worker = self.workers[number]
+                    assert worker.state == ("idle" if worker.kind.confined and worker.key is None else "busy")
                     self.workers[number].state = "killed"
                     self.workers[number].recalled = self.plan.quiesced
                 case Deliver(job, outcome):
@@ -352,6 +366,8 @@ class SimulatedService:
     def _assign(self, worker: SimulatedWorker, number: int, job: Any) -> None:
         wanted = self.wanted[job.key]
         assert worker.state == "idle"
+        assert not (worker.kind.confined and worker.worked), "it may not be itself any more"
+        worker.worked = True
         assert worker.kind == wanted.kind
         assert number not in self.full, "there is no space for it"
         assert wanted.worker is None, "it is compiled twice at a time"
@@ -1452,6 +1468,78 @@ def test_news_of_workers_that_are_gone_changes_nothing() -> None:
     assert simulated.answer(ticket) == "entry"
 
 
+# What nobody vouches for
+
+
+def test_a_confined_worker_has_one_job_and_is_killed_while_the_next_one_is_forked_already() -> None:
+    simulated = SimulatedService(limit=1)
+    simulated.request("first", STRANGE)
+    simulated.request("second", STRANGE)
+    simulated.zygote_ready(STRANGE)
+    simulated.all_forked()
+    number = simulated.worker_of("first")
+    assert [type(action) for action in simulated.finish("first")] == [Deliver, Kill, Fork]
+    assert assigned(simulated.all_forked()) == ["second"]
+    assert simulated.die(number, status=-9) == []
+
+
+def test_who_vouches_and_who_does_not_share_neither_job_nor_worker() -> None:
+    simulated = service(limit=2)
+    simulated.request("key", PLAIN)
+    simulated.request("key confined", STRANGE)
+    simulated.zygote_ready(STRANGE)
+    (leaving,) = simulated.in_state("retired")
+    simulated.die(leaving, status=0)
+    simulated.all_forked()
+    plain, strange = (simulated.workers[simulated.worker_of(key)].kind for key in ("key", "key confined"))
+    assert (plain.confined, strange.confined) == (False, True)
+
+
+@pytest.mark.parametrize("kind", ["timeout", "memory"])
+def test_a_confined_compile_that_runs_out_of_its_limits_is_not_tried_again(kind: str) -> None:
+    simulated = SimulatedService(limit=1, time_limit=10.0, memory_limit=1 << 30)
+    ticket, _ = simulated.request("first", STRANGE)
+    simulated.zygote_ready(STRANGE)
+    simulated.all_forked()
+    number = simulated.worker_of("first")
+    _ = simulated.pass_time(10.0) if kind == "timeout" else simulated.swell(number)
+    simulated.wanted["first"].deaths = MAX_ATTEMPTS  # there is no second one
+    simulated.die(number, status=-9)
+    assert simulated.answer(ticket).kind == kind
+    assert "times" not in simulated.answer(ticket).summary
+
+
+def test_a_confined_worker_that_says_that_there_is_no_space_moves_nobody() -> None:
+    simulated = SimulatedService(limit=1)
+    ticket, _ = simulated.request("first", STRANGE)
+    simulated.zygote_ready(STRANGE)
+    simulated.all_forked()
+    actions = simulated.finish("first", Failure("space", "none is left"))
+    assert [type(action) for action in actions] == [Deliver, Kill]
+    assert simulated.answer(ticket).kind == "service"
+
+
+# Many kinds
+
+
+def test_however_many_environments_are_asked_for_there_are_few_zygotes() -> None:
+    simulated = SimulatedService(limit=2)
+    kinds = [Kind("triton 3.9", f"TRITON_OVERRIDE_ARCH={number}", confined=True) for number in range(300)]
+    tickets = [simulated.request(f"kernel for {kind}", kind)[0] for kind in kinds]
+    assert len(simulated.zygotes) == plan.MAX_ZYGOTES
+    while not all(simulated.answers[ticket] for ticket in tickets):
+        progress = False
+        for kind in [kind for kind, state in simulated.zygotes.items() if state == "starting"]:
+            progress = bool(simulated.zygote_ready(kind)) or True
+        progress |= bool(simulated.all_forked())
+        for key in simulated.running:
+            progress |= bool(simulated.finish(key))
+        for number in simulated.in_state("retired", "killed"):
+            progress |= bool(simulated.die(number, status=0)) or True
+        assert progress, "nothing will ever happen to the others"
+        assert len(simulated.zygotes) <= plan.MAX_ZYGOTES
+
+
 # Any order of events
 
 
@@ -1459,17 +1547,22 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     """The service's checks hold after each event, and in the end nothing is left."""
 
     CLIENTS = (1, 2, 3)
-    KINDS = (PLAIN, DEBUG, OLD)
+    KINDS = (PLAIN, DEBUG, OLD, STRANGE)
     any_number = st.integers(0, 99)
 
     @initialize(
         limit=st.integers(1, 3),
         time_limit=st.sampled_from([None, 10.0]),
         memory_limit=st.sampled_from([None, 1 << 30]),
+        most_zygotes=st.sampled_from([1, 2, plan.MAX_ZYGOTES]),
     )
-    def begin(self, limit: int, time_limit: float | None, memory_limit: int | None) -> None:
+    def begin(self, limit: int, time_limit: float | None, memory_limit: int | None, most_zygotes: int) -> None:
         self.service = SimulatedService(
-            limit, time_limit=time_limit, memory_limit=memory_limit, idle_timeout=30.0
+            limit,
+            time_limit=time_limit,
+            memory_limit=memory_limit,
+            idle_timeout=30.0,
+            most_zygotes=most_zygotes,
         )
         self.limit = limit
         self.tickets: set[Ticket] = set()
@@ -1609,7 +1702,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @invariant()
     def there_are_at_most_as_many_workers_as_allowed_and_each_has_one_job(self) -> None:
-        assert len(self.service.workers) <= self.limit
+        assert self.service.present <= self.limit
         assert len(set(self.service.running)) == len(self.service.running)
         assert all(
             (worker.key is not None) or worker.state != "busy" for worker in self.service.workers.values()
@@ -1644,7 +1737,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
                 simulated.stand_aside(key)
             else:
                 simulated.finish(key)
-        for number in leaving:
+        for number in filter(simulated.workers.__contains__, leaving):  # some go with their zygotes
             simulated.die(number, status=0)
         return bool(starting or forking or running or leaving)
 

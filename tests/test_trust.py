@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
+import math
+import os
 import textwrap
+import types
 from typing import Any
 
 import msgspec
@@ -26,7 +31,7 @@ from headstart.captured import (
 )
 from headstart.environment import TOOL_VARIABLES
 from headstart.request import CompileRequest
-from headstart.trust import LANGUAGE_NAMES, check_request, check_source
+from headstart.trust import LANGUAGE_NAMES, check_parsed, check_request, check_source
 
 HEAD = "import triton\nimport triton.language as tl\n"
 KERNEL = "@triton.jit\ndef k(x):\n    tl.store(x, 1)\n"
@@ -57,10 +62,15 @@ def body(line: str, decorator: str = "triton.jit") -> str:
         HEAD + KERNEL,
         '"""A docstring."""\nfrom __future__ import annotations\n' + HEAD + KERNEL,
         MANY_IMPORTS,
-        HEAD + "@triton.jit(noinline=True, do_not_specialize=['n'])\ndef k(x: 'tl.tensor', n) -> tl.tensor: return x\n",
-        HEAD + "@triton.constexpr_function\ndef log2(n):\n    return n.bit_length() - 1 if isinstance(n, int) else 0\n",
-        body("for i in tl.range(B):\n        a = tl.math.exp(x.to(tl.float32))\n        x += triton.cdiv(n, B)"),
-        HEAD + "@triton.jit\ndef k(input, type):\n    id = tl.program_id(0)\n    tl.store(input + id, type)\n",
+        HEAD
+        + "@triton.jit(noinline=True, do_not_specialize=['n'])\ndef k(x: 'tl.tensor', n) -> tl.tensor: return x\n",
+        HEAD
+        + "@triton.constexpr_function\ndef log2(n):\n    return n.bit_length() - 1 if isinstance(n, int) else 0\n",
+        body(
+            "for i in tl.range(B):\n        a = tl.math.exp(x.to(tl.float32))\n        x += triton.cdiv(n, B)"
+        ),
+        HEAD
+        + "@triton.jit\ndef k(input, type):\n    id = tl.program_id(0)\n    tl.store(input + id, type)\n",
         body("tl.static_assert(B > 1, f'B is {B}')"),
         body("y = x.dtype.element_ty.primitive_bitwidth; tl.store(x, max(y, n), mask=n < len(B))"),
     ],
@@ -159,7 +169,10 @@ def test_a_plain_request_may_be_compiled(changes: dict[str, Any]) -> None:
         ({"environment": {"LD_PRELOAD": "/tmp/x.so"}}, "environment variable LD_PRELOAD"),
         ({"environment": {"PTXAS_OPTIONS": "-o x"}}, "environment variable PTXAS_OPTIONS"),
         ({"environment": {"TRITON_DUMP_DIR": "/home"}}, "environment variable TRITON_DUMP_DIR"),
-        *(({"environment": {tool: "/theirs"}}, f"asks for {tool}, which names") for tool in sorted(TOOL_VARIABLES)),
+        *(
+            ({"environment": {tool: "/theirs"}}, f"asks for {tool}, which names")
+            for tool in sorted(TOOL_VARIABLES)
+        ),
         ({"module": "triton.language.extra.libdevice"}, "Triton's module"),
     ],
 )
@@ -195,7 +208,9 @@ def test_what_live_kernels_stand_on_may_be_compiled() -> None:
         "cdiv": Member("triton.language.standard", "cdiv"),
         "c": Constexpr(Items("tuple", [Constant(1.0), Dtype("fp32"), Table([(Constant("a"), Constant(2))])])),
         "g": FunctionRef(0),
-        "u": Namespace("users", {"h": FunctionRef(0), "tl": Import("triton.language"), "v": Namespace("w", {})}),
+        "u": Namespace(
+            "users", {"h": FunctionRef(0), "tl": Import("triton.language"), "v": Namespace("w", {})}
+        ),
         "P": NamedTuple("m", "P", ["shape"], [Constant(None)]),
     }
     text = "def f(x):\n    return g(u.h(x)) + u.tl.exp(x) + math.pi + libdevice.tanh(cdiv(x, c[0])) + P(x).shape[0]\n"
@@ -268,3 +283,76 @@ def test_a_live_function_is_one_function(text: str) -> None:
 def test_a_captured_source_without_functions_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="there is no kernel"):
         CapturedSource([])
+
+
+# As Triton parsed it
+
+
+def parsed(text: str, bound: dict[str, Any] | None = None) -> str | None:
+    given = {"tl": importlib.import_module("triton.language"), "triton": importlib.import_module("triton")}
+    return check_parsed(ast.parse(text), given | (bound or {}))
+
+
+def _module(name: str, **members: Any) -> types.ModuleType:
+    module = types.ModuleType(name)
+    vars(module).update(members)
+    return module
+
+
+def print_everything(*everything: Any) -> None:
+    print(everything)
+
+
+class Place:
+    SIZE = 4
+
+
+class Busy:
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+
+@pytest.mark.triton
+def test_a_function_as_triton_parsed_it_may_be_compiled() -> None:
+    tl = importlib.import_module("triton.language")
+    text = "def k(x, B: tl.constexpr = 4, s: float = 1e-5):\n    tl.store(x, m.f(math.floor(S)) + Place.SIZE + D[0])\n"
+    m = _module("helpers", f=importlib.import_module("triton").cdiv, _unused=1)
+    bound = {
+        "m": m,
+        "math": math,
+        "S": tl.constexpr(1.5),
+        "Place": Place,
+        "D": (tl.float32, [1, {"a": None}]),
+    }
+    assert parsed(text, bound) is None
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("text", "bound", "reason"),
+    [
+        ("def k(x: tl.core.inspect.os.system('id')): pass", {}, "computes tl.core.inspect"),
+        ("def k(x, y=tl.core.inspect.os.system('id')): pass", {}, "computes tl.core.inspect"),
+        ("def k(x): pass\nprint(1)", {}, "not one function"),
+        ("@tl.core.inspect.os\ndef k(x): pass", {}, "not one function"),
+        ("def k(x): os.system('id')", {"os": os}, "uses the module os"),
+        ("def k(x): f('id')", {"f": os.system}, "f is a builtins.builtin_function_or_method"),
+        ("def k(x): f('id')", {"f": functools.partial(os.system, "id")}, "f is a functools.partial"),
+        ("def k(x): f('id')", {"f": print_everything}, "f is a builtins.function"),
+        ("def k(x): T[0]('id')", {"T": [os.system]}, "T is a"),
+        ("def k(x): T['a']('id')", {"T": {"a": (os.system,)}}, "T is a"),
+        ("def k(x): b.x", {"b": Busy()}, "b is a"),
+        ("def k(x): Busy.x", {"Busy": Busy}, "Busy is a"),
+        ("def k(x): m.f('id')", {"m": _module("m", f=os.system)}, "m.f is a"),
+        ("def k(x): m.f", {"m": _module("triton.language.extra.libdevice", f=1)}, "is not that module"),
+        ("def k(x): m.g", {"m": _module("m", f=1)}, "reads m.g"),
+        ("def k(x): tl.load = 1", {}, "sets tl.load"),
+        ("def k(x): undefined", {}, "reads undefined"),
+        ("def k(x): getattr(tl, 'core')", {}, "reads getattr"),
+        ("def k(x): x(A)", {"A": ".incbin '/etc/passwd'"}, "assembly that reads a file"),
+    ],
+)
+def test_a_function_that_is_not_what_was_checked_is_refused(
+    text: str, bound: dict[str, Any], reason: str
+) -> None:
+    assert reason in str(parsed(text, bound))

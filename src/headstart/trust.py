@@ -100,6 +100,9 @@ _STATEMENTS = (
     ast.Raise, ast.Return, ast.While, ast.With,
 )  # fmt: skip
 _REFUSED_EXPRESSIONS = (ast.Await, ast.Lambda, ast.Yield, ast.YieldFrom)
+_OF_EVERY_CLASS = _words(
+    "__module__ __qualname__ __dict__ __weakref__ __doc__ __firstlineno__ __static_attributes__ __annotations__"
+)
 _DEEPEST = 16  # levels of containers that a constant may have
 _PLAIN_TYPE = re.compile(r"\*?k?\w+|tensordesc(_im2col)?<\w+\[[\d, ]+\](,input_rank=\d+)?>", re.ASCII)
 # Python would take them for ends of lines, or not, depending on who reads: what is looked at must be what is compiled.
@@ -228,10 +231,14 @@ class _Scope:
     Where a name is assigned it need not be bound (yet), and then Python finds its builtin of that name. So names of
     closed builtins mean something else only as parameters, which are always bound. What is imported means the same
     everywhere, and may not be assigned.
+
+    Args:
+        tree: a module; or, if `closed`, a function, of which the methods say all that its names mean from outside.
     """
 
     def __init__(self, tree: ast.AST, *, closed: bool = False) -> None:
         self._closed = closed
+        self._unbound: set[str] = set()
         self.imported: dict[str, str] = {}
         self.namespaces: dict[str, captured.Namespace] = {}
         self.parameters: set[str] = set()  # of the function that is being checked
@@ -256,10 +263,17 @@ class _Scope:
         else:
             self.namespaces[name] = meaning
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether all that a name can mean was said by `stand_for` and `know`."""
-        return self._closed
+    def leave_unbound(self, name: str) -> None:
+        """Have `name` mean nothing: to read it is an error, unless it is a builtin's."""
+        if not hasattr(builtins, name):
+            self._unbound.add(name)
+            self.know(name)
+
+    def means_nothing(self, name: str) -> bool:
+        """Whether to read a name from outside the function is an error."""
+        if name in self._unbound:
+            return True
+        return self._closed and not (self.may_read(name) or hasattr(builtins, name) or name.startswith("__"))
 
     def know(self, name: str) -> None:
         """Have `name` mean something harmless."""
@@ -321,7 +335,9 @@ def _check_captured_function(function: CapturedFunction, functions: int) -> None
             scope.stand_for(name, binding)
         elif full_name := _full_name(binding):
             scope.stand_for(name, full_name)
-        elif not (isinstance(binding, captured.Unbound) and hasattr(builtins, name)):  # which then is the builtin
+        elif isinstance(binding, captured.Unbound):
+            scope.leave_unbound(name)
+        else:
             scope.know(name)
     for binding in function.defaults.values():
         _check_binding(binding, functions)
@@ -405,11 +421,13 @@ def check_parsed(tree: ast.Module, bound: Mapping[str, Any]) -> str | None:
                 raise _Refused("what Triton parsed is not one function")
         scope = _Scope(definition, closed=True)
         for name in {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}:
-            if name in bound and isinstance(bound[name], types.ModuleType):
-                scope.stand_for(name, _meaning_of_module(bound[name]))
-            elif name in bound:
-                _check_value(bound[name], name)
+            if name not in bound:
+                continue
+            meaning = _meaning(bound[name], name)
+            if meaning is None:
                 scope.know(name)
+            else:
+                scope.stand_for(name, meaning)
         _check_parameters(definition, scope)
         _check_statements(definition, scope)
     except _Refused as refused:
@@ -419,25 +437,39 @@ def check_parsed(tree: ast.Module, bound: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _meaning_of_module(module: types.ModuleType) -> str | captured.Namespace:
-    name = module.__name__
-    if sys.modules.get(name) is module:
-        if not _may_import(name):
-            raise _Refused(f"it uses the module {name}")
-        return name
-    if _is_tritons(name) or name == "math":
-        raise _Refused(f"what it calls the module {name} is not that module")
+def _meaning(value: Any, name: str, depth: int = 0) -> str | captured.Namespace | None:
+    """What `_Scope.stand_for` is told of a value; None: it is only a value, and harmless."""
+    if isinstance(value, types.ModuleType):
+        if sys.modules.get(value.__name__) is value:
+            if not _may_import(value.__name__):
+                raise _Refused(f"it uses the module {value.__name__}")
+            return value.__name__
+        if _is_tritons(value.__name__) or value.__name__ == "math":
+            raise _Refused(f"what it calls the module {value.__name__} is not that module")
+    elif not _is_place(value):
+        _check_value(value, name, depth)
+        return None
+    if depth >= _DEEPEST:
+        raise _Refused(f"{name} is nested too deeply")
     members: dict[str, Binding] = {}
-    for member, value in vars(module).items():
-        if member.startswith("__"):
-            continue
-        if isinstance(value, types.ModuleType):
-            meaning = _meaning_of_module(value)
-            members[member] = captured.Import(meaning) if isinstance(meaning, str) else meaning
-        else:
-            _check_value(value, member)
-            members[member] = captured.Constant(None)
+    for member, each in vars(value).items():
+        if not member.startswith("__"):
+            meaning = _meaning(each, f"{name}.{member}", depth + 1)
+            if isinstance(meaning, str):
+                members[member] = captured.Import(meaning)
+            else:
+                members[member] = captured.Constant(None) if meaning is None else meaning
     return captured.Namespace(name, members)
+
+
+def _is_place(value: Any) -> bool:
+    """Whether this is a class that does nothing of its own: a place for constants and functions."""
+    return (
+        type(value) is type
+        and value.__bases__ == (object,)
+        and not _is_tritons(value.__module__)
+        and all(member in _OF_EVERY_CLASS for member in vars(value) if member.startswith("__"))
+    )
 
 
 def _check_value(value: Any, name: str, depth: int = 0) -> None:
@@ -463,27 +495,13 @@ def _check_value(value: Any, name: str, depth: int = 0) -> None:
         return  # which is looked at when Triton comes to it, or was when it was defined
     if cls.__module__ == f"{_LANGUAGE}.core" and not callable(value):
         return  # a type
-    if isinstance(value, type) and (hasattr(value, "_fields") or _is_namespace(value, name, depth)):
+    if isinstance(value, type) and issubclass(value, tuple) and hasattr(value, "_fields"):
         return
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
         module, path = value.__module__ or "", value.__qualname__
         if _may_take(module, path) or (module == "builtins" and path in _BUILTINS):
             return
     raise _Refused(f"{name} is {_described_value(value)}, which no kernel needs")
-
-
-def _is_namespace(cls: type, name: str, depth: int) -> bool:
-    """Whether a class is only a place for constants and functions; then these have been looked at."""
-    if cls.__bases__ != (object,) or type(cls) is not type or depth >= _DEEPEST or _is_tritons(cls.__module__):
-        return False
-    own = {"__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__"}
-    for member, value in vars(cls).items():
-        if member in own:
-            continue
-        if member.startswith("__"):
-            return False
-        _check_value(value, f"{name}.{member}", depth + 1)
-    return True
 
 
 def _described_value(value: Any) -> str:
@@ -575,25 +593,25 @@ def _check_parameters(function: ast.FunctionDef, scope: _Scope) -> None:
         if each.arg.startswith("__"):
             raise _refuse(each, f"has a parameter {each.arg}")
     for annotation in [function.returns, *(each.annotation for each in every)]:
-        if annotation is not None and not _is_bound_to_nothing(annotation, scope):
+        if annotation is not None and not _means_nothing(annotation, scope):
             _check_annotation(annotation, scope)
     for default in [*arguments.defaults, *arguments.kw_defaults]:
-        if default is not None and not _is_bound_to_nothing(default, scope):
+        if default is not None and not _means_nothing(default, scope):
             _check_constant(default, scope)
 
 
-def _is_bound_to_nothing(node: ast.expr, scope: _Scope) -> bool:
-    """Whether to evaluate an expression is an error: it is a dotted name, and its front means nothing to a worker, as
-    `torch.Tensor` of a live function."""
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return (
-        scope.is_closed
-        and isinstance(node, ast.Name)
-        and not scope.may_read(node.id)
-        and not hasattr(builtins, node.id)
-        and not node.id.startswith("__")
-    )
+def _means_nothing(node: ast.expr, scope: _Scope) -> bool:
+    """Whether to evaluate an expression is an error at its front, as it is for `torch.Tensor | None` of a live
+    function: a worker is not given what the front is."""
+    match node:
+        case ast.Attribute(value=value, attr=attr):
+            namespace = scope.namespace(value)
+            return (namespace is not None and attr not in namespace.members) or _means_nothing(value, scope)
+        case ast.Subscript(value=value) | ast.BinOp(left=value):
+            return _means_nothing(value, scope)
+        case ast.Name(id=name):
+            return scope.means_nothing(name)
+    return False
 
 
 def _check_statements(function: ast.FunctionDef, scope: _Scope) -> None:

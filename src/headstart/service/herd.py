@@ -35,6 +35,8 @@ from headstart.service.worker import last_stage
 from headstart.service.zygote import bury
 
 _MAX_MESSAGE = 1 << 16  # bytes, from a zygote
+_MOST_SHOWN = 20  # processes of one worker that are named
+_MOST_FILES = 2000  # in a confined worker's folder, which has no folders in it
 STOPPED_PATIENCE = 10.0  # seconds until a process that somebody has stopped is replaced
 
 _log = logging.getLogger("headstart.service")
@@ -88,26 +90,39 @@ class Herd:
         return [machine.own_memory(worker.pid) for worker in self.workers.values() if worker.pid]
 
     def swollen(self, limits: Mapping[int, int]) -> list[tuple[int, str]]:
-        """Those workers that use more than `limits` (bytes), tools included, each with what uses how much."""
+        """Those workers that use more than `limits` (bytes), tools included, each with what uses how much.
+
+        A confined worker's files count too, and what it has started and let go of: it may mean to use the machine up.
+        """
         found = []
+        confined = any(self.workers[number].kind.confined for number in limits)
+        orphans = self._orphans() if confined else set()
         for number, limit in limits.items():
-            pid = self.workers[number].pid
+            worker = self.workers[number]
+            pid, files = worker.pid, 0
             used = machine.tree_memory(pid)
-            if sum(used.values()) > limit:
-                parts = sorted(used.items(), key=lambda item: -item[1])
-                shown = ", ".join(
+            if worker.kind.confined:
+                for orphan in filter(lambda each: _group(each) == pid, orphans):
+                    used.update(machine.tree_memory(orphan))
+                files = _bytes_in(worker.folder)
+            total = sum(used.values()) + files
+            if total > limit:
+                parts = sorted(used.items(), key=lambda item: -item[1])[:_MOST_SHOWN]
+                shown = [
                     f"{'the worker' if each == pid else machine.name_of(each) or 'a tool'} {size >> 20} MiB"
                     for each, size in parts
-                )
-                found.append(
-                    (number, f"when it was looked at, it used {sum(used.values()) >> 20} MiB: {shown}")
-                )
+                ]
+                shown += ["…"] * (len(used) > _MOST_SHOWN) + [f"files {files >> 20} MiB"] * (files > 0)
+                found.append((number, f"when it was looked at, it used {total >> 20} MiB: {', '.join(shown)}"))
         return found
 
     def replace_stopped(self, now: float) -> None:
         """End zygotes and busy workers that somebody has stopped (SIGSTOP) and left so; their jobs begin anew."""
         processes = [zygote.process.pid for zygote in self._zygotes.values()]
-        processes += [worker.pid for worker in self.workers.values() if worker.pid]
+        # A confined worker that stops itself would begin anew for ever; it has a time limit.
+        processes += [
+            worker.pid for worker in self.workers.values() if worker.pid and not worker.kind.confined
+        ]
         self._stopped = {pid: self._stopped.get(pid, now) for pid in processes if machine.stopped(pid)}
         over = {pid for pid, since in self._stopped.items() if now - since >= STOPPED_PATIENCE}
         for kind, zygote in list(self._zygotes.items()):
@@ -146,7 +161,7 @@ class Herd:
             except (OSError, ValueError) as error:  # a ValueError: a path or a variable with a null byte
                 mine.close()
                 why = f"cannot start {toolchain.python}: {getattr(error, 'strerror', None) or error}"
-                self._carry_out(self._plan.zygote_unable(kind, why))
+                self._carry_out(self._plan.zygote_unable(kind, why, time.monotonic()))
                 return
         zygote = self._zygotes[kind] = _Zygote(process, mine)
         self._loop.watch(mine, lambda mask: self._hear_zygote(kind, zygote))
@@ -174,8 +189,8 @@ class Herd:
             self._forget_worker(message.worker)
             self._carry_out(self._plan.fork_failed(message.worker, message.why, now))
         else:
-            self._carry_out(self._plan.zygote_unable(kind, message.why))
             self.end_zygote(kind)
+            self._carry_out(self._plan.zygote_unable(kind, message.why, now))
 
     def end_zygote(self, kind: Kind) -> None:
         """Kill a zygote and bury its workers, which are ours once it is dead."""
@@ -196,12 +211,14 @@ class Herd:
     def _end_orphans(self) -> None:
         """Whoever is our child and no zygote has lost its parent: a worker that was just being forked, or something
         that a compile started and let go of."""
-        zygotes = {zygote.process.pid for zygote in self._zygotes.values()}
-        while orphans := set(machine.children(os.getpid())) - zygotes:
+        while orphans := self._orphans():
             for pid in orphans:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
                     os.kill(pid, signal.SIGKILL)
                     bury(pid)
+
+    def _orphans(self) -> set[int]:
+        return set(machine.children(os.getpid())) - {zygote.process.pid for zygote in self._zygotes.values()}
 
     def _order_zygote(self, kind: Kind, order: msgspec.Struct, fds: Iterable[int] = ()) -> None:
         zygote = self._zygotes.get(kind)
@@ -296,3 +313,21 @@ class Herd:
                     pass
             except ChildProcessError:
                 self._strays.discard(group)
+
+
+def _group(pid: int) -> int:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid)
+    return 0
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of all files in a folder; of more files than any compile has, more than any limit."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if number > _MOST_FILES:
+                return 1 << 60
+            with contextlib.suppress(OSError):
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total

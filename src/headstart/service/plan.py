@@ -15,7 +15,9 @@ Guarantees:
 * One job at a time is at a tail (`cutoff.py`). Others that come to it stand aside without a worker, and are taken up
   when it is over; if it failed, that is its own matter, and they are compiled whole.
 * Quiesced, it starts no compile and keeps no worker.
-* A worker serves one kind (toolchain and environment) in its life.
+* A worker serves one kind (toolchain, environment, confined or not) in its life; a confined one has one job, and is
+  killed: what it was told may have changed it.
+* There are at most `MAX_ZYGOTES` zygotes. One more is started when one that nobody needs can make way for it.
 
 Assumptions: after `Retire` or `Kill` the server reports `worker_buried`; after `Fork`, `worker_forked` or `fork_failed`
 or the loss of the zygote; after `StartZygote`, `zygote_ready`, `zygote_unable` or `zygote_lost`.
@@ -36,6 +38,7 @@ from headstart.wire import Failure
 MAX_ATTEMPTS = 2  # a kernel that killed its worker twice, or ran out of time twice, is not tried again
 BACKGROUND_TIME_LIMIT = 300.0  # seconds for what nobody waits for, unless the client sets its own limit
 ALONE_PATIENCE = 10.0  # seconds for which others wait for a second attempt to begin, and again while it runs
+MAX_ZYGOTES = 8  # each has a Triton in memory
 MAX_ZYGOTE_LOSSES = 3  # in a row, with nothing compiled between
 IDLE_TIMEOUT = 60.0  # seconds until an idle worker leaves
 
@@ -50,7 +53,7 @@ class StartZygote:
 
 @dataclass(frozen=True)
 class EndZygote:
-    """It has no workers, and nobody asks for its kind any more."""
+    """It has no workers, or idle ones that go with it, and nobody asks for its kind just now."""
 
     kind: Kind
 
@@ -129,6 +132,7 @@ class _Worker:
     since: float = 0.0  # when it began its job, or became idle
     timed_out: float | None = None  # the limit that it was killed for
     swollen: tuple[int, str] | None = None  # the limit that it was killed for, and what used how much
+    done: bool = False  # it has had the one job that a confined worker has, and was killed
     outmoded: bool = False  # it has its folder where there is no space: it leaves after its job
     recalled: bool = False  # killed so that its job goes back into the queue
 
@@ -145,12 +149,17 @@ class Plan:
     Args:
         limit: how many workers there may be at once.
         idle_timeout: seconds after which an idle worker leaves.
+        most_zygotes: how many there may be at once.
     """
 
-    def __init__(self, limit: int, *, idle_timeout: float = IDLE_TIMEOUT) -> None:
+    def __init__(
+        self, limit: int, *, idle_timeout: float = IDLE_TIMEOUT, most_zygotes: int = MAX_ZYGOTES
+    ) -> None:
         self.limit = limit
+        self._most_zygotes = most_zygotes
         self.idle_timeout = idle_timeout
         self.quiesced = False
+        self._crowded = False  # the last fork failed: until one succeeds, those who are dying still take room
         self._jobs: dict[str, Job] = {}
         self._queue = Queue()
         self._flights = Flights()
@@ -298,14 +307,14 @@ class Plan:
     def zygote_ready(self, kind: Kind, now: float) -> list[Action]:
         """Workers can be forked; as many as there may be are, since somebody is about to ask."""
         self._zygotes[kind].ready = True
-        free = 0 if self.quiesced else self.limit - len(self._workers)
+        free = 0 if self.quiesced else self._free()
         forks = [self._fork(kind) for _ in range(free)]
         return [*forks, *self._schedule(now)]
 
-    def zygote_unable(self, kind: Kind, why: str) -> list[Action]:
+    def zygote_unable(self, kind: Kind, why: str, now: float) -> list[Action]:
         """Nothing of this kind can be compiled; whoever wants it is told why, and may try again later."""
         self._zygotes.pop(kind, None)
-        return self._give_up(kind, why)
+        return [*self._give_up(kind, why), *self._schedule(now)]
 
     def zygote_lost(self, kind: Kind, why: str, now: float) -> list[Action]:
         """A zygote died, and its workers with it."""
@@ -327,11 +336,13 @@ class Plan:
 
     def worker_forked(self, number: int, now: float) -> list[Action]:
         """A worker waits for its first job."""
+        self._crowded = False
         return [*self._rest(self._workers[number], now), *self._schedule(now)]
 
     def fork_failed(self, number: int, why: str, now: float) -> list[Action]:
         """The machine gives no more processes: make do with the workers there are, or give up."""
         worker = self._workers.pop(number)
+        self._crowded = True
         if self._workers:
             self.limit = len(self._workers)
             return self._schedule(now)
@@ -539,8 +550,7 @@ class Plan:
             return []
         coming = sum(w.state is _State.FORKING and w.kind == kind for w in self._workers.values())
         wanted = max(0, self._queue.waiting(kind) - coming)
-        free = self.limit - len(self._workers)
-        actions: list[Action] = [self._fork(kind) for _ in range(min(wanted, free))]
+        actions: list[Action] = [self._fork(kind) for _ in range(min(wanted, self._free()))]
         leaving = any(w.state is _State.LEAVING for w in self._workers.values())
         if wanted and not actions and not leaving:
             # All places are taken; an idle worker, which must be of another kind, gives up its own.
@@ -549,11 +559,34 @@ class Plan:
                 actions.append(self._retire(idle))
         return actions
 
+    def _free(self) -> int:
+        """How many workers there is room for. Those that were killed after their job are as good as gone."""
+        return self.limit - sum(self._crowded or not worker.done for worker in self._workers.values())
+
     def _start_zygote(self, kind: Kind) -> list[Action]:
         if kind in self._zygotes:
             return []
+        ended: list[Action] = []
+        if len(self._zygotes) >= self._most_zygotes:
+            spare = self._spare_zygote()
+            if spare is None:
+                return []  # whatever makes one spare has jobs scheduled again
+            ended = [self._end_zygote(spare)]
         self._zygotes[kind] = _Zygote()
-        return [StartZygote(kind)]
+        return [*ended, StartZygote(kind)]
+
+    def _spare_zygote(self) -> Kind | None:
+        """One that could make way: it does nothing, and nobody has asked it for anything; announced ones last."""
+        needed = {job.kind for job in self._jobs.values()}
+        needed |= {w.kind for w in self._workers.values() if w.state is _State.FORKING or w.job is not None}
+        spare = [kind for kind, zygote in self._zygotes.items() if zygote.ready and kind not in needed]
+        return min(spare, key=lambda kind: kind in self._announced.values(), default=None)
+
+    def _end_zygote(self, kind: Kind) -> EndZygote:
+        del self._zygotes[kind]
+        for worker in [worker for worker in self._workers.values() if worker.kind == kind]:
+            del self._workers[worker.number]
+        return EndZygote(kind)
 
     def _end_unused_zygotes(self) -> list[Action]:
         used = {worker.kind for worker in self._workers.values()} | {job.kind for job in self._jobs.values()}
@@ -562,9 +595,7 @@ class Plan:
         # The last one stays, so that the next job finds a zygote; others were for clients and environments of the past.
         if len(unused) == len(self._zygotes):
             del unused[-1:]
-        for kind in unused:
-            del self._zygotes[kind]
-        return [EndZygote(kind) for kind in unused]
+        return [self._end_zygote(kind) for kind in unused]
 
     def _fork(self, kind: Kind) -> Fork:
         number = next(self._numbers)
@@ -577,7 +608,7 @@ class Plan:
         A confined one that has had its job is not asked to leave, which it need not do.
         """
         if worker.kind.confined and worker.state is _State.BUSY:
-            worker.state = _State.LEAVING
+            worker.state, worker.done = _State.LEAVING, True
             return [Kill(worker.number)]
         worker.state, worker.since = _State.IDLE, now
         return [self._retire(worker)] if self.quiesced or worker.outmoded or self._surplus() > 0 else []

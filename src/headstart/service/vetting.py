@@ -13,7 +13,7 @@ import inspect
 import sys
 from typing import Any
 
-from headstart.trust import check_parsed
+from headstart.trust import check_parsed, unvouched
 
 
 class Unvouched(Exception):
@@ -35,7 +35,7 @@ def install() -> None:
         if not _is_tritons(function, triton_dir):
             reason = check_parsed(tree, _bound(function.fn))
             if reason is not None:
-                raise Unvouched(f"{function.fn.__qualname__}: {reason}")
+                raise Unvouched(unvouched(f"{function.fn.__qualname__}: {reason}"))
         return tree
 
     cls.parse = checked
