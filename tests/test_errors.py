@@ -86,7 +86,8 @@ def test_every_kind_of_failure_that_a_process_reports_has_its_error() -> None:
         and isinstance(node.args[0], ast.Constant)
     }
     assert {"crash", "timeout", "source", "service"} <= kinds
-    assert kinds <= {*COMPILE_ERRORS, "service"}
+    # A worker says "space", which its service acts on and never passes on (`test_plan.py`).
+    assert kinds <= {*COMPILE_ERRORS, "service", "space"}
 
 
 def test_the_tree_at_the_top_of_the_module_names_every_class() -> None:

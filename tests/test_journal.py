@@ -35,7 +35,9 @@ def journals(path: Path) -> list[Path]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "records [é*]" / "app.manifest"
+    folder = tmp_path / "records [é*]"
+    folder.mkdir()
+    return folder / "app.manifest"
 
 
 def killed(path: Path, *kernels: str) -> Path:
@@ -90,7 +92,6 @@ def test_a_scrambled_journal_is_no_error(path: Path) -> None:
 
 
 def test_a_file_that_only_has_such_a_name_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.parent.mkdir()
     foreign = path.parent / ".app.manifest.notes.journal"
     foreign.write_text("Dear diary")
     link = path.parent / ".app.manifest.link.journal"
@@ -144,7 +145,7 @@ def test_a_program_s_own_process_writes_no_journal(path: Path) -> None:
     recorder = Recorder(path)
     made = request("a")
     recorder.note(made, made.digest())
-    assert not path.parent.exists()
+    assert not journals(path)
     recorder.close()
     assert not journals(path)
 

@@ -26,14 +26,13 @@ _SUFFIX = ".journal"
 
 
 class Journal:
-    """This process's journal for the record at `record`.
+    """This process's journal for the record at `record`, whose folder is there.
 
     Raises:
         OSError: it cannot be made.
     """
 
     def __init__(self, record: Path) -> None:
-        record.parent.mkdir(parents=True, exist_ok=True)
         stem = f".{record.name}.{os.getpid()}-{os.urandom(4).hex()}"
         self._path = record.with_name(stem + _SUFFIX)
         made = record.with_name(f"{stem}.new")

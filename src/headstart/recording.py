@@ -92,8 +92,7 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     place = Path(os.path.realpath(path))
     try:
         check_replaceable(place, MANIFEST)
-        is_own = place.is_relative_to(os.path.realpath(cache_dir()))
-        make_folder(place.parent, 0o700 if is_own else 0o777)
+        _make_folder_of(place)
         with locked(place):
             existing = _existing(place)
             left = left_behind(place)
@@ -113,6 +112,11 @@ def update(path: str | os.PathLike[str], manifest: Manifest, *, kept_days: int |
     else:
         return True
     return False
+
+
+def _make_folder_of(place: Path) -> None:
+    is_own = place.is_relative_to(os.path.realpath(cache_dir()))
+    make_folder(place.parent, 0o700 if is_own else 0o777)
 
 
 def gather(path: str | os.PathLike[str], *, kept_days: int | None = None) -> bool:
@@ -270,7 +274,9 @@ class Recorder:
     def _write_at_once(self, noted: Specialization | Tuning) -> None:
         try:
             if self._journal is None:
-                self._journal = Journal(Path(os.path.realpath(self.path)))
+                place = Path(os.path.realpath(self.path))
+                _make_folder_of(place)
+                self._journal = Journal(place)
             if isinstance(noted, Specialization):
                 self._journal.append(Manifest.of([noted], [], [self._origin]))
             else:

@@ -75,7 +75,10 @@ class CompileLog(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, tag=True):
-    """Why a kernel has no result: becomes the `CompileError` of its `kind`; "service" becomes a `ServiceError`."""
+    """Why a kernel has no result: becomes the `CompileError` of its `kind`; "service" becomes a `ServiceError`.
+
+    A worker's "space", for want of which it could not compile, is for its service alone.
+    """
 
     kind: str
     summary: str

@@ -17,7 +17,6 @@ from pathlib import Path
 import denied
 import headstart
 from headstart import connection
-from headstart.service import sharing
 from kernels import Kernel, pointwise
 
 BATCH = 4  # kernels that are kicked off before the first of them is waited for
@@ -40,8 +39,8 @@ def kernel(number: int, marks: str) -> Kernel:
 
 
 def be_impatient() -> None:
-    """A service that is stopped for as long as faults last is given up, and soon after joined again."""
-    connection._QUIET, connection.STOPPED_PATIENCE, sharing._AVOIDED = 0.5, 3.0, 1.0
+    """A service that is left stopped is given up within a round; ten seconds would be too long."""
+    connection._QUIET, connection.STOPPED_PATIENCE = 0.5, 3.0
 
 
 def limit_threads(flag: Path) -> None:

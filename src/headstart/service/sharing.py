@@ -79,8 +79,8 @@ def connect(path: Path) -> socket.socket | None:
         pid, uid = credentials(sock)
         if uid != os.getuid():
             raise ServiceError(f"the service at {path} belongs to another user (uid {uid}) and is not used")
-        if _is_stuck(pid):
-            raise ServiceError(f"the service at {path} {silence(pid)}")
+        if why := _why_avoided(pid):
+            raise ServiceError(f"the service at {path} {why}")
         return sock
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         sock.close()
@@ -94,8 +94,8 @@ def connect(path: Path) -> socket.socket | None:
 
 
 def avoid(pid: int) -> None:
-    """Join the service of process `pid` no more while it is stopped, nor for the next `_AVOIDED` seconds."""
-    _stuck[pid] = time.monotonic()
+    """Leave the service of process `pid` alone while it is stopped; if it is not, for a while."""
+    _stuck[pid] = None if machine.stopped(pid) else time.monotonic()
 
 
 def silence(pid: int) -> str:
@@ -105,14 +105,16 @@ def silence(pid: int) -> str:
     return f"{who}: {why}" if why else who
 
 
-def _is_stuck(pid: int) -> bool:
-    since = _stuck.get(pid)
-    if since is None:
-        return False
-    if machine.stopped(pid) or time.monotonic() < since + _AVOIDED:
-        return True
-    del _stuck[pid]
-    return False
+def _why_avoided(pid: int) -> str:
+    """Why a service is not joined just now, as the end of a sentence; empty if it may be."""
+    if pid in _stuck:
+        since = _stuck[pid]
+        if machine.stopped(pid):
+            return silence(pid)
+        if since is not None and time.monotonic() < since + _AVOIDED:
+            return f"(process {pid}) did not answer a short while ago, and is not asked again for {_AVOIDED:.0f} s"
+        del _stuck[pid]
+    return ""
 
 
 @contextlib.contextmanager
@@ -196,7 +198,7 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-_stuck: dict[int, float] = {}  # processes of services that did not answer, and since when
+_stuck: dict[int, float | None] = {}  # processes of services that did not answer; since when, unless it was stopped
 
 # A fork of this process while it starts a service would keep the listening socket open for good.
 _listeners: set[socket.socket] = set()
