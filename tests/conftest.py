@@ -23,11 +23,15 @@ import psutil
 import pytest
 
 import headstart
+from headstart.service.confinement import unavailable
 
 T = TypeVar("T")
 
 PATIENCE = 30.0  # seconds that a test waits for something that must happen
 PROMPT = 5.0  # seconds within which processes whose client is gone must have ended
+
+# For what compiles without --trust what nobody vouches for.
+needs_confinement = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "it can be had")
 
 
 @pytest.fixture(autouse=True)

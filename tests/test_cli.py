@@ -203,6 +203,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompile]:
         return opened[-1]
 
     monkeypatch.setattr(build_module, "_open", open_fake)
+    monkeypatch.setattr(build_module, "unavailable", lambda: "")
     return opened
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conftest import needs_confinement
 from headstart.bundle import Bundle
 from headstart.cli import build as build_module
 from headstart.errors import ServiceError
@@ -295,6 +296,7 @@ def test_trust_is_for_manifests(fake: list[FakeCompile]) -> None:
 
 
 @pytest.mark.triton
+@needs_confinement
 def test_a_manifest_becomes_a_bundle() -> None:
     recorded = [
         specialization(constants={"FACTOR": factor, "BLOCK": 64}, options={"num_warps": 4, "maxnreg": 64})

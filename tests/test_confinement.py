@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from conftest import PATIENCE, Family
+from conftest import PATIENCE, Family, needs_confinement
 from headstart import AsyncCompile, CompileError, CompileOutOfMemory, CompileTimeout, HeadstartError
 from headstart.captured import (
     Binding,
@@ -26,18 +26,15 @@ from headstart.captured import (
     Parameter,
     Unbound,
 )
+from headstart.jit import replay
 from headstart.manifest import Manifest, Specialization
 from headstart.request import CompileRequest, Source
-from headstart.service import confinement
 from headstart.toolchain import find_toolchain
 from kernels import HEAD, pointwise
 
 Open = Callable[..., AsyncCompile]
 
 pytestmark = pytest.mark.triton
-needs_confinement = pytest.mark.skipif(
-    bool(confinement.unavailable()), reason=confinement.unavailable() or "it can be had"
-)
 
 BODY = "    tl.store(x, 1)\n"
 
@@ -498,6 +495,62 @@ def test_an_unvouched_kernel_is_the_one_that_triton_makes(unvouched: Open, famil
 
 def _without_name(kernel: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kernel.items() if name != "name"}
+
+
+@needs_confinement
+def test_whoever_vouches_for_a_source_is_not_given_what_became_of_it_before(unvouched: Open) -> None:
+    compiler = unvouched(workers=1)
+    each = request(f"import os\n{HEAD}@triton.jit\ndef k(x):\n{BODY}")
+    strange = compiler.submit(each, vouched=False)
+    vouched = compiler.submit(each)
+    assert vouched is not strange
+    assert vouched.result(PATIENCE).asm["cubin"]
+    with pytest.raises(CompileError, match="line 1 of its source imports os"):
+        strange.result(PATIENCE)
+    assert compiler.submit(each, vouched=False) is vouched
+
+
+class Told:
+    """Stands for an AsyncCompile: what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bool]] = []
+
+    def submit(self, request: CompileRequest, *, background: bool, vouched: bool) -> None:
+        self.asked.append((request.name, vouched))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_replay_of_what_nobody_vouches_for_is_confined_and_brings_no_tools(
+    monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    monkeypatch.setattr(replay, "unavailable", lambda: "")
+    source = f"{HEAD}@triton.jit\ndef {{}}(x):\n{BODY}"
+    asks = [
+        request(source.format("plain"), name="plain"),
+        request(source.format("plugin"), name="plugin", environment={"LLVM_PASS_PLUGIN_PATH": "/evil.so"}),
+        request(source.format("tool"), name="tool", environment={"TRITON_PTXAS_BLACKWELL_PATH": "/evil"}),
+        request(f"import os\n{source.format('reads')}", name="reads"),
+    ]
+    told = Told()
+    kernels = [
+        Specialization(request=each, digest=each.digest(), last_seen=dt.date(2026, 11, 23)) for each in asks
+    ]
+    replay.Replay(Manifest.of(kernels, [], []), lambda: told, trusted=trusted).run()  # type: ignore[arg-type,return-value]
+    everything = [("plain", True), ("plugin", True), ("reads", True), ("tool", True)]
+    assert sorted(told.asked) == (everything if trusted else [("plain", False)])
+
+
+def test_a_replay_that_cannot_be_confined_asks_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(replay, "unavailable", lambda: "this kernel offers no Landlock")
+    each = request(f"{HEAD}@triton.jit\ndef k(x):\n{BODY}")
+    recorded = Specialization(request=each, digest=each.digest(), last_seen=dt.date(2026, 11, 23))
+    told = Told()
+    replay.Replay(Manifest.of([recorded], [], []), lambda: told, trusted=False).run()  # type: ignore[arg-type,return-value]
+    assert told.asked == []
+    assert "this kernel offers no Landlock; --trust compiles them" in caplog.text
 
 
 # Where the kernel offers nothing

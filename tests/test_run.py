@@ -324,7 +324,7 @@ def test_nothing_is_recorded_or_replayed_unless_wanted(program: Callable[..., Pa
     run("--record", own, *DRY, app)
     assert not record_of(app).exists()
     assert len(Manifest.open(own).specializations) == 1
-    done = run("-v", "--manifest", own, "--no-record", *DRY, app)
+    done = run("-v", "--manifest", own, "--trust", "--no-record", *DRY, app)
     assert "1 prefetched" in done.stderr
     done = run("-v", "--no-prefetch", "--record", own, *DRY, app)
     assert "prefetched" not in done.stderr
@@ -343,7 +343,7 @@ def test_with_a_bundle_nothing_is_compiled_and_no_service_starts(program: Callab
     run(*DRY, app)
     bundle = tmp_path / "app.bundle"
     build = (sys.executable, "-m", "headstart", "build")
-    run(record_of(app), "-o", bundle, "--quiet", command=build)
+    run(record_of(app), "-o", bundle, "--quiet", "--trust", command=build)
     before = bundle.read_bytes()
     for folder in ("TRITON_CACHE_DIR", "HEADSTART_CACHE_DIR"):
         subprocess.run(["rm", "-rf", os.environ[folder]], check=True)

@@ -6,6 +6,7 @@ A row module has `NUMBERS`, the rows that it answers, and `measure(bench)`, whic
 from benchmarks.rows import (
     claim,
     cold,
+    confined,
     cutoff,
     imports,
     launches,
@@ -17,4 +18,4 @@ from benchmarks.rows import (
     warm,
 )
 
-ALL = (claim, cold, start, overhead, warm, imports, memory, manifest, launches, shared, cutoff)
+ALL = (claim, cold, start, overhead, warm, imports, memory, manifest, launches, shared, cutoff, confined)

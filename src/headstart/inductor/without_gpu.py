@@ -9,7 +9,8 @@ precompile. Left out is what needs a driver: launchers, benchmarking (of templat
 itself (`CompiledFxGraph.__call__` raises `Stop`). Registers, which decide about rescaling, are read from cubins.
 
 It changes torch's insides for as long as it lasts, and so belongs into a process of its own. Read for torch 2.11 to
-2.14. The shim beside this file, which is compiled by g++ at first use, takes the place of CUDA's device guard.
+2.14. The shim beside this file, which is compiled by g++ at first use, takes the place of CUDA's device guard and
+hooks.
 """
 
 from __future__ import annotations
@@ -147,9 +148,9 @@ def load_shim(folder: Path | None = None) -> None:
         raise UsageError(why)
     lib = Path(torch.folder, "lib")
     if (lib / "libtorch_cuda.so").exists():
-        # CUDA's own guard is registered while torch is imported, and then replaced.
+        # CUDA's own guard and hooks are made while torch is imported, and then replaced.
         importlib.import_module("torch")
-        _shim = ctypes.CDLL(str(_build_shim(torch, folder, "-DGUARD_ONLY")))
+        _shim = ctypes.CDLL(str(_build_shim(torch, folder, "-DHAS_CUDA")))
         return
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(lib / name), mode=ctypes.RTLD_GLOBAL)

@@ -44,6 +44,7 @@ def _words(text: str) -> tuple[str, ...]:
 ENVIRONMENT = frozenset({"PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "LC_CTYPE"})
 
 _TOOLS = ("ptxas", "ptxas-blackwell", "ld.lld")
+_PLUGGED_IN = ("backends/*", "language/extra/*")
 _EXECUTED = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")  # of the variables that name tools
 _SYSTEM_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib")
 _SYSTEM_FILES = ("/etc/ld.so.cache", "/dev/urandom", "/dev/zero", "/proc/cpuinfo", "/sys/devices/system/cpu/online")
@@ -231,7 +232,7 @@ def _rules(folder: str, packages: list[str]) -> Iterator[tuple[str, int]]:
     yield folder, read | _WRITE_FILE | _TRUNCATE | _MAKE_REG | _REMOVE_FILE
     yield "/dev/null", _READ_FILE | _WRITE_FILE
     places = sysconfig.get_paths()
-    for path in (*packages, places["stdlib"], places["platstdlib"], *_SYSTEM_LIBRARIES):
+    for path in (*packages, *_linked(packages), places["stdlib"], places["platstdlib"], *_SYSTEM_LIBRARIES):
         yield path, read
     for path in (*_SYSTEM_FILES, *_mapped_files(), *_named_files()):
         yield path, _READ_FILE
@@ -240,6 +241,12 @@ def _rules(folder: str, packages: list[str]) -> Iterator[tuple[str, int]]:
         loader = _loader(tool)
         if loader:
             yield loader, _READ_FILE | _EXECUTE
+
+
+def _linked(packages: Iterable[str]) -> list[str]:
+    """Parts of Triton that an editable install has elsewhere."""
+    parts = (path for package in packages for place in _PLUGGED_IN for path in Path(package).glob(place))
+    return [str(path) for path in parts if path.is_symlink()]
 
 
 def _tools(packages: Iterable[str]) -> list[str]:
