@@ -34,7 +34,7 @@ from headstart import environment as triton_environment
 from headstart.environment import fingerprint
 from headstart.replacing import replace
 
-KNOWN_VERSIONS = ("2.11", "2.12", "2.13", "2.14")
+KNOWN_VERSIONS = ("2.11", "2.12", "2.13")
 
 ASYNC_COMPILE = "torch._inductor.async_compile"
 COMPILE_FX = "torch._inductor.compile_fx"
