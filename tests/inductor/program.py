@@ -7,6 +7,7 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
     plant       put an attribute that cannot be pickled into every JITFunction
     wait        have the workers ready before anything is compiled
     break       name of a Triton kernel whose source is spoiled when it is kicked off
+    set         variables that the program sets once headstart is enabled and torch is there
     move        TORCHINDUCTOR_CACHE_DIR from the second case on
 """
 
@@ -47,6 +48,7 @@ def main() -> None:
         from headstart import inductor
 
         assert inductor.current().describing.awake.wait(60)
+    os.environ.update(ORDER.get("set", {}))
     results: dict[str, Any] = {"enable_s": enabled, "cases": {}}
     with gpuless.gpuless():
         import cases

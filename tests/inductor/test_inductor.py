@@ -207,6 +207,24 @@ def test_row_11_a_cache_folder_may_move_while_the_workers_run(programs: Programs
     assert list(moved.glob("triton/0/*/*.cubin"))
 
 
+def _hashes(result: dict[str, Any]) -> set[str]:
+    """Of the kernels in Triton's cache."""
+    found = (result["folder"] / "inductor" / "triton").rglob("*.json")
+    return {json.loads(path.read_text())["hash"] for path in found if not path.name.startswith("__grp__")}
+
+
+def test_a_variable_set_after_enable_counts_in_the_hash_as_in_stock(programs: Programs) -> None:
+    order = {"cases": ["shares_a_kernel"], "set": {"TRITON_DISABLE_LINE_INFO": "1"}}
+    stock = programs.run({**order, "adapter": "stock"}, TORCHINDUCTOR_COMPILE_THREADS="1")
+    first = programs.run({**order, "wait": True}, caches="line info")
+    again = programs.run(order, caches="line info")
+    without = programs.run({"cases": ["shares_a_kernel"]}, caches="line info")
+    assert first["in process"] == again["in process"] == []
+    assert _hashes(first) == _hashes(again) == _hashes(stock)
+    assert _hashes(first)
+    assert not _hashes(first) & _hashes(without)
+
+
 def test_row_12_a_kernel_that_fails_reads_as_in_stock_with_the_evidence(programs: Programs) -> None:
     result = programs.run({"cases": ["pointwise"], "break": "triton_"})
     error = result["cases"]["pointwise"]["error"]

@@ -34,7 +34,9 @@ from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
 from headstart.inductor.source import Source, is_refused_by_assembler
 from headstart.kernel import CompiledKernel
+from headstart.request import CompileRequest
 from headstart.settings import patience
+from headstart.target import Target
 from headstart.toolchain import Toolchain, find_toolchain
 from headstart.variables import Mode, mode
 
@@ -77,6 +79,11 @@ class _Started(NamedTuple):
     job: Job
     future: LambdaFuture[CompiledKernel] | None  # None: it was in Triton's cache
     device: int
+
+
+def _under(key: str, variables: dict[str, str]) -> tuple[str, str]:
+    """What tells a job from one that is the same but for the variables: its kernel may be another one."""
+    return key, repr(variables)
 
 
 class _Foreseeing(threading.local):
@@ -122,7 +129,7 @@ class Adapter:
         self._thread: threading.Thread | None = None
         self._sources: dict[Any, Source] = {}
         self._twins: dict[Any, Source] = {}
-        self._jobs: dict[str, _Started] = {}
+        self._jobs: dict[tuple[str, str], _Started] = {}
         self._devices: dict[str, int] = {}
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
         self._started = time.monotonic()  # and with it the workers, or with the first kick-off
@@ -164,12 +171,13 @@ class Adapter:
 
     def kick_off(self, name: str, text: str, environment: dict[str, str], config: dict[str, Any]) -> Source:
         """The source's way begins, unless it has."""
-        key = (name, text, tuple(environment.items()), repr(config))
+        variables = _environment()  # now, in the program's thread: it may be another one in a moment
+        key = (name, text, *map(repr, (environment, config, variables)))
         with self._lock:
             source = self._sources.get(key)
             if source is not None:
                 return source
-            source = self._sources[key] = Source(self, name, text, environment, config)
+            source = self._sources[key] = Source(self, name, text, environment, config, variables)
             self.counts["sources"] += 1
         if self._has_thread():
             self.soon(source.guarded_begin)
@@ -190,7 +198,9 @@ class Adapter:
             self._stay_away(reason)
             return in_process()
         try:
-            started = self._jobs.get(job_key(src, target, options)) or self._start_late(stem, src, target, options)
+            variables = _environment()
+            started = self._jobs.get(_under(job_key(src, target, options), variables))
+            started = started or self._start_late(stem, src, target, options, variables)
             if self._foreseeing.on:
                 raise compat.Foreseen
             files = self._files(started)
@@ -229,7 +239,7 @@ class Adapter:
                 if self.patience_left() == 0.0:
                     raise ServiceError(NO_WORKER) from None
 
-    def _start_late(self, stem: str, src: Any, target: Any, options: Any) -> _Started:
+    def _start_late(self, stem: str, src: Any, target: Any, options: Any, variables: dict[str, str]) -> _Started:
         """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed, no describer yet."""
         job = job_of(src, target, options)
         device = self._devices.get(stem, 0)
@@ -244,6 +254,7 @@ class Adapter:
             path=path,
             module=src.fn.__module__,
             device=device,
+            variables=variables,
             use_store=not compat.caches_disabled(),
         )
         future.add_done_callback(lambda _: self.heard())
@@ -276,7 +287,15 @@ class Adapter:
         self._has_thread()  # if there is none now, the next who finds one has this run as well
 
     def compile_job(
-        self, job: Job, *, text: str, path: str, module: str, device: int, use_store: bool
+        self,
+        job: Job,
+        *,
+        text: str,
+        path: str,
+        module: str,
+        device: int,
+        variables: dict[str, str],
+        use_store: bool,
     ) -> LambdaFuture[CompiledKernel]:
         """Kick one compile off, unless it is on its way.
 
@@ -284,21 +303,23 @@ class Adapter:
             HeadstartError: it cannot be asked for.
         """
         with self._lock:
-            started = self._jobs.get(job.key)
+            key = _under(job.key, variables)
+            started = self._jobs.get(key)
             if started is None:
-                future = self.compiler.triton(
+                request = CompileRequest.make(
                     job.name,
                     text,
                     signature=job.signature,
                     constants=plain.decode(job.constants),
                     attrs=plain.decode(job.attrs),
                     options=job.options,
-                    target=job.target,
+                    target=str(Target.parse(job.target)),
                     filename=path,
                     module=module,
-                    use_store=use_store,
+                    environment=variables,
                 )
-                started = self._jobs[job.key] = _Started(job, future, device)
+                future = self.compiler.submit(request, use_store=use_store)
+                started = self._jobs[key] = _Started(job, future, device)
                 self._devices[Path(path).stem] = device
                 self._first_job = self._first_job or time.monotonic()
                 self.counts["jobs"] += 1

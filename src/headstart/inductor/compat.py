@@ -32,9 +32,13 @@ import msgspec
 
 from headstart import environment as triton_environment
 from headstart.environment import fingerprint
+from headstart.errors import UsageError
 from headstart.replacing import replace
 
 KNOWN_VERSIONS = ("2.11", "2.12", "2.13")
+
+# What decides which assembler Triton finds, and which version it takes it for.
+ASSEMBLER_VARIABLES = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH", "TRITON_MOCK_PTX_VERSION")
 
 ASYNC_COMPILE = "torch._inductor.async_compile"
 COMPILE_FX = "torch._inductor.compile_fx"
@@ -161,7 +165,11 @@ class Replacement:
 
 def step_aside_reason() -> str | None:
     """Why Inductor must be left alone just now, or None. See the table in the documentation."""
-    if (reason := triton_environment.step_aside_reason()) is not None:
+    try:
+        reason = triton_environment.step_aside_reason()
+    except UsageError as error:  # a knob that no variable can say: only this process has it
+        return str(error)
+    if reason is not None:
         return reason
     if sys.modules[ASYNC_COMPILE].get_compile_threads() <= 1:
         return "TORCHINDUCTOR_COMPILE_THREADS=1"
@@ -316,7 +324,8 @@ def worker_job(function: Any, arguments: tuple[Any, ...], keywords: dict[str, An
     """Kernel name, source, environment and config of a job for `_worker_compile_triton`; None for any other job."""
     if getattr(function, "__name__", "") != "_worker_compile_triton" or keywords or len(arguments) != 3:
         return None
-    load, environment, settings = arguments
+    load, given, settings = arguments
+    environment = {name: value for name, value in given.items() if value is not None}  # None: it is not set
     parts: list[Any] = list(getattr(load, "args", ()))
     if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         return None
@@ -443,6 +452,14 @@ def cache_hash(src: Any, target: Any, options: dict[str, Any]) -> str:
     backend = make_backend(target)
     key = get_cache_key(src, backend, backend.parse_options(dict(options)), env_vars=get_cache_invalidating_env_vars())
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def forget_assembler() -> None:
+    """Have Triton ask the assembler for its version again, which is part of its hash: another one may be set."""
+    from triton.backends.nvidia import compiler
+
+    for asked in (compiler.get_ptxas, compiler.get_ptxas_version):
+        getattr(asked, "cache_clear", lambda: None)()
 
 
 def compiled_kernel(src: Any, files: dict[str, str], hash: str) -> Any:

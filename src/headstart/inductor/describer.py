@@ -19,6 +19,7 @@ import time
 import traceback
 from typing import Any
 
+from headstart.environment import FINGERPRINT_VARIABLES
 from headstart.inductor import compat, plain, recorder
 from headstart.inductor.recipe import (
     Awake,
@@ -45,11 +46,13 @@ class Describer:
     def __init__(self) -> None:
         self._recorder = recorder.Recorder()
         self._autotuners: dict[str, Any] = {}  # by source
+        self._given: set[str] = set()  # variables of the last order
+        self._tools: dict[str, str | None] = {}
 
     def describe(self, order: Describe) -> Recipe:
         """Raises whatever the source raises, and `CannotTravelError`."""
         started = time.perf_counter()
-        os.environ.update(order.environment)
+        self._take_over(order)
         with recorder.patched_config(plain.decode(order.config)):
             autotuner, path = self._recorder.load(order.name, order.source)
             arguments = self._recorder.arguments(autotuner)
@@ -72,9 +75,23 @@ class Describer:
             self._autotuners[order.source] = autotuner
         return recipe
 
+    def _take_over(self, order: Describe) -> None:
+        """Have the client's environment of when it kicked the source off: Triton's hash is made of it."""
+        given = {**order.environment, **order.variables}
+        for name in FINGERPRINT_VARIABLES | self._given:
+            if name not in given:
+                os.environ.pop(name, None)
+        os.environ.update(given)
+        self._given = set(given)
+        tools = {name: order.variables.get(name) for name in compat.ASSEMBLER_VARIABLES}
+        if tools != self._tools:
+            self._tools = tools
+            compat.forget_assembler()
+
     def rescale(self, order: Rescale) -> list[Job]:
         """Jobs for the configurations that `_dynamic_scale_rblock` will add."""
         source = order.described.source
+        self._take_over(order.described)
         if source not in self._autotuners:
             self.describe(order.described)
         autotuner = self._autotuners[source]

@@ -79,13 +79,17 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Describe(msgspec.Struct, tag=True, frozen=True):
-    """Run the decorators of `source`. `environment` and `config` are what Inductor would give its own worker."""
+    """Run the decorators of `source`. `environment` and `config` are what Inductor would give its own worker.
+
+    `variables` are those that change what a compile yields, as they were in the client when it kicked the source off.
+    """
 
     ticket: int
     name: str
     source: str
     environment: dict[str, str]
     config: Any
+    variables: dict[str, str]
 
 
 class Rescale(msgspec.Struct, tag=True, frozen=True):

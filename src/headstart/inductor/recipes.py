@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ from headstart.settings import trusts_cache_dir
 from headstart.store import DiskStore
 from headstart.toolchain import Toolchain
 
-FORMAT = "recipe 2"  # raised whenever a recipe changes its meaning
+FORMAT = "recipe 3"  # raised whenever a recipe changes its meaning
 KIND = "recipe"  # what such an entry has as its target and as its artifact
 
 # Inductor's variables that say where and how fast, not what.
@@ -64,7 +64,7 @@ class Recipes:
         self._find_bundled = find_bundled
         self._note = note
         self._later = later
-        self._toolchain = ""
+        self._toolchains: dict[tuple[tuple[str, str], ...], str] = {}  # by tools
 
     def prepare(self) -> None:
         """Do early what the first key needs: reading a toolchain that was never read before takes seconds."""
@@ -139,12 +139,12 @@ class Recipes:
         return keys.digest(
             [
                 ("format", FORMAT),
-                ("toolchain", self._toolchain_digest()),
+                ("toolchain", self._toolchain_digest(described.variables)),
                 ("torch", compat.torch_key()),
                 ("kernel", described.name),
                 ("config", repr(described.config)),
                 *sorted(settings.items()),
-                *((name, value) for name, value in sorted(self._environment().items()) if name not in TOOL_VARIABLES),
+                *((name, value) for name, value in sorted(described.variables.items()) if name not in TOOL_VARIABLES),
                 ("source", described.source),
             ]
         )
@@ -161,8 +161,12 @@ class Recipes:
             ]
         )
 
-    def _toolchain_digest(self) -> str:
-        if not self._toolchain:
-            tools = {name: value for name, value in self._environment().items() if name in TOOL_VARIABLES}
-            self._toolchain = self._find_toolchain().digest(tools, self._cache_dir / "toolchains")
-        return self._toolchain
+    def _toolchain_digest(self, variables: Mapping[str, str] | None = None) -> str:
+        """Of the toolchain with the tools that `variables` name; by default this process's."""
+        if variables is None:
+            variables = self._environment()
+        tools = {name: value for name, value in variables.items() if name in TOOL_VARIABLES}
+        key = tuple(sorted(tools.items()))
+        if key not in self._toolchains:
+            self._toolchains[key] = self._find_toolchain().digest(tools, self._cache_dir / "toolchains")
+        return self._toolchains[key]

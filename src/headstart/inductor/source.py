@@ -38,7 +38,13 @@ class Source:
     """
 
     def __init__(
-        self, adapter: Adapter, name: str, text: str, environment: dict[str, str], config: dict[str, Any]
+        self,
+        adapter: Adapter,
+        name: str,
+        text: str,
+        environment: dict[str, str],
+        config: dict[str, Any],
+        variables: dict[str, str],
     ) -> None:
         self.adapter = adapter
         self.name = name
@@ -47,6 +53,7 @@ class Source:
         self._text = text
         self._environment = environment
         self._config = config
+        self._variables = variables
         self._started = time.monotonic()
         self._finished = 0.0
         self._recipe: Recipe | None = None
@@ -91,7 +98,7 @@ class Source:
         self._use_store = not compat.caches_disabled()
         text = as_loaded(self.name, self._text)
         self.stem = compat.code_key(text)
-        key = (self.name, text, tuple(self._environment.items()), repr(self._config))
+        key = (self.name, text, *map(repr, (self._environment, self._config, self._variables)))
         self._twin = self.adapter.twin(key, self)
         if self._twin is not self:
             self._twin.done.add_done_callback(lambda done: self._settle(done.exception() or done.result()))
@@ -103,7 +110,7 @@ class Source:
         except plain.CannotTravelError as error:
             self._settle(f"its configuration has {error}")
             return
-        describe = Describe(self.adapter.ticket(), self.name, text, self._environment, config)
+        describe = Describe(self.adapter.ticket(), self.name, text, self._environment, config, self._variables)
         self._described = describe
         recipe = self.adapter.recipes.find(describe) if self._use_store else None
         if recipe is not None:
@@ -172,6 +179,7 @@ class Source:
             path=self._path(),
             module=self._recipe.function.module,
             device=self._recipe.device,
+            variables=self._variables,
             use_store=self._use_store,
         )
 
