@@ -14,11 +14,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 import headstart
+from headstart.entry import Entry, pack_entry
+from headstart.errors import DamagedError
+from headstart.inductor import layout
+from headstart.inductor.recipe import Recipe
 
 pytestmark = [
     pytest.mark.torch,
@@ -278,6 +285,82 @@ def test_a_cache_entry_names_nothing_of_headstart(everything: dict[str, Any]) ->
     files = [path for path in (everything["folder"] / "inductor").rglob("*") if path.is_file()]
     assert files
     assert [path for path in files if b"headstart." in path.read_bytes().replace(os.fsencode(HERE), b"")] == []
+
+
+def _change(recipe: Recipe, number: int) -> Recipe:
+    """What somebody could write into a recipe to have it run as the program's code, or be taken for its text."""
+    code = f"__import__('pathlib').Path('ran {number}').touch()"
+    function, job = recipe.function, recipe.jobs[0]
+    arguments = {"dict": [*recipe.arguments["dict"], ["mutated_arg_names", [code]]]}
+    grid = {"dict": [*recipe.arguments["dict"], ["inductor_meta", {"dict": [["extra_launcher_args", [code]]]}]]}
+    changes: list[dict[str, Any]] = [
+        {"text": f"{code}\n{recipe.text}"},
+        {"stem": "c" + "a" * 51},
+        {"arguments": arguments},
+        {"arguments": grid},
+        {"arguments": [code]},
+        {"arguments": {"dict": [["configs", {"config": ["CachingAutotuner", {"dict": []}]}]]}},
+        {"arguments": {"dict": [["configs", {"enum": ["importlib", "util"]}]]}},
+        {"function": replace(function, arg_names=[*function.arg_names, f"x={code}"])},
+        {"function": replace(function, module="os")},
+        {"function": replace(function, src=code)},
+        {"jobs": [replace(job, hash="../" + job.hash[3:])]},
+        {"jobs": [replace(job, name="../../x")]},
+        {"jobs": [replace(job, signature={**job.signature, code: "i32"})]},
+        {"jobs": [replace(job, target=code)]},
+    ]
+    return replace(recipe, **changes[number % len(changes)])
+
+
+def _tamper(store: Path) -> int:
+    """Change all recipes in a store, one each way; returns how many there are."""
+    number = 0
+    for path in sorted(store.rglob("*.hse")):
+        header = (entry := Entry.from_bytes(path.read_bytes())).header
+        if header.target != "recipe":
+            continue
+        try:
+            recipe = msgspec.msgpack.decode(entry.artifact("recipe"), type=Recipe)
+        except msgspec.ValidationError:  # what rescaling added
+            continue
+        content = msgspec.msgpack.encode(_change(recipe, number))
+        same = {name: getattr(header, name) for name in ("key", "name", "request_digest", "toolchain", "target")}
+        parts = pack_entry(
+            **same,
+            components=[],
+            metadata={},
+            artifacts={"recipe": content},
+            compile_wall_s=0.0,
+            compile_cpu_s=0.0,
+            triton_version="",
+            request=b"",
+            output="",
+        )
+        path.write_bytes(b"".join(parts))
+        number += 1
+    return number
+
+
+def test_a_recipe_is_used_only_if_it_says_what_the_programs_own_source_says(programs: Programs) -> None:
+    order = {"cases": ["pointwise", "rescaled", "trained", "dynamic_shapes"], "wait": True}
+    first = programs.run(order, caches="tampered")
+    changed = _tamper(programs.folder / "tampered" / "headstart" / "store")
+    assert changed >= 14
+    again = programs.run(order, caches="tampered")
+    assert {case["error"] for case in again["cases"].values()} == {""}
+    assert again["log"].count("is not what its source says; unused") == changed
+    assert list(again["folder"].rglob("ran *")) == []
+    assert again["in process"] == []
+    assert again["statistics"]["compiled"] == 0  # the kernels themselves are as good as before
+    assert again["counts"]["jobs"] == first["counts"]["jobs"]
+
+
+def test_what_no_back_end_makes_does_not_get_into_tritons_cache(tmp_path: Path) -> None:
+    entry = SimpleNamespace(metadata={})
+    kernel: Any = SimpleNamespace(asm={"cubin": b"", "so": b"a launcher"}, entry=entry)
+    with pytest.raises(DamagedError, match="so"):
+        layout.write(str(tmp_path), "0" * 64, "kernel", kernel)
+    assert list(tmp_path.iterdir()) == []
 
 
 MODEL = """

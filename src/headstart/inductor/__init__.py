@@ -8,6 +8,7 @@ The modules, lowest first:
     recipe      what a decorator makes of a source; the messages to the describer
     describer   the process that has torch and runs decorators; describing: its client
     layout      Triton's cache entries as files
+    ownership   whether a recipe from elsewhere says only what the program's source says
     recipes     recipes in the store and in bundles
     source      one generated source on its way
     pool        what stands in for Inductor's pool of compile workers

@@ -13,6 +13,7 @@ Relied on, and checked before anything is replaced: `_REQUIRED`. The describer, 
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import hashlib
 import importlib
@@ -243,7 +244,10 @@ def _runtime_utils() -> Any:
 
 def hint(kind: str, member: str) -> Any:
     """A member of one of the enumerations in `torch._inductor.runtime.hints`."""
-    return getattr(importlib.import_module("torch._inductor.runtime.hints"), kind)[member]
+    found = getattr(importlib.import_module("torch._inductor.runtime.hints"), kind)
+    if not (isinstance(found, type) and issubclass(found, enum.Enum)):
+        raise ValueError(f"{kind} is no enumeration")
+    return found[member]
 
 
 def device_properties(values: list[Any]) -> Any:
@@ -258,6 +262,8 @@ def ordered_set(members: list[Any]) -> Any:
 
 def config(kind: str, attributes: dict[str, Any]) -> Any:
     """A `triton.Config`, or Inductor's kind of it."""
+    if kind not in ("Config", "InductorConfig"):
+        raise ValueError(f"{kind} is no configuration")
     cls = getattr(heuristics(), kind)
     made = cls.__new__(cls)
     made.__dict__.update(attributes)
@@ -270,6 +276,11 @@ def triton_language() -> Any:
 
 
 # Inductor's caches
+
+
+def module_of_stem(stem: str) -> str:
+    """The name of the module that a source with this key becomes."""
+    return f"{_GENERATED}.{stem}"
 
 
 def path_of_stem(stem: str, cache_dir: str | None = None) -> str:

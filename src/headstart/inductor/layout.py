@@ -11,9 +11,15 @@ import shutil
 import uuid
 from pathlib import Path
 
+from headstart.errors import DamagedError
 from headstart.inductor import compat
 from headstart.kernel import CompiledKernel
 
+# What Triton's back ends make of a kernel. In Triton's cache lie launchers and drivers too, as libraries that whoever
+# finds them loads: what comes out of a bundle becomes none of these.
+_KINDS = frozenset(
+    {"source", "ttir", "ttgir", "ttgir_opt", "llir", "ptx", "cubin", "sass", "amdgcn", "hsaco", "asm", "spv", "zebin"}
+)
 _MAX_NAME = 150  # characters of a kernel's name that Triton uses for files
 
 
@@ -34,6 +40,8 @@ def write(root: str, hash: str, name: str, kernel: CompiledKernel) -> dict[str, 
         DamagedError: what is to be written is not whole.
         OSError: it cannot be written.
     """
+    if strange := set(kernel.asm) - _KINDS:
+        raise DamagedError(name, f"it holds {sorted(strange)!r:.80}, which is no part of a kernel of Triton's")
     found = find(root, hash, name)
     if found is not None:
         return found

@@ -19,6 +19,7 @@ from headstart.entry import Entry, pack_entry
 from headstart.environment import TOOL_VARIABLES
 from headstart.errors import DamagedError, ServiceError, StoreUnavailable
 from headstart.inductor import compat
+from headstart.inductor.ownership import are_own, is_own
 from headstart.inductor.recipe import Describe, Job, Recipe
 from headstart.settings import trusts_cache_dir
 from headstart.store import DiskStore
@@ -73,24 +74,35 @@ class Recipes:
 
     def find(self, described: Describe) -> Recipe | None:
         """The recipe of a source, if it was described before by the same torch and Triton."""
-        entry = self._find(self._key(described))
+        key = self._key(described)
+        entry = self._find(key)
         if entry is None:
             return None
         with contextlib.suppress(msgspec.DecodeError, DamagedError, OSError):
-            return _recipe_decoder.decode(entry.artifact(KIND))
+            recipe = _recipe_decoder.decode(entry.artifact(KIND))
+            if is_own(recipe, described):
+                self._note(key, lambda: entry)
+                return recipe
+            _log.warning("%s: what a bundle or the store says is not what its source says; unused", described.name)
         return None
 
     def keep(self, described: Describe, recipe: Recipe) -> None:
         """Keep a recipe for other processes. A store that cannot be written costs them the describing."""
         self._keep(self._key(described), described.name, _encoder.encode(recipe))
 
-    def scaled(self, recipe: Recipe, registers: tuple[int | None, ...]) -> list[Job] | None:
+    def scaled(
+        self, described: Describe, recipe: Recipe, registers: tuple[int | None, ...]
+    ) -> list[Job] | None:
         """What `Rescale` answered earlier."""
-        entry = self._find(self._scaled_key(recipe, registers))
+        key = self._scaled_key(recipe, registers)
+        entry = self._find(key)
         if entry is None:
             return None
         with contextlib.suppress(msgspec.DecodeError, DamagedError, OSError):
-            return _jobs_decoder.decode(entry.artifact(KIND))
+            jobs = _jobs_decoder.decode(entry.artifact(KIND))
+            if are_own(jobs, described):
+                self._note(key, lambda: entry)
+                return jobs
         return None
 
     def keep_scaled(self, recipe: Recipe, registers: tuple[int | None, ...], jobs: list[Job]) -> None:
@@ -98,11 +110,7 @@ class Recipes:
         self._keep(self._scaled_key(recipe, registers), recipe.function.name, _encoder.encode(jobs))
 
     def _find(self, key: str) -> Entry | None:
-        entry = self._find_bundled(key) or self._store.find(key, request_digest=key)
-        if entry is not None:
-            found = entry
-            self._note(key, lambda: found)
-        return entry
+        return self._find_bundled(key) or self._store.find(key, request_digest=key)
 
     def _keep(self, key: str, name: str, content: bytes) -> None:
         parts = pack_entry(

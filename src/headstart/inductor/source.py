@@ -21,6 +21,7 @@ from headstart.future import LambdaFuture
 from headstart.inductor import compat, plain
 from headstart.inductor.cubin import registers
 from headstart.inductor.describing import UndescribedError
+from headstart.inductor.ownership import is_of_source
 from headstart.inductor.recipe import Describe, Job, Recipe, Rescale, as_loaded
 from headstart.kernel import CompiledKernel
 
@@ -138,8 +139,11 @@ class Source:
     def _heard(self, answer: concurrent.futures.Future[Any]) -> None:
         self._undescribed = False
         recipe = answer.result().recipe
+        assert self._described is not None
+        if not is_of_source(recipe, self._described.source):
+            self._settle(f"{self._path()} is there already and holds something else")
+            return
         if self._use_store:
-            assert self._described is not None
             self.adapter.recipes.keep(self._described, recipe)
         self._begin_jobs(recipe)
 
@@ -208,11 +212,11 @@ class Source:
             self._settle()
             return
         counts = tuple(_registers(future) for _, future in self._futures)
-        known = self.adapter.recipes.scaled(self._recipe, counts) if self._use_store else None
+        assert self._described is not None
+        known = self.adapter.recipes.scaled(self._described, self._recipe, counts) if self._use_store else None
         if known is not None:
             self._rescaled(known)
             return
-        assert self._described is not None
         answer = self.adapter.describing.ask(Rescale(self.adapter.ticket(), self._described, list(counts)))
         answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(self._heard_rescaled), counts, answer))
 
