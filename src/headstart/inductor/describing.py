@@ -1,8 +1,4 @@
-"""The client's end of the describers: started when first needed, started again if one has left.
-
-There is one describer for each set of Triton's variables in which something is described, as there is one zygote:
-Triton reads some of them when it is imported, and keeps others in caches. Almost always that is one process.
-"""
+"""The client's end of the describer: started when first needed, started again if it has left."""
 
 from __future__ import annotations
 
@@ -14,11 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from headstart import machine
-from headstart.environment import FINGERPRINT_VARIABLES
 from headstart.errors import ServiceError
 from headstart.inductor.recipe import Awake, Describe, FromDescriber, Rescale, Undescribed
 from headstart.service.boot import last_words_file, spawn
@@ -27,9 +21,6 @@ from headstart.wire import Deframer, ProtocolError, frame, receive_blocking
 _LAST_WORDS = 4 << 10  # bytes
 STOPPED_PATIENCE = 10.0  # seconds for which a describer that is stopped is waited for
 _MAX_FRUITLESS = 2  # starts in a row without a single answer
-_MAX_DESCRIBERS = 2  # each holds a whole torch in memory
-
-Answer = concurrent.futures.Future[Any]
 
 
 class UndescribedError(Exception):
@@ -37,130 +28,51 @@ class UndescribedError(Exception):
 
 
 class Describing:
-    """Asks describers. `ask` belongs to one thread; answers are set in others.
-
-    Attributes:
-        starts: processes that were started.
-    """
+    """Asks a describer. `ask` belongs to one thread; answers are set in another."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._describers: dict[tuple[tuple[str, str], ...], _Describer] = {}  # the one that was asked last is last
-        self._closed = False
-        self.starts = 0
-
-    def start(self, triton: Mapping[str, str]) -> None:
-        """Start a describer, unless one is there.
-
-        Args:
-            triton: the variables in which it is to describe, as `compat.environment` has them.
-
-        Raises:
-            ServiceError: no process can be started.
-        """
-        with self._lock:
-            if not self._closed:
-                self._describer(triton)
-
-    def awake(self, triton: Mapping[str, str]) -> threading.Event:
-        """Set while the describer for these variables is there and answers at once."""
-        with self._lock:
-            describer = self._describers.get(_key(triton))
-            return threading.Event() if describer is None else describer.awake
-
-    def ask(self, message: Describe | Rescale) -> Answer:
-        """The answer to come: a `Described` or `Jobs`, or `UndescribedError` or `ServiceError`.
-
-        Raises:
-            ServiceError: no process can be started.
-        """
-        triton = (message if isinstance(message, Describe) else message.described).triton
-        with self._lock:
-            if self._closed:
-                raise ServiceError("headstart's torch.compile adapter is closed")
-            describer = self._describer(triton)
-            answer, send = describer.take(message)
-        # Not under the lock: while this waits for room, the reader has to be able to make some.
-        send()
-        return answer
-
-    def end_if_stopped(self) -> None:
-        """Called now and then by those who wait: a describer that somebody has stopped for a while is replaced."""
-        with self._lock:
-            describers = list(self._describers.values())
-        for describer in describers:
-            describer.end_if_stopped()
-
-    def close(self) -> None:
-        """End all describers; what was asked is not answered."""
-        with self._lock:
-            self._closed = True
-            describers = list(self._describers.values())
-        for describer in describers:
-            describer.close()
-
-    def forget(self) -> None:
-        """In a fork of the client: let go of what belongs to the parent."""
-        for describer in self._describers.values():
-            describer.forget()
-
-    def _describer(self, triton: Mapping[str, str]) -> _Describer:
-        key = _key(triton)
-        describer = self._describers.pop(key, None)
-        while describer is None and len(self._describers) >= _MAX_DESCRIBERS:
-            self._describers.pop(next(iter(self._describers))).retire()
-        if describer is None:
-            describer = _Describer(dict(triton), self._lock, self._count)
-        self._describers[key] = describer
-        if not describer.alive:
-            try:
-                describer.start()
-            except ServiceError:
-                del self._describers[key]
-                raise
-        return describer
-
-    def _count(self) -> None:
-        self.starts += 1
-
-
-def _key(triton: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(triton.items()))
-
-
-class _Describer:
-    """One describer, and what is asked of it. Fields are guarded by `lock`, which its owner holds during `start`."""
-
-    def __init__(self, triton: dict[str, str], lock: threading.RLock, started: Callable[[], None]) -> None:
-        self._triton = triton
-        self._lock = lock
-        self._started = started
-        self._pending: dict[int, tuple[Describe | Rescale, Answer]] = {}
+        self._lock = threading.Lock()
+        self._pending: dict[int, tuple[Describe | Rescale, concurrent.futures.Future[Any]]] = {}
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._fruitless = 0
         self._stopped: float | None = None  # since when, as far as was looked
         self._closed = False
-        self.awake = threading.Event()
+        self.starts = 0
+        self.awake = threading.Event()  # it answers at once
 
-    @property
-    def alive(self) -> bool:
-        return self._socket is not None
+    def start(self) -> None:
+        """Start a describer, unless one is there.
 
-    def take(self, message: Describe | Rescale) -> tuple[Answer, Callable[[], None]]:
-        """Take in what is asked, and return what sends it."""
-        answer: Answer = concurrent.futures.Future()
-        self._pending[message.ticket] = (message, answer)
-        sock = self._socket
+        Raises:
+            ServiceError: no process can be started.
+        """
+        with self._lock:
+            if self._socket is None and not self._closed:
+                self._start()
+
+    def ask(self, message: Describe | Rescale) -> concurrent.futures.Future[Any]:
+        """The answer to come: a `Described` or `Jobs`, or `UndescribedError` or `ServiceError`.
+
+        Raises:
+            ServiceError: no process can be started.
+        """
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        with self._lock:
+            if self._closed:
+                raise ServiceError("headstart's torch.compile adapter is closed")
+            if self._socket is None:
+                self._start()
+            self._pending[message.ticket] = (message, future)
+            sock = self._socket
         assert sock is not None
-
-        def send() -> None:
-            with contextlib.suppress(OSError):  # a describer that is gone is noticed by the reader
-                sock.sendall(frame(message))
-
-        return answer, send
+        # Not under the lock: while this waits for room, the reader has to be able to make some.
+        with contextlib.suppress(OSError):  # a describer that is gone is noticed by the reader
+            sock.sendall(frame(message))
+        return future
 
     def end_if_stopped(self) -> None:
+        """Called now and then by those who wait: a describer that somebody has stopped for a while is replaced."""
         process = self._process
         if process is None or not machine.stopped(process.pid):
             self._stopped = None
@@ -169,13 +81,8 @@ class _Describer:
         elif time.monotonic() > self._stopped + STOPPED_PATIENCE:
             process.kill()  # the reader sees it end, and starts another
 
-    def retire(self) -> None:
-        """Have it answer what it was asked, and leave."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
-
     def close(self) -> None:
+        """End the describer; what was asked is not answered."""
         with self._lock:
             self._closed = True
             sock, process = self._socket, self._process
@@ -186,12 +93,13 @@ class _Describer:
             process.wait()
 
     def forget(self) -> None:
+        """In a fork of the client: let go of what belongs to the parent."""
         if self._socket is not None:
             self._socket.close()
         if self._process is not None:
             self._process.returncode = 0  # it is not ours to wait for
 
-    def start(self) -> None:
+    def _start(self) -> None:
         mine, theirs = socket.socketpair()
         log = last_words_file()  # closed by the reader
         with theirs:
@@ -202,9 +110,8 @@ class _Describer:
                     "headstart.inductor.describer",
                     theirs.fileno(),
                     pass_fds=[theirs.fileno()],
-                    unset=FINGERPRINT_VARIABLES,
                     # A pool of Inductor's own would be of no use there.
-                    set_to={**self._triton, "HEADSTART": "off", "TORCH_WARM_POOL": "0"},
+                    set_to={"HEADSTART": "off", "TORCH_WARM_POOL": "0"},
                     stderr=log,
                     new_session=True,
                 )
@@ -224,7 +131,7 @@ class _Describer:
             log.close()
             raise ServiceError(f"no describer: this process can start no thread ({error})") from error
         self._socket, self._process = mine, process
-        self._started()
+        self.starts += 1
 
     # The reader's thread
 
@@ -253,7 +160,7 @@ class _Describer:
             self._fruitless += 1
             if self._fruitless < _MAX_FRUITLESS:
                 with contextlib.suppress(ServiceError, OSError):
-                    self.start()
+                    self._start()
                     for message, _ in self._pending.values():
                         assert self._socket is not None
                         self._socket.sendall(frame(message))
