@@ -5,7 +5,7 @@ compares what workers make of these kernels with what Triton makes of them here.
 
 There is no GPU: Triton is told that there is one, and its hook, which sees every specialization before it is compiled,
 says that nothing is to be done. Prints, as JSON: functions found, why some cannot travel, seconds that captures took,
-specializations compared, and those that differ.
+specializations compared, those that differ, and captures that are another identity once they have travelled.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import torch
 import triton
 from torch.nn import functional
@@ -28,9 +29,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import headstart
+from headstart import wire
+from headstart.captured import CapturedSource
 from headstart.errors import UsageError
 from headstart.jit.capture import capture
 from headstart.jit.dry_run import DryRunDriver
+from headstart.request import CompileRequest
 from headstart.target import Target
 from headstart.trust import check_source
 
@@ -179,11 +183,20 @@ def compare(found: list[tuple[Any, ...]]) -> list[str]:
     return differing
 
 
+def travels(source: CapturedSource) -> bool:
+    """Whether its identity survives the messages to a service, and the files that hold it as JSON."""
+    name = source.kernel.name
+    request = CompileRequest.make(name, source, signature={}, target="cuda:90:32", environment={})
+    message = wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, request, True)))
+    written = msgspec.json.decode(msgspec.json.encode(request), type=CompileRequest)
+    return message.request.digest() == written.digest() == request.digest()
+
+
 def main(library: str) -> None:
     warnings.simplefilter("ignore")
     pretend()
     found = kernels(f"{library}.ops")
-    refused, unsafe, seconds = [], [], []
+    refused, unsafe, seconds, changed = [], [], [], []
     for kernel in found:
         started = time.perf_counter()
         try:
@@ -193,6 +206,7 @@ def main(library: str) -> None:
         else:
             seconds.append(time.perf_counter() - started)
             unsafe += filter(None, [check_source(source)])
+            changed += [] if travels(source) else [source.kernel.name]
     launched = specializations({"liger_kernel": liger_kernel, "fla": fla}[library]())
     print(
         json.dumps(
@@ -200,6 +214,7 @@ def main(library: str) -> None:
                 "functions": len(found),
                 "refused": refused,
                 "unsafe": unsafe,
+                "changed": changed,
                 "capture_s": sorted(seconds),
                 "compared": len(launched),
                 "differing": compare(launched),

@@ -42,5 +42,6 @@ def test_kernels_of_a_library_are_captured_and_compile_to_the_bytes_that_triton_
     assert found["functions"] > functions
     assert [reason for reason in found["refused"] if "is a Gluon function" not in reason] == []
     assert found["unsafe"] == []
+    assert found["changed"] == []
     assert found["compared"] >= launched
     assert found["differing"] == []
