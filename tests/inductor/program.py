@@ -6,6 +6,8 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
     bundle      given to enable
     plant       put an attribute that cannot be pickled into every JITFunction
     wait        have the workers ready before anything is compiled
+    spoil       text put before each source
+    surface     what of Inductor's pool, and of the function that makes it, ours lack
     break       name of a Triton kernel whose source is spoiled when it is kicked off
     set         variables that the program sets once headstart is enabled and torch is there
     move        TORCHINDUCTOR_CACHE_DIR from the second case on
@@ -50,6 +52,8 @@ def main() -> None:
         assert inductor.current().describing.awake.wait(60)
     os.environ.update(ORDER.get("set", {}))
     results: dict[str, Any] = {"enable_s": enabled, "cases": {}}
+    if ORDER.get("surface"):
+        results["lacking"] = _lacking(async_compile)
     with gpuless.gpuless():
         import cases
 
@@ -133,6 +137,7 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
         caller = traceback.extract_stack(limit=2)[0].name
         if ORDER.get("break") and ORDER["break"] in kernel_name:
             source_code = source_code.replace("tl.store(", "tl.no_such_function(", 1)
+        source_code = ORDER.get("spoil", "") + source_code
         at = time.monotonic()
         future = original(self, kernel_name, source_code, *arguments, **keywords)
         text = hashlib.sha256(as_loaded(kernel_name, source_code).encode()).hexdigest()[:16]
@@ -141,6 +146,24 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
 
     async_compile.AsyncCompile.triton = triton
     return kicks
+
+
+def _lacking(async_compile: Any) -> list[str]:
+    from torch._inductor.compile_worker.subproc_pool import SubprocPool
+
+    make = async_compile.AsyncCompile.process_pool
+    stock, pool = make.__wrapped__, make()
+    assert type(pool) is not SubprocPool
+    lacking = [name for name in dir(stock) if not name.startswith("__") and not hasattr(make, name)]
+    lacking += [name for name in dir(SubprocPool) if not name.startswith("_") and name not in dir(type(pool))]
+    pool.quiesce()
+    pool.wakeup()
+    assert make.cache_info().misses == 0, "a pool of Inductor's own was made"
+    assert pool.running  # an attribute of the instance: asked of Inductor's own
+    assert make.cache_info().misses == 1
+    pool.quiesce()
+    pool.wakeup()
+    return lacking
 
 
 def _plant() -> None:

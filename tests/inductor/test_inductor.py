@@ -241,6 +241,26 @@ def test_row_12_a_kernel_that_fails_reads_as_in_stock_with_the_evidence(programs
     assert "reproduce:" in error
 
 
+def test_the_pool_and_what_makes_it_offer_all_that_inductors_own_do(programs: Programs) -> None:
+    result = programs.run({"cases": ["shares_a_kernel"], "surface": True})
+    assert result["lacking"] == []
+    assert result["cases"]["shares_a_kernel"]["error"] == ""
+
+
+@pytest.mark.parametrize("spoil", ["raise RuntimeError('it does not import')\n", "def :\n"])
+def test_a_source_that_does_not_import_fails_with_torchs_own_class(spoil: str, programs: Programs) -> None:
+    order = {"cases": ["shares_a_kernel"], "spoil": spoil}
+    errors = [
+        programs.run({**order, **more})["cases"]["shares_a_kernel"]["error"]
+        for more in ({"adapter": "stock", "wait": True}, {"wait": True}, {})
+    ]
+    raised = "it does not import" if "import" in spoil else "SyntaxError"
+    for error in errors:  # of stock; once the describer has tried; in this process, since it was not there yet
+        assert error.startswith("InductorError: SubprocException: An exception occurred in a subprocess")
+        assert "Name=triton_" in error
+        assert raised in error
+
+
 def _late(programs: Programs, process: str) -> dict[str, str]:
     """Variables under which one kind of headstart's processes takes a minute to start."""
     folder = programs.folder / f"late {process}"

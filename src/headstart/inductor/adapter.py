@@ -131,6 +131,7 @@ class Adapter:
         self._twins: dict[Any, Source] = {}
         self._jobs: dict[tuple[str, str], _Started] = {}
         self._devices: dict[str, int] = {}
+        self._loaded_here: set[str] = set()  # stems of sources that were imported before the describer was there
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
         self._started = time.monotonic()  # and with it the workers, or with the first kick-off
         self._first_job: float | None = None
@@ -205,7 +206,13 @@ class Adapter:
                 raise compat.Foreseen
             files = self._files(started)
         except CompileError as error:
-            raise self._as_inductors(error) from None
+            if is_refused_by_assembler(error):
+                raise compat.ptxas_error(str(error)) from None
+            if stem in self._loaded_here:  # only because the describer was late: stock compiles it in a worker
+                raise compat.worker_error(str(error), error, src.name) from None
+            if error.raised:
+                return in_process()  # which raises it, as stock would here
+            raise
         except (HeadstartError, plain.CannotTravelError, OSError) as error:
             self.steps_aside(src.name, stem, str(error))
             return in_process()
@@ -214,6 +221,7 @@ class Adapter:
     def load_here(self, load: Callable[[], Any]) -> Any:
         """Import a source in this process, since the describer is not there yet, and kick its compiles off."""
         autotuner = load()
+        self._loaded_here.add(compat.stem_of(autotuner))
         self._foreseeing.on = True
         try:
             compat.foresee(autotuner)
@@ -259,10 +267,6 @@ class Adapter:
         )
         future.add_done_callback(lambda _: self.heard())
         return _Started(job, future, device)
-
-    @staticmethod
-    def _as_inductors(error: CompileError) -> Exception:
-        return compat.ptxas_error(str(error)) if is_refused_by_assembler(error) else error
 
     # What sources call
 

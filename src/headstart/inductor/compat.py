@@ -107,6 +107,10 @@ def missing() -> str | None:
     return None
 
 
+# What a function that `functools.lru_cache` made offers besides.
+_CACHED = ("cache_clear", "cache_info", "cache_parameters")
+
+
 class Proxy:
     """A module, with another `compile`."""
 
@@ -116,6 +120,9 @@ class Proxy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._module)
 
 
 class Replacement:
@@ -139,7 +146,8 @@ class Replacement:
         def process_pool() -> Any:
             return self._choose_pool(stock)
 
-        process_pool.cache_clear = stock.cache_clear  # type: ignore[attr-defined]
+        functools.update_wrapper(process_pool, stock)
+        vars(process_pool).update({name: getattr(stock, name) for name in _CACHED if hasattr(stock, name)})
         owner.process_pool = staticmethod(process_pool)
         owner._ready_future = None
 
@@ -344,10 +352,10 @@ def worker_job(function: Any, arguments: tuple[Any, ...], keywords: dict[str, An
     return name, source, environment, settings
 
 
-def worker_error(details: str, cause: BaseException) -> Exception:
-    """What Inductor raises if a job fails in a worker of its own."""
+def worker_error(details: str, cause: BaseException, name: str = "") -> Exception:
+    """What Inductor raises if a job fails in a worker of its own; it puts the kernel's name in later, or we do."""
     module = importlib.import_module("torch._inductor.compile_worker.subproc_pool")
-    error: Exception = module.SubprocException(details)
+    error: Exception = module.SubprocException(details, *([name] if name else []))
     error.__cause__ = cause
     return error
 
@@ -415,6 +423,11 @@ def new_autotuner(function: Any, arguments: dict[str, Any]) -> Any:
     return autotuner
 
 
+def compile_all(autotuner: Any) -> None:
+    """Compile an autotuner's configurations as far as a worker of Inductor's would."""
+    autotuner.precompile(warm_cache_only=True)
+
+
 class Foreseen(BaseException):
     """A compile was kicked off instead of waited for. Not an Exception, which Inductor would log."""
 
@@ -430,6 +443,11 @@ def source_stem(src: Any) -> str | None:
     """Which generated source an ASTSource is of: its code cache key; None if it is of no such source."""
     package, _, stem = str(getattr(src.fn, "__module__", "")).rpartition(".")
     return stem if package == _GENERATED and (src.fn.fn is None or Path(path_of(src)).stem == stem) else None
+
+
+def stem_of(autotuner: Any) -> str:
+    """The code cache key of the generated source that made an autotuner."""
+    return str(autotuner.fn.__module__).rpartition(".")[2]
 
 
 def path_of(src: Any) -> str:

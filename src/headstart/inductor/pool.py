@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from headstart.errors import CompileError
+from headstart.errors import CompileError, HeadstartError
 from headstart.inductor import compat
 
 if TYPE_CHECKING:
@@ -79,14 +81,24 @@ class PoolFuture(concurrent.futures.Future[Any]):
             except CompileError as error:
                 raise compat.worker_error(str(error), error) from None
 
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As Inductor's worker would fail; see `result`."""
+        error = super().exception(timeout)
+        return compat.worker_error(str(error), error) if isinstance(error, CompileError) else error
+
     def _load_here(self) -> tuple[Any, int]:
         started = time.monotonic()
-        return self._source.adapter.load_here(self._load), int((time.monotonic() - started) * 1e6)
+        with _as_in_a_worker():
+            autotuner = self._source.adapter.load_here(self._load)
+        return autotuner, int((time.monotonic() - started) * 1e6)
 
     def _in_process(self, reason: str) -> tuple[Any, int]:
         self._source.adapter.steps_aside(self._source.name, self._source.stem, reason)
         started = time.monotonic()
-        return self._load(), int((time.monotonic() - started) * 1e6)
+        with _as_in_a_worker():
+            autotuner = self._load()
+            compat.compile_all(autotuner)
+        return autotuner, int((time.monotonic() - started) * 1e6)
 
     def _settle(self, done: concurrent.futures.Future[str | None]) -> None:
         error = done.exception()
@@ -96,8 +108,22 @@ class PoolFuture(concurrent.futures.Future[Any]):
             self.set_result(done.result())
 
 
+@contextlib.contextmanager
+def _as_in_a_worker() -> Iterator[None]:
+    """What a source raises here it raises as it would in a worker of Inductor's."""
+    try:
+        yield
+    except HeadstartError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a generated source raises
+        raise compat.worker_error(traceback.format_exc(), error) from None
+
+
 class Pool:
-    """Takes the place of Inductor's SubprocPool.
+    """Takes the place of Inductor's SubprocPool, with all that it offers.
+
+    What concerns workers is nothing to do for ours, and passed on to a pool of Inductor's own if one was made. Whatever
+    else is asked of it is asked of such a pool.
 
     Args:
         adapter: does the work.
@@ -107,6 +133,7 @@ class Pool:
     def __init__(self, adapter: Adapter, stock: Callable[[], Any]) -> None:
         self._adapter = adapter
         self._stock = stock
+        self._made: Any = None
 
     def submit(self, function: Any, *arguments: Any, **keywords: Any) -> concurrent.futures.Future[Any]:
         """Never waits."""
@@ -119,12 +146,31 @@ class Pool:
         if job is None:
             if getattr(function, "__name__", "") == "_worker_compile_triton":
                 self._adapter.log_once("Inductor describes its jobs in a way that headstart does not know")
-            other: concurrent.futures.Future[Any] = self._stock().submit(function, *arguments, **keywords)
+            other: concurrent.futures.Future[Any] = self._inductors().submit(function, *arguments, **keywords)
             return other
         return PoolFuture(self._adapter.kick_off(*job), arguments[0])
 
+    def quiesce(self) -> None:
+        """Our workers end by themselves when they idle."""
+        if self._made is not None:
+            self._made.quiesce()
+
     def wakeup(self) -> None:
-        """Workers are awake."""
+        """Our workers are awake."""
+        if self._made is not None:
+            self._made.wakeup()
 
     def shutdown(self, *arguments: Any, **keywords: Any) -> None:
         """The service ends with the adapter."""
+        if self._made is not None:
+            self._made.shutdown(*arguments, **keywords)
+            self._made = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inductors(), name)
+
+    def _inductors(self) -> Any:
+        self._made = self._stock()  # which remembers it, until Inductor has it forget
+        return self._made
