@@ -4,6 +4,7 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
 
     adapter     "headstart" (enable, before torch is imported), "backend" (backend="headstart"), or "stock"
     bundle      given to enable
+    patch       replace a method of Triton's code generator by one that does the same
     plant       put an attribute that cannot be pickled into every JITFunction
     wait        have the workers ready before anything is compiled
     spoil       text put before each source
@@ -45,6 +46,8 @@ def main() -> None:
 
     if ORDER.get("plant"):
         _plant()
+    if ORDER.get("patch"):
+        _patch()
     kicks = _watch_kick_offs(async_compile)
     if ADAPTER == "headstart" and ORDER.get("wait"):
         from headstart import inductor
@@ -164,6 +167,17 @@ def _lacking(async_compile: Any) -> list[str]:
     pool.quiesce()
     pool.wakeup()
     return lacking
+
+
+def _patch() -> None:
+    from triton.compiler.code_generator import CodeGenerator
+
+    original = CodeGenerator.visit_Assign
+
+    def visit_assign(self: Any, node: Any) -> Any:
+        return original(self, node)
+
+    CodeGenerator.visit_Assign = visit_assign
 
 
 def _plant() -> None:

@@ -241,6 +241,13 @@ def test_row_12_a_kernel_that_fails_reads_as_in_stock_with_the_evidence(programs
     assert "reproduce:" in error
 
 
+def test_where_somebody_has_patched_triton_torch_compile_is_left_alone(programs: Programs) -> None:
+    result = programs.run({"cases": ["shares_a_kernel"], "patch": True})
+    assert result["cases"]["shares_a_kernel"]["error"] == ""
+    assert result["counts"]["jobs"] == 0
+    assert "CodeGenerator.visit_Assign is not Triton's own" in result["log"]
+
+
 def test_the_pool_and_what_makes_it_offer_all_that_inductors_own_do(programs: Programs) -> None:
     result = programs.run({"cases": ["shares_a_kernel"], "surface": True})
     assert result["lacking"] == []

@@ -33,6 +33,7 @@ from headstart.inductor.pool import NO_WORKER, Pool
 from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
 from headstart.inductor.source import Source, is_refused_by_assembler
+from headstart.jit.integrity import Integrity
 from headstart.kernel import CompiledKernel
 from headstart.request import CompileRequest
 from headstart.settings import patience
@@ -110,6 +111,7 @@ class Adapter:
             self.later,
         )
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
+        self._integrity = Integrity()
         self._patience = patience()
         self._tickets = count(1)
         self._foreseeing = _Foreseeing()
@@ -162,7 +164,7 @@ class Adapter:
     # What Inductor calls
 
     def _choose_pool(self, stock: Callable[[], Any]) -> Any:
-        reason = compat.step_aside_reason() or self._unusable()
+        reason = self._step_aside_reason() or self._unusable()
         if reason is not None:
             self._stay_away(reason)
             return stock()
@@ -195,7 +197,7 @@ class Adapter:
         in_process = functools.partial(real, src, target=target, options=options, **more)
         if more or stem is None or stem in self._left_alone or self.patience_left() == 0.0:
             return in_process()
-        if (reason := compat.step_aside_reason()) is not None:
+        if (reason := self._step_aside_reason()) is not None:
             self._stay_away(reason)
             return in_process()
         try:
@@ -385,6 +387,13 @@ class Adapter:
             _log.warning("%s", text)
 
     # Inside
+
+    def _step_aside_reason(self) -> str | None:
+        reason = compat.step_aside_reason()
+        if reason is None and (name := self._integrity.changed()) is not None:
+            # A worker and the describer import Triton as it was installed.
+            reason = f"{name} is not Triton's own"
+        return reason
 
     @functools.cached_property
     def _missing(self) -> str | None:
