@@ -4,6 +4,7 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
 
     adapter     "headstart" (enable, before torch is imported), "backend" (backend="headstart"), or "stock"
     bundle      given to enable
+    assembler   what headstart is to take for the assembler that torch brings
     patch       replace a method of Triton's code generator by one that does the same
     plant       put an attribute that cannot be pickled into every JITFunction
     wait        have the workers ready before anything is compiled
@@ -36,6 +37,10 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     import headstart
 
+    if "assembler" in ORDER:
+        from headstart.inductor import compat
+
+        compat._ptxas = lambda folder: ORDER["assembler"]
     started = time.perf_counter()
     if ADAPTER == "headstart":
         headstart.enable(bundle=ORDER.get("bundle"))

@@ -294,6 +294,23 @@ def test_row_5_a_describer_that_does_not_come_costs_nothing(programs: Programs) 
     assert result["statistics"]["compiled"] == result["counts"]["late"] == result["counts"]["jobs"] > 5
 
 
+def test_a_kernel_is_assembled_by_the_assembler_that_its_hash_was_made_with(programs: Programs) -> None:
+    # Foreseen: as Inductor's workers, by torch's, if it brings one. Late: by Triton's, as Inductor's parent does.
+    from triton.backends import nvidia
+
+    used, assembler = programs.folder / "used", programs.folder / "ptxas"
+    real = Path(nvidia.__file__).parent / "bin" / "ptxas"
+    assembler.write_text(f'#!/bin/sh\n[ "$1" = --version ] || touch {used}\nexec {real} "$@"\n')
+    assembler.chmod(0o755)
+    order = {"cases": ["shares_a_kernel"], "assembler": str(assembler)}
+    late = programs.run(order, **_late(programs, "headstart.inductor.describer"))
+    assert late["counts"]["late"] == late["counts"]["jobs"] == late["statistics"]["compiled"] > 0
+    assert not used.exists()
+    foreseen = programs.run({**order, "wait": True})
+    assert foreseen["counts"]["late"] == 0
+    assert used.exists()
+
+
 def test_two_ranks_that_compile_the_same_model_compile_each_kernel_once(programs: Programs) -> None:
     ranks = programs.run_ranks({"cases": ["pointwise", "rescaled", "trained"]})
     assert {case["error"] for rank in ranks for case in rank["cases"].values()} == {""}

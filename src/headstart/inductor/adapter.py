@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from headstart.async_compile import AsyncCompile
+from headstart.environment import fingerprint
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
 from headstart.imports import when_imported
@@ -201,9 +202,11 @@ class Adapter:
             self._stay_away(reason)
             return in_process()
         try:
-            variables = _environment()
-            started = self._jobs.get(_under(job_key(src, target, options), variables))
-            started = started or self._start_late(stem, src, target, options, variables)
+            key = job_key(src, target, options)
+            # Inductor's workers prefer torch's assembler. This process, whose Triton names what is late, does not.
+            foreseen, late = _under(key, _environment()), fingerprint()
+            started = self._jobs.get(foreseen) or self._jobs.get(_under(key, late))
+            started = started or self._start_late(stem, src, target, options, late)
             if self._foreseeing.on:
                 raise compat.Foreseen
             files = self._files(started)
