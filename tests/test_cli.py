@@ -689,6 +689,19 @@ def test_all_is_well_where_the_tests_run() -> None:
     assert "remedy" not in found["ptxas"]
 
 
+@pytest.mark.parametrize(("version", "status"), [("2.13.0+cpu", "ok"), ("2.12.1", "warn")])
+def test_doctor_says_whether_torch_is_one_that_the_suite_has_run_on(
+    version: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('doctor imports no torch')")
+    (tmp_path / "torch" / "version.py").write_text(f"__version__ = {version!r}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (check,) = doctor_module.check_torch()
+    assert (check.status, version in check.found) == (status, True)
+    assert bool(check.remedy) == (status == "warn")
+
+
 def test_doctor_does_not_import_triton() -> None:
     script = (
         "import sys\nfrom headstart.cli import main\n"

@@ -77,7 +77,13 @@ def test_a_misspelt_variable_is_named_with_the_one_that_is_meant() -> None:
     ]
     (said,) = misspelt({"HEADSTART_\n": ""})
     assert "\n" not in said
-    assert "there are HEADSTART, " in said or "did you mean" in said
+    assert "there are HEADSTART, HEADSTART_CACHE_DIR, " in said
+
+
+def test_what_all_variables_begin_with_is_no_likeness() -> None:
+    (said,) = misspelt({"HEADSTART_BUNDLE": "app.bundle"})
+    assert "did you mean" not in said
+    assert "there are HEADSTART, HEADSTART_CACHE_DIR, " in said
 
 
 def test_enable_names_a_misspelt_variable_once(

@@ -79,9 +79,11 @@ def misspelt(variables: Mapping[str, str] | None = None) -> list[str]:
 def _sentence(name: str) -> str:
     import difflib  # hardly ever needed
 
-    near = difflib.get_close_matches(name.upper(), KNOWN, n=1)
+    # What they all begin with says nothing.
+    known = [each.removeprefix("HEADSTART_") for each in KNOWN if each.startswith("HEADSTART_")]
+    near = difflib.get_close_matches(name.upper().removeprefix("HEADSTART_"), known, n=1)
     shown = name if name.isprintable() else ascii(name)
-    meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(KNOWN)}"
+    meant = f"; did you mean HEADSTART_{near[0]}?" if near else f"; there are {', '.join(KNOWN)}"
     return f"{shown} is no variable of headstart's, and is ignored{meant}"
 
 

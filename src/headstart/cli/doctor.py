@@ -105,6 +105,7 @@ def examine() -> Iterator[Check]:
         yield check_triton(toolchain)
         yield from check_ptxas(toolchain)
         yield check_targets(toolchain)
+    yield from check_torch()
     yield check_processes()
     yield check_confinement()
     yield check_settings()
@@ -132,6 +133,22 @@ def check_triton(toolchain: Toolchain) -> Check:
         f"{found}: not a version headstart is tested with",
         f"use Triton {oldest} to {newest}",
     )
+
+
+def check_torch() -> Iterator[Check]:
+    """Where torch is, if it is, and whether headstart's suite has run on its version."""
+    from headstart.inductor import compat  # which is of no use to most programs
+
+    torch = compat.find_torch()
+    if torch is None:
+        return
+    found = f"{torch.version}, {torch.folder}"
+    if torch.known:
+        yield Check("torch", "ok", found)
+    else:
+        known = ", ".join(compat.KNOWN_VERSIONS)
+        remedy = f"for torch.compile's kernels use one of {known}"
+        yield Check("torch", "warn", f"{found}: not tested, so headstart leaves torch.compile alone", remedy)
 
 
 def check_ptxas(toolchain: Toolchain) -> Iterator[Check]:

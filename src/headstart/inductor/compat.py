@@ -7,7 +7,8 @@ Replaced in a client, and put back by `Replacement.remove`:
   which Inductor compiles in its own process end there. Triton itself is left alone.
 
 Relied on, and checked before anything is replaced: `_REQUIRED`. The describer, whose process is ours, changes more
-(`recorder`). Read for torch 2.11 to 2.14; run with 2.13. docs/inductor.md says what to check when torch changes.
+(`recorder`). Read for torch 2.11 to 2.14, and run with `KNOWN_VERSIONS`. docs/inductor.md says what to check when torch
+changes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from headstart.environment import fingerprint
 from headstart.errors import UsageError
 from headstart.replacing import replace
 
-KNOWN_VERSIONS = ("2.11", "2.12", "2.13")
+KNOWN_VERSIONS = ("2.11", "2.13")  # those that the suite has run on
 
 # What decides which assembler Triton finds, and which version it takes it for.
 ASSEMBLER_VARIABLES = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH", "TRITON_MOCK_PTX_VERSION")
@@ -75,7 +76,7 @@ class Torch(msgspec.Struct, frozen=True):
 
     @property
     def known(self) -> bool:
-        """Whether the adapter was written with this version in view."""
+        """Whether headstart's suite has run on this version."""
         return ".".join(self.version.split(".")[:2]) in KNOWN_VERSIONS
 
 
