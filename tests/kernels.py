@@ -11,6 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from headstart.toolchain import Toolchain
+
+# Of no use but to be told.
+TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
+
 Kernel = dict[str, Any]  # the arguments of AsyncCompile.triton
 
 HEAD = "import triton\nimport triton.language as tl\n"

@@ -28,6 +28,7 @@ from headstart.captured import (
 )
 from headstart.jit import replay
 from headstart.manifest import Manifest, Specialization
+from headstart.policy import Policy
 from headstart.request import CompileRequest, Source
 from headstart.toolchain import find_toolchain
 from kernels import HEAD, pointwise
@@ -84,7 +85,7 @@ def unchecked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path / "boot.py"} "$@"\n')
     python.chmod(0o755)
     toolchain = msgspec.structs.replace(find_toolchain(), python=str(python))
-    monkeypatch.setattr(AsyncCompile, "_find_toolchain", staticmethod(lambda: toolchain))
+    monkeypatch.setattr(Policy, "toolchain", lambda self, again=False: toolchain)
 
 
 # The boundary itself, without any check before it
@@ -452,7 +453,7 @@ def entry(**fields):
     future = compiler.submit(each, vouched=False)
     if lie == "another's entry":  # what it made, but of its own request
         kernel = future.result(PATIENCE)
-        entry = compiler._store.find(kernel.key, kind="kernel", request_digest=each.digest())
+        entry = compiler.client.store.find(kernel.key, kind="kernel", request_digest=each.digest())
         assert entry is not None
         assert (entry.name, entry.header.target) == ("k", "cuda:90")
         return

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fuzz.targets import CAPTURED, REQUESTS, TARGETS, bodies, seeds
 from headstart import wire
 from headstart.captured import CapturedSource
+from kernels import TOOLCHAIN
 
 relaxed = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
@@ -92,7 +93,7 @@ UNTOLD: list[Any] = [{1: 2, "b": 3}, deep(100), deep(400), {"a": {None: deep(90)
 @pytest.mark.parametrize("value", UNTOLD, ids=lambda value: repr(value)[:20])
 @pytest.mark.parametrize("field", ["constants", "options"])
 def test_a_request_whose_identity_nobody_can_tell_is_no_message(field: str, value: Any) -> None:
-    submit = msgspec.msgpack.decode(wire.encode(wire.Submit(1, REQUESTS[0], True)))
+    submit = msgspec.msgpack.decode(wire.encode(wire.Submit(1, TOOLCHAIN, REQUESTS[0], True)))
     submit["request"][field] = {"a": value}
     with pytest.raises(wire.ProtocolError):
         wire.decode(wire.decoder(wire.FromClient), msgspec.msgpack.encode(submit))

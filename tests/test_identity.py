@@ -22,7 +22,7 @@ from headstart.bundle import Bundle
 from headstart.entry import Entry, pack_entry
 from headstart.request import CompileRequest
 from headstart.store import DiskStore
-from kernels import HEAD, Gate, Kernel, hanging_ptxas, matmul, pointwise
+from kernels import HEAD, TOOLCHAIN, Gate, Kernel, hanging_ptxas, matmul, pointwise
 
 pytestmark = pytest.mark.triton
 
@@ -432,7 +432,7 @@ def test_reading_an_entry_a_bundle_or_a_message_runs_nothing(tmp_path: Path) -> 
 def test_what_travels_is_text_and_plain_data() -> None:
     how = {key: value for key, value in matmul(num_warps=8).items() if value is not None}
     request = CompileRequest.make(**how, target="cuda:90")
-    sent = msgspec.msgpack.decode(wire.encode(wire.Submit(1, request, True)))
+    sent = msgspec.msgpack.decode(wire.encode(wire.Submit(1, TOOLCHAIN, request, True)))
 
     def plain(value: object) -> bool:
         if isinstance(value, dict):
@@ -443,7 +443,7 @@ def test_what_travels_is_text_and_plain_data() -> None:
 
     assert plain(sent)
     assert (
-        wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, request, True))).request
+        wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, TOOLCHAIN, request, True))).request
         == request
     )
 

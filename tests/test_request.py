@@ -18,6 +18,7 @@ from headstart.environment import FINGERPRINT_VARIABLES, TOOL_VARIABLES
 from headstart.errors import UsageError
 from headstart.request import CompileRequest, to_target
 from headstart.target import Target
+from kernels import TOOLCHAIN
 
 SOURCE = "@triton.jit\ndef add(x, n, BLOCK: tl.constexpr): ...\n"
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +45,7 @@ def digest(**changes: Any) -> str:
 
 
 def travelled(sent: CompileRequest) -> CompileRequest:
-    message = wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, sent, True)))
+    message = wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, TOOLCHAIN, sent, True)))
     return message.request
 
 

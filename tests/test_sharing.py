@@ -36,6 +36,7 @@ from headstart.request import CompileRequest
 from headstart.service import commands, door, launch, sharing
 from headstart.service.server import MAX_BACKLOG
 from headstart.settings import Settings
+from headstart.toolchain import find_toolchain
 from kernels import Gate, aborts, hanging_ptxas, killed, pointwise
 
 pytestmark = pytest.mark.triton
@@ -246,9 +247,8 @@ def test_an_older_service_without_clients_makes_way_and_one_with_clients_stays_f
 
 
 def hello(protocol: int = wire.PROTOCOL) -> wire.Hello:
-    from headstart.toolchain import find_toolchain
 
-    return wire.Hello(protocol, find_toolchain(), {}, wire.Preferences(os.fsencode(headstart.cache_dir())))
+    return wire.Hello(protocol, wire.Preferences(os.fsencode(headstart.cache_dir())))
 
 
 def test_a_socket_in_a_folder_with_a_very_long_path_works(
@@ -479,13 +479,13 @@ def test_a_message_that_makes_no_sense_harms_nobody_else(
     open_compile: Open, serve: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     service = serve("--workers", "1")
-    good = hello()
+    good, prepare = hello(), wire.Prepare(find_toolchain(), {})
     request = CompileRequest.make(**pointwise(), target="cuda:90")
     replace = msgspec.structs.replace
     bad = [
-        [replace(good, toolchain=replace(good.toolchain, python="py\0thon"))],
-        [replace(good, environment={"A=B": "\0"})],
-        [replace(good, preferences=wire.Preferences(b"/cache\0")), wire.Submit(1, request, True)],
+        [good, replace(prepare, toolchain=replace(prepare.toolchain, python="py\0thon"))],
+        [good, replace(prepare, environment={"A=B": "\0"})],
+        [replace(good, preferences=wire.Preferences(b"/cache\0")), wire.Submit(1, find_toolchain(), request, True)],
     ]
     for messages in bad:
         with sharing.connect(sharing.user_socket()) as sock:  # type: ignore[union-attr]

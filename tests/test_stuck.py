@@ -312,18 +312,19 @@ import logging, os, signal
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 from headstart import connection
 connection._QUIET, connection.STOPPED_PATIENCE = 0.1, 0.5
+from headstart.client import Client
 from headstart.jit.adapter import Adapter
-adapter = Adapter(workers=1)
+adapter = Adapter(Client(workers=1))
 adapter.install()
 from some_kernels import kernel, x, y, stages
 from headstart.service.launch import Private
 kernel[(1,)](x, y, 16, BLOCK=64)
 assert not stages
-pid = adapter.compiler._connection._launched.pid
+pid = adapter.compiler.client._connection._launched.pid
 os.kill(pid, signal.SIGSTOP)
 kernel[(1,)](x, y, 16, BLOCK=128)
 print(pid, stages.count("make_ir"), adapter.counts["in_process"])
-adapter.close()
+adapter.close(); adapter.compiler.client.close()
 """
 
 _KERNEL = """

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from headstart import wire
 from headstart.request import CompileRequest
-from headstart.toolchain import Toolchain
 from headstart.wire import Channel, Deframer, ProtocolError
+from kernels import TOOLCHAIN
 
 UNIONS = {
     "FromClient": wire.FromClient,
@@ -26,7 +26,6 @@ UNIONS = {
     "FromWorker": wire.FromWorker,
     "ToWorker": wire.ToWorker,
 }
-TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
 REQUEST = CompileRequest(
     name="add",
     source="def add(): 'é'",
@@ -59,10 +58,9 @@ REPORT = wire.Report(
 )
 MESSAGES: dict[str, list[msgspec.Struct]] = {
     "FromClient": [
-        wire.Hello(
-            1, TOOLCHAIN, {"TRITON_DEBUG": "1"}, wire.Preferences(b"/cache/\xff", 1 << 30, 2.5, "train.py")
-        ),
-        wire.Submit(7, REQUEST, True, background=True),
+        wire.Hello(1, wire.Preferences(b"/cache/\xff", 1 << 30, 2.5, "train.py")),
+        wire.Prepare(TOOLCHAIN, {"TRITON_DEBUG": "1"}, vouched=False),
+        wire.Submit(7, TOOLCHAIN, REQUEST, True, background=True),
         wire.Await([1, 2]),
         wire.Control("quiesce"),
         wire.Supersede(9),

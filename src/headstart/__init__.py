@@ -24,6 +24,7 @@ The modules, lowest first; each imports only from those above it:
     connection                  the client's end of the socket
     bundler, timeline           notes results, writes and reads bundles; what became of the requests
     async_compile               AsyncCompile: what a code generator calls
+    client, policy              what all of a process share, and what differs between them
     inductor/, jit/             the adapters for torch.compile, and for programs that use @triton.jit
     enabling                    enable() and disable(): both adapters in one process
     running, startup/           what `headstart run` tells the program's processes, and how

@@ -7,12 +7,10 @@ future.result()         ─▶ finishing step, once: open the entry, check the t
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import functools
 import logging
 import os
-import sys
 import threading
 import time
 import weakref
@@ -24,8 +22,9 @@ from headstart import timeline
 from headstart.bundle import Bundle, BundleItem
 from headstart.bundler import TritonBundler
 from headstart.captured import CapturedSource
+from headstart.client import Client
 from headstart.entry import Entry
-from headstart.environment import TOOL_VARIABLES, bypass_reason, fingerprint
+from headstart.environment import bypass_reason
 from headstart.errors import (
     CompileErrors,
     DamagedError,
@@ -34,20 +33,16 @@ from headstart.errors import (
     ServiceError,
     UsageError,
 )
-from headstart.folders import distrust, told
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
-from headstart.replacing import BUNDLE, check_replaceable
+from headstart.policy import Policy
 from headstart.request import CompileRequest, to_target
-from headstart.settings import Settings
-from headstart.store import DiskStore
 from headstart.target import Target
 from headstart.timeline import Asked, Span, Statistics
-from headstart.toolchain import Toolchain, find_toolchain
 
 if TYPE_CHECKING:
     from headstart import wire
-    from headstart.connection import Kickoff, ServiceConnection
+    from headstart.connection import Kickoff
 
 KernelFuture = LambdaFuture[CompiledKernel]
 
@@ -129,17 +124,13 @@ class AsyncCompile:
         use_store: whether results may be looked up in, and kept in, the store.
         vouched: whether somebody vouches for most of what it will `submit`: the service gets workers ready for that.
         start: whether the service starts now, if there is need of one; else with the first kernel, or by `start`.
+        client: shared with others, who close it; it has been told `workers`, `cache_dir`, `bundle` and `use_store`.
+        policy: who compiles, and what is done with answers; default: this process's Triton, and errors for people.
 
     Raises:
         UsageError: an argument or one of headstart's environment variables is not valid, or `bundle` is another file
             than a bundle.
     """
-
-    # For adapters: which toolchain compiles, and in which environment (their own may know better than this process's).
-    _find_toolchain: Callable[[], Toolchain] = staticmethod(find_toolchain)
-    _environment: Callable[[], dict[str, str]] = staticmethod(fingerprint)
-    # Whether other clients put kernels into the same bundle. Then it is no bad sign if none of them is for this one.
-    _shares_bundle = False
 
     def __init__(
         self,
@@ -151,43 +142,38 @@ class AsyncCompile:
         use_store: bool = True,
         vouched: bool = True,
         start: bool = True,
+        client: Client | None = None,
+        policy: Policy | None = None,
     ) -> None:
-        settings = Settings.load(workers=workers, cache_dir=cache_dir)
         self._target = None if target is None else Target.parse(target)
-        self._settings = settings
-        self._use_store = use_store
+        self._owns_client = client is None
+        if client is None:
+            client = Client(workers=workers, cache_dir=cache_dir, bundle=bundle, use_store=use_store)
+        self.client = client
+        self._policy = policy or Policy(checks_limits=True, shows_output=True)
         self._vouched = vouched
-        self._bundle = None if bundle is None else Path(bundle)
-        if self._bundle is not None:
-            check_replaceable(self._bundle, BUNDLE)
-        self._store = DiskStore(settings.cache_dir, trusted=settings.trusts_cache_dir)
-        self._keeps = use_store  # in the store
-        if why := distrust(settings.cache_dir, trusted=settings.trusts_cache_dir):
-            self._keeps = False
-            if settings.cache_dir not in told:  # each of a program's adapters has an AsyncCompile
-                told.add(settings.cache_dir)
-                _log.warning("%s. Until then kernels are kept in memory only.", why)
         self._lock = threading.RLock()
         self._asked: list[Asked] = []
         self._deduplicated = 0
         self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
         self._unvouched: set[str] = set()  # digests of futures that nobody vouches for
-        self._useless: Path | None = None  # a bundle of which nothing is for this client, until somebody was told
         self.kernels = CompiledTritonKernels()
-        self.bundler = TritonBundler(self._emit)
-        self._closed = False
-        self._shown: set[str] = set()
-        self._reproduce = functools.partial(_reproduce, settings.cache_dir / "failed")
-        self._connection: ServiceConnection | None = None
-        _clients.add(self)
-        self.starts_service = self._bundle is None or not self._read_bundle(self._bundle)
+        _everyone.add(self)
+        # Others may have a bundle full of what is not for this one: then nobody can tell.
+        is_useful = client.bundler.offer_to(self._emit) > 0 or (policy is not None and client.bundler.holds_any())
+        self.starts_service = not is_useful
         if start:
             self.start()
 
     def start(self) -> None:
         """Start the service in the background, unless a bundle makes it likely that none is needed."""
         if self.starts_service:
-            self._service().start()
+            self.client.start(self._policy, vouched=self._vouched)
+
+    @property
+    def bundler(self) -> TritonBundler:
+        """Notes what comes back, and reads bundles."""
+        return self.client.bundler
 
     def triton(
         self,
@@ -234,7 +220,7 @@ class AsyncCompile:
             target=str(to_target(target, self._target)),
             filename=filename,
             module=module,
-            environment=self._environment(),
+            environment=self._policy.environment(),
         )
         return self.submit(request, use_store=use_store)
 
@@ -277,11 +263,9 @@ class AsyncCompile:
             future = self.kernels.request_emitted(digest, request, vouched) if use_store else None
             if future is not None:
                 return future
-            if self._useless is not None:
-                _log.warning("%s: its kernels were made for another Triton, torch or Python", self._useless)
-                self._useless = None
-            kickoff = self._service().submit(
-                request, self._keeps and use_store, background=background, vouched=vouched
+            self.client.missed()
+            kickoff = self.client.submit(
+                request, self._policy, self._on_answer, use_store=use_store, background=background, vouched=vouched
             )
             self._asked.append(Asked(request.name, kickoff.kicked_off, kickoff))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
@@ -310,20 +294,10 @@ class AsyncCompile:
     def close(self) -> None:
         """Write the bundle that was given, if something was missing in it, and end the service.
 
-        What is still being compiled is abandoned.
+        What is still being compiled is abandoned. A client that is shared is left to those who share it.
         """
-        try:
-            if self._bundle is not None and self.bundler.noted:
-                self.bundler.extend(self._bundle)
-        except OSError as error:
-            _log.warning("cannot write the bundle %s: %s", self._bundle, error.strerror)
-        except UsageError as error:  # it is another file by now
-            _log.warning("cannot write the bundle: %s", error)
-        finally:
-            self.bundler.end_compile()
-            self._closed = True
-            if self._connection is not None:
-                self._connection.close()
+        if self._owns_client:
+            self.client.close()
 
     def __enter__(self) -> AsyncCompile:
         return self
@@ -334,18 +308,18 @@ class AsyncCompile:
     @property
     def cache_dir(self) -> Path:
         """Where compiled kernels are kept."""
-        return self._settings.cache_dir
+        return self.client.settings.cache_dir
 
     @property
     def services_started(self) -> int:
         """How many services it has started or joined: none while a bundle has everything, two after one died."""
-        return 0 if self._connection is None else self._connection.launches
+        return self.client.services_started
 
     @property
     def statistics(self) -> Statistics:
         """What became of the requests so far."""
         with self._lock:
-            return timeline.statistics(self._asked, self._deduplicated, self._settings.workers)
+            return timeline.statistics(self._asked, self._deduplicated, self.client.settings.workers)
 
     @property
     def timeline(self) -> list[Span]:
@@ -355,51 +329,32 @@ class AsyncCompile:
 
     def in_flight(self) -> list[tuple[str, float]]:
         """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""
-        kickoffs = [] if self._connection is None else self._connection.in_flight()
-        running = [(kickoff.request.name, kickoff.started or 0.0) for kickoff in kickoffs]
+        running = [(kickoff.request.name, kickoff.started or 0.0) for kickoff in self.client.in_flight()]
         return sorted(running, key=lambda item: item[1])
 
-    # The service and its results
+    # Results
 
-    def _service(self) -> ServiceConnection:
-        if self._connection is None:
-            if self._closed:
-                raise ServiceError("this AsyncCompile is closed")
-            # Importing is most of what a warm start from a bundle costs, and it needs none of this.
-            from headstart.connection import ServiceConnection
-            from headstart.service.launch import launch
-            from headstart.wire import Preferences
+    @functools.cached_property
+    def _on_answer(self) -> Callable[[Kickoff, wire.Result], None]:
+        me = weakref.ref(self)  # the connection's thread must not keep alive what nobody else holds
 
-            settings = self._settings
-            me = weakref.ref(self)  # the connection's thread must not keep alive what nobody else holds
+        def on_answer(kickoff: Kickoff, result: wire.Result) -> None:
+            async_compile = me()
+            if async_compile is not None:
+                async_compile._answered(kickoff, result)
 
-            def settled(kickoff: Kickoff, result: wire.Result) -> None:
-                client = me()
-                if client is not None:
-                    client._note(kickoff, result)
+        return on_answer
 
-            self._connection = ServiceConnection(
-                lambda: launch(settings),
-                type(self)._find_toolchain,
-                settled,
-                self._reproduce,
-                Preferences(
-                    os.fsencode(settings.cache_dir),
-                    settings.store_limit,
-                    settings.time_limit,
-                    os.path.basename(sys.argv[0]) if sys.argv else "",
-                    settings.memory_limit,
-                    settings.early_cutoff,
-                    settings.trusts_cache_dir,
-                    vouched=self._vouched,
-                ),
-                type(self)._environment,
-            )
-            weakref.finalize(self, self._connection.abandon).atexit = False
-        return self._connection
-
-    def _note(self, kickoff: Kickoff, result: wire.Result) -> None:
+    def _answered(self, kickoff: Kickoff, result: wire.Result) -> None:
         """In the connection's thread, before the future is done."""
+        if self._policy.checks_limits:
+            self._check_limits(kickoff, result)
+        if kickoff.bundled:
+            self.bundler.put(result.key, lambda: self.client.entry(kickoff, result))
+        if self._policy.answered is not None:
+            self._policy.answered(kickoff.request, result)
+
+    def _check_limits(self, kickoff: Kickoff, result: wire.Result) -> None:
         limit = Target.parse(kickoff.request.target).shared_memory_limit
         if limit is not None and result.shared > limit:
             raise OutOfResources(
@@ -408,68 +363,33 @@ class AsyncCompile:
                 target=kickoff.request.target,
                 options=kickoff.request.options,
                 stage="launch",
-                reproduce=self._reproduce(kickoff.request) if kickoff.vouched else "",
+                reproduce=self.client.reproduce(kickoff.request) if kickoff.vouched else "",
                 advice="use smaller blocks or fewer num_stages",
             )
-        self.bundler.put(result.key, lambda: self._entry(kickoff, result))
 
     def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:
         request = kickoff.request
-        if result.log is not None:
-            self._show(request, result.log)
+        if result.log is not None and self._policy.shows_output:
+            self.client.show(request, result.log)
 
         def rebuild(error: DamagedError) -> Entry:
-            self._store.set_aside(result.key, error.reason)
-            return self._entry(kickoff, result)
+            self.client.store.set_aside(result.key, error.reason)
+            return self.client.entry(kickoff, result)
 
-        return CompiledKernel(self._entry(kickoff, result), rebuild, result.log)
-
-    def _show(self, request: CompileRequest, log: wire.CompileLog) -> None:
-        """Tell a person what a compile printed. Many a kernel gives the same warnings: they are read once."""
-        if log.text and log.text not in self._shown:
-            self._shown.add(log.text)
-            _log.warning("compiling %s printed:\n%s", request.name, log.text)
-
-    def _entry(self, kickoff: Kickoff, result: wire.Result) -> Entry:
-        # It may have been evicted, removed or damaged since the service answered.
-        return self._located(kickoff.request, result) or self._compile_again(kickoff.request, kickoff.vouched)
-
-    def _located(self, request: CompileRequest, result: wire.Result) -> Entry | None:
-        return Entry.from_bytes(result.entry) if result.entry else self._store.find(
-            result.key, kind="kernel", request_digest=request.digest()
-        )
-
-    def _compile_again(self, request: CompileRequest, vouched: bool) -> Entry:
-        with self._lock:
-            kickoff = self._service().submit(request, self._keeps, vouched=vouched)
-        entry = self._located(request, kickoff.answer.result())
-        if entry is None:
-            folder = self._settings.cache_dir
-            raise ServiceError(f"{request.name}: its entry vanishes from {folder} as soon as it is written")
-        return entry
+        return CompiledKernel(self.client.entry(kickoff, result), rebuild, result.log)
 
     # Bundles
 
-    def _read_bundle(self, path: Path) -> bool:
-        self.bundler.begin_compile()
-        try:
-            return self.bundler.read_and_emit(path) > 0 or self._shares_bundle
-        except FileNotFoundError:
-            return False
-        except (DamagedError, OSError) as error:
-            _log.warning("the bundle is not used, and is written anew: %s", error)
-            return False
-
     def _emit(self, bundle: Bundle) -> int:
-        if bypass_reason(self._environment()) is not None or not self._use_store:
+        if bypass_reason(self._policy.environment()) is not None or not self.client.keeps:
             return 0
-        toolchain = self._toolchain_digest(bundle)
+        toolchain = self.client.toolchain_digest(self._policy, bundle)
         usable = [item for item in bundle if item.toolchain == toolchain]
         for item in usable:
             self.kernels.emit(item.request_digest, functools.partial(self._bundled, bundle, item))
-        if self._shares_bundle:
-            self._useless = None if usable or not len(bundle) else bundle.path
-        elif len(usable) < len(bundle):
+        if usable:
+            self.client.is_useful()
+        if self._owns_client and len(usable) < len(bundle):
             _log.warning(
                 "%s: %d of %d kernels were made by another Triton or Python and are not used",
                 bundle.path,
@@ -483,7 +403,7 @@ class AsyncCompile:
     ) -> KernelFuture:
         def rebuild(error: DamagedError) -> Entry:
             _log.warning("%s is compiled again: %s", request.name, error)
-            return self._compile_again(request, vouched)
+            return self.client.compile_again(request, self._policy, self._on_answer, vouched)
 
         def finish(_: object) -> CompiledKernel:
             try:
@@ -495,18 +415,8 @@ class AsyncCompile:
         self._asked.append(Asked(request.name, time.monotonic(), None))
         return LambdaFuture(request.name, _Answered(), finish)
 
-    def _toolchain_digest(self, bundle: Bundle) -> str:
-        tools = {name: value for name, value in self._environment().items() if name in TOOL_VARIABLES}
-        try:
-            return self._find_toolchain().digest(tools, self._settings.cache_dir / "toolchains")
-        except ServiceError:
-            # A machine that only runs kernels needs no Triton: what the bundle was made with is what there is.
-            toolchains = sorted(bundle.toolchains)
-            return toolchains[0] if len(toolchains) == 1 else ""
-
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
-        self.bundler.after_fork()
         self.kernels.after_fork()
 
 
@@ -527,26 +437,12 @@ def _live(
     return source.kernel.name, source if filename is None else source.shown_in(filename), plain
 
 
-def _reproduce(folder: Path, request: CompileRequest) -> str:
-    from headstart.service.reproduce import write_plan  # only failures need it
-
-    return write_plan(folder, request)
-
-
-_clients: weakref.WeakSet[AsyncCompile] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_connections() -> None:
-    # Registered here, not where connections are made: that module is loaded later than the handlers that still need it.
-    connection: Any = sys.modules.get("headstart.connection")
-    if connection is not None:
-        connection.close_all()
+_everyone: weakref.WeakSet[AsyncCompile] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    for client in list(_clients):
-        client._after_fork()
+    for async_compile in list(_everyone):
+        async_compile._after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

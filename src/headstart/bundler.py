@@ -28,14 +28,27 @@ class TritonBundler:
     """Notes the kernels of one compile.
 
     Args:
-        emit: called by `read_and_emit` with each bundle; returns how many of its kernels it can use.
+        emits: see `offer_to`.
     """
 
-    def __init__(self, emit: Callable[[Bundle], int]) -> None:
-        self._emit = emit
+    def __init__(self, *emits: Callable[[Bundle], int]) -> None:
+        self._emits = list(emits)
         self._lock = threading.Lock()
         self._noted: dict[str, Opener] | None = None
         self._bundles: dict[Path, Bundle] = {}
+
+    def offer_to(self, emit: Callable[[Bundle], int]) -> int:
+        """Have `emit` called with each bundle that was read or will be; it returns how many of its kernels it can use.
+
+        Returns:
+            How many it can use of those that were read.
+        """
+        self._emits.append(emit)
+        return sum(emit(bundle) for bundle in list(self._bundles.values()))
+
+    def holds_any(self) -> bool:
+        """Whether there is anything in the bundles that were read."""
+        return any(map(len, self._bundles.values()))
 
     def begin_compile(self) -> None:
         """Start noting. What was noted before is forgotten."""
@@ -122,9 +135,8 @@ class TritonBundler:
             DamagedError: it is not a whole bundle.
             OSError: it cannot be read.
         """
-        bundle = Bundle.open(path)
-        self._bundles[Path(path).absolute()] = bundle
-        return self._emit(bundle)
+        bundle = self._bundles[Path(path).absolute()] = Bundle.open(path)
+        return sum(emit(bundle) for emit in self._emits)
 
 
 def _add_if_whole(writer: BundleWriter, bundle: Bundle, key: str) -> None:

@@ -1,7 +1,7 @@
 """The client's end of the socket: sends requests, waits for answers, restarts a service that died.
 
     caller's threads                          daemon thread
-      submit ── append, try to send ─────▶      launch or join the service, send Hello and all that is pending
+      submit ── append, try to send ─────▶      launch or join the service, send Hello, Prepare, what is pending
       (never waits for the socket)              read: Welcome, Started, Result, Failed ── settle futures
                                                 flush what the socket did not take
                                                 EOF: restart, send again what is pending
@@ -36,12 +36,11 @@ from typing import Any
 import msgspec
 
 from headstart import machine, wire
-from headstart.environment import fingerprint
 from headstart.errors import COMPILE_ERRORS, CompilerCrashed, HeadstartError, ServiceError
+from headstart.policy import Policy
 from headstart.request import CompileRequest
 from headstart.service import sharing
 from headstart.service.launch import Launched
-from headstart.toolchain import Toolchain
 
 MAX_RUNNING_DEATHS = 2  # deaths of the service while one kernel was being compiled
 MAX_REFUSALS = 3  # in a row, by shared services that end while we connect
@@ -59,7 +58,7 @@ class Kickoff:
     """One request on its way.
 
     Attributes:
-        request: what was asked for.
+        request: what was asked for; `policy`: by whom, `bundled`: whether the answer is for their bundle too.
         kicked_off: when; this and the other times are `time.monotonic()`, seconds.
         started: when a worker began, or None.
         finished: when the answer came, or None.
@@ -71,12 +70,18 @@ class Kickoff:
         self,
         connection: ServiceConnection,
         request: CompileRequest,
+        policy: Policy,
         use_store: bool,
+        bundled: bool,
+        answered: Answered | None,
         background: bool,
         vouched: bool,
     ) -> None:
         self.request = request
+        self.policy = policy
+        self.answered = answered
         self.use_store = use_store
+        self.bundled = bundled
         self.background = background
         self.vouched = vouched
         self.kicked_off = time.monotonic()
@@ -90,12 +95,20 @@ class Kickoff:
         self._connection = connection
 
     def message(self) -> wire.Submit:
-        """What the service is told."""
-        return wire.Submit(self.ticket, self.request, self.use_store, self.background, self.vouched)
+        """What the service is told.
+
+        Raises:
+            ServiceError: there is no toolchain.
+        """
+        toolchain = self.policy.toolchain()
+        return wire.Submit(self.ticket, toolchain, self.request, self.use_store, self.background, self.vouched)
 
     def want(self) -> None:
         """Somebody is blocked on this; see `headstart.future.Pending`."""
         self._connection.want(self)
+
+
+Answered = Callable[[Kickoff, wire.Result], None]
 
 
 class _Stuck(Exception):
@@ -147,29 +160,21 @@ class ServiceConnection:
 
     Args:
         launch: starts a service, or joins one; called in the daemon thread, again after a death.
-        find_toolchain: what shall compile; called in the daemon thread.
-        settled: called in the daemon thread before an answer is set; may raise what is set instead.
         reproduce: writes a request down, and returns the command that compiles it again.
         preferences: what the service is told of this client.
-        environment: the fingerprint that most requests will have; called in the daemon thread.
     """
 
     def __init__(
         self,
         launch: Callable[[], Launched],
-        find_toolchain: Callable[[], Toolchain],
-        settled: Callable[[Kickoff, wire.Result], None],
         reproduce: Callable[[CompileRequest], str],
         preferences: wire.Preferences,
-        environment: Callable[[], dict[str, str]] = fingerprint,
     ) -> None:
         self._launch = launch
-        self._find_toolchain = find_toolchain
-        self._settled = settled
         self._reproduce = reproduce
-        self._environment = environment
         self._preferences = preferences
         self._tickets = count(1)
+        self._prepared: dict[Policy, bool] = {}  # and whether somebody vouches for most of what comes
         self.launches = 0  # services started or joined so far
         self._reset()
         _connections.add(self)
@@ -209,18 +214,38 @@ class ServiceConnection:
                     )
                 )
 
+    def prepare(self, policy: Policy, vouched: bool) -> None:
+        """Start the service as `start` does, and have it get workers ready for `policy`; without waiting."""
+        with self._lock:
+            self._prepared[policy] = vouched
+            if self._channel is not None:
+                with contextlib.suppress(ServiceError):
+                    self._send(wire.Prepare(policy.toolchain(), policy.environment(), vouched))
+            self.start()
+
     def submit(
-        self, request: CompileRequest, use_store: bool, *, background: bool = False, vouched: bool = True
+        self,
+        request: CompileRequest,
+        policy: Policy,
+        use_store: bool,
+        answered: Answered | None = None,
+        *,
+        bundled: bool = True,
+        background: bool = False,
+        vouched: bool = True,
     ) -> Kickoff:
         """Ask for a kernel. Never waits for the service, the socket, or a process to start.
 
         Args:
             request: what is to be compiled.
+            policy: by which toolchain.
             use_store: whether it may come from the store, and be kept there.
+            answered: called in the daemon thread before an answer is set; may raise what is set instead.
+            bundled: for `answered` to know.
             background: nobody will wait for it soon: everything else goes first.
             vouched: somebody vouches for its source; else a confined worker compiles it.
         """
-        kickoff = Kickoff(self, request, use_store, background, vouched)
+        kickoff = Kickoff(self, request, policy, use_store, bundled, answered, background, vouched)
         self._submit(kickoff)
         return kickoff
 
@@ -263,8 +288,17 @@ class ServiceConnection:
                 raise ServiceError(f"{kickoff.request.name}: this AsyncCompile is closed")
             kickoff.ticket = next(self._tickets)
             self._pending[kickoff.ticket] = kickoff
-            self._send(kickoff.message())
+            if self._channel is not None:
+                self._send_kickoff(kickoff)
             self.start()
+
+    def _send_kickoff(self, kickoff: Kickoff) -> None:
+        try:
+            message = kickoff.message()
+        except ServiceError as error:  # nothing could compile it
+            self._settle(kickoff, error)
+        else:
+            self._send(message)
 
     def _send(self, message: msgspec.Struct) -> None:
         # Without a channel there is nothing to do: all that is pending is sent when there is one.
@@ -307,7 +341,7 @@ class ServiceConnection:
 
     def _serve(self) -> bool:
         """From the start of one service to its end. Returns whether there is anything left to ask another for."""
-        toolchain = self._find_toolchain()
+        self._find_toolchains()
         launched = self._launch()
         channel = wire.Channel(launched.socket, wire.FromService)
         self._welcomed = self._dismissed = False
@@ -315,11 +349,13 @@ class ServiceConnection:
         with self._lock:
             self.launches += 1
             self._channel, self._launched = channel, launched
-            with contextlib.suppress(ConnectionError):
-                channel.send(wire.Hello(wire.PROTOCOL, toolchain, self._environment(), self._preferences))
-                for kickoff in list(self._pending.values()):
-                    channel.send(kickoff.message())
-                channel.send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
+            self._send(wire.Hello(wire.PROTOCOL, self._preferences))
+            for policy, vouched in self._prepared.items():
+                with contextlib.suppress(ServiceError):  # whoever asks for a kernel is told
+                    self._send(wire.Prepare(policy.toolchain(), policy.environment(), vouched))
+            for kickoff in list(self._pending.values()):
+                self._send_kickoff(kickoff)
+            self._send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
         timeout = _END_TIMEOUT
         try:
             self._converse(channel)
@@ -341,6 +377,23 @@ class ServiceConnection:
         else:
             self._mourn(launched.status, words)
         return bool(self._pending)
+
+    def _find_toolchains(self) -> None:
+        """Anew for each service: `sys.path` may be another one by now.
+
+        Raises:
+            ServiceError: there is none at all, so that a service would be of no use.
+        """
+        with self._lock:
+            policies = {*self._prepared, *(kickoff.policy for kickoff in self._pending.values())}
+        failure = None
+        for policy in policies:
+            try:
+                policy.toolchain(again=True)
+            except ServiceError as error:
+                failure, policies = error, policies - {policy}
+        if failure is not None and not policies:
+            raise failure
 
     def _was_too_late(self) -> bool:
         """Whether this looks like a service that ended, its last client gone, while we were connecting."""
@@ -405,7 +458,8 @@ class ServiceConnection:
             self._settle(kickoff, _error(message.failure, kickoff.request))
             return
         try:
-            self._settled(kickoff, message)
+            if kickoff.answered is not None:
+                kickoff.answered(kickoff, message)
         except HeadstartError as error:
             self._settle(kickoff, error)
         else:

@@ -29,6 +29,7 @@ from headstart.replacing import BUNDLE, MANIFEST, check_replaceable
 from headstart.variables import Mode, misspelt, mode, required
 
 if TYPE_CHECKING:
+    from headstart.client import Client
     from headstart.jit.adapter import Adapter
     from headstart.jit.replay import Replay
     from headstart.manifest import Manifest
@@ -163,6 +164,7 @@ class Enabled:
         self.jit: Adapter | None = None
         self.replay: Replay | None = None
         self._choices = choices
+        self._client: Client | None = None
         self._recorder: Recorder | None = None
         self._forget: list[Callable[[], None]] = []
         self._closed = False
@@ -213,6 +215,12 @@ class Enabled:
         if self.jit is not None:
             self.jit.close()
         torch_version = self._end_torch()
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            from headstart.client import release
+
+            release()
         if torch_version and (recorder := self._record()) is not None:
             recorder.note_torch(torch_version)
         if self._recorder is not None:
@@ -239,17 +247,13 @@ class Enabled:
         """The adapter, made by whoever is first: the importing thread or the replay's."""
         with self._lock:
             if self.jit is None and not self._closed:
+                from headstart.client import acquire
                 from headstart.jit.adapter import Adapter
 
                 choices = self._choices
                 tunings = self._manifest.tunings if choices.reuse_tuning else None
-                self.jit = Adapter(
-                    recorder=self._record(),
-                    bundle=choices.bundle,
-                    workers=choices.workers,
-                    cache_dir=choices.cache_dir,
-                    tunings=tunings,
-                )
+                self._client = acquire(bundle=choices.bundle, workers=choices.workers, cache_dir=choices.cache_dir)
+                self.jit = Adapter(self._client, recorder=self._record(), tunings=tunings)
                 # Last in, first out: before the handlers of the modules that were loaded just now.
                 atexit.unregister(disable)
                 atexit.register(disable)

@@ -1,6 +1,6 @@
 """The messages between the processes, and how they are framed.
 
-    client  ⇄ service   stream     Hello Submit Await            / Welcome Notice Started Result Failed Leaving
+    client  ⇄ service   stream     Hello Prepare Submit Await    / Welcome Notice Started Result Failed Leaving
     command ⇄ service   stream     Control Supersede             / Report Unwelcome
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Buried
     service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
@@ -21,7 +21,7 @@ import msgspec
 from headstart.request import CompileRequest
 from headstart.toolchain import Toolchain
 
-PROTOCOL = 3  # raised whenever a message changes its meaning
+PROTOCOL = 4  # raised whenever a message changes its meaning
 MAX_FRAME = 512 << 20  # bytes; an entry of a huge kernel is a few MiB
 MAX_CONFINED_FRAME = 64 << 20  # bytes, from a worker that is not believed
 _READ = 1 << 18  # bytes per recv
@@ -108,7 +108,7 @@ class Preferences(msgspec.Struct, frozen=True):
         memory_limit: bytes that a compile may use, tools included; None: no limit.
         early_cutoff: whether configurations that become the same program are one compile from there on.
         trusts_cache_dir: whether it uses `cache_dir` whoever else can write there.
-        vouched: whether somebody vouches for most of what it will ask for.
+        tools: variables of `TOOL_VARIABLES` that are set in its process.
     """
 
     cache_dir: bytes
@@ -118,20 +118,29 @@ class Preferences(msgspec.Struct, frozen=True):
     memory_limit: int | None = None
     early_cutoff: bool = False
     trusts_cache_dir: bool = False
-    vouched: bool = True
+    tools: dict[str, str] = {}
 
 
 class Hello(msgspec.Struct, tag=True):
-    """First message of a client. What it will ask for is to be compiled by `toolchain`, and mostly in `environment`."""
+    """First message of a client."""
 
     protocol: int  # first in all versions
-    toolchain: Toolchain
-    environment: dict[str, str]
     preferences: Preferences
 
 
+class Prepare(msgspec.Struct, tag=True):
+    """Have workers ready for what is soon to be compiled by `toolchain`, mostly in `environment`.
+
+    `vouched`: somebody vouches for most of it.
+    """
+
+    toolchain: Toolchain
+    environment: dict[str, str]
+    vouched: bool = True
+
+
 class Submit(msgspec.Struct, tag=True):
-    """Compile `request`; `ticket` is the client's name for the answer.
+    """Compile `request` with `toolchain`; `ticket` is the client's name for the answer.
 
     Attributes:
         background: nobody will wait for it soon.
@@ -139,6 +148,7 @@ class Submit(msgspec.Struct, tag=True):
     """
 
     ticket: int
+    toolchain: Toolchain
     request: CompileRequest
     use_store: bool
     background: bool = False
@@ -396,7 +406,7 @@ class Finished(msgspec.Struct, tag=True):
     taken_over: bool = False  # from the first tail on that somebody else had made
 
 
-FromClient = Hello | Submit | Await | Control | Supersede
+FromClient = Hello | Prepare | Submit | Await | Control | Supersede
 FromService = Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Buried

@@ -213,8 +213,9 @@ _LOG = wire.CompileLog("words", "more", [wire.Warned("builtins.UserWarning", "ca
 _FAILURE = wire.Failure("crash", "it died", stage="llir", output="words", files={"k.ptx": b"ptx"}, log=_LOG)
 _TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
 MESSAGES: list[msgspec.Struct] = [
-    wire.Hello(wire.PROTOCOL, _TOOLCHAIN, {"TRITON_DEBUG": "1"}, wire.Preferences(b"/cache", 1 << 30, 9.0)),
-    *(wire.Submit(7, request, True) for request in REQUESTS),
+    wire.Hello(wire.PROTOCOL, wire.Preferences(b"/cache", 1 << 30, 9.0)),
+    wire.Prepare(_TOOLCHAIN, {"TRITON_DEBUG": "1"}),
+    *(wire.Submit(7, _TOOLCHAIN, request, True) for request in REQUESTS),
     wire.Await([1, 2, 1 << 40]),
     wire.Control("status"),
     wire.Result(7, "ab" * 32, entry=b"bytes", log=_LOG),

@@ -36,6 +36,7 @@ from headstart.jit.capture import capture
 from headstart.jit.dry_run import DryRunDriver
 from headstart.request import CompileRequest
 from headstart.target import Target
+from headstart.toolchain import find_toolchain
 from headstart.trust import check_source
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -187,7 +188,7 @@ def travels(source: CapturedSource) -> bool:
     """Whether its identity survives the messages to a service, and the files that hold it as JSON."""
     name = source.kernel.name
     request = CompileRequest.make(name, source, signature={}, target="cuda:90:32", environment={})
-    message = wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, request, True)))
+    message = wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, find_toolchain(), request, True)))
     written = msgspec.json.decode(msgspec.json.encode(request), type=CompileRequest)
     return message.request.digest() == written.digest() == request.digest()
 

@@ -25,10 +25,11 @@ Run = Callable[..., dict[str, Any]]
 HEAD = """
 import json, logging, os, sys, threading
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
+from headstart.client import Client
 from headstart.jit.adapter import Adapter
 
 def enable(**more):
-    adapter = Adapter(workers=2, **more)
+    adapter = Adapter(Client(workers=2, bundle=more.pop("bundle", None)), **more)
     adapter.install()
     return adapter
 """
@@ -85,11 +86,11 @@ kernel[(1,)](x, y, 16, BLOCK=64)
 kernel[(1,)](x, y, 1, BLOCK=64, num_warps=8)
 kernel[(1,)](x, y, 11, BLOCK=64)
 told(cubins=cubins(), counts=adapter.counts, services=adapter.compiler.services_started)
-adapter.close()
+adapter.close(); adapter.compiler.client.close()
 """
 
 STOCK = LAUNCH.replace("counts=adapter.counts, services=adapter.compiler.services_started", "").replace(
-    "adapter.close()", ""
+    "adapter.close(); adapter.compiler.client.close()", ""
 )
 
 
@@ -135,7 +136,7 @@ def test_what_was_submitted_before_is_not_late(run: Run) -> None:
         from headstart.manifest import Manifest
         found = Manifest.open("it.manifest").missing()
         told(asked_by=[each.asked_by for each in found], seconds=[each.duration_s for each in found])
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """
     )
     (asked_by,), (seconds,) = first["asked_by"], first["seconds"]
@@ -148,7 +149,7 @@ def test_what_was_submitted_before_is_not_late(run: Run) -> None:
         adapter.compiler.submit(each.request).result()
         kernel[(1,)](x, y, 10, BLOCK=64)
         told(counts=adapter.counts, seen=len(adapter.compiler.timeline))
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """,
         TRITON_CACHE_DIR=os.environ["TRITON_CACHE_DIR"] + "-2",
     )
@@ -189,7 +190,7 @@ def test_hooks_and_cache_managers_of_others_are_kept(run: Run) -> None:
         warm = kernel.warmup(x, y, 1, BLOCK=64, grid=(1,))
         refuse = True
         refused = kernel.warmup(x, y, 16, BLOCK=64, grid=(1,))
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         told(
             seen=seen, put=sorted({name.rpartition(".")[2] for name in put}), warm=type(warm).__name__,
             refused=refused, restored=[knobs.runtime.jit_cache_hook is theirs, knobs.cache.manager_class is Manager],
@@ -254,7 +255,7 @@ def test_threads_that_launch_one_kernel_at_once_get_one_compile(run: Run) -> Non
         for thread in threads: thread.start()
         for thread in threads: thread.join()
         told(errors=errors, compiled=adapter.compiler.statistics.compiled)
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """
     )
     assert (told["errors"], told["stages"], told["launches"], told["compiled"]) == ([], [], 8, 1)
@@ -269,7 +270,7 @@ def test_tritons_own_threads_find_what_its_hook_asked_for(run: Run) -> None:
             for block in (64, 128):
                 kernel.warmup(x, y, 10, BLOCK=block, grid=(1,))
         told(counts=adapter.counts)
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """
     )
     assert (told["stages"], told["counts"]["kicked_off"]) == ([], 2)
@@ -287,13 +288,13 @@ def test_a_fork_launches_what_its_parent_had_kicked_off_and_more(run: Run) -> No
                 kernel[(1,)](x, y, 10, BLOCK=64)
                 kernel[(1,)](x, y, 10, BLOCK=128)
                 status = 0 if stages == [] and len(launches) == 2 else 2
-                adapter.close()
+                adapter.close(); adapter.compiler.client.close()
             finally:
                 os._exit(status)
         kernel[(1,)](x, y, 10, BLOCK=64)
         _, status = os.waitpid(child, 0)
         told(status=status)
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """
     )
     assert (told["status"], told["stages"], told["launches"]) == (0, [], 1)
@@ -314,7 +315,7 @@ def test_a_kernel_of_a_notebook_cell_that_is_defined_again_is_another_kernel(run
             told_by_cell[(1,)](x, FACTOR=1)
             found += cubins(told_by_cell)
         told(distinct=len(set(found)))
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """
     )
     assert (told["stages"], told["distinct"]) == ([], 2)
@@ -336,7 +337,7 @@ def test_a_kernel_that_cannot_travel_is_compiled_here_with_one_warning(run: Run)
         except Exception as caught:
             error = f"{type(caught).__name__}: {caught}"
         told(counts=adapter.counts, error=error)
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """
     told = run(body)
     assert told["error"] is None
@@ -379,7 +380,7 @@ told(errors=errors, counts=dict(adapter.counts) if "adapter" in globals() else N
 
 
 def test_what_a_failing_kernel_raises_is_what_triton_raises(run: Run, tmp_path: Path) -> None:
-    mine = run(FAILING + "adapter.close()\n")
+    mine = run(FAILING + "adapter.close(); adapter.compiler.client.close()\n")
     stock = run(FAILING, before="\n", TRITON_CACHE_DIR=str(tmp_path / "stock"))
     assert [error[1] for error in stock["errors"]] == [
         "CompilationError", "CompileTimeAssertionFailure", "CompilationError"
@@ -425,7 +426,7 @@ def test_off_changes_nothing(run: Run) -> None:
             hook=knobs.runtime.jit_cache_hook, manager=knobs.cache.manager_class,
             prune=Autotuner.prune_configs.__module__, services=adapter.compiler.services_started,
         )
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """,
         HEADSTART="off",
     )
@@ -447,7 +448,7 @@ def test_close_puts_everything_back_and_nothing_is_done_at_launches(run: Run) ->
                 triton.JITFunction.run.__module__, Autotuner.run.__module__, sys.meta_path == finders,
             ]
         during = state()
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         kernel[(1,)](x, y, 10, BLOCK=64)
         told(during=during, after=state())
         """,
@@ -472,7 +473,7 @@ def test_without_a_service_kernels_are_compiled_here_with_one_warning(run: Run) 
         except Exception as caught:
             error = type(caught).__name__
         told(counts=adapter.counts, error=error)
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """
     before = "import sys; python = sys.executable; sys.executable = '/nowhere/python'\nadapter = enable()"
     told = run(body, before=before)
@@ -488,7 +489,7 @@ def test_a_triton_that_is_not_known_is_left_alone(run: Run) -> None:
         """
         from triton import knobs
         told(hook=knobs.runtime.jit_cache_hook)
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         """,
         before="import triton\ntriton.__version__ = '9.9.0'\nadapter = enable()",
     )
@@ -503,6 +504,6 @@ def test_waiting_for_an_import_that_never_comes_costs_nothing(start_client: Star
         "assert 'triton' not in sys.modules\n"
         "assert threading.active_count() == 1\n"
         "assert adapter.compiler.services_started == 0\n"
-        "adapter.close()\n"
+        "adapter.close(); adapter.compiler.client.close()\n"
     )
     start_client(program).finish()

@@ -22,6 +22,7 @@ HEAD = """
 import json, logging, os, sys
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 sys.path.insert(0, HELPERS)
+from headstart.client import Client
 from headstart.jit.adapter import Adapter
 from headstart.manifest import Manifest
 from headstart.recording import Recorder
@@ -30,7 +31,7 @@ recorder = Recorder(os.environ["RECORD"]) if "RECORD" in os.environ else None
 tunings = Manifest.open(os.environ["REUSE"]).tunings if "REUSE" in os.environ else None
 adapter = None
 if "STOCK" not in os.environ:
-    adapter = Adapter(workers=2, recorder=recorder, tunings=tunings)
+    adapter = Adapter(Client(workers=2), recorder=recorder, tunings=tunings)
     adapter.install()
 
 import triton, triton.language as tl
@@ -56,7 +57,7 @@ def told(**more):
     if recorder is not None:
         recorder.close()
     if adapter is not None:
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
 """
 
 
@@ -277,7 +278,7 @@ def test_closing_gives_autotuners_their_own_memory_back(run: Run) -> None:
 
         kernel[(1,)](x, y, 64)
         during = type(kernel.cache).__name__
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
         kernel[(1,)](x, y, 64)
         told(kinds=[during, type(kernel.cache).__name__])
         """

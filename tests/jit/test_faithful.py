@@ -47,8 +47,9 @@ import logging, sys
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 stock = "stock" in sys.argv
 if not stock:
+    from headstart.client import Client
     from headstart.jit.adapter import Adapter
-    adapter = Adapter(workers=2)
+    adapter = Adapter(Client(workers=2))
     adapter.install()
 import hashlib, json, re
 from the_kernels import kernels, x, y
@@ -64,7 +65,7 @@ for name, (fn, arguments, options) in kernels.items():
         told[name] = [result, "here" if stock or adapter.counts["in_process"] > before else "worker"]
 if not stock:
     told["counts"] = [adapter.counts, ""]
-    adapter.close()
+    adapter.close(); adapter.compiler.client.close()
 print("TOLD", json.dumps(told))
 """
 

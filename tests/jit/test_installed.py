@@ -27,8 +27,9 @@ logging.basicConfig(level=logging.WARNING, format="%(message)s")
 STOCK = sys.argv[1] == "stock"
 adapter = None
 if not STOCK:
+    from headstart.client import Client
     from headstart.jit.adapter import Adapter
-    adapter = Adapter(workers=2)
+    adapter = Adapter(Client(workers=2))
     adapter.install()
 import triton, triton.language as tl
 from triton import knobs
@@ -38,7 +39,7 @@ from the_kernels import *
 def told(**what):
     counts = None if STOCK else dict(adapter.counts)
     if not STOCK:
-        adapter.close()
+        adapter.close(); adapter.compiler.client.close()
     sys.stdout.flush()
     print("TOLD", json.dumps(dict(counts=counts, **what)))
 """

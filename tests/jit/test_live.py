@@ -20,7 +20,7 @@ from headstart import AsyncCompile, SourceError, UsageError, wire
 from headstart.captured import CapturedFunction, CapturedSource
 from headstart.jit.capture import capture
 from headstart.request import CompileRequest
-from kernels import pointwise
+from kernels import TOOLCHAIN, pointwise
 
 pytestmark = pytest.mark.triton
 
@@ -184,7 +184,7 @@ def request(source: CapturedSource, **changes: Any) -> CompileRequest:
 
 def test_a_captured_source_keeps_its_identity_on_its_way(users: Any) -> None:
     sent = request(capture(users.kernel).named("another"))
-    message = wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, sent, True)))
+    message = wire.decode(wire.decoder(wire.FromClient), wire.encode(wire.Submit(1, TOOLCHAIN, sent, True)))
     assert message.request == sent
     assert message.request.digest() == sent.digest()
 

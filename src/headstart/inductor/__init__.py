@@ -71,21 +71,33 @@ def enable(
                 raise ServiceError(reason)
             _log.warning("%s", reason)
             return
+        from headstart.client import acquire, release
         from headstart.inductor.adapter import Adapter
 
-        _current = Adapter(bundle=bundle, workers=workers, cache_dir=cache_dir)
-        _current.install()
+        client = acquire(bundle=bundle, workers=workers, cache_dir=cache_dir)
+        try:
+            _current = Adapter(client)
+            _current.install()
+        except BaseException:
+            _current = None
+            release()
+            raise
         atexit.register(disable)
 
 
 def disable() -> None:
-    """Leave torch.compile as it was, write the bundle that `enable` was given, and end headstart's processes."""
+    """Leave torch.compile as it was; if nothing else is enabled, write the bundle, and end headstart's processes."""
     global _current
     with _lock:
         adapter, _current = _current, None
     atexit.unregister(disable)
     if adapter is not None:
-        adapter.close()
+        from headstart.client import release
+
+        try:
+            adapter.close()
+        finally:
+            release()
 
 
 def current() -> Adapter | None:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from headstart.async_compile import AsyncCompile
+from headstart.client import Client
 from headstart.environment import fingerprint
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
@@ -36,6 +37,7 @@ from headstart.inductor.recipes import Recipes
 from headstart.inductor.source import Source, is_refused_by_assembler
 from headstart.jit.integrity import Integrity
 from headstart.kernel import CompiledKernel
+from headstart.policy import Policy
 from headstart.request import CompileRequest
 from headstart.settings import patience
 from headstart.target import Target
@@ -64,19 +66,6 @@ def _environment() -> dict[str, str]:
     return compat.environment(_torch())
 
 
-class _Compiler(AsyncCompile):
-    """AsyncCompile for Inductor's kernels: its workers know what these import of torch."""
-
-    _find_toolchain = staticmethod(_toolchain)
-    _environment = staticmethod(_environment)
-    _shares_bundle = True
-
-    def _note(self, kickoff: Any, result: Any) -> None:
-        # A kernel that needs too much shared memory is Inductor's to refuse: it then tries another configuration.
-        if kickoff.use_store:
-            self.bundler.put(result.key, lambda: self._entry(kickoff, result))
-
-
 class _Started(NamedTuple):
     job: Job
     future: LambdaFuture[CompiledKernel] | None  # None: it was in Triton's cache
@@ -93,19 +82,24 @@ class _Foreseeing(threading.local):
 
 
 class Adapter:
-    """One per process. Arguments as for `AsyncCompile`.
+    """One per process.
+
+    Args:
+        client: asks the service; whoever made it closes it.
 
     Attributes:
         counts: for tests and people: sources kicked off, jobs, jobs that were wanted before they were foreseen
             (`late`), kernels left to Inductor's own process (`in_process`).
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        self.compiler = _Compiler(**arguments)
+    def __init__(self, client: Client) -> None:
+        # Its workers know what generated sources import of torch. A kernel that needs too much shared memory is
+        # Inductor's to refuse: it then tries another configuration.
+        policy = Policy(find=_toolchain, environment=_environment, shows_output=True)
+        self.compiler = AsyncCompile(client=client, policy=policy)
         self.describing = Describing()
         self.recipes = Recipes(
-            _toolchain,
-            _environment,
+            policy,
             self.compiler.cache_dir,
             self.compiler.bundler.find,
             self.compiler.bundler.put,
@@ -150,7 +144,7 @@ class Adapter:
         ]
 
     def close(self) -> None:
-        """Put everything back, and end all processes."""
+        """Put everything back, and end the describer."""
         for forget in self._forget_imports:
             forget()
         self._replacement.remove()
@@ -158,7 +152,6 @@ class Adapter:
         if self._thread is not None:
             self._thread.join(_FAREWELL)
         self.describing.close()
-        self.compiler.close()
         if self.counts["in_process"]:
             _log.warning("%d kernels were compiled in this process", self.counts["in_process"])
 

@@ -21,9 +21,9 @@ from headstart.errors import DamagedError, ServiceError, StoreUnavailable
 from headstart.inductor import compat
 from headstart.inductor.ownership import are_own, is_own
 from headstart.inductor.recipe import Describe, Job, Recipe
+from headstart.policy import Policy
 from headstart.settings import trusts_cache_dir
 from headstart.store import DiskStore
-from headstart.toolchain import Toolchain
 
 FORMAT = "recipe 3"  # raised whenever a recipe changes its meaning
 KIND = "recipe"  # what such an entry has as its target and as its artifact
@@ -41,8 +41,7 @@ class Recipes:
     """Finds and keeps recipes. Belongs to the adapter's thread.
 
     Args:
-        find_toolchain: what compiles.
-        environment: of Inductor's workers.
+        policy: says what compiles.
         cache_dir: headstart's cache folder.
         find_bundled: an entry of one of the bundles in use.
         note: has an entry written into the next bundle.
@@ -51,21 +50,18 @@ class Recipes:
 
     def __init__(
         self,
-        find_toolchain: Callable[[], Toolchain],
-        environment: Callable[[], dict[str, str]],
+        policy: Policy,
         cache_dir: Path,
         find_bundled: Callable[[str], Entry | None],
         note: Callable[[str, Callable[[], Entry]], None],
         later: Callable[..., None],
     ) -> None:
-        self._find_toolchain = find_toolchain
-        self._environment = environment
+        self._policy = policy
         self._cache_dir = cache_dir
         self._store = DiskStore(cache_dir, trusted=trusts_cache_dir())
         self._find_bundled = find_bundled
         self._note = note
         self._later = later
-        self._toolchains: dict[tuple[tuple[str, str], ...], str] = {}  # by tools
 
     def prepare(self) -> None:
         """Do early what the first key needs: reading a toolchain that was never read before takes seconds."""
@@ -171,10 +167,4 @@ class Recipes:
 
     def _toolchain_digest(self, variables: Mapping[str, str] | None = None) -> str:
         """Of the toolchain with the tools that `variables` name; by default this process's."""
-        if variables is None:
-            variables = self._environment()
-        tools = {name: value for name, value in variables.items() if name in TOOL_VARIABLES}
-        key = tuple(sorted(tools.items()))
-        if key not in self._toolchains:
-            self._toolchains[key] = self._find_toolchain().digest(tools, self._cache_dir / "toolchains")
-        return self._toolchains[key]
+        return self._policy.toolchain_digest(self._cache_dir, variables)

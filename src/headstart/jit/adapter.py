@@ -37,10 +37,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headstart.async_compile import AsyncCompile
 from headstart.captured import CapturedSource, Unbound
+from headstart.client import Client
 from headstart.environment import fingerprint, step_aside_reason
 from headstart.errors import (
     CompileError,
@@ -60,10 +61,14 @@ from headstart.jit.integrity import Integrity
 from headstart.jit.patches import Compiles
 from headstart.kernel import CompiledKernel
 from headstart.manifest import Tuning
+from headstart.policy import Policy
 from headstart.recording import Recorder
 from headstart.request import CompileRequest
 from headstart.target import Target
 from headstart.variables import Mode, mode
+
+if TYPE_CHECKING:
+    from headstart import wire
 
 _BUNDLE_PATIENCE = 120.0  # seconds at the end for kernels that only the bundle needs
 # Options that name files: what these hold is in no key.
@@ -72,29 +77,6 @@ _FILES = frozenset({"extern_libs", "ir_override"})
 _NOT_HERE = (CompilerCrashed, CompileTimeout, CompileOutOfMemory)
 
 _log = logging.getLogger("headstart")
-
-
-class _Compiler(AsyncCompile):
-    """AsyncCompile for a program's kernels.
-
-    Args:
-        finished: told each request that a worker or the store has answered, and the seconds that its compile took.
-    """
-
-    _shares_bundle = True
-
-    def __init__(self, finished: Callable[[CompileRequest, float], None], **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._finished = finished
-
-    def _note(self, kickoff: Any, result: Any) -> None:
-        # Too much shared memory is for Triton to refuse, when it loads the kernel: autotuners count on that.
-        if kickoff.use_store:
-            self.bundler.put(result.key, lambda: self._entry(kickoff, result))
-        self._finished(kickoff.request, max(0.0, result.finished - result.started))
-
-    def _show(self, request: CompileRequest, log: Any) -> None:
-        pass  # `relay` prints it where Triton would have
 
 
 class Ask:
@@ -122,8 +104,8 @@ class Adapter:
     """One per process.
 
     Args:
+        client: asks the service; whoever made it closes it.
         recorder: told what the program asks for; whoever made it closes it.
-        bundle, workers, cache_dir: as for `AsyncCompile`.
         tunings: choices of autotuners to be reused, by `Tuning.digest()`.
 
     Attributes:
@@ -139,18 +121,15 @@ class Adapter:
 
     def __init__(
         self,
+        client: Client,
         *,
         recorder: Recorder | None = None,
-        bundle: str | os.PathLike[str] | None = None,
-        workers: int | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
         tunings: Mapping[str, Tuning] | None = None,
     ) -> None:
         self.recorder = recorder
-        self._for_bundle: list[LambdaFuture[CompiledKernel]] | None = None if bundle is None else []
-        self.compiler: AsyncCompile = _Compiler(
-            self._finished, bundle=bundle, workers=workers, cache_dir=cache_dir, start=False
-        )
+        self._for_bundle: list[LambdaFuture[CompiledKernel]] | None = None if client.bundle is None else []
+        # Limits are checked, and output is printed, where Triton would: see `relay`.
+        self.compiler = AsyncCompile(client=client, policy=Policy(answered=self._finished), start=False)
         self.counts = dict.fromkeys(
             (
                 *("asked", "kicked_off", "from_cache", "late", "in_process", "failed", "refuted"),
@@ -202,14 +181,11 @@ class Adapter:
             self._key_thread.start()
 
     def close(self) -> None:
-        """Put everything back, write the bundle, and end all processes. What was compiled goes on working."""
+        """Put everything back, and wait for what only the bundle needs. What was compiled goes on working."""
         self._forget_import()
         self._patch.remove()
         self.autotuning.remove()
-        try:
-            self._complete_bundle()
-        finally:
-            self.compiler.close()
+        self._complete_bundle()
         with self._lock:
             folder, self._folder = self._folder, None
         if folder is not None:
@@ -529,8 +505,9 @@ class Adapter:
             (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
         return {name: str(folder / name) for name in contents}
 
-    def _finished(self, request: CompileRequest, seconds: float) -> None:
+    def _finished(self, request: CompileRequest, result: wire.Result) -> None:
         """In the connection's thread."""
+        seconds = result.finished - result.started
         if self.recorder is not None and seconds > 0.0:
             digest = request.digest()
             self._durations[digest] = seconds

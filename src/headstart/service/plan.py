@@ -163,7 +163,7 @@ class Plan:
         self._jobs: dict[str, Job] = {}
         self._queue = Queue()
         self._flights = Flights()
-        self._announced: dict[int, Kind] = {}  # what each client will mostly ask for
+        self._announced: dict[int, set[Kind]] = {}  # what each client will mostly ask for
         self._alone: set[Job] = set()  # those with an `alone_until` that is not over
         self._workers: dict[int, _Worker] = {}
         self._zygotes: dict[Kind, _Zygote] = {}
@@ -173,7 +173,7 @@ class Plan:
 
     def announced(self, kind: Kind, client: int) -> list[Action]:
         """A client that will ask for jobs of `kind` has come: get workers ready before it does."""
-        self._announced[client] = kind
+        self._announced.setdefault(client, set()).add(kind)
         return self._start_zygote(kind)
 
     def requested(
@@ -580,7 +580,12 @@ class Plan:
         needed = {job.kind for job in self._jobs.values()}
         needed |= {w.kind for w in self._workers.values() if w.state is _State.FORKING or w.job is not None}
         spare = [kind for kind, zygote in self._zygotes.items() if zygote.ready and kind not in needed]
-        return min(spare, key=lambda kind: kind in self._announced.values(), default=None)
+        expected = self._expected()
+        return min(spare, key=lambda kind: kind in expected, default=None)
+
+    def _expected(self) -> set[Kind]:
+        """What the clients that are here have announced."""
+        return {kind for kinds in self._announced.values() for kind in kinds}
 
     def _end_zygote(self, kind: Kind) -> EndZygote:
         del self._zygotes[kind]
@@ -590,7 +595,7 @@ class Plan:
 
     def _end_unused_zygotes(self) -> list[Action]:
         used = {worker.kind for worker in self._workers.values()} | {job.kind for job in self._jobs.values()}
-        used |= set(self._announced.values())
+        used |= self._expected()
         unused = [kind for kind, zygote in self._zygotes.items() if zygote.ready and kind not in used]
         # The last one stays, so that the next job finds a zygote; others were for clients and environments of the past.
         if len(unused) == len(self._zygotes):

@@ -102,6 +102,7 @@ class Client:
         self.since = time.monotonic()
         self.jobs: dict[int, str] = {}  # ticket number: the plan's key of its job
         self.told: set[str] = set()  # notices
+        self.toolchains: set[Toolchain] = set()
 
     @property
     def cache_dir(self) -> str | None:
@@ -325,6 +326,8 @@ class Server:
     def _answer(self, client: Client, message: Any) -> None:
         if isinstance(message, wire.Hello):
             self._greet(client, message)
+        elif isinstance(message, wire.Prepare):
+            self._prepare(client, message)
         elif isinstance(message, wire.Control):
             self._obey(client, message.command)
         elif isinstance(message, wire.Supersede):
@@ -349,11 +352,21 @@ class Server:
         client.hello = hello
         self._had_clients = True
         self._loop.send(client.channel, wire.Welcome(os.getpid()))
-        self._toolchains.look_again(hello.toolchain, os.fsdecode(hello.preferences.cache_dir))
-        confined = not hello.preferences.vouched
-        if not (confined and unavailable()):
-            kind = self._kind(hello.toolchain, hello.environment, confined)
+
+    def _prepare(self, client: Client, message: wire.Prepare) -> None:
+        if client.hello is None:
+            self._dismiss(client)
+            return
+        self._look_at_toolchain(client, client.hello, message.toolchain)
+        if message.vouched or not unavailable():
+            kind = self._kind(message.toolchain, message.environment, not message.vouched)
             self._carry_out(self._plan.announced(kind, client.number))
+
+    def _look_at_toolchain(self, client: Client, hello: wire.Hello, toolchain: Toolchain) -> None:
+        """Once for each client: the toolchain may have been changed since another client came."""
+        if toolchain not in client.toolchains:
+            client.toolchains.add(toolchain)
+            self._toolchains.look_again(toolchain, os.fsdecode(hello.preferences.cache_dir))
 
     def _kind(self, toolchain: Toolchain, environment: Mapping[str, str], confined: bool) -> Kind:
         variables = tuple(sorted(environment.items()))
@@ -386,14 +399,15 @@ class Server:
         request = message.request if message.vouched else without_what_is_not_identity(message.request)
         self._tally.requests += 1
         # Before anything is read that it names.
-        refused = None if message.vouched else check_environment(request, tools=hello.environment)
+        refused = None if message.vouched else check_environment(request, tools=hello.preferences.tools)
         if refused is not None:
             self._loop.send(client.channel, wire.Failed(message.ticket, wire.Failure("source", unvouched(refused))))
             return
         use_store = message.use_store and bypass_reason(request.environment) is None
         cache_dir = os.fsdecode(hello.preferences.cache_dir)
+        self._look_at_toolchain(client, hello, message.toolchain)
         try:
-            digest = self._toolchains.digest(hello.toolchain, request.environment, cache_dir)
+            digest = self._toolchains.digest(message.toolchain, request.environment, cache_dir)
         except ServiceError as error:
             self._loop.send(client.channel, wire.Failed(message.ticket, wire.Failure("service", str(error))))
             return
@@ -416,7 +430,7 @@ class Server:
         actions = self._plan.requested(
             Ticket(client.number, message.ticket),
             job_key,
-            self._kind(hello.toolchain, request.environment, not message.vouched),
+            self._kind(message.toolchain, request.environment, not message.vouched),
             Job(
                 key,
                 digest,
