@@ -355,7 +355,7 @@ class Assign(msgspec.Struct, tag=True):
     """Compile `request`; publish the entry under `key` in the cache folder `store` (empty: send it back instead).
 
     With `early_cutoff`, ask at each seam. `front` is what was made before another worker stood aside at one.
-    `trusted`: as the client said of its cache folder.
+    `trusted`: as the client said of its cache folder. `torch_dir`: see `Toolchain`.
     """
 
     key: str
@@ -365,6 +365,7 @@ class Assign(msgspec.Struct, tag=True):
     early_cutoff: bool = False
     front: bytes = b""
     trusted: bool = False
+    torch_dir: str = ""
 
 
 class Reached(msgspec.Struct, tag=True):

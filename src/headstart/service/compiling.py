@@ -413,7 +413,7 @@ def _foreign_modules(tree: ast.Module) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             imported.append("." * node.level + (node.module or ""))
     known = {"triton", "headstart"}
-    if standins.installed():
+    if standins.are_shown():
         known.add("torch")  # what of it is real is part of the toolchain
     foreign = {name for name in imported if name.partition(".")[0] not in known}
     return sorted(name for name in foreign if not is_standard(name))

@@ -152,7 +152,7 @@ class Herd:
                     toolchain.python,
                     toolchain.sys_path,
                     "headstart.service.zygote",
-                    f"{theirs.fileno()} {toolchain.torch_dir}",
+                    str(theirs.fileno()),
                     pass_fds=[theirs.fileno()],
                     unset=FINGERPRINT_VARIABLES,
                     set_to={"PYTHONHASHSEED": "0", **dict(kind.environment)},

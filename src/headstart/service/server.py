@@ -87,6 +87,7 @@ class Job(msgspec.Struct, frozen=True):
     cache_dir: str
     early_cutoff: bool
     trusted: bool
+    torch_dir: str
     confined: bool = False
 
 
@@ -370,7 +371,9 @@ class Server:
 
     def _kind(self, toolchain: Toolchain, environment: Mapping[str, str], confined: bool) -> Kind:
         variables = tuple(sorted(environment.items()))
-        return Kind((toolchain, self._toolchains.generation(toolchain)), variables, confined)
+        generation = self._toolchains.generation(toolchain)
+        # What generated kernels import of torch is shown to them alone, whichever process compiles them.
+        return Kind((msgspec.structs.replace(toolchain, torch_dir=""), generation), variables, confined)
 
     def _obey(self, client: Client, command: str) -> None:
         now = time.monotonic()
@@ -439,6 +442,7 @@ class Server:
                 cache_dir,
                 use_store and hello.preferences.early_cutoff and message.vouched,
                 hello.preferences.trusts_cache_dir,
+                message.toolchain.torch_dir,
                 not message.vouched,
             ),
             urgency,
@@ -523,7 +527,14 @@ class Server:
         self._loop.send(
             worker.channel,
             wire.Assign(
-                payload.key, payload.toolchain, payload.request, store, early_cutoff, job.front, payload.trusted
+                payload.key,
+                payload.toolchain,
+                payload.request,
+                store,
+                early_cutoff,
+                job.front,
+                payload.trusted,
+                payload.torch_dir,
             ),
         )
         for ticket in job.tickets:

@@ -7,6 +7,7 @@ as it is: what a decorator of Inductor's would make of a kernel matters to whoev
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -14,7 +15,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from headstart.toolchain import TORCH_FILES
@@ -22,23 +23,44 @@ from headstart.toolchain import TORCH_FILES
 _REAL = tuple(f"torch.{part.removesuffix('.py').replace('/', '.')}" for part in TORCH_FILES)
 
 
-def install(torch_dir: str) -> None:
-    """Answer every import of `torch` in this process, for good.
+class Unusable(Exception):
+    """There are no stand-ins for this torch; the text says why."""
+
+
+_kept: dict[str, dict[str, types.ModuleType]] = {}  # by folder of torch: what was imported of it
+
+
+@contextlib.contextmanager
+def shown(torch_dir: str) -> Iterator[None]:
+    """Answer imports of `torch` meanwhile; a kernel that has nothing to do with it, before or after, sees none of it.
 
     Args:
-        torch_dir: the folder of the torch package.
+        torch_dir: the folder of the torch package; empty: nothing is done.
 
     Raises:
-        ImportError: its helpers are not where they are expected, or do not work with this Triton.
+        Unusable: its helpers are not where they are expected, or do not work with this Triton.
     """
-    if not installed():
-        sys.meta_path.insert(0, _Finder(torch_dir))
-        for name in _REAL:
-            _real(name)
+    if not torch_dir:
+        yield
+        return
+    finder = _Finder(torch_dir)
+    sys.meta_path.insert(0, finder)
+    sys.modules.update(_kept.get(torch_dir, {}))
+    try:
+        try:
+            for name in _REAL:
+                _real(name)
+        except Exception as error:
+            raise Unusable(f"what generated kernels import of torch ({torch_dir}) cannot be used: {error}") from error
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        names = [name for name in sys.modules if name.partition(".")[0] == "torch"]
+        _kept[torch_dir] = {name: sys.modules.pop(name) for name in names}
 
 
-def installed() -> bool:
-    """Whether torch is a stand-in in this process."""
+def are_shown() -> bool:
+    """Whether torch is a stand-in just now."""
     return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
 

@@ -39,7 +39,7 @@ from headstart.entry import pack_entry
 from headstart.errors import StoreUnavailable
 from headstart.folders import FULL
 from headstart.request import CompileRequest
-from headstart.service import vetting
+from headstart.service import standins, vetting
 from headstart.service.compiling import Compiled, Compiler, Refused
 from headstart.service.confinement import Unconfined, confine
 from headstart.service.cutoff import Cut, Cutter, Front, Product, Seam, Tails, pack_front, unpack_front
@@ -226,8 +226,10 @@ def _compile(
             job.toolchain, job.request, tails, lambda tail: ask(_in_store(tail, job)), output.printed
         )
     try:
-        with output.warnings():
+        with output.warnings(), standins.shown(job.torch_dir):
             compiled = compiler.compile(job.request, cutter.reached if cutter else None)
+    except standins.Unusable as error:
+        return Failure("service", str(error))
     except Refused as refused:
         refused.failure.log = log = output.log([])
         refused.failure.output = log.text

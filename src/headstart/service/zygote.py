@@ -25,7 +25,7 @@ import traceback
 
 import msgspec
 
-from headstart.service import compiling, standins, worker
+from headstart.service import compiling, worker
 from headstart.wire import Buried, Fork, Forked, Kill, Ready, ToZygote, Unable, decode, decoder, encode
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -36,15 +36,12 @@ def main(argument: str) -> None:
     """Run a zygote until its seqpacket socket closes.
 
     Args:
-        argument: the socket's fd, a space, and the toolchain's `torch_dir`.
+        argument: the socket's fd.
     """
-    fd, _, torch_dir = argument.partition(" ")
-    sock = socket.socket(fileno=int(fd))
+    sock = socket.socket(fileno=int(argument))
     sock.set_inheritable(False)
     try:
         version = compiling.prepare()
-        if torch_dir:
-            standins.install(torch_dir)
     except Exception:  # noqa: BLE001 - whatever Triton raises, the service is told
         _send(sock, Unable(f"Triton cannot be imported:\n{traceback.format_exc(limit=-3)}"))
         return
