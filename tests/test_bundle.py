@@ -94,7 +94,7 @@ def test_the_layout_is_the_documented_one(path: Path) -> None:
     assert data[:offset] == entry(A).raw() + entry(B).raw()
     index = data[offset:-58]
     assert (len(index), sha256(index).digest()) == (length, digest)
-    assert msgspec.msgpack.decode(index)[0] == [A, "kernel_aa", A[::-1], "3.6", "cuda:90", 0, entry(A).size]
+    assert msgspec.msgpack.decode(index)[0] == [A, "kernel_aa", A[::-1], "3.6", "cuda:90", 0, entry(A).size, "kernel"]
 
 
 def test_a_bundle_may_be_empty(path: Path) -> None:

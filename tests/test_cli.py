@@ -44,6 +44,7 @@ JSON_FIELDS = {
     "cached",
     "deduplicated",
     "failed",
+    "failed_as_recorded",
     "wall_s",
     "cpu_s",
     "longest_s",
@@ -198,7 +199,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompile]:
     """The compilers that were opened."""
     opened: list[FakeCompile] = []
 
-    def open_fake(workers: int | None, vouched: bool) -> FakeCompile:
+    def open_fake(workers: int | None, vouched: bool, *, is_plan: bool) -> FakeCompile:
         opened.append(FakeCompile(workers))
         return opened[-1]
 
@@ -210,7 +211,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompile]:
 def outcome(result: Result) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     assert set(fields) == JSON_FIELDS
-    parts = fields["compiled"] + fields["cached"] + fields["deduplicated"] + fields["failed"]
+    parts = sum(fields[what] for what in ("compiled", "cached", "deduplicated", "failed", "failed_as_recorded"))
     assert parts == fields["requested"]
     return fields
 
@@ -437,7 +438,7 @@ def test_bad_usage(arguments: list[str], said: str, fake: list[FakeCompile]) -> 
 
 
 def test_no_service_is_a_failure_not_bad_usage(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(workers: int | None, vouched: bool) -> FakeCompile:
+    def nothing(workers: int | None, vouched: bool, *, is_plan: bool) -> FakeCompile:
         raise ServiceError("no Triton to compile with")
 
     monkeypatch.setattr(build_module, "_open", nothing)

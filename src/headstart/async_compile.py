@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart import timeline
+from headstart import known_failure, timeline
 from headstart.bundle import Bundle, BundleItem
 from headstart.bundler import TritonBundler
 from headstart.captured import CapturedSource
@@ -26,6 +26,7 @@ from headstart.client import Client
 from headstart.entry import Entry
 from headstart.environment import bypass_reason
 from headstart.errors import (
+    CompileError,
     CompileErrors,
     DamagedError,
     HeadstartError,
@@ -271,6 +272,18 @@ class AsyncCompile:
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
             return self.kernels.save(digest, future)
 
+    def note_failure(self, request: CompileRequest, digest: str, error: CompileError) -> None:
+        """Have the bundle say that a kernel does not compile, so that nobody who has the bundle tries it again.
+
+        Args:
+            request: see `submit`; `digest` is its.
+            error: what its future raised. One that another machine might not see is not carried.
+        """
+        if known_failure.is_known(error):
+            toolchain = self._policy.toolchain_digest(self.cache_dir, request.environment)
+            entry = known_failure.pack(request, digest, toolchain, error)
+            self.bundler.put(entry.key, lambda: entry)
+
     def wait(self, scope: MutableMapping[str, Any]) -> None:
         """Replace every LambdaFuture in `scope` by its CompiledKernel.
 
@@ -408,6 +421,9 @@ class AsyncCompile:
         def finish(_: object) -> CompiledKernel:
             try:
                 entry = bundle.entry(item.key)
+                if item.kind == known_failure.KIND:
+                    failure = known_failure.unpack(entry, request)
+                    raise failure
             except DamagedError as error:
                 entry = rebuild(error)
             return CompiledKernel(entry, rebuild)

@@ -63,12 +63,20 @@ class BundleItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     target: str
     offset: Size
     length: Size
+    kind: str = "kernel"
 
     @classmethod
     def of(cls, header: EntryHeader, offset: int, length: int) -> BundleItem:
         """The line for the entry with this header, at `offset`."""
         return cls(
-            header.key, header.name, header.request_digest, header.toolchain, header.target, offset, length
+            header.key,
+            header.name,
+            header.request_digest,
+            header.toolchain,
+            header.target,
+            offset,
+            length,
+            header.kind,
         )
 
 

@@ -137,7 +137,8 @@ def _knobs_set() -> dict[str, str | None]:
     if knobs is None:
         return {}
     found: dict[str, str | None] = {}
-    for group in map(vars(knobs).get, _KNOBS):
+    # Another thread may be importing that module just now; then nothing was set yet.
+    for group in filter(None, map(vars(knobs).get, _KNOBS)):
         for name, value in vars(group).items():
             variable = getattr(vars(type(group)).get(name), "key", None)
             if variable in FINGERPRINT_VARIABLES:

@@ -20,6 +20,7 @@ and twice. So nothing is counted, and every field of one kernel has a rule by wh
 
     duration_s           the longer: zero is "unknown", and a compile on an idle machine is no reason to start it late
     winner               either
+    failed               any: it is the failure that a build takes for granted, and a success never hides
     last_seen            the later
     asked_by, request    of the one seen last, then the greater: of requests with one digest only file names differ
     origins              all; of the same program and versions the last recording
@@ -62,6 +63,7 @@ MAX_BODY_BYTES = 1 << 30
 _PREFIX = struct.Struct("<8sHQ32s")
 _VERSION = struct.Struct("<8sH")
 _END_OF_TIME = 253402300800.0  # the year 10000, seconds since 1970
+_MAX_CLASS_NAME = 200  # characters
 _EXPLAINED = 100  # kernels of one name among which `compare` looks for the nearest
 
 
@@ -105,6 +107,9 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         digest: `request.digest()`.
         duration_s: seconds from start to end of its compile; 0 if it was served without one and nobody knows.
         winner: an autotuner chose it in a sweep.
+        failed: class of what Triton raised, if it did not compile, as
+            `"triton.compiler.errors.CompileTimeAssertionFailure"`; sweeps have such configurations. Empty: it did, or
+            nobody knows.
         asked_by: where the program asked for it, `"file:line"`; empty if unknown.
         last_seen: the day (UTC) on which a program last asked for it.
     """
@@ -115,8 +120,11 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     winner: bool = False
     asked_by: str = ""
     last_seen: dt.date = dt.date.min
+    failed: str = ""
 
     def __post_init__(self) -> None:
+        if len(self.failed) > _MAX_CLASS_NAME:
+            raise ValueError(f"failed: a name of {len(self.failed)} characters")
         if not 0.0 <= self.duration_s < math.inf:
             raise ValueError(f"duration_s: {self.duration_s} is no number of seconds")
 
@@ -129,6 +137,7 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             later,
             duration_s=max(self.duration_s, other.duration_s),
             winner=self.winner or other.winner,
+            failed=max(self.failed, other.failed),
         )
 
 
@@ -370,6 +379,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     winner: bool
     asked_by: str
     last_seen: dt.date
+    failed: str = ""
 
     @classmethod
     def of(cls, each: Specialization, sources: _Sources) -> _Record:
@@ -381,6 +391,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
             each.winner,
             each.asked_by,
             each.last_seen,
+            each.failed,
         )
 
     def specialization(self, sources: Sequence[Source]) -> Specialization:
@@ -391,6 +402,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
             winner=self.winner,
             asked_by=self.asked_by,
             last_seen=self.last_seen,
+            failed=self.failed,
         )
 
 

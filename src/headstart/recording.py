@@ -178,11 +178,13 @@ class Recorder:
         duration_s: float = 0.0,
         asked_by: str = "",
         winner: bool = False,
+        failed: str = "",
     ) -> None:
         """The program asked for a kernel. It may be noted again, when its duration or an autotuner's choice is known.
 
         Args:
             digest: of the request; whoever asks for a compile has it already.
+            failed: see `Specialization`.
         """
         self._keep(
             Specialization(
@@ -192,6 +194,7 @@ class Recorder:
                 winner=winner,
                 asked_by=asked_by,
                 last_seen=self._today,
+                failed=failed,
             )
         )
 

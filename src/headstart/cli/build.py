@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 import msgspec
 
+from headstart import known_failure
 from headstart.cli import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -32,7 +33,7 @@ from headstart.cli import (
 from headstart.cli.progress import Progress, Tally, make_progress
 from headstart.entry import MAGIC as ENTRY_MAGIC
 from headstart.environment import TOOL_VARIABLES, fingerprint
-from headstart.errors import HeadstartError, ServiceError, UsageError
+from headstart.errors import CompileError, HeadstartError, ServiceError, UsageError
 from headstart.future import LambdaFuture, as_completed
 from headstart.manifest import Manifest, Specialization, is_manifest, retarget
 from headstart.replacing import BUNDLE, check_replaceable
@@ -108,6 +109,9 @@ def build(
     Compiling runs Python that a manifest carries. A kernel of it that could do anything but become a kernel is left
     out, unless --trust.
 
+    What did not compile when it was recorded, as some configurations of a sweep, and fails alike now, is as it should
+    be: the bundle says so, and nobody who has it tries again.
+
     Exit code: 0 all built; 1 some kernels failed or were left out, or the plan raised (everything else is built and in
     the bundle); 2 bad usage, or a plan that yields nothing.
     """
@@ -142,7 +146,7 @@ def build(
     started = time.monotonic()
     tally = Tally()
     try:
-        with _open(workers, recorded is None or trust) as async_compile:
+        with _open(workers, recorded is None or trust, is_plan=recorded is None) as async_compile:
             job = Build(async_compile, devices, tally, vouched=recorded is None or trust)
             with make_progress(tally, async_compile.in_flight, quiet=quiet) as progress:
                 plan_error = job.run(_specs(plan) if recorded is None else job.recorded(recorded), progress)
@@ -169,6 +173,13 @@ def build(
     ctx.exit(EXIT_FAILED if plan_error is not None or job.failures else 0)
 
 
+class _Recorded(NamedTuple):
+    """A kernel of a manifest; `failed`: see `Specialization`."""
+
+    request: CompileRequest
+    failed: str
+
+
 class Build:
     """One run of `headstart build`.
 
@@ -176,6 +187,7 @@ class Build:
         failures: what went wrong, in the order it was noticed. Reports in the same words count as one: without a
             service, every kernel says so.
         refused: requests that were wrong in themselves and never reached a worker.
+        as_recorded: kernels that failed as they had when they were recorded.
         used: targets compiled for, in order of first use.
     """
 
@@ -189,11 +201,13 @@ class Build:
         self._futures: dict[int, LambdaFuture[CompiledKernel]] = {}
         self._progress = Progress()
         self.failures: dict[str, None] = {}
+        self._recorded: dict[int, _Recorded] = {}  # by the `id` of the future
         self.refused = 0
+        self.as_recorded = 0
         self.used: dict[Target, None] = {}
 
     def run(
-        self, requests: Iterable[KernelSpec | CompileRequest], progress: Progress
+        self, requests: Iterable[KernelSpec | _Recorded], progress: Progress
     ) -> UsageError | None:
         """Build everything that a plan or a manifest yields; what was wrong with the plan itself is returned."""
         self._progress = progress
@@ -220,14 +234,14 @@ class Build:
         """Write what was built to `output`. None if nothing was, or if that failed, which is one of the failures."""
         bundler, statistics = self._async_compile.bundler, self._async_compile.statistics
         try:
-            return bundler.collect(output) if statistics.compiled + statistics.cached else None
+            return bundler.collect(output) if statistics.compiled + statistics.cached + self.as_recorded else None
         except OSError as error:
             self.failures[f"cannot write {output}: {error.strerror or error}"] = None
             return None
         finally:
             bundler.end_compile()
 
-    def recorded(self, manifest: Manifest) -> Iterator[CompileRequest]:
+    def recorded(self, manifest: Manifest) -> Iterator[_Recorded]:
         """What to compile of a manifest, in order; what may not be compiled is reported as a failure."""
         tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
         for each in manifest.missing():
@@ -246,7 +260,7 @@ class Build:
                 self._refuse(f"{_named(each)} was left out: {error}")
                 continue
             for device in self._devices or [recorded_for]:
-                yield retarget(request, device)[0]
+                yield _Recorded(retarget(request, device)[0], each.failed)
 
     def _kick_off_spec(self, spec: KernelSpec) -> None:
         devices = [spec.target] if spec.target is not None else self._devices
@@ -272,19 +286,25 @@ class Build:
                 ),
             )
 
-    def _kick_off_request(self, request: CompileRequest) -> None:
+    def _kick_off_request(self, recorded: _Recorded) -> None:
+        request = recorded.request
         self.used[Target.parse(request.target)] = None
         self._ask(
             f"{request.name} ({request.target})",
             partial(self._async_compile.submit, request, vouched=self._vouched),
+            recorded,
         )
 
-    def _ask(self, what: str, kick_off: Callable[[], LambdaFuture[CompiledKernel]]) -> None:
+    def _ask(
+        self, what: str, kick_off: Callable[[], LambdaFuture[CompiledKernel]], recorded: _Recorded | None = None
+    ) -> None:
         try:
             future = kick_off()
         except UsageError as error:
             self._refuse(f"{what} failed: {error}")
             return
+        if recorded is not None:
+            self._recorded[id(future)] = recorded
         self._tally.requested += 1
         if id(future) in self._futures:
             # The same kernel again: its answer is counted, and its failure reported, once.
@@ -307,6 +327,12 @@ class Build:
     def _look_at(self, future: LambdaFuture[CompiledKernel]) -> None:
         error = future.exception()
         self._tally.seen += 1
+        recorded = self._recorded.get(id(future))
+        if isinstance(error, CompileError) and recorded is not None and known_failure.is_known(error):
+            self._async_compile.note_failure(recorded.request, recorded.request.digest(), error)
+            if error.raised == recorded.failed:
+                self.as_recorded += 1
+                return
         if isinstance(error, HeadstartError):
             self._fail(str(error))
         elif error is not None:
@@ -329,7 +355,8 @@ def summarize(statistics: Statistics, job: Build, wall_s: float, bundle: Path | 
         "compiled": statistics.compiled,
         "cached": statistics.cached,
         "deduplicated": statistics.deduplicated,
-        "failed": statistics.failed + job.refused,
+        "failed": statistics.failed + job.refused - job.as_recorded,
+        "failed_as_recorded": job.as_recorded,
         "wall_s": wall_s,
         "cpu_s": float(statistics.cpu_s),
         "longest_s": statistics.longest_s,
@@ -344,7 +371,8 @@ def describe(outcome: dict[str, Any]) -> str:
     """The same for people."""
     kernels, workers = count(outcome["requested"], "kernel"), count(outcome["workers"], "worker")
     parts = [f"{outcome['compiled']} compiled", f"{outcome['cached']} from the cache"]
-    parts += [f"{outcome[what]} {what}" for what in ("deduplicated", "failed") if outcome[what]]
+    told = ("deduplicated", "failed", "failed_as_recorded")
+    parts += [f"{outcome[what]} {what.replace('_', ' ')}" for what in told if outcome[what]]
     lines = [
         f"{kernels} for {', '.join(outcome['targets'])} in {outcome['wall_s']:.1f} s, {workers}",
         ", ".join(parts),
@@ -365,10 +393,13 @@ def describe_model(outcome: dict[str, Any]) -> str:
     return text
 
 
-def _open(workers: int | None, vouched: bool) -> AsyncCompile:
+def _open(workers: int | None, vouched: bool, *, is_plan: bool) -> AsyncCompile:
     from headstart.async_compile import AsyncCompile
+    from headstart.policy import Policy
 
-    return AsyncCompile(workers=workers, vouched=vouched)
+    # What a sweep has recorded may need more shared memory than there is: it is built, and Triton refuses it at launch.
+    policy = None if is_plan else Policy(shows_output=True)
+    return AsyncCompile(workers=workers, vouched=vouched, policy=policy)
 
 
 def _specs(plan: str) -> Iterator[KernelSpec]:

@@ -29,7 +29,7 @@ def bundle() -> None:
 @click.argument("path", metavar="BUNDLE", type=_BUNDLE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per kernel.")
 def list_(path: Path, as_json: bool) -> None:
-    """Show the kernels of BUNDLE: key, target, size and name."""
+    """Show the kernels of BUNDLE: key, target, size and name, and what is kept beside them: known failures, say."""
     opened = _open(path)
     if as_json:
         for item in opened:
@@ -37,12 +37,15 @@ def list_(path: Path, as_json: bool) -> None:
         return
     for item in opened:
         size = human_bytes(item.length)
+        kind = "" if item.kind == "kernel" else f"  ({printable(item.kind)})"
         click.echo(
-            f"{item.key[:_SHORT_KEY]}  {printable(item.target):12}  {size:>10}  {printable(item.name)}"
+            f"{item.key[:_SHORT_KEY]}  {printable(item.target):12}  {size:>10}  {printable(item.name)}{kind}"
         )
     total = human_bytes(sum(item.length for item in opened))
     toolchains = count(len(opened.toolchains), "toolchain")
-    click.echo(f"{count(len(opened), 'kernel')}, {total}, compiled by {toolchains}", err=True)
+    kernels = sum(item.kind == "kernel" for item in opened)
+    others = f" and {len(opened) - kernels} of other kinds" if kernels < len(opened) else ""
+    click.echo(f"{count(kernels, 'kernel')}{others}, {total}, compiled by {toolchains}", err=True)
 
 
 @bundle.command(short_help="Compare BUNDLE with its checksums.")
@@ -105,6 +108,7 @@ def item_fields(item: BundleItem) -> dict[str, str | int]:
         "toolchain": item.toolchain,
         "request_digest": item.request_digest,
         "bytes": item.length,
+        "kind": item.kind,
     }
 
 

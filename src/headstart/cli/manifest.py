@@ -97,6 +97,7 @@ def fields(each: Specialization) -> dict[str, Any]:
         "winner": each.winner,
         "asked_by": each.asked_by,
         "last_seen": each.last_seen.isoformat(),
+        "failed": each.failed,
     }
 
 
@@ -115,7 +116,7 @@ def _print_table(specializations: Sequence[Specialization]) -> None:
     for title in ("kernel", "target", "specialized for", "seconds", "won", "asked by"):
         table.add_column(title, justify="right" if title == "seconds" else "left", overflow="fold")
     for each in specializations:
-        seconds = f"{each.duration_s:.2f}" if each.duration_s else ""
+        seconds = f"{each.duration_s:.2f}" if each.duration_s else "failed" if each.failed else ""
         cells = (
             each.request.name,
             each.request.target,

@@ -39,6 +39,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from headstart import known_failure
 from headstart.async_compile import AsyncCompile
 from headstart.captured import CapturedSource, Unbound
 from headstart.client import Client
@@ -447,6 +448,7 @@ class Adapter:
             if tritons is None:
                 return error
             relay.show(error.log)
+            self._note_failure(ask, error)
             tritons.__context__ = error
             return tritons
         except Exception as error:  # noqa: BLE001 - the kernel can be had from Triton
@@ -475,10 +477,21 @@ class Adapter:
             kernel = in_process()
         except BaseException:
             self.count("failed")
+            self._note_failure(ask, failure)
             raise
         self.count("refuted")
         self._in_process(ask.what.function, f"a worker failed, and this process did not: {failure.summary}")
         return kernel
+
+    def _note_failure(self, ask: Ask, error: CompileError) -> None:
+        """It fails here as in a worker: record and bundle say so. Never raises."""
+        try:
+            request = self._request(ask)
+            self.compiler.note_failure(request, ask.digest, error)
+            if self.recorder is not None and known_failure.is_known(error):
+                self.recorder.note(request, ask.digest, failed=error.raised)
+        except Exception:  # noqa: BLE001 - what the program sees is its kernel's failure
+            _log.debug("a failure is not noted", exc_info=True)
 
     def _write(self, ask: Ask, kernel: CompiledKernel) -> dict[str, str]:
         """Make a kernel an entry of Triton's cache, or, where that cannot be written, a folder of our own."""
