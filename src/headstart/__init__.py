@@ -20,11 +20,12 @@ The modules, lowest first; each imports only from those above it:
     recording                   writes a manifest while a program runs
     wire                        the messages between the processes
     kernel, future              what a caller gets
+    known_failure               a failure that a bundle carries
     service/                    the other processes: server, plan, zygote, worker
     connection                  the client's end of the socket
     bundler, timeline           notes results, writes and reads bundles; what became of the requests
-    async_compile               AsyncCompile: what a code generator calls
     client, policy              what all of a process share, and what differs between them
+    async_compile               AsyncCompile: what a code generator calls
     inductor/, jit/             the adapters for torch.compile, and for programs that use @triton.jit
     enabling                    enable() and disable(): both adapters in one process
     running, startup/           what `headstart run` tells the program's processes, and how
