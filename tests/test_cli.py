@@ -775,7 +775,7 @@ def test_a_runtime_folder_too_long_for_a_socket_is_a_warning(
 def test_a_setting_that_is_not_valid_is_a_failure() -> None:
     result = run("doctor", env={"HEADSTART_WORKERS": "many"})
     assert result.exit_code == 1
-    assert "HEADSTART_WORKERS: expected a number of at least 1, got 'many'" in result.stdout
+    assert "HEADSTART_WORKERS: expected a number from 1 to 1024, got 'many'" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from headstart.errors import (
     ServiceError,
     UsageError,
 )
-from headstart.folders import distrust, told
+from headstart.folders import distrust, readable, told
 from headstart.future import LambdaFuture
 from headstart.kernel import CompiledKernel
 from headstart.replacing import BUNDLE, check_replaceable
@@ -387,7 +387,7 @@ class AsyncCompile:
                     os.fsencode(settings.cache_dir),
                     settings.store_limit,
                     settings.time_limit,
-                    os.path.basename(sys.argv[0]) if sys.argv else "",
+                    readable(os.path.basename(sys.argv[0])) if sys.argv else "",
                     settings.memory_limit,
                     settings.early_cutoff,
                     settings.trusts_cache_dir,
