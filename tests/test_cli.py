@@ -767,6 +767,12 @@ def test_a_runtime_folder_too_long_for_a_socket_is_a_warning(
     assert check["status"] == "warn"
     assert "107" in check["found"]
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/no/such/folder")
+    check = checks(0)["runtime folder"]
+    assert check["status"] == "ok"  # of what is not there nothing is expected
+    assert "/no/such/folder" not in check["found"]
+    (tmp_path / "headstart").mkdir()
+    (tmp_path / "headstart").chmod(0o777)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     check = checks(1)["runtime folder"]
     assert check["status"] == "fail"
     assert "XDG_RUNTIME_DIR" in check["remedy"]

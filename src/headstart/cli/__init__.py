@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from headstart import __version__
 from headstart.errors import DamagedError, HeadstartError, UsageError
@@ -171,6 +170,8 @@ _ESCAPED = {number: f"\\x{number:02x}" for number in (*range(9), *range(11, 32),
 
 def json_line(value: Any) -> str:
     """One line of `--json`: what a terminal would obey or reorder is escaped, which a parser undoes."""
+    import msgspec  # `headstart --help` does without
+
     text = msgspec.json.encode(value).decode()
     if text.isprintable():
         return text
