@@ -16,13 +16,16 @@ SECONDS ?= 420
 # For make fuzz: for each decoder.
 FUZZ_SECONDS ?= 60
 
+# Of processes, sockets and folders, which are the same whichever Triton compiles: on the older one with `make test-slow`.
+OF_PROCESSES := $(addprefix tests/test_,run.py sharing.py service.py stuck.py space.py denied.py surroundings.py private.py)
+
 .PHONY: help demo test test-tritons test-slow test-torch chaos fuzz check bench bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
 	@echo "make test-tritons  the adapter for @triton.jit, and identity, on the Tritons between: 3.7 and 3.8"
-	@echo "make test-slow  whole sweeps, which take minutes"
+	@echo "make test-slow  whole sweeps, which take minutes, and on Triton 3.6 what is about processes"
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
 	@echo "make chaos  kill, stop, fill and damage things for seven minutes while programs compile (SEED=7 SECONDS=60)"
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
@@ -38,7 +41,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory $(VENV36)/.installed
-	$(VENV36)/bin/python -m pytest -m "triton and not slow" $(PYTEST_ARGS)
+	$(VENV36)/bin/python -m pytest -m "triton and not slow" $(OF_PROCESSES:%=--ignore=%) $(PYTEST_ARGS)
 
 # What touches Triton's insides, on the versions that `make test` leaves out.
 test-tritons: $(VENV37)/.installed $(VENV38)/.installed
@@ -49,6 +52,7 @@ test-tritons: $(VENV37)/.installed $(VENV38)/.installed
 test-slow: $(VENV)/.installed $(VENV36)/.installed
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 	$(VENV36)/bin/python -m pytest -m "triton and slow" $(PYTEST_ARGS)
+	$(VENV36)/bin/python -m pytest -m "triton and not slow" $(OF_PROCESSES) $(PYTEST_ARGS)
 
 # Code generation for a GPU that is not there: a CPU build of torch is enough, and g++.
 test-torch: $(VENVTORCH)/.installed

@@ -448,7 +448,7 @@ def test_a_request_without_any_target_is_refused_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
-        ({"workers": 0}, {}, "workers: expected a number of at least 1, got 0"),
+        ({"workers": 0}, {}, "workers: expected a number from 1 to 1024, got 0"),
         ({}, {"HEADSTART_WORKERS": "many"}, "HEADSTART_WORKERS: expected a number"),
         ({}, {"HEADSTART_COMPILE_TIMEOUT": "-1"}, "HEADSTART_COMPILE_TIMEOUT: expected a number of seconds"),
         ({}, {"HEADSTART_CACHE_LIMIT": "much"}, "expected a size such as 10GiB"),

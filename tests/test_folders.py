@@ -151,9 +151,7 @@ def test_what_is_not_a_folder_is_no_runtime_folder(
         runtime_dir()
 
 
-def test_a_runtime_folder_that_cannot_be_made_is_told_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
+def test_a_runtime_folder_that_cannot_be_made_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
     with pytest.raises(ServiceError, match=r"cannot make the runtime folder .*: No such file"):
         runtime_dir()

@@ -24,7 +24,7 @@ from headstart.bundler import TritonBundler
 from headstart.entry import Entry
 from headstart.environment import TOOL_VARIABLES, fingerprint
 from headstart.errors import DamagedError, ServiceError, UsageError
-from headstart.folders import distrust, told
+from headstart.folders import distrust, readable, told
 from headstart.policy import Policy
 from headstart.replacing import BUNDLE, check_replaceable
 from headstart.request import CompileRequest
@@ -172,7 +172,7 @@ class Client:
                     os.fsencode(settings.cache_dir),
                     settings.store_limit,
                     settings.time_limit,
-                    os.path.basename(sys.argv[0]) if sys.argv else "",
+                    readable(os.path.basename(sys.argv[0])) if sys.argv else "",
                     settings.memory_limit,
                     settings.early_cutoff,
                     settings.trusts_cache_dir,

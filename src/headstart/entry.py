@@ -34,6 +34,7 @@ on working as long as the new file holds the same artifacts.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -180,12 +181,14 @@ def snapshot_of(path: str | os.PathLike[str], vet: Callable[[int], str] | None =
 
     Raises:
         OSError: it cannot be opened.
-        DamagedError: `vet` says something.
+        DamagedError: `vet` says something, or it is no file but a pipe or a device.
     """
     # A pipe that somebody has put there would have us wait for a writer.
-    strictly = 0 if vet is None else os.O_NOFOLLOW | os.O_NONBLOCK
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | strictly)
+    strictly = 0 if vet is None else os.O_NOFOLLOW
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | strictly)
     try:
+        if not stat.S_ISREG(mode := os.fstat(fd).st_mode) and not stat.S_ISDIR(mode):  # a folder is an error of `read`
+            raise DamagedError(path, "it is not a regular file")
         if vet is not None and (why := vet(fd)):
             raise DamagedError(path, why)
         yield _OpenFile(fd)

@@ -114,7 +114,7 @@ def fingerprint() -> dict[str, str]:
     well, but not with `propagate_env` off, nor if the variable was changed since.
 
     Raises:
-        UsageError: a knob was set to something that no variable could say.
+        UsageError: a knob was set to something that no variable could say, or a variable to no text.
     """
     # Going over what is set is several times cheaper than asking for each name, and this runs at every kick-off.
     found: dict[str, str | None] = {name: os.environ.get(name) for name in os.environ if name in FINGERPRINT_VARIABLES}
@@ -127,8 +127,17 @@ def fingerprint() -> dict[str, str]:
                 value = os.path.abspath(value)
             elif name == "TRITON_PLUGIN_PATHS":
                 value = os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep) if part)
+            if not _is_text(value):
+                raise UsageError(f"{name} is set to {value!r}, which is no text, and cannot be told to a worker")
             values[name] = value
     return values
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:  # bytes that are none in this locale
+        return False
 
 
 def _knobs_set() -> dict[str, str | None]:

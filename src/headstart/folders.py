@@ -51,6 +51,11 @@ def cache_dir() -> Path:
     return found if found.is_absolute() else _cache_of_the_homeless()
 
 
+def readable(path: str | os.PathLike[str]) -> str:
+    """A path for people and for messages: bytes that are no text in this locale are shown as such."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def expanded(path: str | os.PathLike[str], name: str) -> Path:
     """An absolute path, `~` replaced by its home.
 
@@ -100,6 +105,7 @@ def distrust(folder: str | os.PathLike[str], *, trusted: bool) -> str:
 def runtime_dir() -> Path:
     """The user's runtime folder, made if need be, mode 0700: `XDG_RUNTIME_DIR`, or else in /dev/shm or /tmp.
 
+    A session's folder that is relative, or not there (as in a container that was given the variable), does not count.
     Where that cannot be made because there is no space left, it is the next of `work_dirs`.
 
     Raises:
@@ -137,7 +143,7 @@ def work_dirs(*, make: bool = True) -> Iterator[Path]:
 
 def _runtime_places(*, make: bool = True) -> Iterator[Path]:
     configured = os.environ.get("XDG_RUNTIME_DIR")
-    if configured and not _is_another_user_s(configured):
+    if configured and os.path.isabs(configured) and os.path.isdir(configured) and not _is_another_user_s(configured):
         yield Path(configured, "headstart")
     # Each compile makes a dozen short-lived files, which cost milliseconds on a disk and microseconds in memory.
     # These folders are shared with other users, so the uid is in the name.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,12 +90,14 @@ def left_behind(record: Path) -> list[tuple[Path, list[Manifest]]]:
     found = []
     for path in _journals(record):
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            # A pipe of that name would have us wait for a writer.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             continue
         with open(fd, "rb") as file:
             try:
-                if os.fstat(fd).st_uid != os.getuid():
+                status = os.fstat(fd)
+                if status.st_uid != os.getuid() or not stat.S_ISREG(status.st_mode):
                     continue
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 data = file.read()

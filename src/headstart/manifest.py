@@ -277,9 +277,9 @@ def merge(*manifests: Manifest) -> Manifest:
 def is_manifest(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins like a manifest; False if it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
+        with snapshot_of(path) as snapshot:
+            return snapshot.read(0, len(MAGIC)) == MAGIC
+    except (OSError, DamagedError):
         return False
 
 

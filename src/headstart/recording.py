@@ -34,7 +34,7 @@ from pathlib import Path
 import msgspec
 
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError, UsageError
-from headstart.folders import cache_dir
+from headstart.folders import cache_dir, readable
 from headstart.journal import Journal, exists_for, left_behind
 from headstart.locking import locked
 from headstart.manifest import Manifest, Origin, Specialization, Tuning, merge
@@ -146,7 +146,7 @@ class Recorder:
     ) -> None:
         self.path = Path(path).absolute()
         self._origin = Origin(
-            program=program,
+            program=readable(program),
             # By name: the package stands above all its modules.
             headstart_version=import_module("headstart").__version__,
             triton_version=triton_version,

@@ -30,6 +30,7 @@ from typing import IO, NamedTuple
 from headstart.errors import UsageError
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SHOWN = 50  # characters of a name, of up to four bytes
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -64,6 +65,8 @@ def check_replaceable(path: str | os.PathLike[str], format: Format) -> None:
         mode = os.lstat(place).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:  # too long a name, a folder that may not be looked into
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     if stat.S_ISDIR(mode):
         return
     if not stat.S_ISREG(mode):
@@ -120,7 +123,9 @@ class Replacement:
         self._format = format
         if format is not None:
             check_replaceable(self.path, format)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}.tmp")
+        # Shortened, so that no name is too long that would not be without.
+        shown = self.path.name[:_SHOWN]
+        self._temporary = self.path.with_name(f".{shown}.{os.urandom(8).hex()}.tmp")
         self.file: IO[bytes] = os.fdopen(os.open(self._temporary, _NEW, 0o666), "wb")
 
     def commit(self, *, close: bool = True) -> None:

@@ -14,6 +14,7 @@ Only the process that the command became replays: its children find what it has 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -82,10 +83,9 @@ def start(text: str) -> None:
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not be the program's
         if required():
             # An exception would be no more than a line on stderr to the `site` that called.
-            sys.stderr.write(f"headstart: {error}\n")
-            sys.stderr.flush()
+            _say(str(error))
             os._exit(1)
-        sys.stderr.write(f"headstart: the program runs without headstart: {type(error).__name__}: {error}\n")
+        _say(f"the program runs without headstart: {type(error).__name__}: {error}")
 
 
 def _carry_out(orders: Orders) -> None:
@@ -106,8 +106,15 @@ def _carry_out(orders: Orders) -> None:
         torch_when_used=True,
     )
     if orders.verbose and is_main:
-        choices = choices._replace(report=lambda text: print(f"headstart: {text}", file=sys.stderr))
+        choices = choices._replace(report=_say)
     begin(choices)
+
+
+def _say(text: str) -> None:
+    """A line on stderr, which a program may have been started without."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"headstart: {text}\n")
+        sys.stderr.flush()
 
 
 def command(program: Sequence[str]) -> list[str]:
@@ -140,14 +147,18 @@ def become(program: Sequence[str], variables: Mapping[str, str]) -> None:
         OSError: the interpreter cannot be started.
     """
     arguments = command(program)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as `>&-` has it
+            stream.flush()
     os.execve(arguments[0], arguments, dict(variables))
 
 
 def find_module(name: str) -> str | None:
     """The file that `python -m name` would run, found without importing anything; None if there is none."""
-    where: Sequence[str] = sys.path if getattr(sys.flags, "safe_path", False) else [os.getcwd(), *sys.path]
+    where = list(sys.path)
+    if not getattr(sys.flags, "safe_path", False):
+        with contextlib.suppress(FileNotFoundError):  # it was removed: then Python searches without it
+            where.insert(0, os.getcwd())
     spec: ModuleSpec | None = None
     for index, part in enumerate(name.split(".")):
         # Below the first, by its last name: given a dotted one, finders of namespaces look for the imported parent.
@@ -159,7 +170,7 @@ def find_module(name: str) -> str | None:
         elif spec.origin is None:  # a namespace package, whose own list would be made for `part` alone
             where = [os.path.join(folder, part) for folder in where]
         else:
-            where = spec.submodule_search_locations
+            where = list(spec.submodule_search_locations)
     if where:
         spec = PathFinder.find_spec("__main__", where)
     return None if spec is None else spec.origin

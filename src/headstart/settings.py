@@ -18,6 +18,8 @@ from headstart.variables import switch
 DEFAULT_STORE_LIMIT = 10 << 30  # bytes
 DEFAULT_PATIENCE = 10.0  # seconds
 
+MAX_WORKERS = 1024  # more than there are cores, and few enough to be looked at one by one
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -54,9 +56,9 @@ class Settings(msgspec.Struct, frozen=True):
             UsageError: one of them is not valid.
         """
         if workers is None:
-            workers = _whole_number("HEADSTART_WORKERS", usable_cpus())
-        if not isinstance(workers, int) or workers < 1:
-            raise UsageError(f"workers: expected a number of at least 1, got {workers!r}")
+            workers = _whole_number("HEADSTART_WORKERS", min(usable_cpus(), MAX_WORKERS), MAX_WORKERS)
+        if not isinstance(workers, int) or not 1 <= workers <= MAX_WORKERS:
+            raise UsageError(f"workers: expected a number from 1 to {MAX_WORKERS}, got {workers!r}")
         return cls(
             cache_dir=default_cache_dir() if cache_dir is None else expanded(cache_dir, "cache_dir"),
             workers=workers,
@@ -134,12 +136,12 @@ def _size(variable: str, default: int | None) -> int | None:
         raise UsageError(f"{variable}: {error}") from None
 
 
-def _whole_number(variable: str, default: int) -> int:
+def _whole_number(variable: str, default: int, most: int) -> int:
     text = os.environ.get(variable, "").strip()
     if not text:
         return default
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{variable}: expected a number of at least 1, got {text!r}")
+    if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+        raise UsageError(f"{variable}: expected a number from 1 to {most}, got {text!r}")
     return int(text)
 
 

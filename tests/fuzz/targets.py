@@ -10,6 +10,7 @@ import contextlib
 import os
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -17,14 +18,15 @@ from typing import Any
 
 import msgspec
 
-from headstart import bundle, entry, manifest, wire
+from headstart import bundle, connection, entry, manifest, wire
 from headstart.bundle import Bundle, BundleWriter
 from headstart.captured import CapturedFunction, CapturedSource, Constant, Items
 from headstart.entry import Entry, pack_entry
-from headstart.errors import DamagedError
+from headstart.errors import DamagedError, HeadstartError
 from headstart.manifest import Manifest, Origin, Specialization, Tuning
 from headstart.request import CompileRequest
-from headstart.service.failures import Failures, RememberedFailure
+from headstart.service.failures import REMEMBERED_KINDS, Failures, RememberedFailure
+from headstart.service.intake import failure_of
 from headstart.toolchain import Toolchain
 
 Target = Callable[[bytes], None]
@@ -132,9 +134,45 @@ def read_captured(data: bytes) -> None:
 
 
 def read_failure(data: bytes) -> None:
-    """What is remembered of a kernel that crashed."""
-    with _only_reading():
-        Failures.decode(data)
+    """What is remembered of a kernel that crashed, and what a client makes of it; and `data` as the texts of one.
+
+    JSON is decoded by msgspec, whose code no fuzzer sees: what can be covered is what is done with it.
+    """
+    told = msgspec.structs.replace(FAILURE, failure=_failure_of_texts(data))
+    for each in (data, msgspec.json.encode(told)):
+        failures = _Told(each)
+        with _only_reading():
+            for time_limit, memory_limit in ((None, 1 << 20), (1.0, None)):
+                failure = failures.find(KEY, time_limit, memory_limit)
+                if failure is not None:
+                    _tell(failure)
+
+
+class _Told(Failures):
+    """A folder with one file, which holds `data`."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("/")
+        self._data = data
+
+    def _read(self, path: Path) -> RememberedFailure | None:
+        return self.decode(self._data)
+
+    def _is_private(self) -> bool:
+        return True
+
+
+def _failure_of_texts(data: bytes) -> wire.Failure:
+    texts = (data.decode("utf-8", "replace").split("\n") + [""] * 9)[:9]
+    return wire.Failure(*texts, files={texts[1]: data[:9]})
+
+
+def _tell(failure: wire.Failure) -> None:
+    """As a client and a service do."""
+    for each in (failure, failure_of(failure)):
+        error = connection._error(each, REQUESTS[0])
+        assert isinstance(error, HeadstartError)
+        assert isinstance(str(error) + repr(error), str)
 
 
 def _identify(request: CompileRequest) -> None:
@@ -211,6 +249,8 @@ MANIFEST = Manifest.of(
 )
 _LOG = wire.CompileLog("words", "more", [wire.Warned("builtins.UserWarning", "careful", "k.py", 3)], [("ttir", 12)])
 _FAILURE = wire.Failure("crash", "it died", stage="llir", output="words", files={"k.ptx": b"ptx"}, log=_LOG)
+KEY = "ab" * 32
+FAILURE = RememberedFailure(KEY, "kernel", "cuda:90", _FAILURE, 9.0)
 _TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
 MESSAGES: list[msgspec.Struct] = [
     wire.Hello(wire.PROTOCOL, wire.Preferences(b"/cache", 1 << 30, 9.0)),
@@ -229,8 +269,6 @@ MESSAGES: list[msgspec.Struct] = [
 
 
 def _bundle() -> bytes:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         with BundleWriter(Path(folder, "one.bundle")) as writer:
             writer.add(Entry.from_bytes(ENTRY))
@@ -254,12 +292,15 @@ def bodies(name: str) -> list[bytes]:
         "manifest": [_inside(MANIFEST.encode(), "<8sHQ32s")],
         "message": [wire.encode(message) for message in MESSAGES],
         "captured": [msgspec.msgpack.encode(CAPTURED)],
-        "failure": [msgspec.json.encode(RememberedFailure("ab" * 32, "kernel", "cuda:90", _FAILURE, 9.0))],
+        "failure": [
+            msgspec.json.encode(each) for each in (FAILURE, msgspec.structs.replace(FAILURE, memory_limit=1 << 30))
+        ],
     }[name]
 
 
 def seeds(name: str) -> list[bytes]:
     """Valid inputs of a target, whole files and frames among them."""
     whole = {"entry": [ENTRY], "bundle": [_bundle()], "manifest": [MANIFEST.encode()]}
+    whole["failure"] = [f"{kind}\nit died\nllir\nwords".encode() for kind in REMEMBERED_KINDS]
     framed = [wire.frame(message) for message in MESSAGES] if name == "message" else []
     return [*bodies(name), *whole.get(name, []), *framed]

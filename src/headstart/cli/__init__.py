@@ -9,6 +9,7 @@ error that headstart raised on purpose is a message, never a traceback.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -48,6 +49,9 @@ class Failure(click.ClickException):
 
     exit_code = EXIT_FAILED
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable_lines(message))
+
 
 class BadInput(Failure):
     """What the user gave is wrong: exit code 2. Unlike click's own UsageError it does not recite the usage."""
@@ -81,8 +85,33 @@ class LazyGroup(click.Group):
             ctx.exit(EXIT_INTERRUPTED)
         except UsageError as error:
             raise BadInput(str(error)) from error
+        except FileNotFoundError as error:
+            if _has_a_folder():
+                raise
+            raise BadInput("the current folder has been removed; change to another one") from error
         except HeadstartError as error:
             raise Failure(str(error)) from error
+
+
+def _has_a_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class OutputFile(click.Path):
+    """A file to be written, of which no name can be meant for a folder."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = os.fspath(value)
+        if not text or text.endswith((os.sep, f"{os.sep}.")):  # a `Path` would not say so any more
+            self.fail(f"{text!r} is no name of a file", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -127,3 +156,23 @@ def reading(path: Path) -> Iterator[None]:
 def printable(text: str) -> str:
     """Names in a file from elsewhere are not trusted with the terminal."""
     return text if text.isprintable() else json.dumps(text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a message with such names in it, which may be several lines."""
+    odd = {each for each in set(text) if not (each.isprintable() or each in "\n\t")}
+    return text.translate({ord(each): each.encode("ascii", "backslashreplace").decode() for each in odd} | _ESCAPED)
+
+
+# Those of ASCII that `backslashreplace` leaves as they are.
+_ESCAPED = {number: f"\\x{number:02x}" for number in (*range(9), *range(11, 32), 127)}
+
+
+def json_line(value: Any) -> str:
+    """One line of `--json`: what a terminal would obey or reorder is escaped, which a parser undoes."""
+    import msgspec  # `headstart --help` does without
+
+    text = msgspec.json.encode(value).decode()
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)

@@ -25,9 +25,11 @@ from headstart.cli import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     Failure,
+    OutputFile,
     count,
     human_bytes,
     printable,
+    printable_lines,
     reading,
 )
 from headstart.cli.progress import Progress, Tally, make_progress
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputFile(),
     metavar="OUT.bundle",
     help="Where the bundle goes; one that exists is replaced. Default: the plan's name with .bundle, in the current "
     "folder.",
@@ -142,7 +144,7 @@ def build(
             "you know where it comes from, pass --trust"
         )
     elif not quiet and (remark := _other_triton(plan, recorded)):
-        click.echo(remark, err=True)
+        click.echo(printable_lines(remark), err=True)
     started = time.monotonic()
     tally = Tally()
     try:
@@ -339,6 +341,7 @@ class Build:
             raise error
 
     def _fail(self, report: str) -> None:
+        report = printable_lines(report)
         self._tally.failed += 1
         if report not in self.failures:
             self.failures[report] = None

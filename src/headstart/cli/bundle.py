@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
 from headstart.bundle import Bundle, BundleItem, merge_bundles
-from headstart.cli import Failure, count, human_bytes, printable, reading
+from headstart.cli import (
+    Failure,
+    OutputFile,
+    count,
+    human_bytes,
+    json_line,
+    printable,
+    printable_lines,
+    reading,
+)
 from headstart.errors import UsageError
 from headstart.replacing import BUNDLE, check_replaceable
 
@@ -33,7 +41,7 @@ def list_(path: Path, as_json: bool) -> None:
     opened = _open(path)
     if as_json:
         for item in opened:
-            click.echo(msgspec.json.encode(item_fields(item)))
+            click.echo(json_line(item_fields(item)))
         return
     for item in opened:
         size = human_bytes(item.length)
@@ -56,7 +64,7 @@ def verify(path: Path) -> None:
     with reading(path):
         problems = opened.verify()
     for problem in problems:
-        click.echo(str(problem), err=True)
+        click.echo(printable_lines(str(problem)), err=True)
     if problems:
         raise Failure(
             f"{path}: {len(problems)} of {count(len(opened), 'kernel')} damaged; build the bundle again"
@@ -87,7 +95,7 @@ def extract(path: Path, kernels: Sequence[str], output: Path | None) -> None:
 
 
 @bundle.command(short_help="Write the kernels of several bundles into one.")
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("out", type=OutputFile())
 @click.argument("paths", metavar="IN...", nargs=-1, required=True, type=_BUNDLE)
 def merge(out: Path, paths: Sequence[Path]) -> None:
     """Write the kernels of every bundle IN into one bundle OUT, which may be one of them."""

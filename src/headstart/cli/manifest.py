@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from headstart.cli import count, printable, reading
+from headstart.cli import OutputFile, count, json_line, printable, reading
 from headstart.manifest import Difference, Manifest, Specialization, compare
 from headstart.manifest import merge as merge_manifests
 from headstart.replacing import MANIFEST, check_replaceable
@@ -39,7 +39,7 @@ def show(path: Path, as_json: bool) -> None:
     opened = _open(path)
     if as_json:
         for each in opened.missing():
-            click.echo(msgspec.json.encode(fields(each)))
+            click.echo(json_line(fields(each)))
         return
     _print_table(opened.missing())
     click.echo(_totals(opened), err=True)
@@ -51,7 +51,7 @@ def show(path: Path, as_json: bool) -> None:
     "-o",
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     metavar="OUT",
     help="Where the manifest goes; may be one of the FILEs. One that exists is replaced.",
 )
@@ -138,7 +138,7 @@ def _totals(opened: Manifest) -> str:
     specializations = opened.specializations.values()
     durations = [each.duration_s for each in specializations]
     parts = [
-        f"{count(len(specializations), 'kernel')} for {', '.join(opened.targets) or 'nothing'}",
+        f"{count(len(specializations), 'kernel')} for {printable(', '.join(opened.targets)) or 'nothing'}",
         f"{sum(durations):.1f} s to compile, the longest {max(durations, default=0.0):.1f} s",
         f"{count(len(opened.tunings), 'tuned key')}",
     ]

@@ -16,6 +16,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from headstart.cli import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -110,7 +112,8 @@ class PlainProgress(Progress):
             longest = ""
             if running:
                 name, started = running[0]
-                longest = f"; {len(running)} in flight, longest {name} for {time.monotonic() - started:.0f} s"
+                age = time.monotonic() - started
+                longest = f"; {len(running)} in flight, longest {printable(name)} for {age:.0f} s"
             self._print(self._tally.line() + longest)
 
     def _print(self, line: str) -> None:
@@ -162,7 +165,7 @@ class LiveProgress(Progress):
         now = time.monotonic()
         rows = [
             Text(
-                f"  {now - started:6.1f} s  {name}",
+                f"  {now - started:6.1f} s  {printable(name)}",
                 style="yellow" if now - started > LONG else "",
                 no_wrap=True,
             )
@@ -175,7 +178,7 @@ class LiveProgress(Progress):
 
 def make_progress(tally: Tally, in_flight: InFlight, *, quiet: bool) -> Progress:
     """The display that fits stderr."""
-    if quiet:
+    if quiet or sys.stderr is None:
         return Progress()
     if not sys.stderr.isatty():
         return PlainProgress(tally, in_flight, sys.stderr)

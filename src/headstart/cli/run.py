@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from headstart.cli import Failure, say_misspelt
+from headstart.cli import Failure, OutputFile, say_misspelt
 from headstart.enabling import check_outputs
 from headstart.errors import UsageError
 from headstart.folders import distrust
@@ -28,7 +28,7 @@ from headstart.variables import Mode, mode
 @click.option("-m", "as_module", is_flag=True, help="PROGRAM is a module, as for python -m.")
 @click.option(
     "--record",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputFile(),
     metavar="F",
     help="Record into this manifest, and replay it. Default: a record that headstart keeps for this program.",
 )
@@ -40,7 +40,7 @@ from headstart.variables import Mode, mode
 )
 @click.option(
     "--bundle",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputFile(),
     metavar="F",
     help="Take kernels from this bundle; what is missing in it is compiled, and added at the end.",
 )

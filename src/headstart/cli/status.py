@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from headstart.cli import Failure, count, human_bytes
+from headstart.cli import Failure, count, human_bytes, printable
 from headstart.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ def describe(path: Path, report: Report) -> str:
         f"  {report.compiled} compiled ({report.taken_over} of them in part), {report.failed} failed",
     ]
     lines += [
-        f"  client {client.pid} {client.name}, here for {_age(report.now - client.since)}: "
+        f"  client {client.pid} {printable(client.name)}, here for {_age(report.now - client.since)}: "
         f"waits for {count(client.waiting, 'kernel')}"
         for client in report.clients
     ]
     lines += [
-        f"  compiling {flight.name} ({flight.target}) for {_age(report.now - flight.started)}, "
+        f"  compiling {printable(f'{flight.name} ({flight.target})')} for {_age(report.now - flight.started)}, "
         f"wanted by {count(flight.clients, 'client')}, {human_bytes(flight.memory)}"
         for flight in report.flights
     ]

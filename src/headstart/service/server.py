@@ -670,7 +670,10 @@ def main(argument: str) -> None:
     if config.listener >= 0 and os.fork():
         os._exit(0)  # so that a shared service is no child of the client that happened to be first
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client decides what Ctrl-C means
-    serve(config)
+    try:
+        serve(config)
+    except ServiceError as error:
+        sys.exit(str(error))  # the last words that a client shows
 
 
 def serve(config: Config) -> None:
