@@ -304,6 +304,30 @@ def test_the_first_run_records_and_the_second_is_ahead_of_the_program(program: C
 
 
 @pytest.mark.triton
+def test_what_tritons_own_cache_had_is_not_said_to_be_used(program: Callable[..., Path]) -> None:
+    app = program("warm_up(16, 32)\nreport()\n", factor=2.0)
+    run(*DRY, app)
+    again = run("-v", *DRY, app)
+    assert said(again)["counts"]["from_cache"] == 2
+    assert "2 prefetched, 0 used, 2 not used (2 were in Triton's own cache)" in again.stderr
+
+
+@pytest.mark.triton
+def test_a_bundle_that_lacks_one_kernel_is_told_by_what_was_really_there(
+    program: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "app.bundle"
+    app = program("warm_up(*map(int, sys.argv[1:]))\nreport()\n", factor=2.0)
+    run("--bundle", bundle, *DRY, app, 16)
+    run(*DRY, app, 32)
+    forget_tritons_cache()
+    subprocess.run(["rm", "-rf", str(Path(os.environ["HEADSTART_CACHE_DIR"], "store"))], check=True)
+    again = run("-v", "--bundle", bundle, "--manifest", record_of(app), "--trust", *DRY, app, 16, 32)
+    assert sorted(origin for _, origin, _, _ in said(again)["spans"]) == ["bundle", "worker"]
+    assert "2 prefetched, 2 used, 0 not used" in again.stderr
+
+
+@pytest.mark.triton
 def test_what_has_changed_since_is_compiled_in_vain_and_said(program: Callable[..., Path]) -> None:
     body = "warm_up(32)\nreport()\n"
     app = program(body, factor=2.0)

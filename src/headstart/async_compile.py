@@ -158,6 +158,7 @@ class AsyncCompile:
         self._deduplicated = 0
         self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
         self._unvouched: set[str] = set()  # digests of futures that nobody vouches for
+        self.used_early: set[str] = set()  # digests of what was asked for, and was there for the background's sake
         self.kernels = CompiledTritonKernels()
         _everyone.add(self)
         # Others may have a bundle full of what is not for this one: then nobody can tell.
@@ -247,12 +248,14 @@ class AsyncCompile:
         digest = digest or request.digest()
         with self._lock:
             future = self.kernels.get(digest)
-            if future is not None and vouched and digest in self._unvouched:
+            was_unvouched = future is not None and vouched and digest in self._unvouched
+            if was_unvouched:
                 future = None  # what may be refused, or wrong, is not for those who vouch for it
             if future is not None and not _failed_for_the_machine(future):
                 self._deduplicated += 1
                 if digest in self._unasked and not background:
                     self._unasked.discard(digest)
+                    self.used_early.add(digest)
                     future.want()
                 return future
             if background:
@@ -269,6 +272,9 @@ class AsyncCompile:
                 request, self._policy, self._on_answer, use_store=use_store, background=background, vouched=vouched
             )
             self._asked.append(Asked(request.name, kickoff.kicked_off, kickoff))
+            if was_unvouched and not background and digest in self._unasked:
+                self._unasked.discard(digest)
+                kickoff.answer.add_done_callback(functools.partial(self._note_if_stored, digest))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
             return self.kernels.save(digest, future)
 
@@ -366,6 +372,11 @@ class AsyncCompile:
             self.bundler.put(result.key, lambda: self.client.entry(kickoff, result))
         if self._policy.answered is not None:
             self._policy.answered(kickoff.request, result)
+
+    def _note_if_stored(self, digest: str, answer: concurrent.futures.Future[wire.Result]) -> None:
+        """What nobody vouched for is there for those who do, once it is in the store."""
+        if answer.exception() is None and answer.result().cached:
+            self.used_early.add(digest)
 
     def _check_limits(self, kickoff: Kickoff, result: wire.Result) -> None:
         limit = Target.parse(kickoff.request.target).shared_memory_limit

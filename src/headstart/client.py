@@ -156,9 +156,9 @@ class Client:
                 self._connection.close()
 
     def _service(self) -> ServiceConnection:
+        if self._closed:
+            raise ServiceError("this AsyncCompile is closed")
         if self._connection is None:
-            if self._closed:
-                raise ServiceError("this AsyncCompile is closed")
             # Importing is most of what a warm start from a bundle costs, and it needs none of this.
             from headstart.connection import ServiceConnection
             from headstart.service.launch import launch

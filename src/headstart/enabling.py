@@ -211,7 +211,7 @@ class Enabled:
         if self._thread is not None:
             self._thread.join(_END_OF_REPLAY)
         if self.replay is not None and self.jit is not None:
-            choices.report(self.replay.report(self.jit.asked()))
+            choices.report(self.replay.report(self.jit.compiler.used_early, self.jit.had()))
         if self.jit is not None:
             self.jit.close()
         torch_version = self._end_torch()

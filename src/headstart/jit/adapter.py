@@ -204,9 +204,9 @@ class Adapter:
         finally:
             self._here.prefetched = outer
 
-    def asked(self) -> set[str]:
-        """Digests of what the program has asked for. What Triton's own cache had is among them only while recording."""
-        return {ask.digest for ask in list(self._asks.values())}
+    def had(self) -> set[str]:
+        """Digests of what the program has asked for and Triton's own cache had; known only while recording."""
+        return {ask.digest for ask in list(self._asks.values()) if ask.future is None}
 
     def ask_of(self, kernel: Any) -> Ask | None:
         """The ask that one of Triton's compiled kernels comes from."""

@@ -109,14 +109,20 @@ class Replay:
         """Kick off no more."""
         self._stop.set()
 
-    def report(self, asked: Set[str]) -> str:
-        """One line on what it was good for, given the digests of what the program asked for."""
-        unused = len(self._digests - asked)
+    def report(self, used: Set[str], had: Set[str]) -> str:
+        """One line on what it was good for.
+
+        Args:
+            used: digests of what the program was given because it had been kicked off early.
+            had: digests of what the program found in Triton's own cache.
+        """
+        unused = self._digests - used
+        found = len(unused & had)
         parts = [
             f"{len(self._kernels)} recorded",
             f"{len(self._digests)} prefetched",
-            f"{len(self._digests) - unused} used",
-            f"{unused} not used",
+            f"{len(self._digests) - len(unused)} used",
+            f"{len(unused)} not used" + (f" ({found} were in Triton's own cache)" if found else ""),
         ]
         if self._refused:
             parts.append(f"{self._refused} refused")
