@@ -326,6 +326,14 @@ def test_a_plan_that_is_not_there_is_named(plan: str) -> None:
     assert not isinstance(caught.value, PlanRaised)
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "plan", "plan.py.bak"])
+def test_a_file_that_is_no_python_file_is_not_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("open('ran', 'w')\ndef kernels(): yield")
+    with pytest.raises(UsageError, match=f"{name} is neither a manifest nor a plan"):
+        load_plan(str(tmp_path / name))
+    assert not Path("ran").exists()
+
+
 def test_a_folder_is_not_a_plan(tmp_path: Path) -> None:
     assert "Is a directory" in refusal(str(tmp_path))
 

@@ -200,6 +200,9 @@ def _looks_like_a_file(plan: str) -> bool:
 
 def _import_file(plan: str) -> ModuleType:
     path = Path(plan).absolute()
+    if path.suffix != ".py" and path.is_file():
+        # Running whatever file was named would be a bad answer to a slip of the hand.
+        raise UsageError(f"{plan} is neither a manifest nor a plan: a plan is a Python file, whose name ends in .py")
     try:
         code = _parse(path.read_bytes(), path, plan)
     except OSError as error:
