@@ -242,6 +242,8 @@ class Enabled:
         adapter = self._adapter()
         if adapter is not None:
             adapter.install()
+            if self._choices.target is not None:
+                adapter.start_early()
 
     def _adapter(self) -> Adapter | None:
         """The adapter, made by whoever is first: the importing thread or the replay's."""

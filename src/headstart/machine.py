@@ -10,6 +10,9 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
+# Of NVIDIA's driver, on a Jetson, of AMD's, and on Windows' Linux.
+_GPU_NODES = ("nvidia[0-9]*", "nvhost-gpu", "nvgpu", "kfd", "dxg")
+_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 def usable_cpus(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
@@ -28,6 +31,16 @@ def allowed_cpus() -> int:
         return len(os.sched_getaffinity(0))
     except OSError:
         return os.cpu_count() or 1
+
+
+def has_gpu(dev: Path = Path("/dev")) -> bool:
+    """Whether this process may well find a GPU: the nodes that drivers make, unless the environment hides all devices.
+
+    Nothing is asked of a driver, which would start it. A wrong answer costs time only.
+    """
+    nodes = any(any(dev.glob(pattern)) for pattern in _GPU_NODES)
+    # "" and "-1" hide all; where several are set, a program sees what each of them leaves.
+    return nodes and not any(os.environ.get(name) in ("", "-1") for name in _GPU_VARIABLES)
 
 
 def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:

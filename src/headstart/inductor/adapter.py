@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from headstart import machine
 from headstart.async_compile import AsyncCompile
 from headstart.client import Client
 from headstart.environment import fingerprint
@@ -96,7 +97,7 @@ class Adapter:
         # Its workers know what generated sources import of torch. A kernel that needs too much shared memory is
         # Inductor's to refuse: it then tries another configuration.
         policy = Policy(find=_toolchain, environment=_environment, shows_output=True)
-        self.compiler = AsyncCompile(client=client, policy=policy)
+        self.compiler = AsyncCompile(client=client, policy=policy, start=False)
         self.describing = Describing()
         self.recipes = Recipes(
             policy,
@@ -115,9 +116,9 @@ class Adapter:
         self._forget_imports: list[Callable[[], None]] = []
         self._reset()
         _adapters.add(self)
-        if self.compiler.starts_service:
-            self._start_describer()
-        self.soon(self.recipes.prepare)
+        # Where there is no GPU, most programs compile for the CPU, which is none of our business.
+        if machine.has_gpu():
+            self._start_early()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -130,7 +131,7 @@ class Adapter:
         self._devices: dict[str, int] = {}
         self._loaded_here: set[str] = set()  # stems of sources that were imported before the describer was there
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
-        self._started = time.monotonic()  # and with it the workers, or with the first kick-off
+        self._started: float | None = None  # when the workers were: early, or with the first kick-off
         self._first_job: float | None = None
         self._heard = False
         self._pool: Pool | None = None
@@ -140,8 +141,9 @@ class Adapter:
         self._forget_imports = [
             when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool),
             when_imported(compat.HEURISTICS, self._replacement.replace_compile),
-            when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)),
         ]
+        if machine.has_gpu():
+            self._forget_imports.append(when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)))
 
     def close(self) -> None:
         """Put everything back, and end the describer."""
@@ -176,6 +178,7 @@ class Adapter:
                 return source
             source = self._sources[key] = Source(self, name, text, environment, config, variables)
             self.counts["sources"] += 1
+            self._workers_start()
         if self._has_thread():
             self.soon(source.guarded_begin)
         else:
@@ -359,7 +362,8 @@ class Adapter:
         if self.compiler.in_flight():
             self._heard = True
             return None
-        return max(0.0, max(self._started + self._patience, self._first_job + _MOMENT) - time.monotonic())
+        started = self._first_job if self._started is None else self._started
+        return max(0.0, max(started + self._patience, self._first_job + _MOMENT) - time.monotonic())
 
     def steps_aside(self, name: str, stem: str, reason: str) -> None:
         """One kernel is left to Inductor's own process.
@@ -404,6 +408,18 @@ class Adapter:
         if mode() is Mode.REQUIRE:
             raise ServiceError(f"headstart would have to step aside: {reason}")
         self.log_once(f"headstart leaves torch.compile alone: {reason}")
+
+    def _start_early(self) -> None:
+        """Have everything ready before the first kernel."""
+        self.compiler.start()
+        if self.compiler.starts_service:
+            self._workers_start()
+            self._start_describer()
+        self.soon(self.recipes.prepare)
+
+    def _workers_start(self) -> None:
+        if self._started is None:
+            self._started = time.monotonic()
 
     def _start_describer(self) -> None:
         try:

@@ -39,7 +39,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from headstart import known_failure
+from headstart import known_failure, machine
 from headstart.async_compile import AsyncCompile
 from headstart.captured import CapturedSource, Unbound
 from headstart.client import Client
@@ -175,6 +175,12 @@ class Adapter:
             return
         self._patch.install()
         self.autotuning.install()
+        # A program that has no GPU imports Triton because torch does; if it asks for a kernel, everything starts then.
+        if machine.has_gpu():
+            self.start_early()
+
+    def start_early(self) -> None:
+        """Have everything ready before the first kernel."""
         self.compiler.start()
         # Whoever asks Triton's cache first waits for this, in a program without headstart too.
         self._key_thread = threading.Thread(target=compat.compute_key, name="headstart-jit", daemon=True)
