@@ -6,6 +6,7 @@ VENV36 := .venv-triton36
 VENV37 := .venv-triton37
 VENV38 := .venv-triton38
 VENVTORCH := .venv-torch
+VENVTORCH214 := .venv-torch-214
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 # Extra arguments, as in: make test PYTEST_ARGS="-x -k store"
@@ -19,7 +20,7 @@ FUZZ_SECONDS ?= 60
 # Of processes, sockets and folders, which are the same whichever Triton compiles: on the older one with `make test-slow`.
 OF_PROCESSES := $(addprefix tests/test_,run.py sharing.py service.py stuck.py space.py denied.py surroundings.py private.py)
 
-.PHONY: help demo test test-tritons test-slow test-torch chaos fuzz check bench bench-torch clean
+.PHONY: help demo test test-tritons test-slow test-torch test-torch-214 chaos fuzz check bench bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
@@ -27,6 +28,7 @@ help:
 	@echo "make test-tritons  the adapter for @triton.jit, and identity, on the Tritons between: 3.7 and 3.8"
 	@echo "make test-slow  whole sweeps, which take minutes, and on Triton 3.6 what is about processes"
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
+	@echo "make test-torch-214   the same with torch 2.14.1, whose wheel brings CUDA: 5.5 GB (needs g++)"
 	@echo "make chaos  kill, stop, fill and damage things for seven minutes while programs compile (SEED=7 SECONDS=60)"
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
 	@echo "make check  ruff, mypy, import-linter"
@@ -58,6 +60,9 @@ test-slow: $(VENV)/.installed $(VENV36)/.installed
 test-torch: $(VENVTORCH)/.installed
 	$(VENVTORCH)/bin/python -m pytest -m torch tests/inductor tests/jit $(PYTEST_ARGS)
 
+test-torch-214: $(VENVTORCH214)/.installed
+	$(VENVTORCH214)/bin/python -m pytest -m torch tests/inductor $(PYTEST_ARGS)
+
 chaos: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
 
@@ -79,7 +84,7 @@ bench-torch: $(VENVTORCH)/.installed
 	$(VENVTORCH)/bin/python benchmarks/torch_codegen.py
 
 clean:
-	rm -rf $(VENV) $(VENV36) $(VENV37) $(VENV38) $(VENVTORCH) build dist
+	rm -rf $(VENV) $(VENV36) $(VENV37) $(VENV38) $(VENVTORCH) $(VENVTORCH214) build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -108,4 +113,9 @@ $(VENVTORCH)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENVTORCH)
 	$(VENVTORCH)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'torch==2.13.0' 'triton==3.6.*'
 	$(VENVTORCH)/bin/python -m pip install $(PIP_FLAGS) --no-deps liger-kernel==0.8.5 fla-core==0.6.0 einops==0.8.2
+	touch $@
+
+$(VENVTORCH214)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENVTORCH214)
+	$(VENVTORCH214)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'torch==2.14.1'
 	touch $@

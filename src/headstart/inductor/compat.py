@@ -37,7 +37,7 @@ from headstart.environment import fingerprint
 from headstart.errors import UsageError
 from headstart.replacing import replace
 
-KNOWN_VERSIONS = ("2.11", "2.13")  # those that the suite has run on
+KNOWN_VERSIONS = ("2.11", "2.13", "2.14")  # those that the suite has run on
 
 # What decides which assembler Triton finds, and which version it takes it for.
 ASSEMBLER_VARIABLES = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH", "TRITON_MOCK_PTX_VERSION")
@@ -397,8 +397,18 @@ def lean_function(known: Any) -> Any:
 
 def check_autotune_cache(arguments: dict[str, Any]) -> tuple[list[Any], Any, dict[str, Any]]:
     """Configurations left once the autotune cache was asked, that cache or None, and what Inductor notes about it."""
-    found: tuple[list[Any], Any, dict[str, Any]] = heuristics().check_autotune_cache(
-        arguments["configs"], arguments["filename"], arguments["inductor_meta"]
+    module = heuristics()
+    more = {}
+    if hasattr(module, "_could_dynamic_scale_rblock"):  # torch 2.14
+        device = arguments["triton_meta"].get("device")
+        more["dynamic_scale_rblock_eligible"] = module._could_dynamic_scale_rblock(
+            size_hints=arguments["size_hints"],
+            heuristic_type=arguments["heuristic_type"],
+            device_prop=device if isinstance(device, module.DeviceProperties) else None,
+            inductor_meta=arguments["inductor_meta"],
+        )
+    found: tuple[list[Any], Any, dict[str, Any]] = module.check_autotune_cache(
+        arguments["configs"], arguments["filename"], arguments["inductor_meta"], **more
     )
     return found
 

@@ -36,7 +36,7 @@ class Recorder:
         vars(importlib.import_module("torch._inductor.compile_worker.utils"))["_IN_TOPLEVEL_PROCESS"] = False
         importlib.import_module("torch._inductor.runtime.compile_tasks")._set_triton_ptxas_path()
         # Which configuration was best last time is asked in the client: it may have changed by the time.
-        vars(heuristics)["check_autotune_cache"] = lambda configs, filename, meta: (configs, None, {})
+        vars(heuristics)["check_autotune_cache"] = lambda configs, *_, **__: (configs, None, {})
         vars(heuristics)["triton"] = compat.Proxy(heuristics.triton, self._note)
         original = heuristics.CachingAutotuner.__init__
         signature = inspect.signature(original)

@@ -243,6 +243,7 @@ def pretend(target: Target) -> Iterator[None]:
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
         "synchronize": lambda device=None: None,
+        "is_current_stream_capturing": lambda: False,
         "is_bf16_supported": lambda including_emulation=True: True,
         "memory_allocated": lambda device=None: 0,
         "mem_get_info": lambda device=None: (properties.total_memory, properties.total_memory),
@@ -261,6 +262,10 @@ def pretend(target: Target) -> Iterator[None]:
         """As the real one, where a launcher only knows what the cubin says."""
         for result in self.compile_results:
             result.kernel.n_regs = _registers(result)
+        self.launchers = [
+            types.SimpleNamespace(config=result.config, n_regs=result.kernel.n_regs, n_spills=0, shared=0)
+            for result in self.compile_results
+        ]
 
     def make_benchmark_fn(*args: Any, **kwargs: Any) -> Any:
         """Templates before library calls, in the order in which they were made."""
