@@ -258,3 +258,25 @@ def _real_ptxas() -> Path:
     folder = Path(find_toolchain().triton_dir, "backends", "nvidia", "bin")
     names = ("ptxas-blackwell", "ptxas") if find_toolchain().triton_version.startswith("3.9") else ("ptxas",)
     return next(folder / name for name in names if (folder / name).exists())
+
+
+def dying_ptxas(folder: Path, deaths: int) -> dict[str, str]:
+    """Environment with a ptxas that is killed (SIGKILL) in its first `deaths` compiles; it notes each call."""
+    script, calls = folder / "ptxas", folder / "calls"
+    folder.mkdir(parents=True, exist_ok=True)
+    script.write_text(
+        textwrap.dedent(
+            f"""\
+            #!/bin/sh
+            case "$*" in
+            *.ptx*)
+                echo called >> {calls}
+                [ $(wc -l < {calls}) -le {deaths} ] && kill -9 $$ ;;
+            esac
+            exec {_real_ptxas()} "$@"
+            """
+        ),
+        encoding="utf-8",
+    )
+    script.chmod(0o755)
+    return {"TRITON_PTXAS_PATH": str(script), "TRITON_PTXAS_BLACKWELL_PATH": str(script)}

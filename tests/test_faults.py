@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import pickle
@@ -37,6 +38,7 @@ from kernels import (
     Kernel,
     aborts,
     aborts_in_llvm,
+    dying_ptxas,
     exits,
     hanging_ptxas,
     killed,
@@ -370,6 +372,46 @@ def test_an_idle_worker_that_is_killed_is_missed_by_nobody(open_compile: Open, f
         # At once: the service may not know yet.
         assert async_compile.triton(**pointwise(worker.pid)).result(PATIENCE).asm["cubin"]
     assert async_compile.services_started == 1
+
+
+# A tool is killed
+
+
+@pytest.mark.triton
+def test_a_kernel_whose_assembler_is_killed_once_is_compiled_all_the_same(
+    open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_all(monkeypatch, dying_ptxas(tmp_path / "tool", 1))
+    kernel = open_compile(workers=1).triton(**pointwise()).result(PATIENCE)
+    assert kernel.asm["cubin"]
+    assert (tmp_path / "tool" / "calls").read_text().split() == ["called"] * 2
+
+
+@pytest.mark.triton
+def test_a_kernel_whose_assembler_is_always_killed_crashes_and_does_not_fail(
+    open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_all(monkeypatch, dying_ptxas(tmp_path / "tool", 1000))
+    error = open_compile(workers=1).triton(**pointwise()).exception(PATIENCE)
+    assert isinstance(error, CompilerCrashed)
+    assert "ptxas" in error.summary
+    assert "SIGKILL" in error.summary
+    assert (tmp_path / "tool" / "calls").read_text().split() == ["called"] * 2
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
+def test_a_tool_that_could_not_be_started_is_no_failure_of_the_kernel(open_compile: Open, number: int) -> None:
+    # As the system says so in the worker: there is no process left for a tool.
+    before = f"""
+        import subprocess
+        def refused(*arguments, **keywords):
+            raise OSError({number}, "no process to be had")
+        subprocess.run = subprocess.check_call = subprocess.Popen = refused
+    """
+    error = open_compile(workers=1).triton(**pointwise(before=before)).exception(PATIENCE)
+    assert isinstance(error, CompilerCrashed)
+    assert "could not be started" in error.summary
 
 
 # A zygote is killed

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_faithful import Compare, compare  # noqa: F401 - a fixture
 
 from conftest import Client
-from test_faithful import Compare, compare  # noqa: F401 - a fixture
+from kernels import HEAD
 
 pytestmark = pytest.mark.triton
 
@@ -83,8 +84,9 @@ def test_values_of_every_make(compare: Compare) -> None:  # noqa: F811
                 tl.store(y, V * 1.0)
             case(name, kernel, x, y, value)
 
-        for name, value in dict(flag=Level.HIGH, both=Level.HIGH | Level.LOW, number=Number(3), real=Real(2.0), zero=-0.0,
-                                nan=float("nan"), inf=float("inf"), huge=2 ** 40, negative=-2 ** 63, true=True, tiny=5e-324,
+        for name, value in dict(flag=Level.HIGH, both=Level.HIGH | Level.LOW, number=Number(3), real=Real(2.0),
+                                zero=-0.0, nan=float("nan"), inf=float("inf"), huge=2 ** 40, negative=-2 ** 63,
+                                true=True, tiny=5e-324,
                                 wrapped=tl.constexpr(4)).items():
             constant(name, value)
 
@@ -296,7 +298,8 @@ def test_names_wherever_they_are_bound(compare: Compare) -> None:  # noqa: F811
         @triton.jit
         def twice(x, y): tl.store(y, 2.0)
 
-        for name in ("parameter_like_global loop_variable loop_over shadows_builtin tuple_targets while_loop comprehension keyword "
+        for name in ("parameter_like_global loop_variable loop_over shadows_builtin tuple_targets while_loop "
+                     "comprehension keyword "
                      "class_attribute inner_class module_alias").split():
             case(name, globals()[name], x, y)
         for flag in (0, 1, 2):
@@ -342,8 +345,8 @@ def test_texts_of_every_shape(compare: Compare) -> None:  # noqa: F811
 
         @triton.jit
         def tabs(x, y):
-        	if 1:
-        		tl.store(y, 3.0)
+        →if 1:
+        →→tl.store(y, 3.0)
 
         @triton.jit
         def one_liner(x, y): tl.store(y, 4.0); tl.store(y + 1, 5.0)
@@ -404,7 +407,7 @@ def test_texts_of_every_shape(compare: Compare) -> None:  # noqa: F811
         case("odd", outer(), x, y)
         case("static", Holder.static, x, y)
         case("heuristic", heuristic.fn, x, y, 3, True)
-        '''
+        '''.replace("→", "\t")
     )
 
 
@@ -498,7 +501,8 @@ def test_options_and_arguments_of_every_kind(compare: Compare) -> None:  # noqa:
 
         @triton.jit
         def inline(x, y):
-            v = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [tl.load(x)], dtype=tl.float32, is_pure=True, pack=1)
+            v = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [tl.load(x)], dtype=tl.float32,
+                                          is_pure=True, pack=1)
             tl.store(y, v)
         case("asm", inline, x, y)
 
@@ -666,7 +670,7 @@ MODULES = {
 
 @pytest.mark.parametrize("name", MODULES)
 def test_where_a_kernel_comes_from_changes_nothing(start_client: Start, tmp_path: Path, name: str) -> None:
-    text = "import triton\nimport triton.language as tl\n@triton.jit\ndef kernel(x, y):\n    tl.store(y, tl.load(x) + {})\n"
+    text = HEAD + "@triton.jit\ndef kernel(x, y):\n    tl.store(y, tl.load(x) + {})\n"
     body = f"TEXT = {text!r}\n" + textwrap.dedent(MODULES[name])
     results = []
     for how in ("headstart", "stock"):
