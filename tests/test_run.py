@@ -582,3 +582,28 @@ def test_a_damaged_record_is_begun_anew(program: Callable[..., Path]) -> None:
     assert "truncated" in done.stderr
     assert "begun anew" in done.stderr
     assert len(Manifest.open(record_of(app)).specializations) == 1
+
+
+@pytest.mark.triton
+def test_children_of_one_run_share_one_service(program: Callable[..., Path]) -> None:
+    app = program(
+        """
+        import multiprocessing
+
+        def service(block):
+            warm_up(block)
+            from headstart import enabling
+            return enabling.current().jit.compiler.client._connection._service_pid
+
+        if __name__ == "__main__":
+            found = {service(16)}
+            for method, blocks in (("spawn", [32, 64]), ("fork", [128, 256])):
+                with multiprocessing.get_context(method).Pool(1) as pool:
+                    found.update(pool.map(service, blocks))
+            print(json.dumps(sorted(found)))
+        """,
+        factor=2.0,
+    )
+    (pid,) = said(run(*DRY, app))
+    assert pid
+    assert not lasting(lambda: [pid] if Path(f"/proc/{pid}").exists() else [], PATIENCE), "it outlives the run"

@@ -284,6 +284,8 @@ SLURM = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_NODEID": "1", "SLURM
         ({**SLURM, "SLURM_NODEID": "2"}, None),
         ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}, None),
         ({"SLURM_JOB_ID": "17", "SLURM_TASKS_PER_NODE": "8"}, None),
+        ({sharing.RUN_VARIABLE: '{"pid": 7}'}, 'headstart run {"pid": 7}'),
+        ({**TORCHRUN, sharing.RUN_VARIABLE: '{"pid": 7}'}, 'headstart run {"pid": 7}'),
         ({}, None),
     ],
 )

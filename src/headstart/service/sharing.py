@@ -28,6 +28,7 @@ from headstart.folders import runtime_dir
 from headstart.service.door import BACKLOG, address, credentials
 from headstart.service.runtime import locked
 
+RUN_VARIABLE = "HEADSTART_RUN"  # what `headstart run` tells the program's processes
 _CONNECT_TIMEOUT = 10.0  # seconds; only a service that does not accept makes anybody wait
 _AVOIDED = 60.0  # seconds for which a service that did not answer is left alone
 _NAME = re.compile(r"(?P<whose>shared|job-[0-9a-f]+)-p(?P<protocol>\d+)\.sock")
@@ -54,7 +55,12 @@ def sockets() -> list[Path]:
 
 
 def job_on_this_host(variables: Mapping[str, str]) -> str | None:
-    """What names the job that this process is a rank of, if other ranks of it are on this host; else None."""
+    """What names the job that this process belongs to, if others of it may be on this host; else None.
+
+    A job is all of one `headstart run`, children included; or the ranks of torchrun or of a SLURM step.
+    """
+    if (run := variables.get(RUN_VARIABLE)) is not None:
+        return f"headstart run {run}"  # which names the process that the command became
     if "TORCHELASTIC_RUN_ID" in variables and _number(variables.get("LOCAL_WORLD_SIZE", "")) > 1:
         # The id is "none" unless the user chose one; the rendezvous tells jobs of one host apart.
         names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
