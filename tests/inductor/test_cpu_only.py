@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +15,11 @@ import pytest
 
 from conftest import client_environment
 
-pytestmark = pytest.mark.torch
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="there is no torch"),
+]
 
 # Torch's compiler takes a while where the machine is busy.
 _PATIENCE = 240
