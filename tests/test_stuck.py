@@ -131,7 +131,7 @@ def test_where_no_thread_can_be_started_there_is_no_describer_and_no_process_is_
     no_threads: Callable[[], None],
 ) -> None:
     with pytest.raises(ServiceError, match="can start no thread"):
-        Describing().start()
+        Describing({}).start()
 
 
 # Locks
@@ -365,7 +365,7 @@ def test_a_program_whose_service_is_stopped_compiles_by_itself_and_says_why(
 
 def test_a_describer_that_is_stopped_is_ended_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describing, "STOPPED_PATIENCE", 0.2)
-    asked = Describing()
+    asked = Describing({})
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     try:
         asked._process = process  # type: ignore[assignment]

@@ -6,12 +6,15 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
     bundle      given to enable
     assembler   what headstart is to take for the assembler that torch brings
     patch       replace a method of Triton's code generator by one that does the same
+    change      replace a decorator of Inductor's ("decorator"), its autotuner ("class") or a method of it ("method")
+    pool        have Inductor's own pool ready before anything is compiled, where headstart leaves it alone
     plant       put an attribute that cannot be pickled into every JITFunction
     wait        have the workers ready before anything is compiled
     spoil       text put before each source
     surface     what of Inductor's pool, and of the function that makes it, ours lack
     break       name of a Triton kernel whose source is spoiled when it is kicked off
     set         variables that the program sets once headstart is enabled and torch is there
+    chdir       folder to go to at the same moment
     move        TORCHINDUCTOR_CACHE_DIR from the second case on
 """
 
@@ -57,12 +60,17 @@ def main() -> None:
         _plant()
     if ORDER.get("patch"):
         _patch()
+    if "change" in ORDER:
+        _change(ORDER["change"])
     kicks = _watch_kick_offs(async_compile)
     if ADAPTER == "headstart" and ORDER.get("wait"):
         from headstart import inductor
 
         assert inductor.current().describing.awake.wait(60)
     os.environ.update(ORDER.get("set", {}))
+    if "chdir" in ORDER:
+        os.mkdir(ORDER["chdir"])
+        os.chdir(ORDER["chdir"])
     results: dict[str, Any] = {"enable_s": enabled, "cases": {}}
     if ORDER.get("surface"):
         results["lacking"] = _lacking(async_compile)
@@ -95,6 +103,7 @@ def main() -> None:
             results["loaded"] = [stem for stem in stems if f"{package}.{stem}" in sys.modules]
             results["services"] = adapter.compiler.services_started
             results["describers"] = adapter.describing.starts
+            results["describer"] = _environment(adapter.describing._process)
             results["first_start"] = min((s.started for s in adapter.compiler.timeline if s.started), default=None)
         headstart.disable()
         results["restored"] = type(async_compile.AsyncCompile.process_pool).__name__ == "_lru_cache_wrapper"
@@ -107,7 +116,7 @@ def main() -> None:
 
 def _run(torch: Any, cases: Any, name: str, kicks: list[Any]) -> dict[str, Any]:
     del kicks[:]
-    if ADAPTER == "stock" and ORDER.get("wait"):
+    if (ADAPTER == "stock" and ORDER.get("wait")) or ORDER.get("pool"):
         import torch._inductor.async_compile as async_compile
 
         async_compile.AsyncCompile.wait_pool_ready()
@@ -187,6 +196,48 @@ def _patch() -> None:
         return original(self, node)
 
     CodeGenerator.visit_Assign = visit_assign
+
+
+def _environment(process: Any) -> dict[str, str]:
+    """Of Inductor's variables, what a process was started with."""
+    if process is None:
+        return {}
+    with open(f"/proc/{process.pid}/environ") as stream:
+        lines = [line.split("=", 1) for line in stream.read().split("\0") if line.startswith("TORCHINDUCTOR_")]
+    return dict(lines)
+
+
+def _change(what: str) -> None:
+    """What is compiled in this process becomes another kernel, or another object."""
+    from torch._inductor.runtime import triton_heuristics
+
+    def one_warp(given: list[Any]) -> list[Any]:
+        for config in given:
+            config.num_warps = 1
+        return given
+
+    if what == "decorator":
+        stock = triton_heuristics.cached_autotune
+
+        def cached_autotune(size_hints: Any, configs: Any, *arguments: Any, **keywords: Any) -> Any:
+            return stock(size_hints, one_warp(configs), *arguments, **keywords)
+
+        triton_heuristics.cached_autotune = cached_autotune
+        return
+
+    class Mine(triton_heuristics.CachingAutotuner):
+        def __init__(self, fn: Any, **keywords: Any) -> None:
+            super().__init__(fn, **{**keywords, "configs": one_warp(keywords["configs"])})
+
+    if what == "class":
+        triton_heuristics.CachingAutotuner = Mine
+    else:
+        original = triton_heuristics.CachingAutotuner.__init__
+
+        def init(self: Any, fn: Any, **keywords: Any) -> None:
+            original(self, fn, **{**keywords, "configs": one_warp(keywords["configs"])})
+
+        triton_heuristics.CachingAutotuner.__init__ = init
 
 
 def _plant() -> None:

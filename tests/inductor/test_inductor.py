@@ -24,8 +24,9 @@ from msgspec.structs import replace
 import headstart
 from headstart.entry import Entry, pack_entry
 from headstart.errors import DamagedError
-from headstart.inductor import layout
-from headstart.inductor.recipe import Recipe
+from headstart.inductor import compat, layout
+from headstart.inductor.recipe import Describe, Recipe
+from headstart.inductor.recipes import Recipes
 
 pytestmark = [
     pytest.mark.torch,
@@ -214,6 +215,24 @@ def test_row_11_a_cache_folder_may_move_while_the_workers_run(programs: Programs
     assert list(moved.glob("triton/0/*/*.cubin"))
 
 
+@pytest.mark.parametrize("variable", ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"])
+def test_a_relative_cache_folder_is_where_stock_has_it_though_the_program_moves(
+    variable: str, programs: Programs
+) -> None:
+    order = {"cases": ["shares_a_kernel"], "chdir": "elsewhere", "wait": True}
+    made = []
+    for adapter in ("stock", "headstart"):
+        result = programs.run({**order, "adapter": adapter}, **{variable: "relative"})
+        assert result["cases"]["shares_a_kernel"]["error"] == ""
+        assert "headstart" not in adapter or result["in process"] == []
+        folder = result["folder"]
+        made.append({str(path.relative_to(folder)) for path in folder.rglob("*.cubin")})
+    assert made[0] == made[1]
+    assert any("relative" in path for path in made[0])
+    # It makes Inductor's folder when it imports torch, and is nowhere in the program's.
+    assert variable != "TORCHINDUCTOR_CACHE_DIR" or result["describer"][variable] == "/"
+
+
 def _hashes(result: dict[str, Any]) -> set[str]:
     """Of the kernels in Triton's cache."""
     found = (result["folder"] / "inductor" / "triton").rglob("*.json")
@@ -232,6 +251,31 @@ def test_a_variable_set_after_enable_counts_in_the_hash_as_in_stock(programs: Pr
     assert not _hashes(first) & _hashes(without)
 
 
+def test_the_describer_has_inductors_variables_of_when_a_pool_of_inductors_would_have_begun(
+    programs: Programs,
+) -> None:
+    order = {"cases": ["shares_a_kernel"], "wait": True}
+    result = programs.run({**order, "set": {"TORCHINDUCTOR_ENABLE_PDL": "1"}}, TORCHINDUCTOR_DIVISIBLE_BY_16="1")
+    assert result["cases"]["shares_a_kernel"]["error"] == ""
+    assert result["describer"]["TORCHINDUCTOR_ENABLE_PDL"] == "1"  # another one than `enable` started
+    assert result["describer"]["TORCHINDUCTOR_DIVISIBLE_BY_16"] == "1"
+    assert result["describers"] == 1
+    assert result["in process"] == []
+
+
+def test_a_recipes_key_is_made_of_the_variables_of_the_kick_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "torch_key", lambda: "torch")
+    policy: Any = SimpleNamespace(toolchain_digest=lambda folder, variables: "toolchain")
+    recipes = Recipes(policy, tmp_path, lambda key: None, lambda key, make: None, lambda step, *arguments: None)
+    described = Describe(1, "triton_", "source", {}, {}, {}, {"TORCHINDUCTOR_ENABLE_PDL": "1"})
+    key = recipes._key(described)
+    monkeypatch.setenv("TORCHINDUCTOR_ENABLE_PDL", "0")  # the program goes on before the adapter's thread is there
+    assert recipes._key(described) == key
+    assert recipes._key(replace(described, settings={})) != key
+
+
 def test_row_12_a_kernel_that_fails_reads_as_in_stock_with_the_evidence(programs: Programs) -> None:
     result = programs.run({"cases": ["pointwise"], "break": "triton_"})
     error = result["cases"]["pointwise"]["error"]
@@ -246,6 +290,24 @@ def test_where_somebody_has_patched_triton_torch_compile_is_left_alone(programs:
     assert result["cases"]["shares_a_kernel"]["error"] == ""
     assert result["counts"]["jobs"] == 0
     assert "CodeGenerator.visit_Assign is not Triton's own" in result["log"]
+
+
+CHANGED = {"decorator": "cached_autotune", "class": "CachingAutotuner", "method": "CachingAutotuner.__init__"}
+
+
+@pytest.mark.parametrize("change", sorted(CHANGED))
+def test_where_somebody_has_patched_inductors_decorators_torch_compile_is_left_alone(
+    change: str, programs: Programs
+) -> None:
+    order = {"cases": ["shares_a_kernel"], "change": change}
+    result = programs.run({**order, "pool": True})
+    assert result["cases"]["shares_a_kernel"]["error"] == ""
+    assert result["counts"]["jobs"] == result["counts"]["sources"] == 0
+    assert f"triton_heuristics.{CHANGED[change]} is not torch's own" in result["log"]
+    # A change reaches the objects of this process, and not what workers compile: in stock, and so here.
+    stock = programs.run({**order, "adapter": "stock", "wait": True})
+    assert stock["cases"]["shares_a_kernel"]["error"] == ""
+    assert _hashes(result) == _hashes(stock)
 
 
 def test_the_pool_and_what_makes_it_offer_all_that_inductors_own_do(programs: Programs) -> None:

@@ -32,6 +32,7 @@ from headstart.future import LambdaFuture
 from headstart.imports import when_imported
 from headstart.inductor import compat, layout, plain
 from headstart.inductor.describing import Describing
+from headstart.inductor.integrity import Integrity as InductorIntegrity
 from headstart.inductor.pool import NO_WORKER, Pool
 from headstart.inductor.recipe import Job, job_key, job_of
 from headstart.inductor.recipes import Recipes
@@ -98,7 +99,8 @@ class Adapter:
         # Inductor's to refuse: it then tries another configuration.
         policy = Policy(find=_toolchain, environment=_environment, shows_output=True)
         self.compiler = AsyncCompile(client=client, policy=policy, start=False)
-        self.describing = Describing()
+        self.describing = Describing(compat.settings())
+        self._earlier: list[Describing] = []  # with other settings; they leave when nobody asks them
         self.recipes = Recipes(
             policy,
             self.compiler.cache_dir,
@@ -108,11 +110,12 @@ class Adapter:
         )
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
         self._integrity = Integrity()
+        self._inductor_integrity = InductorIntegrity()
         self._patience = patience()
         self._tickets = count(1)
         self._foreseeing = _Foreseeing()
         self._said: set[str] = set()
-        self._replacement = compat.Replacement(self._choose_pool, self.compile)
+        self._replacement = compat.Replacement(self._choose_pool, self.forget_pool, self.compile)
         self._forget_imports: list[Callable[[], None]] = []
         self._reset()
         _adapters.add(self)
@@ -122,6 +125,7 @@ class Adapter:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        self._describing_lock = threading.Lock()
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
@@ -153,7 +157,8 @@ class Adapter:
         self._queue.put(None)
         if self._thread is not None:
             self._thread.join(_FAREWELL)
-        self.describing.close()
+        for describing in (self.describing, *self._earlier):
+            describing.close()
         if self.counts["in_process"]:
             _log.warning("%d kernels were compiled in this process", self.counts["in_process"])
 
@@ -165,18 +170,42 @@ class Adapter:
             self._stay_away(reason)
             return stock()
         if self._pool is None:
-            self._pool = Pool(self, stock)
+            settings = compat.settings()
+            self._pool = Pool(self, stock, settings)
+            self.describing_with(settings)
         return self._pool
 
-    def kick_off(self, name: str, text: str, environment: dict[str, str], config: dict[str, Any]) -> Source:
+    def describing_with(self, settings: dict[str, str]) -> Describing:
+        """A describer with these settings: one that is there, or a new one, as a new pool of Inductor's would be."""
+        with self._describing_lock:
+            found = next((each for each in (self.describing, *self._earlier) if each.settings == settings), None)
+            if found is not None:
+                return found
+            earlier = self.describing
+            self.describing = Describing(settings)
+            if earlier.unasked:
+                earlier.close()
+            else:
+                self._earlier.append(earlier)
+            if earlier.starts:
+                self._start_describer()
+            return self.describing
+
+    def forget_pool(self) -> None:
+        """Inductor has forgotten its own: the next one has the variables of then."""
+        self._pool = None
+
+    def kick_off(
+        self, name: str, text: str, environment: dict[str, str], config: dict[str, Any], settings: dict[str, str]
+    ) -> Source:
         """The source's way begins, unless it has."""
         variables = _environment()  # now, in the program's thread: it may be another one in a moment
-        key = (name, text, *map(repr, (environment, config, variables)))
+        key = (name, text, *map(repr, (environment, config, variables, settings)))
         with self._lock:
             source = self._sources.get(key)
             if source is not None:
                 return source
-            source = self._sources[key] = Source(self, name, text, environment, config, variables)
+            source = self._sources[key] = Source(self, name, text, environment, config, variables, settings)
             self.counts["sources"] += 1
             self._workers_start()
         if self._has_thread():
@@ -393,6 +422,8 @@ class Adapter:
         if reason is None and (name := self._integrity.changed()) is not None:
             # A worker and the describer import Triton as it was installed.
             reason = f"{name} is not Triton's own"
+        if reason is None and (name := self._inductor_integrity.changed()) is not None:
+            reason = f"{name} is not torch's own"
         return reason
 
     @functools.cached_property
@@ -459,8 +490,10 @@ class Adapter:
             _log.exception("headstart's torch.compile adapter failed; this is a bug")
 
     def _after_fork(self) -> None:
-        self.describing.forget()
-        self.describing = Describing()
+        for describing in (self.describing, *self._earlier):
+            describing.forget()
+        self.describing = Describing(compat.settings())
+        self._earlier = []
         self._reset()
 
 

@@ -131,11 +131,18 @@ class Replacement:
 
     Args:
         choose_pool: given Inductor's own `process_pool`, returns the pool to use now.
+        forget_pool: called when Inductor forgets the pool that it has.
         compile: given the real `triton.compile` and its arguments, in its place.
     """
 
-    def __init__(self, choose_pool: Callable[[Callable[[], Any]], Any], compile: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        choose_pool: Callable[[Callable[[], Any]], Any],
+        forget_pool: Callable[[], None],
+        compile: Callable[..., Any],
+    ) -> None:
         self._choose_pool = choose_pool
+        self._forget_pool = forget_pool
         self._compile = compile
         self._undo: list[Callable[[], None]] = []
 
@@ -149,6 +156,12 @@ class Replacement:
 
         functools.update_wrapper(process_pool, stock)
         vars(process_pool).update({name: getattr(stock, name) for name in _CACHED if hasattr(stock, name)})
+
+        def cache_clear() -> None:
+            self._forget_pool()
+            stock.cache_clear()
+
+        vars(process_pool)["cache_clear"] = cache_clear
         owner.process_pool = staticmethod(process_pool)
         owner._ready_future = None
 
@@ -205,6 +218,21 @@ def environment(torch: Torch) -> dict[str, str]:
     if "TRITON_PTXAS_PATH" not in found and (ptxas := _ptxas(torch.folder)) is not None:
         found["TRITON_PTXAS_PATH"] = ptxas
     return found
+
+
+# Inductor's variables that say where and how fast, not what.
+_IRRELEVANT = {"TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_WORKER_START"}
+
+
+def settings() -> dict[str, str]:
+    """Inductor's variables that may change what a decorator makes, as they are now: its workers keep those of their
+    pool's beginning.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("TORCHINDUCTOR_") and name not in _IRRELEVANT
+    }
 
 
 @functools.cache

@@ -56,8 +56,8 @@ class Describer:
         with recorder.patched_config(plain.decode(order.config)):
             autotuner, path = self._recorder.load(order.name, order.source)
             arguments = self._recorder.arguments(autotuner)
-            if type(autotuner).__name__ != "CachingAutotuner":
-                raise plain.CannotTravelError(f"a {type(autotuner).__name__}")
+            if type(autotuner) is not compat.heuristics().CachingAutotuner:  # a name may be anybody's
+                raise plain.CannotTravelError(f"a {type(autotuner).__module__}.{type(autotuner).__qualname__}")
             stem = os.path.splitext(os.path.basename(path))[0]
             recipe = Recipe(
                 stem=stem,

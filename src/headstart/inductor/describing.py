@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from headstart import machine
 from headstart.errors import ServiceError
+from headstart.inductor import compat
 from headstart.inductor.recipe import Awake, Describe, FromDescriber, Rescale, Undescribed
 from headstart.service.boot import last_words_file, spawn
 from headstart.wire import Deframer, ProtocolError, frame, receive_blocking
@@ -28,18 +29,29 @@ class UndescribedError(Exception):
 
 
 class Describing:
-    """Asks a describer. `ask` belongs to one thread; answers are set in another."""
+    """Asks a describer. `ask` belongs to one thread; answers are set in another.
 
-    def __init__(self) -> None:
+    Args:
+        settings: Inductor's variables, as the describer is to have them: it reads them when it imports torch.
+
+    Attributes:
+        settings: the same.
+        starts: how often a describer was started.
+        awake: set while it answers at once.
+    """
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.settings = settings
         self._lock = threading.Lock()
         self._pending: dict[int, tuple[Describe | Rescale, concurrent.futures.Future[Any]]] = {}
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._fruitless = 0
+        self._asked = False
         self._stopped: float | None = None  # since when, as far as was looked
         self._closed = False
         self.starts = 0
-        self.awake = threading.Event()  # it answers at once
+        self.awake = threading.Event()
 
     def start(self) -> None:
         """Start a describer, unless one is there.
@@ -63,6 +75,7 @@ class Describing:
                 raise ServiceError("headstart's torch.compile adapter is closed")
             if self._socket is None:
                 self._start()
+            self._asked = True
             self._pending[message.ticket] = (message, future)
             sock = self._socket
         assert sock is not None
@@ -70,6 +83,11 @@ class Describing:
         with contextlib.suppress(OSError):  # a describer that is gone is noticed by the reader
             sock.sendall(frame(message))
         return future
+
+    @property
+    def unasked(self) -> bool:
+        """Whether nobody has asked anything yet."""
+        return not self._asked
 
     def end_if_stopped(self) -> None:
         """Called now and then by those who wait: a describer that somebody has stopped for a while is replaced."""
@@ -110,8 +128,9 @@ class Describing:
                     "headstart.inductor.describer",
                     theirs.fileno(),
                     pass_fds=[theirs.fileno()],
+                    unset=compat.settings(),
                     # A pool of Inductor's own would be of no use there.
-                    set_to={"HEADSTART": "off", "TORCH_WARM_POOL": "0"},
+                    set_to={**self.settings, **_folder(), "HEADSTART": "off", "TORCH_WARM_POOL": "0"},
                     stderr=log,
                     new_session=True,
                 )
@@ -171,6 +190,14 @@ class Describing:
         for future in lost:
             error = f"the describer died (status {status}); its last words: {words or 'none'}"
             future.set_exception(ServiceError(error))
+
+
+def _folder() -> dict[str, str]:
+    """Torch makes Inductor's cache folder when it is imported. A relative one is the program's to make, where it is by
+    then; each question says where that is, and until then the describer has one that is there.
+    """
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    return {} if os.path.isabs(os.environ.get(name, "/")) else {name: "/"}
 
 
 def _last_words(log: IO[bytes]) -> str:

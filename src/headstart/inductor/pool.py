@@ -77,7 +77,7 @@ class PoolFuture(concurrent.futures.Future[Any]):
                     raise
                 if self._source.adapter.patience_left() == 0.0:
                     return NO_WORKER
-                self._source.adapter.describing.end_if_stopped()
+                self._source.end_stopped_describer()
             except CompileError as error:
                 raise compat.worker_error(str(error), error) from None
 
@@ -128,10 +128,15 @@ class Pool:
     Args:
         adapter: does the work.
         stock: makes Inductor's own pool, for jobs that are not Triton's.
+        settings: Inductor's variables now: a pool of its own would go on with them, whatever the program sets later.
+
+    Attributes:
+        settings: the same.
     """
 
-    def __init__(self, adapter: Adapter, stock: Callable[[], Any]) -> None:
+    def __init__(self, adapter: Adapter, stock: Callable[[], Any], settings: dict[str, str]) -> None:
         self._adapter = adapter
+        self.settings = settings
         self._stock = stock
         self._made: Any = None
 
@@ -148,7 +153,7 @@ class Pool:
                 self._adapter.log_once("Inductor describes its jobs in a way that headstart does not know")
             other: concurrent.futures.Future[Any] = self._inductors().submit(function, *arguments, **keywords)
             return other
-        return PoolFuture(self._adapter.kick_off(*job), arguments[0])
+        return PoolFuture(self._adapter.kick_off(*job, self.settings), arguments[0])
 
     def quiesce(self) -> None:
         """Our workers end by themselves when they idle."""

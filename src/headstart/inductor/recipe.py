@@ -82,6 +82,7 @@ class Describe(msgspec.Struct, tag=True, frozen=True):
     """Run the decorators of `source`. `environment` and `config` are what Inductor would give its own worker.
 
     `variables` are those that change what a compile yields, as they were in the client when it kicked the source off.
+    `settings` are Inductor's own variables, which the describer was started with.
     """
 
     ticket: int
@@ -90,6 +91,7 @@ class Describe(msgspec.Struct, tag=True, frozen=True):
     environment: dict[str, str]
     config: Any
     variables: dict[str, str]
+    settings: dict[str, str]
 
 
 class Rescale(msgspec.Struct, tag=True, frozen=True):

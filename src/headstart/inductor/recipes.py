@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,11 +24,8 @@ from headstart.policy import Policy
 from headstart.settings import trusts_cache_dir
 from headstart.store import DiskStore
 
-FORMAT = "recipe 3"  # raised whenever a recipe changes its meaning
+FORMAT = "recipe 4"  # raised whenever a recipe changes its meaning
 KIND = "recipe"  # what such an entry has as its target and as its artifact
-
-# Inductor's variables that say where and how fast, not what.
-_IRRELEVANT = {"TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_WORKER_START"}
 
 _log = logging.getLogger("headstart")
 _encoder = msgspec.msgpack.Encoder()
@@ -135,11 +131,6 @@ class Recipes:
             _log.debug("a recipe is not kept: %s", error)
 
     def _key(self, described: Describe) -> str:
-        settings = {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith("TORCHINDUCTOR_") and name not in _IRRELEVANT
-        }
         return keys.digest(
             [
                 ("format", FORMAT),
@@ -147,7 +138,7 @@ class Recipes:
                 ("torch", compat.torch_key()),
                 ("kernel", described.name),
                 ("config", repr(described.config)),
-                *sorted(settings.items()),
+                *sorted(described.settings.items()),
                 *((name, value) for name, value in sorted(described.variables.items()) if name not in TOOL_VARIABLES),
                 ("source", described.source),
             ]

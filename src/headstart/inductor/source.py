@@ -46,8 +46,11 @@ class Source:
         environment: dict[str, str],
         config: dict[str, Any],
         variables: dict[str, str],
+        settings: dict[str, str],
     ) -> None:
         self.adapter = adapter
+        self._describing = adapter.describing_with(settings)
+        self._settings = settings
         self.name = name
         self.stem = ""
         self.done: concurrent.futures.Future[str | None] = concurrent.futures.Future()
@@ -74,11 +77,15 @@ class Source:
         for _, future in list(self._futures):
             future.want()
 
+    def end_stopped_describer(self) -> None:
+        """Called now and then by those who wait."""
+        self._twin._describing.end_if_stopped()
+
     @property
     def waits_for_describer(self) -> bool:
         """Whether it is asked of a describer that is not there yet, which may take seconds."""
         source = self._twin
-        return source._undescribed and not source.adapter.describing.awake.is_set()
+        return source._undescribed and not source._describing.awake.is_set()
 
     def autotuner(self) -> tuple[Any, int]:
         """A CachingAutotuner of the consumer's own, and the microseconds that everything took."""
@@ -99,7 +106,7 @@ class Source:
         self._use_store = not compat.caches_disabled()
         text = as_loaded(self.name, self._text)
         self.stem = compat.code_key(text)
-        key = (self.name, text, *map(repr, (self._environment, self._config, self._variables)))
+        key = (self.name, text, *map(repr, (self._environment, self._config, self._variables, self._settings)))
         self._twin = self.adapter.twin(key, self)
         if self._twin is not self:
             self._twin.done.add_done_callback(lambda done: self._settle(done.exception() or done.result()))
@@ -111,14 +118,16 @@ class Source:
         except plain.CannotTravelError as error:
             self._settle(f"its configuration has {error}")
             return
-        describe = Describe(self.adapter.ticket(), self.name, text, self._environment, config, self._variables)
+        describe = Describe(
+            self.adapter.ticket(), self.name, text, self._environment, config, self._variables, self._settings
+        )
         self._described = describe
         recipe = self.adapter.recipes.find(describe) if self._use_store else None
         if recipe is not None:
             self._begin_jobs(recipe)
             return
         self._undescribed = True
-        answer = self.adapter.describing.ask(describe)
+        answer = self._describing.ask(describe)
         answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(self._heard), answer))
 
     def guarded_begin(self) -> None:
@@ -217,7 +226,7 @@ class Source:
         if known is not None:
             self._rescaled(known)
             return
-        answer = self.adapter.describing.ask(Rescale(self.adapter.ticket(), self._described, list(counts)))
+        answer = self._describing.ask(Rescale(self.adapter.ticket(), self._described, list(counts)))
         answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(self._heard_rescaled), counts, answer))
 
     def _heard_rescaled(self, counts: tuple[int | None, ...], answer: concurrent.futures.Future[Any]) -> None:
