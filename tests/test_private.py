@@ -437,13 +437,13 @@ def test_a_program_with_a_cache_that_others_can_write_compiles_without_it_and_sa
     share(cache, "everybody")
     with caplog.at_level(logging.WARNING):
         compilers = [headstart.AsyncCompile("cuda:90", start=False) for _ in range(2)]
-    assert not any(compiler._keeps for compiler in compilers)
+    assert not any(compiler.client.keeps for compiler in compilers)
     assert compilers[0]._store.find(KEY) is None
     (warning,) = caplog.records
     assert f"{cache} can be written by everybody (mode 0702)" in warning.getMessage()
     assert "kernels are kept in memory only" in warning.getMessage()
     monkeypatch.setenv("HEADSTART_TRUST_CACHE_DIR", "1")
-    assert headstart.AsyncCompile("cuda:90", start=False)._keeps
+    assert headstart.AsyncCompile("cuda:90", start=False).client.keeps
 
 
 @pytest.mark.triton

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from headstart import keys, wire
@@ -264,10 +264,18 @@ def test_values_that_compare_equal_but_compile_differently_are_told_apart() -> N
     assert len({digest(options={"a": value}) for value in alike}) == len(alike)
 
 
+def marked(value: Any) -> Any:
+    """With lists told from tuples."""
+    if isinstance(value, (list, tuple)):
+        return [type(value).__name__, *map(marked, value)]
+    return {key: marked(member) for key, member in value.items()} if isinstance(value, dict) else value
+
+
+@example([[], ((None,),)], ([], ((None,),)))
 @given(values, values)
 def test_different_values_are_different_requests(one: Any, other: Any) -> None:
-    # msgpack tells types apart, and all NaNs are one.
-    same = msgspec.msgpack.encode(one, order="sorted") == msgspec.msgpack.encode(other, order="sorted")
+    # msgpack tells types apart, but for lists and tuples, and all NaNs are one.
+    same = msgspec.msgpack.encode(marked(one), order="sorted") == msgspec.msgpack.encode(marked(other), order="sorted")
     assume(same or "nan" not in repr((one, other)))
     assert (digest(constants={"A": one}) == digest(constants={"A": other})) == same
 
