@@ -98,3 +98,14 @@ def test_a_bundle_that_is_for_none_of_them_is_named_once_when_something_is_compi
     assert [record.message for record in caplog.records].count(
         f"{path}: its kernels were made for another Triton, torch or Python"
     ) == 1
+
+
+def test_a_bundle_is_used_where_the_cache_folder_is_not(tmp_path: Path) -> None:
+    path, cache = tmp_path / "a.bundle", tmp_path / "cache"
+    with AsyncCompile("cuda:90", workers=1, bundle=path) as writer:
+        writer.triton(**pointwise()).result(PATIENCE)
+    cache.mkdir()
+    cache.chmod(0o777)
+    with AsyncCompile("cuda:90", workers=1, bundle=path, cache_dir=cache) as reader:
+        assert reader.triton(**pointwise()).result(PATIENCE).asm["cubin"]
+        assert reader.services_started == 0

@@ -438,7 +438,7 @@ def test_a_program_with_a_cache_that_others_can_write_compiles_without_it_and_sa
     with caplog.at_level(logging.WARNING):
         compilers = [headstart.AsyncCompile("cuda:90", start=False) for _ in range(2)]
     assert not any(compiler.client.keeps for compiler in compilers)
-    assert compilers[0]._store.find(KEY) is None
+    assert compilers[0].client.store.find(KEY) is None
     (warning,) = caplog.records
     assert f"{cache} can be written by everybody (mode 0702)" in warning.getMessage()
     assert "kernels are kept in memory only" in warning.getMessage()

@@ -405,7 +405,7 @@ class AsyncCompile:
     # Bundles
 
     def _emit(self, bundle: Bundle) -> int:
-        if bypass_reason(self._policy.environment()) is not None or not self.client.keeps:
+        if bypass_reason(self._policy.environment()) is not None or not self.client.uses_store:
             return 0
         toolchain = self.client.toolchain_digest(self._policy, bundle)
         usable = [item for item in bundle if item.toolchain == toolchain]

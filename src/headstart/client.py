@@ -47,7 +47,8 @@ class Client:
     Attributes:
         settings: what holds for it.
         bundle: the bundle file that it reads and extends; None: none.
-        keeps: whether results are kept in the store.
+        uses_store: whether results may come from a bundle or the store.
+        keeps: whether they are also looked up and kept in the store: not in one that others can write.
         store: where they are.
         bundler: notes what comes back.
 
@@ -66,7 +67,7 @@ class Client:
         self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir)
         self.bundle: Path | None = None
         self.store = DiskStore(settings.cache_dir, trusted=settings.trusts_cache_dir)
-        self.keeps = use_store
+        self.uses_store = self.keeps = use_store
         if why := distrust(settings.cache_dir, trusted=settings.trusts_cache_dir):
             self.keeps = False
             if settings.cache_dir not in told:  # others in this program may have a Client
