@@ -44,6 +44,7 @@ def shown(torch_dir: str) -> Iterator[None]:
         yield
         return
     finder = _Finder(torch_dir)
+    found = _taken()  # another kernel's source may have imported the real one
     sys.meta_path.insert(0, finder)
     sys.modules.update(_kept.get(torch_dir, {}))
     try:
@@ -55,8 +56,14 @@ def shown(torch_dir: str) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
-        names = [name for name in sys.modules if name.partition(".")[0] == "torch"]
-        _kept[torch_dir] = {name: sys.modules.pop(name) for name in names}
+        _kept[torch_dir] = _taken()
+        sys.modules.update(found)
+
+
+def _taken() -> dict[str, types.ModuleType]:
+    """All modules of torch, which are then as if they had not been imported."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "torch"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def are_shown() -> bool:
