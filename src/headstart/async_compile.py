@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 KernelFuture = LambdaFuture[CompiledKernel]
 
+_FOR_REQUESTS = ("kernel", known_failure.KIND)  # entries that answer a request
+
 _log = logging.getLogger("headstart")
 
 
@@ -408,17 +410,18 @@ class AsyncCompile:
         if bypass_reason(self._policy.environment()) is not None or not self.client.uses_store:
             return 0
         toolchain = self.client.toolchain_digest(self._policy, bundle)
-        usable = [item for item in bundle if item.toolchain == toolchain]
+        answers = [item for item in bundle if item.kind in _FOR_REQUESTS]
+        usable = [item for item in answers if item.toolchain == toolchain]
         for item in usable:
             self.kernels.emit(item.request_digest, functools.partial(self._bundled, bundle, item))
         if usable:
             self.client.is_useful()
-        if self._owns_client and len(usable) < len(bundle):
+        if self._owns_client and len(usable) < len(answers):
             _log.warning(
                 "%s: %d of %d kernels were made by another Triton or Python and are not used",
                 bundle.path,
-                len(bundle) - len(usable),
-                len(bundle),
+                len(answers) - len(usable),
+                len(answers),
             )
         return len(usable)
 

@@ -423,14 +423,15 @@ def _tamper(store: Path) -> int:
     number = 0
     for path in sorted(store.rglob("*.hse")):
         header = (entry := Entry.from_bytes(path.read_bytes())).header
-        if header.target != "recipe":
+        if header.kind != "recipe":
             continue
         try:
             recipe = msgspec.msgpack.decode(entry.artifact("recipe"), type=Recipe)
         except msgspec.ValidationError:  # what rescaling added
             continue
         content = msgspec.msgpack.encode(_change(recipe, number))
-        same = {name: getattr(header, name) for name in ("key", "name", "request_digest", "toolchain", "target")}
+        kept = ("key", "kind", "name", "request_digest", "toolchain", "target")
+        same = {name: getattr(header, name) for name in kept}
         parts = pack_entry(
             **same,
             components=[],

@@ -24,8 +24,8 @@ from headstart.policy import Policy
 from headstart.settings import trusts_cache_dir
 from headstart.store import DiskStore
 
-FORMAT = "recipe 4"  # raised whenever a recipe changes its meaning
-KIND = "recipe"  # what such an entry has as its target and as its artifact
+FORMAT = "recipe 5"  # raised whenever a recipe changes its meaning
+KIND = "recipe"  # of such an entry, and what its artifact is called
 
 _log = logging.getLogger("headstart")
 _encoder = msgspec.msgpack.Encoder()
@@ -102,15 +102,19 @@ class Recipes:
         self._keep(self._scaled_key(recipe, registers), recipe.function.name, _encoder.encode(jobs))
 
     def _find(self, key: str) -> Entry | None:
-        return self._find_bundled(key) or self._store.find(key, request_digest=key)
+        bundled = self._find_bundled(key)
+        if bundled is not None and bundled.answers(KIND, key):
+            return bundled
+        return self._store.find(key, kind=KIND, request_digest=key)
 
     def _keep(self, key: str, name: str, content: bytes) -> None:
         parts = pack_entry(
             key=key,
+            kind=KIND,
             name=name,
             request_digest=key,
             toolchain=self._toolchain_digest(),
-            target=KIND,
+            target="",
             components=[("format", FORMAT)],
             metadata={},
             artifacts={KIND: content},
