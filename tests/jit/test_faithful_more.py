@@ -20,14 +20,10 @@ Start = Callable[..., Client]
 
 
 def test_values_of_every_make(compare: Compare) -> None:  # noqa: F811
-    compare(
+    outcome = compare(
         '''
         import dataclasses, fractions, decimal
         from typing import NamedTuple
-
-        class Color(enum.Flag):
-            RED = 1
-            BLUE = 2
 
         class Level(enum.IntFlag):
             LOW = 1
@@ -171,10 +167,15 @@ def test_values_of_every_make(compare: Compare) -> None:  # noqa: F811
         case("nested constexpr", of_nested, x, y)
         '''
     )
+    assert outcome.raised <= {"nan global", "property", "nested constexpr"}  # which of them depends on the Triton
+    own = {"number", "frozen", "method", "flag", "both", "nested", "real", "name", "config", "property"}
+    own |= {"nested constexpr", "odd text"}
+    assert outcome.here <= own, "of classes of the program's, which no worker has"
+    assert len(outcome.worker) > 10
 
 
 def test_names_wherever_they_are_bound(compare: Compare) -> None:  # noqa: F811
-    compare(
+    outcome = compare(
         '''
         import math as m
         from math import pi as PI_PLAIN
@@ -245,9 +246,9 @@ def test_names_wherever_they_are_bound(compare: Compare) -> None:  # noqa: F811
             tl.store(y, i)
 
         @triton.jit
-        def comprehension(x, y):
-            values = tl.static_range(3)
-            tl.store(y, SCALE)
+        def comprehension(x, y, V: tl.constexpr):
+            values = [SCALE_ * 2.0 for SCALE_ in V]
+            tl.store(y, values[0] + SCALE)
 
         @triton.jit
         def keyword(x, y):
@@ -299,12 +300,13 @@ def test_names_wherever_they_are_bound(compare: Compare) -> None:  # noqa: F811
         def twice(x, y): tl.store(y, 2.0)
 
         for name in ("parameter_like_global loop_variable loop_over shadows_builtin tuple_targets while_loop "
-                     "comprehension keyword "
+                     "keyword "
                      "class_attribute inner_class module_alias").split():
             case(name, globals()[name], x, y)
         for flag in (0, 1, 2):
             case(f"nested_if{flag}", nested_if, x, y, flag)
             case(f"ternary{flag}", ternary, x, y, flag)
+        case("comprehension", comprehension, x, y, (1.0, 2.0))
         case("closure", maker(tl.constexpr(3)), x, y)
         case("plain closure", maker(3), x, y)
         case("true", cond(True), x, y)
@@ -313,10 +315,12 @@ def test_names_wherever_they_are_bound(compare: Compare) -> None:  # noqa: F811
         case("second", twice, x, y)
         '''
     )
+    assert outcome.raised == {"plain closure", "inner_class", "class_attribute"}
+    assert not outcome.here
 
 
 def test_texts_of_every_shape(compare: Compare) -> None:  # noqa: F811
-    compare(
+    outcome = compare(
         r'''
         @triton.jit
         def docstring(x, y):
@@ -409,10 +413,12 @@ def test_texts_of_every_shape(compare: Compare) -> None:  # noqa: F811
         case("heuristic", heuristic.fn, x, y, 3, True)
         '''.replace("→", "\t")
     )
+    assert outcome.raised <= {"ünïcode"}
+    assert not outcome.here
 
 
 def test_options_and_arguments_of_every_kind(compare: Compare) -> None:  # noqa: F811
-    compare(
+    outcome = compare(
         '''
         @triton.jit
         def add(x, y, n, BLOCK: tl.constexpr):
@@ -529,6 +535,10 @@ def test_options_and_arguments_of_every_kind(compare: Compare) -> None:  # noqa:
         case("reduce", reduces, x, y)
         '''
     )
+    assert outcome.raised == {
+        *("bad warps", "too few", "bad option", "assert", "plain global", "bad block", "undefined", "wrong type"),
+    }
+    assert not outcome.here
 
 
 MAIN = """
@@ -615,10 +625,10 @@ MODULES = {
     ),
     "modules with names of the standard library and of packages": (
         """
-        for name, value in (("queue", 1.0), ("token", 2.0), ("numpy", 3.0), ("click", 4.0), ("msgspec_", 5.0)):
+        for name, value in (("queue", 1.0), ("token", 2.0), ("numpy", 3.0)):
             open(f"{name}.py", "w").write(f"import triton.language as tl\\nF = tl.constexpr({value})\\n")
         sys.path.insert(0, os.getcwd())
-        for name in ("queue", "token", "numpy", "click"):
+        for name in ("queue", "token", "numpy"):
             sys.modules.pop(name, None)
         open("uses.py", "w").write("import queue, token, numpy\\n" + TEXT.format("queue.F + token.F + numpy.F"))
         import uses
@@ -638,7 +648,7 @@ MODULES = {
             tell(__import__(f"text{number}").kernel, x, y)
         """
     ),
-    "kernels that were executed, pickled, and defined in a class or a lambda": (
+    "kernels that were executed, and a copy of one": (
         """
         namespace = {"triton": triton, "tl": tl, "__name__": "made"}
         import linecache
@@ -656,10 +666,12 @@ MODULES = {
         open("it.py", "w").write(TEXT.format(15.0))
         import it
         seen = []
-        triton.knobs.runtime.jit_post_compile_hook = lambda **more: seen.append(sorted(more["compile"])) or None
+        def hook(*, key, repr, fn, compile, is_manual_warmup, already_compiled):
+            seen.append([repr, fn.name, fn.module, sorted(compile), compile["num_warps"], compile["signature"],
+                         is_manual_warmup, already_compiled])
+        triton.knobs.runtime.jit_post_compile_hook = hook
         tell(it.kernel, x, y)
-        told.append(len(seen))
-        told.append(it.kernel.cache_key == it.kernel.cache_key)
+        told.append([seen, it.kernel.cache_key, it.kernel.hash])
         made = it.kernel.warmup(x, y, grid=(1,), num_warps=2)
         told.append([made.name, made.metadata.num_warps, made.metadata.shared, sorted(made.asm)])
         told.append(len(it.kernel.device_caches[0][0]))
@@ -687,5 +699,5 @@ def test_where_a_kernel_comes_from_changes_nothing(start_client: Start, tmp_path
         shutil.rmtree(folder)
     (mine, counts), (stock, _) = results
     assert mine == stock
-    assert mine, "something was told"
+    assert not [each for each in mine if isinstance(each, str) and "Error" in each]
     assert counts["refuted"] == 0
