@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 # Extra arguments, as in: make test PYTEST_ARGS="-x -k store"
 PYTEST_ARGS ?=
+# Two tests at a time: most wait for processes half of the time. Which is next is decided late, since they differ much.
+PYTEST := python -m pytest -n 2 --dist worksteal
 # For make chaos: of all that is random, and for how long rounds are begun; it ends within ten minutes.
 SEED ?=
 SECONDS ?= 420
@@ -41,27 +43,27 @@ demo: $(VENV)/.installed
 
 # The second environment is made by hand, not as a prerequisite: only once the suite has passed.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory $(VENV36)/.installed
-	$(VENV36)/bin/python -m pytest -m "triton and not slow" $(OF_PROCESSES:%=--ignore=%) $(PYTEST_ARGS)
+	$(VENV36)/bin/$(PYTEST) -m "triton and not slow" $(OF_PROCESSES:%=--ignore=%) $(PYTEST_ARGS)
 
 # What touches Triton's insides, on the versions that `make test` leaves out.
 test-tritons: $(VENV37)/.installed $(VENV38)/.installed
 	for each in $(VENV37) $(VENV38); do \
-		$$each/bin/python -m pytest -m "triton and not slow" tests/jit tests/test_identity.py $(PYTEST_ARGS) || exit 1; \
+		$$each/bin/$(PYTEST) -m "triton and not slow" tests/jit tests/test_identity.py $(PYTEST_ARGS) || exit 1; \
 	done
 
 test-slow: $(VENV)/.installed $(VENV36)/.installed
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
-	$(VENV36)/bin/python -m pytest -m "triton and slow" $(PYTEST_ARGS)
-	$(VENV36)/bin/python -m pytest -m "triton and not slow" $(OF_PROCESSES) $(PYTEST_ARGS)
+	$(BIN)/$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(VENV36)/bin/$(PYTEST) -m "triton and slow" $(PYTEST_ARGS)
+	$(VENV36)/bin/$(PYTEST) -m "triton and not slow" $(OF_PROCESSES) $(PYTEST_ARGS)
 
 # Code generation for a GPU that is not there: a CPU build of torch is enough, and g++.
 test-torch: $(VENVTORCH)/.installed
-	$(VENVTORCH)/bin/python -m pytest -m torch tests/inductor tests/jit $(PYTEST_ARGS)
+	$(VENVTORCH)/bin/$(PYTEST) -m torch tests/inductor tests/jit $(PYTEST_ARGS)
 
 test-torch-214: $(VENVTORCH214)/.installed
-	$(VENVTORCH214)/bin/python -m pytest -m torch tests/inductor $(PYTEST_ARGS)
+	$(VENVTORCH214)/bin/$(PYTEST) -m torch tests/inductor $(PYTEST_ARGS)
 
 chaos: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
