@@ -11,6 +11,7 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
     plant       put an attribute that cannot be pickled into every JITFunction
     wait        have the workers ready before anything is compiled
     spoil       text put before each source
+    index       of the device that sources are for, in place of 0
     surface     what of Inductor's pool, and of the function that makes it, ours lack
     break       name of a Triton kernel whose source is spoiled when it is kicked off
     set         variables that the program sets once headstart is enabled and torch is there
@@ -101,6 +102,8 @@ def main() -> None:
             stems = {source.stem for source in adapter._sources.values() if source.name.startswith(kinds)}
             package = "torch._inductor.runtime.compile_tasks"
             results["loaded"] = [stem for stem in stems if f"{package}.{stem}" in sys.modules]
+            if "index" in ORDER:
+                results["autotuners"] = [_beside_stocks(source) for source in adapter._sources.values()]
             results["services"] = adapter.compiler.services_started
             results["describers"] = adapter.describing.starts
             results["describer"] = _environment(adapter.describing._process)
@@ -159,6 +162,8 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
         if ORDER.get("break") and ORDER["break"] in kernel_name:
             source_code = source_code.replace("tl.store(", "tl.no_such_function(", 1)
         source_code = ORDER.get("spoil", "") + source_code
+        if "index" in ORDER:
+            source_code = source_code.replace("type='cuda', index=0", f"type='cuda', index={ORDER['index']}")
         at = time.monotonic()
         future = original(self, kernel_name, source_code, *arguments, **keywords)
         text = hashlib.sha256(as_loaded(kernel_name, source_code).encode()).hexdigest()[:16]
@@ -167,6 +172,33 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
 
     async_compile.AsyncCompile.triton = triton
     return kicks
+
+
+def _beside_stocks(source: Any) -> tuple[int, list[str]]:
+    """The device of an autotuner that we made, and in what it differs from the one that Inductor would make itself."""
+    from pathlib import Path
+
+    from torch._inductor.codecache import PyCodeCache
+
+    from headstart.inductor import plain
+
+    assert source.done.result() is None
+    ours, _ = source.autotuner()
+    stocks = getattr(PyCodeCache.load(Path(source._path()).read_text()), source.name)
+    names = ("triton_meta", "inductor_meta", "size_hints", "configs", "filename", "device_props", "mutated_arg_names")
+    of_function = ("__name__", "__qualname__", "__module__", "src", "cache_key", "arg_names", "constexprs")
+    pairs = [
+        *((name, getattr(ours, name), getattr(stocks, name)) for name in names),
+        *((name, getattr(ours.fn, name), getattr(stocks.fn, name)) for name in of_function),
+        ("repr", ours.fn.repr({}), stocks.fn.repr({})),
+    ]
+    return ours.device_props.index, [
+        f"{name}{key}: {a} is not {b}"
+        for name, mine, theirs in pairs
+        for key in (mine if isinstance(mine, dict) else [""])
+        for a, b in [(mine[key], theirs.get(key)) if isinstance(mine, dict) else (mine, theirs)]
+        if str(plain.encode(a)) != str(plain.encode(b))  # which takes one kind of set for another
+    ]
 
 
 def _lacking(async_compile: Any) -> list[str]:

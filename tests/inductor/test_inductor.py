@@ -6,6 +6,7 @@ most of them serve several tests: importing torch is what these tests spend thei
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -24,7 +25,7 @@ from msgspec.structs import replace
 import headstart
 from headstart.entry import Entry, pack_entry
 from headstart.errors import DamagedError
-from headstart.inductor import compat, layout
+from headstart.inductor import compat, devices, layout
 from headstart.inductor.recipe import Describe, Recipe
 from headstart.inductor.recipes import Recipes
 
@@ -379,6 +380,56 @@ def test_two_ranks_that_compile_the_same_model_compile_each_kernel_once(programs
     assert ranks[0]["in process"] == ranks[1]["in process"] == []
     assert ranks[0]["counts"]["jobs"] == ranks[1]["counts"]["jobs"] > 5
     assert len({tuple(compile) for rank in ranks for compile in rank["compiles"]}) == ranks[0]["counts"]["jobs"]
+
+
+def test_devices_share_recipes_and_kernels_and_each_has_autotuners_of_its_own(programs: Programs) -> None:
+    order = {"cases": ["pointwise", "rescaled", "trained"], "wait": True}
+    first = programs.run({**order, "index": 0}, caches="devices")
+    known = _recipes(programs.folder / "devices" / "headstart" / "store")
+    other = programs.run({**order, "index": 3}, caches="devices")
+    found = _recipes(programs.folder / "devices" / "headstart" / "store")
+    own = [recipe for key, recipe in found.items() if key not in known]
+    assert [recipe.function.name.count("cumsum") for recipe in own] == [1]  # it calls a function of its module's
+    assert other["statistics"]["compiled"] == sum(len(recipe.jobs) for recipe in own)
+    assert other["in process"] == []
+    assert other["counts"] == first["counts"]
+    for index, result in ((0, first), (3, other)):
+        assert {case["error"] for case in result["cases"].values()} == {""}
+        assert len(result["autotuners"]) > 10
+        assert result["autotuners"] == [[index, []]] * len(result["autotuners"])
+
+
+def _recipes(store: Path) -> dict[str, Recipe]:
+    """Those in a store, by key; but for what rescaling added."""
+    found = {}
+    for path in store.rglob("*.hse"):
+        entry = Entry.from_bytes(path.read_bytes())
+        with contextlib.suppress(msgspec.ValidationError):
+            if entry.header.kind == "recipe":
+                found[path.stem] = msgspec.msgpack.decode(entry.artifact("recipe"), type=Recipe)
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "DeviceProperties(type='cpu', index=1, x)\n@triton.jit\ndef f(): pass",
+        "DeviceProperties(type='cuda', index=None, x)\n@triton.jit\ndef f(): pass",
+        "@triton.jit\ndef f(): DeviceProperties(type='cuda', index=1, x)",
+        "DeviceProperties(type='cuda', index=1, x)\n@triton.jit\ndef g(): pass\n@triton.jit\ndef f(): pass",
+        "DeviceProperties(type='cuda', index=1, DeviceProperties(type='cuda', index=1, x)\n@triton.jit\ndef f(): pass",
+    ],
+)
+def test_a_source_whose_device_cannot_be_told_apart_stays_as_it_is(text: str) -> None:
+    assert devices.split(text) == (text, None)
+
+
+def test_a_source_is_for_any_device_and_back() -> None:
+    text = "DeviceProperties(type='cuda', index=12, x)\n@triton.jit\ndef f(): pass"
+    shared, index = devices.split(text)
+    assert (shared, index) == (text.replace("12", "0"), 12)
+    assert devices.on(shared, 12) == text
 
 
 def test_nothing_is_installed_when_headstart_is_off(programs: Programs) -> None:

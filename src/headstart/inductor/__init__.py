@@ -6,6 +6,7 @@ The modules, lowest first:
     compat      everything that reaches into torch and Triton; recorder: its half in the describer
     plain       what decorators are given, as plain data
     recipe      what a decorator makes of a source; the messages to the describer
+    devices     which GPU a source is for, and what it says for any
     describer   the process that has torch and runs decorators; describing: its client
     layout      Triton's cache entries as files
     ownership   whether a recipe from elsewhere says only what the program's source says

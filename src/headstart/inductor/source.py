@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.errors import CompileError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
-from headstart.inductor import compat, plain
+from headstart.inductor import compat, devices, plain
 from headstart.inductor.cubin import registers
 from headstart.inductor.describing import UndescribedError
 from headstart.inductor.ownership import is_of_source
@@ -60,7 +60,9 @@ class Source:
         self._variables = variables
         self._started = time.monotonic()
         self._finished = 0.0
-        self._recipe: Recipe | None = None
+        self._device: int | None = None  # what its recipe does not say: on which GPU it runs; None: its recipe says so
+        self._recipe: Recipe | None = None  # for any GPU of this kind
+        self._module = ""  # what Inductor loads, for this GPU
         self._described: Describe | None = None
         self._futures: list[tuple[Job, LambdaFuture[CompiledKernel]]] = []
         self._left = 0
@@ -92,8 +94,8 @@ class Source:
         if self._twin is not self:
             return self._twin.autotuner()
         assert self._recipe is not None
-        compat.ensure_source(self._path(), self._recipe.text)
-        function = compat.lean_function(self._recipe.function)
+        compat.ensure_source(self._path(), self._module)
+        function = compat.lean_function(devices.renamed(self._recipe.function, compat.module_of_stem(self.stem)))
         made = compat.new_autotuner(function, self._arguments())
         return made, int((self._finished - self._started) * 1e6)
 
@@ -106,6 +108,7 @@ class Source:
         self._use_store = not compat.caches_disabled()
         text = as_loaded(self.name, self._text)
         self.stem = compat.code_key(text)
+        shared, self._device = devices.split(text)
         key = (self.name, text, *map(repr, (self._environment, self._config, self._variables, self._settings)))
         self._twin = self.adapter.twin(key, self)
         if self._twin is not self:
@@ -119,7 +122,7 @@ class Source:
             self._settle(f"its configuration has {error}")
             return
         describe = Describe(
-            self.adapter.ticket(), self.name, text, self._environment, config, self._variables, self._settings
+            self.adapter.ticket(), self.name, shared, self._environment, config, self._variables, self._settings
         )
         self._described = describe
         recipe = self.adapter.recipes.find(describe) if self._use_store else None
@@ -158,6 +161,7 @@ class Source:
 
     def _begin_jobs(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        self._module = recipe.text if self._device is None else devices.on(recipe.text, self._device)
         jobs = self._wanted_jobs(recipe)
         self._left = len(jobs)
         if not jobs:
@@ -166,7 +170,7 @@ class Source:
             future = self._kick_off(job)
             if not future.done():
                 # ptxas writes the file's time and size into debug lines. No worker gets that far before it is there.
-                compat.ensure_source(self._path(), recipe.text)
+                compat.ensure_source(self._path(), self._module)
             self._futures.append((job, future))
             if self._wanted:
                 future.want()
@@ -191,7 +195,7 @@ class Source:
             text=self._recipe.text,
             path=self._path(),
             module=self._recipe.function.module,
-            device=self._recipe.device,
+            device=self._index(),
             variables=self._variables,
             use_store=self._use_store,
         )
@@ -200,7 +204,7 @@ class Source:
         self.adapter.heard()
         if future.exception() is None and self._recipe is not None:
             # Before anybody asks: a process that benchmarks looks in Triton's cache, not here.
-            root = compat.triton_folder(self._recipe.device, self._environment)
+            root = compat.triton_folder(self._index(), self._environment)
             write = functools.partial(self.adapter.materialize, job, future.result(), root)
             if compat.benchmarks_elsewhere():
                 write()
@@ -250,7 +254,14 @@ class Source:
         arguments: dict[str, Any] = plain.decode(self._recipe.arguments)
         if arguments.get("filename"):
             arguments["filename"] = self._path()
+        if self._device is not None:
+            meta = arguments["triton_meta"]
+            meta["device"] = meta["device"]._replace(index=self._device)
         return arguments
+
+    def _index(self) -> int:
+        assert self._recipe is not None
+        return self._recipe.device if self._device is None else self._device
 
     def _path(self) -> str:
         return compat.path_of_stem(self.stem, self._environment.get("TORCHINDUCTOR_CACHE_DIR"))
