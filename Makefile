@@ -58,12 +58,13 @@ test-slow: $(VENV)/.installed $(VENV36)/.installed
 	$(VENV36)/bin/$(PYTEST) -m "triton and slow" $(PYTEST_ARGS)
 	$(VENV36)/bin/$(PYTEST) -m "triton and not slow" $(OF_PROCESSES) $(PYTEST_ARGS)
 
-# Code generation for a GPU that is not there: a CPU build of torch is enough, and g++.
+# Code generation for a GPU that is not there: a CPU build of torch is enough, and g++. One process for each file: most of
+# the tests in one share a program that took minutes.
 test-torch: $(VENVTORCH)/.installed
-	$(VENVTORCH)/bin/$(PYTEST) -m torch tests/inductor tests/jit $(PYTEST_ARGS)
+	$(VENVTORCH)/bin/$(PYTEST) --dist loadfile -m torch tests/inductor tests/jit $(PYTEST_ARGS)
 
 test-torch-214: $(VENVTORCH214)/.installed
-	$(VENVTORCH214)/bin/$(PYTEST) -m torch tests/inductor $(PYTEST_ARGS)
+	$(VENVTORCH214)/bin/$(PYTEST) --dist loadfile -m torch tests/inductor $(PYTEST_ARGS)
 
 chaos: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
