@@ -1,7 +1,8 @@
 """On which GPU a generated source runs, told apart from everything else that it says.
 
-Inductor writes the index of the device into each source, and nowhere else: ranks on GPUs of one kind differ in nothing
-but that. So a source is described, and its kernels are compiled, as for device 0; what is loaded says its own.
+Inductor writes the index of the device into each source (`DeviceProperties`), so that ranks on GPUs of one kind have no
+text in common. A source is described, and its kernels are compiled, as for device 0; what is loaded says its own. Only
+NVIDIA's devices are known here. A candidate that is to be benchmarked names its device a second time, and shares nothing.
 """
 
 from __future__ import annotations
