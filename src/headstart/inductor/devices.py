@@ -2,7 +2,7 @@
 
 Inductor writes the index of the device into each source (`DeviceProperties`), so that ranks on GPUs of one kind have no
 text in common. A source is described, and its kernels are compiled, as for device 0; what is loaded says its own. Only
-NVIDIA's devices are known here. A candidate that is to be benchmarked names its device a second time, and shares nothing.
+NVIDIA's devices are known here. Whatever else in a source depends on the index keeps it from being shared.
 """
 
 from __future__ import annotations
