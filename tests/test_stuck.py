@@ -17,8 +17,6 @@ import pytest
 
 from conftest import PATIENCE, Client, Family, client_environment, services_of, wait_until
 from headstart import AsyncCompile, ServiceError, connection, enabling, locking, machine, wire
-from headstart.inductor import describing
-from headstart.inductor.describing import Describing
 from headstart.locking import lock_byte
 from headstart.recording import Recorder
 from headstart.request import CompileRequest
@@ -125,13 +123,6 @@ def test_where_no_thread_can_be_started_a_program_is_enabled_without_a_replay(
     enabling.begin(enabling.Choices(manifest=tmp_path / "app.manifest", torch_when_used=True))
     enabling.disable()
     assert "nothing is compiled ahead: this process can start no thread" in caplog.text
-
-
-def test_where_no_thread_can_be_started_there_is_no_describer_and_no_process_is_left(
-    no_threads: Callable[[], None],
-) -> None:
-    with pytest.raises(ServiceError, match="can start no thread"):
-        Describing({}).start()
 
 
 # Locks
@@ -358,27 +349,6 @@ def test_a_program_whose_service_is_stopped_compiles_by_itself_and_says_why(
         with runtime.service_folder():
             pass
         assert not left.exists()
-
-
-# The describer of torch.compile's sources
-
-
-def test_a_describer_that_is_stopped_is_ended_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describing, "STOPPED_PATIENCE", 0.2)
-    asked = Describing({})
-    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    try:
-        asked._process = process  # type: ignore[assignment]
-        asked.end_if_stopped()
-        with stopped(process.pid):
-            asked.end_if_stopped()
-            assert process.poll() is None
-            time.sleep(0.3)
-            asked.end_if_stopped()
-            assert process.wait(PATIENCE) == -signal.SIGKILL
-    finally:
-        process.kill()
-        process.communicate()
 
 
 # Below a service

@@ -33,7 +33,7 @@ from headstart.store import DiskStore
 
 if TYPE_CHECKING:
     from headstart import wire
-    from headstart.connection import Answered, Kickoff, ServiceConnection
+    from headstart.connection import Answered, Kickoff, Question, ServiceConnection
 
 _log = logging.getLogger("headstart")
 
@@ -126,6 +126,20 @@ class Client:
             background=background,
             vouched=vouched,
         )
+
+    def prepare_describer(self, policy: Policy, stamp: str, settings: tuple[tuple[str, str], ...]) -> None:
+        """Have a service get a describer ready, in the background; see `wire.DescriberSpec`."""
+        self._service().prepare_describer(policy, stamp, settings)
+
+    def describer_awake(self, settings: tuple[tuple[str, str], ...]) -> threading.Event:
+        """Set while the describer with these settings answers within milliseconds."""
+        return threading.Event() if self._closed else self._service().awake(settings)
+
+    def ask(
+        self, name: str, policy: Policy, stamp: str, settings: tuple[tuple[str, str], ...], question: bytes
+    ) -> Question:
+        """Ask the service's describer about the kernel `name`; see `ServiceConnection.ask`."""
+        return self._service().ask(name, policy, stamp, settings, question)
 
     def in_flight(self) -> list[Kickoff]:
         """What workers are compiling now."""

@@ -31,7 +31,7 @@ import time
 import weakref
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -54,16 +54,93 @@ _CLOSE_TIMEOUT = 4 * _END_TIMEOUT  # seconds that `close` waits for the thread, 
 _log = logging.getLogger("headstart")
 
 
-class Kickoff:
+Answer = TypeVar("Answer")
+
+
+class Asked(Generic[Answer]):
+    """Something that the service is asked.
+
+    Attributes:
+        name: of the kernel that it is about.
+        policy: by whom.
+        answer: will hold what the service answers.
+        wanted: somebody is blocked on it.
+        ticket: our name for the answer; -1: it was never asked.
+    """
+
+    def __init__(self, connection: ServiceConnection, name: str, policy: Policy) -> None:
+        self.name = name
+        self.policy = policy
+        self.answer: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+        self.wanted = False
+        self.ticket = -1
+        self._connection = connection
+
+    def message(self) -> msgspec.Struct:
+        """What the service is told.
+
+        Raises:
+            ServiceError: there is no toolchain.
+        """
+        raise NotImplementedError
+
+    def taken(self, message: Any) -> Answer:
+        """What the service's answer stands for. Raises `HeadstartError`: for nothing."""
+        raise NotImplementedError
+
+    def error(self, failure: wire.Failure) -> HeadstartError:
+        """What its failure is to those who wait."""
+        return ServiceError(f"{self.name}: {failure.summary}")
+
+    def settled(self) -> None:
+        """It has been answered, or has failed."""
+
+    def want(self) -> None:
+        """Somebody is blocked on this; see `headstart.future.Pending`."""
+        self._connection.want(self)
+
+
+class Question(Asked[bytes]):
+    """A question to a describer.
+
+    Args:
+        stamp, settings: as for `wire.DescriberSpec`.
+        question: as the adapter encodes it; so is the answer.
+    """
+
+    def __init__(
+        self,
+        connection: ServiceConnection,
+        name: str,
+        policy: Policy,
+        stamp: str,
+        settings: tuple[tuple[str, str], ...],
+        question: bytes,
+    ) -> None:
+        super().__init__(connection, name, policy)
+        self._stamp = stamp
+        self._settings = settings
+        self._question = question
+
+    def message(self) -> wire.Ask:
+        spec = wire.DescriberSpec(self.policy.toolchain(), self._stamp, self._settings)
+        return wire.Ask(self.ticket, spec, self._question)
+
+    def taken(self, message: wire.Answer) -> bytes:
+        return message.answer
+
+
+class Kickoff(Asked[wire.Result]):
     """One request on its way.
 
     Attributes:
-        request: what was asked for; `policy`: by whom, `bundled`: whether the answer is for their bundle too.
+        request: what was asked for; `bundled`: whether the answer is for the bundle of those who asked, too.
+        use_store, background, vouched, answered: as for `ServiceConnection.submit`.
         kicked_off: when; this and the other times are `time.monotonic()`, seconds.
         started: when a worker began, or None.
         finished: when the answer came, or None.
         worker: which one, or -1.
-        answer: will hold the service's `Result`.
+        deaths: of services, while it was being compiled.
     """
 
     def __init__(
@@ -77,8 +154,8 @@ class Kickoff:
         background: bool,
         vouched: bool,
     ) -> None:
+        super().__init__(connection, request.name, policy)
         self.request = request
-        self.policy = policy
         self.answered = answered
         self.use_store = use_store
         self.bundled = bundled
@@ -88,24 +165,22 @@ class Kickoff:
         self.started: float | None = None
         self.finished: float | None = None
         self.worker = -1
-        self.answer: concurrent.futures.Future[wire.Result] = concurrent.futures.Future()
-        self.wanted = False
         self.deaths = 0
-        self.ticket = -1
-        self._connection = connection
 
     def message(self) -> wire.Submit:
-        """What the service is told.
-
-        Raises:
-            ServiceError: there is no toolchain.
-        """
         toolchain = self.policy.toolchain()
         return wire.Submit(self.ticket, toolchain, self.request, self.use_store, self.background, self.vouched)
 
-    def want(self) -> None:
-        """Somebody is blocked on this; see `headstart.future.Pending`."""
-        self._connection.want(self)
+    def taken(self, message: wire.Result) -> wire.Result:
+        if self.answered is not None:
+            self.answered(self, message)
+        return message
+
+    def error(self, failure: wire.Failure) -> HeadstartError:
+        return _error(failure, self.request)
+
+    def settled(self) -> None:
+        self.finished = time.monotonic()
 
 
 Answered = Callable[[Kickoff, wire.Result], None]
@@ -175,13 +250,15 @@ class ServiceConnection:
         self._preferences = preferences
         self._tickets = count(1)
         self._prepared: dict[Policy, bool] = {}  # and whether somebody vouches for most of what comes
+        self._describer: tuple[Policy, str, tuple[tuple[str, str], ...]] | None = None  # that was prepared last
+        self._awake: dict[tuple[tuple[str, str], ...], threading.Event] = {}
         self.launches = 0  # services started or joined so far
         self._reset()
         _connections.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._pending: dict[int, Kickoff] = {}
+        self._pending: dict[int, Asked[Any]] = {}
         self._awaited: set[int] = set()  # tickets of what somebody is blocked on
         self._channel: wire.Channel | None = None
         self._launched: Launched | None = None
@@ -223,6 +300,25 @@ class ServiceConnection:
                     self._send(wire.Prepare(policy.toolchain(), policy.environment(), vouched))
             self.start()
 
+    def prepare_describer(self, policy: Policy, stamp: str, settings: tuple[tuple[str, str], ...]) -> None:
+        """The same for a describer; see `wire.DescriberSpec`. One that was prepared before may end."""
+        with self._lock:
+            self._describer = (policy, stamp, settings)
+            self._send_describer()
+            self.start()
+
+    def awake(self, settings: tuple[tuple[str, str], ...]) -> threading.Event:
+        """Set while the describer with these settings, once prepared or asked, answers within milliseconds."""
+        return self._awake.setdefault(settings, threading.Event())
+
+    def ask(
+        self, name: str, policy: Policy, stamp: str, settings: tuple[tuple[str, str], ...], question: bytes
+    ) -> Question:
+        """Ask a describer about the kernel `name`. Never waits, as `submit`; see `Question`."""
+        asked = Question(self, name, policy, stamp, settings, question)
+        self._submit(asked)
+        return asked
+
     def submit(
         self,
         request: CompileRequest,
@@ -249,7 +345,7 @@ class ServiceConnection:
         self._submit(kickoff)
         return kickoff
 
-    def want(self, kickoff: Kickoff) -> None:
+    def want(self, kickoff: Asked[Any]) -> None:
         """Have what somebody waits for compiled before what was only kicked off."""
         with self._lock:
             if kickoff.answer.done():
@@ -265,7 +361,8 @@ class ServiceConnection:
     def in_flight(self) -> list[Kickoff]:
         """What workers are compiling now."""
         with self._lock:
-            return [kickoff for kickoff in self._pending.values() if kickoff.started is not None]
+            pending = list(self._pending.values())
+        return [asked for asked in pending if isinstance(asked, Kickoff) and asked.started is not None]
 
     def close(self) -> None:
         """End the service, and fail whatever is still pending."""
@@ -282,17 +379,23 @@ class ServiceConnection:
         self._closing = True
         self._wake()
 
-    def _submit(self, kickoff: Kickoff) -> None:
+    def _submit(self, kickoff: Asked[Any]) -> None:
         with self._lock:
             if self._closing:
-                raise ServiceError(f"{kickoff.request.name}: this AsyncCompile is closed")
+                raise ServiceError(f"{kickoff.name}: this AsyncCompile is closed")
             kickoff.ticket = next(self._tickets)
             self._pending[kickoff.ticket] = kickoff
             if self._channel is not None:
                 self._send_kickoff(kickoff)
             self.start()
 
-    def _send_kickoff(self, kickoff: Kickoff) -> None:
+    def _send_describer(self) -> None:
+        if self._describer is not None and self._channel is not None:
+            policy, stamp, settings = self._describer
+            with contextlib.suppress(ServiceError):  # whoever asks is told
+                self._send(wire.PrepareDescriber(wire.DescriberSpec(policy.toolchain(), stamp, settings)))
+
+    def _send_kickoff(self, kickoff: Asked[Any]) -> None:
         try:
             message = kickoff.message()
         except ServiceError as error:  # nothing could compile it
@@ -353,6 +456,7 @@ class ServiceConnection:
             for policy, vouched in self._prepared.items():
                 with contextlib.suppress(ServiceError):  # whoever asks for a kernel is told
                     self._send(wire.Prepare(policy.toolchain(), policy.environment(), vouched))
+            self._send_describer()
             for kickoff in list(self._pending.values()):
                 self._send_kickoff(kickoff)
             self._send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
@@ -366,6 +470,8 @@ class ServiceConnection:
         finally:
             with self._lock:
                 self._channel = self._launched = None
+                for event in self._awake.values():
+                    event.clear()
             died = not self._closing
             words = launched.last_words() if died else ""
             launched.end(timeout)
@@ -385,7 +491,7 @@ class ServiceConnection:
             ServiceError: there is none at all, so that a service would be of no use.
         """
         with self._lock:
-            policies = {*self._prepared, *(kickoff.policy for kickoff in self._pending.values())}
+            policies = {*self._prepared, *(asked.policy for asked in self._pending.values())}
         failure = None
         for policy in policies:
             try:
@@ -447,26 +553,33 @@ class ServiceConnection:
             if isinstance(message, wire.Leaving) and message.why:
                 _log.info("the compile service hung up, and is asked again: %s", message.why)
             return
-        kickoff = self._pending.get(message.ticket)
-        if kickoff is None:
+        if isinstance(message, wire.DescriberState):
+            event = self.awake(message.settings)
+            if message.awake:
+                event.set()
+            else:
+                event.clear()
+            return
+        asked = self._pending.get(message.ticket)
+        if asked is None:
             return
         if isinstance(message, wire.Started):
-            kickoff.started, kickoff.worker = message.at, message.worker
+            if isinstance(asked, Kickoff):
+                asked.started, asked.worker = message.at, message.worker
             return
         self._fruitless = 0
         if isinstance(message, wire.Failed):
-            self._settle(kickoff, _error(message.failure, kickoff.request))
+            self._settle(asked, asked.error(message.failure))
             return
         try:
-            if kickoff.answered is not None:
-                kickoff.answered(kickoff, message)
+            answer = asked.taken(message)
         except HeadstartError as error:
-            self._settle(kickoff, error)
+            self._settle(asked, error)
         else:
-            self._settle(kickoff, message)
+            self._settle(asked, answer)
 
-    def _settle(self, kickoff: Kickoff, outcome: wire.Result | HeadstartError) -> None:
-        kickoff.finished = time.monotonic()
+    def _settle(self, kickoff: Asked[Any], outcome: Any) -> None:
+        kickoff.settled()
         # Settled first and forgotten second: see `_after_fork`.
         if isinstance(outcome, HeadstartError):
             kickoff.answer.set_exception(outcome)
@@ -523,10 +636,12 @@ class ServiceConnection:
             launched.forget()
         if wakeup >= 0:
             os.close(wakeup)
-        for kickoff in pending:
+        self._awake.clear()
+        for asked in pending:
             # Another thread may have held the old one's lock at the moment of the fork.
-            kickoff.answer = concurrent.futures.Future()
-            kickoff.started = None
+            asked.answer = concurrent.futures.Future()
+            if isinstance(asked, Kickoff):
+                asked.started = None
 
 
 _connections: weakref.WeakSet[ServiceConnection] = weakref.WeakSet()

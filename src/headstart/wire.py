@@ -1,9 +1,11 @@
 """The messages between the processes, and how they are framed.
 
     client  ⇄ service   stream     Hello Prepare Submit Await    / Welcome Notice Started Result Failed Leaving
+                                   PrepareDescriber Ask          / DescriberState Answer Failed
     command ⇄ service   stream     Control Supersede             / Report Unwelcome
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Buried
     service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
+    service ⇄ describer stream     Question                      / Awake Answer
 
 On a stream a frame is a little-endian u32 length and that many bytes of msgpack; a seqpacket keeps messages apart by
 itself and carries file descriptors beside them. Every message is a struct of plain data: decoding one never runs code.
@@ -21,7 +23,7 @@ import msgspec
 from headstart.request import CompileRequest
 from headstart.toolchain import Toolchain
 
-PROTOCOL = 4  # raised whenever a message changes its meaning
+PROTOCOL = 5  # raised whenever a message changes its meaning
 MAX_FRAME = 512 << 20  # bytes; an entry of a huge kernel is a few MiB
 MAX_CONFINED_FRAME = 64 << 20  # bytes, from a worker that is not believed
 _READ = 1 << 18  # bytes per recv
@@ -155,6 +157,34 @@ class Submit(msgspec.Struct, tag=True):
     vouched: bool = False
 
 
+class DescriberSpec(msgspec.Struct, frozen=True):
+    """Which process describes sources of torch.compile's.
+
+    Attributes:
+        toolchain: with the torch that it imports.
+        stamp: changes when that torch does.
+        settings: variables of Inductor's that it is started with, in order of their names.
+    """
+
+    toolchain: Toolchain
+    stamp: str
+    settings: tuple[tuple[str, str], ...]
+
+
+class PrepareDescriber(msgspec.Struct, tag=True):
+    """Have a describer ready; answered by a `DescriberState` once it is awake."""
+
+    spec: DescriberSpec
+
+
+class Ask(msgspec.Struct, tag=True):
+    """Have a describer answer `question`, which is the adapter's to encode."""
+
+    ticket: int
+    spec: DescriberSpec
+    question: bytes
+
+
 class Await(msgspec.Struct, tag=True):
     """Somebody is blocked on these."""
 
@@ -220,6 +250,7 @@ class Report(msgspec.Struct, tag=True):
         failed: failed.
         clients: who is there.
         flights: what is being compiled.
+        describers: processes with torch in them.
     """
 
     pid: int
@@ -239,6 +270,7 @@ class Report(msgspec.Struct, tag=True):
     clients: list[ClientReport]
     flights: list[FlightReport]
     taken_over: int = 0
+    describers: int = 0
 
 
 # service → client
@@ -298,6 +330,20 @@ class Failed(msgspec.Struct, tag=True):
 
     ticket: int
     failure: Failure
+
+
+class DescriberState(msgspec.Struct, tag=True):
+    """Whether the describer with these settings, which this client asks, answers within milliseconds."""
+
+    settings: tuple[tuple[str, str], ...]
+    awake: bool
+
+
+class Answer(msgspec.Struct, tag=True):
+    """Answer to `Ask`, and to `Question`."""
+
+    ticket: int
+    answer: bytes
 
 
 # service → zygote
@@ -407,12 +453,28 @@ class Finished(msgspec.Struct, tag=True):
     taken_over: bool = False  # from the first tail on that somebody else had made
 
 
-FromClient = Hello | Prepare | Submit | Await | Control | Supersede
-FromService = Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report
+# service ⇄ describer
+
+
+class Question(msgspec.Struct, tag=True):
+    """What some client asks; `ticket` is the service's name for the answer."""
+
+    ticket: int
+    question: bytes
+
+
+class Awake(msgspec.Struct, tag=True):
+    """torch is imported; from now on answers take milliseconds."""
+
+
+FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | Ask | Control | Supersede
+FromService = Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report | DescriberState | Answer
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Buried
 ToWorker = Assign | Proceed | StandAside
 FromWorker = Finished | Failure | Reached | StoodAside
+ToDescriber = Question
+FromDescriber = Awake | Answer
 
 _encoder = msgspec.msgpack.Encoder()
 M = TypeVar("M")

@@ -249,7 +249,6 @@ def main() -> None:
         "compiled": adapter.compiler.statistics.compiled,
         "cached": adapter.compiler.statistics.cached,
         "services": adapter.compiler.services_started,
-        "describers": adapter.describing.starts,
     }
     headstart.disable()
     print(json.dumps(result), flush=True)

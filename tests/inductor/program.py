@@ -105,8 +105,9 @@ def main() -> None:
             if "index" in ORDER:
                 results["autotuners"] = [_beside_stocks(source) for source in adapter._sources.values()]
             results["services"] = adapter.compiler.services_started
-            results["describers"] = adapter.describing.starts
-            results["describer"] = _environment(adapter.describing._process)
+            describers = _describers(adapter)
+            results["describers"] = describers
+            results["describer"] = _environment(describers[0]) if describers else {}
             results["first_start"] = min((s.started for s in adapter.compiler.timeline if s.started), default=None)
         headstart.disable()
         results["restored"] = type(async_compile.AsyncCompile.process_pool).__name__ == "_lru_cache_wrapper"
@@ -230,11 +231,24 @@ def _patch() -> None:
     CodeGenerator.visit_Assign = visit_assign
 
 
-def _environment(process: Any) -> dict[str, str]:
+def _describers(adapter: Any) -> list[int]:
+    """The processes with torch of the service that the adapter uses."""
+    from headstart import machine
+
+    connection = adapter.compiler.client._connection
+    if connection is None or not connection._service_pid:
+        return []
+    found = []
+    for pid in machine.children(connection._service_pid):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as stream:
+            if "headstart.inductor.describer" in stream.read().split("\0"):
+                found.append(pid)
+    return found
+
+
+def _environment(pid: int) -> dict[str, str]:
     """Of Inductor's variables, what a process was started with."""
-    if process is None:
-        return {}
-    with open(f"/proc/{process.pid}/environ") as stream:
+    with open(f"/proc/{pid}/environ") as stream:
         lines = [line.split("=", 1) for line in stream.read().split("\0") if line.startswith("TORCHINDUCTOR_")]
     return dict(lines)
 

@@ -56,6 +56,8 @@ def describe(path: Path, report: Report) -> str:
         f"  {count(report.requests, 'request')}: {stored} from the store, {joined} joined a compile under way",
         f"  {report.compiled} compiled ({report.taken_over} of them in part), {report.failed} failed",
     ]
+    if report.describers:
+        lines.append(f"  {count(report.describers, 'describer')} with torch")
     lines += [
         f"  client {client.pid} {printable(client.name)}, here for {_age(report.now - client.since)}: "
         f"waits for {count(client.waiting, 'kernel')}"

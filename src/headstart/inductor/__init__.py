@@ -7,7 +7,7 @@ The modules, lowest first:
     plain       what decorators are given, as plain data
     recipe      what a decorator makes of a source; the messages to the describer
     devices     which GPU a source is for, and what it says for any
-    describer   the process that has torch and runs decorators; describing: its client
+    describer   the process below the service that has torch and runs decorators; describing: what we ask of it
     layout      Triton's cache entries as files
     ownership   whether a recipe from elsewhere says only what the program's source says
     recipes     recipes in the store and in bundles

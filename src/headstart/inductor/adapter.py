@@ -1,6 +1,6 @@
 """The adapter: what Inductor's replaced names lead to, and the thread in which everything but waiting happens.
 
-    your threads                     headstart-inductor                    describer, service
+    your threads                     headstart-inductor                    service
     Pool.submit ── queue ──────────▶ Source.begin ── Describe, triton() ──▶
     PoolFuture.result (waits) ◀───── Source.done ◀── queue ◀── callbacks ───
     CachingAutotuner.precompile (stock) ─▶ compile: the job's result, in Triton's own form
@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -17,7 +18,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,8 +99,7 @@ class Adapter:
         # Inductor's to refuse: it then tries another configuration.
         policy = Policy(find=_toolchain, environment=_environment, shows_output=True)
         self.compiler = AsyncCompile(client=client, policy=policy, start=False)
-        self.describing = Describing(compat.settings())
-        self._earlier: list[Describing] = []  # with other settings; they leave when nobody asks them
+        self._policy = policy
         self.recipes = Recipes(
             policy,
             self.compiler.cache_dir,
@@ -112,7 +111,6 @@ class Adapter:
         self._integrity = Integrity()
         self._inductor_integrity = InductorIntegrity()
         self._patience = patience()
-        self._tickets = count(1)
         self._foreseeing = _Foreseeing()
         self._said: set[str] = set()
         self._replacement = compat.Replacement(self._choose_pool, self.forget_pool, self.compile)
@@ -126,6 +124,8 @@ class Adapter:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._describing_lock = threading.Lock()
+        self.describing = Describing(self.compiler.client, self._policy, compat.settings())
+        self._describing = [self.describing]
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
@@ -135,6 +135,7 @@ class Adapter:
         self._devices: dict[str, int] = {}
         self._loaded_here: set[str] = set()  # stems of sources that were imported before the describer was there
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
+        self._started_early = False  # workers and describer, before anything was kicked off
         self._started: float | None = None  # when the workers were: early, or with the first kick-off
         self._first_job: float | None = None
         self._heard = False
@@ -150,15 +151,13 @@ class Adapter:
             self._forget_imports.append(when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)))
 
     def close(self) -> None:
-        """Put everything back, and end the describer."""
+        """Put everything back."""
         for forget in self._forget_imports:
             forget()
         self._replacement.remove()
         self._queue.put(None)
         if self._thread is not None:
             self._thread.join(_FAREWELL)
-        for describing in (self.describing, *self._earlier):
-            describing.close()
         if self.counts["in_process"]:
             _log.warning("%d kernels were compiled in this process", self.counts["in_process"])
 
@@ -178,18 +177,14 @@ class Adapter:
     def describing_with(self, settings: dict[str, str]) -> Describing:
         """A describer with these settings: one that is there, or a new one, as a new pool of Inductor's would be."""
         with self._describing_lock:
-            found = next((each for each in (self.describing, *self._earlier) if each.settings == settings), None)
+            found = next((each for each in self._describing if each.settings == settings), None)
             if found is not None:
                 return found
-            earlier = self.describing
-            self.describing = Describing(settings)
-            if earlier.unasked:
-                earlier.close()
-            else:
-                self._earlier.append(earlier)
-            if earlier.starts:
-                self._start_describer()
-            return self.describing
+            found = self.describing = Describing(self.compiler.client, self._policy, settings)
+            self._describing.append(found)
+        if self._started_early:
+            self.soon(self._start_describer, found)
+        return found
 
     def forget_pool(self) -> None:
         """Inductor has forgotten its own: the next one has the variables of then."""
@@ -299,10 +294,6 @@ class Adapter:
         return _Started(job, future, device)
 
     # What sources call
-
-    def ticket(self) -> int:
-        """A new number for a question to the describer."""
-        return next(self._tickets)
 
     def twin(self, key: Any, source: Source) -> Source:
         """The first source that turned out to have this text."""
@@ -445,18 +436,18 @@ class Adapter:
         self.compiler.start()
         if self.compiler.starts_service:
             self._workers_start()
-            self._start_describer()
+            self._started_early = True
+            self.soon(self._start_describer, self.describing)
         self.soon(self.recipes.prepare)
 
     def _workers_start(self) -> None:
         if self._started is None:
             self._started = time.monotonic()
 
-    def _start_describer(self) -> None:
-        try:
-            self.describing.start()
-        except ServiceError as error:
-            self.log_once(str(error))
+    @staticmethod
+    def _start_describer(describing: Describing) -> None:
+        with contextlib.suppress(ServiceError):  # the program has ended, or whoever asks is told
+            describing.start()
 
     def _has_thread(self) -> bool:
         if self._thread is None:
@@ -490,10 +481,6 @@ class Adapter:
             _log.exception("headstart's torch.compile adapter failed; this is a bug")
 
     def _after_fork(self) -> None:
-        for describing in (self.describing, *self._earlier):
-            describing.forget()
-        self.describing = Describing(compat.settings())
-        self._earlier = []
         self._reset()
 
 

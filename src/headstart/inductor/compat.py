@@ -93,6 +93,19 @@ def find_torch() -> Torch | None:
     return Torch(str(folder), match[1] if match else "unknown")
 
 
+@functools.cache
+def stamp() -> str:
+    """Of the torch that this process has, or would import: changes when what describes sources may have changed."""
+    torch = find_torch()
+    assert torch is not None
+    digest = hashlib.sha256()
+    for path in sorted([Path(torch.folder, "version.py"), *Path(torch.folder, "_inductor").rglob("*.py")]):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def missing() -> str | None:
     """The first thing of torch that the adapter relies on and does not find."""
     for module, names in _REQUIRED.items():

@@ -1,13 +1,13 @@
 """The process that has torch: runs the decorators of generated sources, and says as plain data what is to be compiled.
 
-    client ── Describe ─▶ describer: import the source, with a `triton.compile` that only notes what it is given
-           ◀─ Described ─            (its jobs, and the arguments of CachingAutotuner)
-           ── Rescale ──▶            Inductor's own `_dynamic_scale_rblock`, given registers in place of a GPU
-           ◀─ Jobs ─────
+    client ── Describe ─▶ service ─▶ import the source, with a `triton.compile` that only notes what it is given
+           ◀─ Described ─         ◀─ (its jobs, and the arguments of CachingAutotuner)
+           ── Rescale ──▶         ─▶ Inductor's own `_dynamic_scale_rblock`, given registers in place of a GPU
+           ◀─ Jobs ─────          ◀─
 
 No copy of Inductor's logic is kept here: signatures, constants, options, configurations and scaling come from running
-it. The process sees no GPU, compiles nothing, and ends when its socket closes or nobody has asked for anything for a
-while.
+it. The process sees no GPU, compiles nothing, and ends with the service that started it, or when nobody has asked for
+anything for a while.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import time
 import traceback
 from typing import Any
 
+import msgspec
+
 from headstart.environment import FINGERPRINT_VARIABLES
 from headstart.inductor import compat, plain, recorder
 from headstart.inductor.recipe import (
-    Awake,
     Describe,
     Described,
     Function,
@@ -34,10 +35,16 @@ from headstart.inductor.recipe import (
     Undescribed,
     job_of,
 )
-from headstart.wire import Deframer, frame, receive_blocking
+from headstart.service.zygote import die_with_parent
+from headstart.wire import Answer, Awake, Deframer, frame, receive_blocking
+from headstart.wire import ToDescriber as Questions
 
 IDLE_TIMEOUT = 60.0  # seconds; it holds a whole torch in memory
 _KEPT = 2000  # described sources that can be rescaled without being described again
+_CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[ToDescriber] = msgspec.msgpack.Decoder(ToDescriber)
 
 
 class Describer:
@@ -78,7 +85,7 @@ class Describer:
     def _take_over(self, order: Describe) -> None:
         """Have the client's environment of when it kicked the source off: Triton's hash is made of it."""
         given = {**order.environment, **order.variables}
-        for name in FINGERPRINT_VARIABLES | self._given:
+        for name in FINGERPRINT_VARIABLES | {_CACHE_FOLDER} | self._given:
             if name not in given:
                 os.environ.pop(name, None)
         os.environ.update(given)
@@ -115,31 +122,38 @@ def _outside(fn: Any) -> Function:
     )
 
 
-def _answer(describer: Describer, order: Describe | Rescale) -> Described | Jobs | Undescribed:
+def _answer(describer: Describer, question: bytes) -> Described | Jobs | Undescribed:
     try:
+        order = _decoder.decode(question)
         if isinstance(order, Describe):
-            return Described(order.ticket, describer.describe(order))
-        return Jobs(order.ticket, describer.rescale(order))
+            return Described(describer.describe(order))
+        return Jobs(describer.rescale(order))
     except plain.CannotTravelError as error:
-        return Undescribed(order.ticket, f"it is described by {error}, which is no plain data")
+        return Undescribed(f"it is described by {error}, which is no plain data")
     except Exception:  # noqa: BLE001 - whatever a generated source raises, its client is told
-        return Undescribed(order.ticket, traceback.format_exc())
+        return Undescribed(traceback.format_exc())
 
 
 def main(argument: str) -> None:
-    """Run a describer; `argument` is the fd of its socket."""
-    sock = socket.socket(fileno=int(argument))
+    """Run a describer.
+
+    Args:
+        argument: the fd of its socket, and the process that starts it.
+    """
+    fd, parent = map(int, argument.split())
+    die_with_parent(parent)  # of one thread: it would die with the thread that started it
+    sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
     describer = Describer()
     try:
         sock.sendall(frame(Awake()))
         sock.settimeout(IDLE_TIMEOUT)
-        for order in receive_blocking(sock, Deframer(ToDescriber)):
-            answer = frame(_answer(describer, order))
+        for asked in receive_blocking(sock, Deframer(Questions)):
+            answer = frame(Answer(asked.ticket, _encoder.encode(_answer(describer, asked.question))))
             sock.settimeout(None)
             sock.sendall(answer)
             sock.settimeout(IDLE_TIMEOUT)
     except (TimeoutError, ConnectionError):
-        pass  # idle, or the client is gone
+        pass  # idle, or the service is gone
     sys.stderr.flush()
     os._exit(0)  # nothing of torch's is worth the time that its exit handlers take

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from headstart.inductor.adapter import Adapter
     from headstart.inductor.source import Source
 
-_LOOK = 5.0  # seconds between two looks at the describer while somebody waits
 NO_WORKER = "no worker has answered yet"
 
 _log = logging.getLogger("headstart")
@@ -68,16 +67,15 @@ class PoolFuture(concurrent.futures.Future[Any]):
         while True:
             left = None if deadline is None else deadline - time.monotonic()
             patience = self._source.adapter.patience_left()
-            waits = [seconds for seconds in (left, patience, _LOOK) if seconds is not None]
+            waits = [max(0.0, seconds) for seconds in (left, patience) if seconds is not None]
             try:
-                reason: str | None = super().result(max(0.0, min(waits)))
+                reason: str | None = super().result(min(waits, default=None))
                 return reason
             except concurrent.futures.TimeoutError:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
                 if self._source.adapter.patience_left() == 0.0:
                     return NO_WORKER
-                self._source.end_stopped_describer()
             except CompileError as error:
                 raise compat.worker_error(str(error), error) from None
 

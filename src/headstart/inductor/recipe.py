@@ -1,6 +1,6 @@
 """Recipes: what Inductor's decorator makes of one generated source, as plain data; and the messages that carry them.
 
-    client ⇄ describer   Describe Rescale / Awake Described Jobs Undescribed
+    client ⇄ describer   Describe Rescale / Described Jobs Undescribed   (in wire.Ask and wire.Answer)
 
 A recipe says what is to be compiled (one job per configuration), and with which arguments the client is to build the
 CachingAutotuner that Inductor expects: so the client neither imports nor parses the source.
@@ -85,7 +85,6 @@ class Describe(msgspec.Struct, tag=True, frozen=True):
     `settings` are Inductor's own variables, which the describer was started with.
     """
 
-    ticket: int
     name: str
     source: str
     environment: dict[str, str]
@@ -97,38 +96,30 @@ class Describe(msgspec.Struct, tag=True, frozen=True):
 class Rescale(msgspec.Struct, tag=True, frozen=True):
     """Given the registers per thread of each of a source's jobs: which does `_dynamic_scale_rblock` add?"""
 
-    ticket: int
     described: Describe
     registers: list[int | None]
-
-
-class Awake(msgspec.Struct, tag=True, frozen=True):
-    """torch is imported; from now on answers take milliseconds."""
 
 
 class Described(msgspec.Struct, tag=True, frozen=True):
     """Answer to `Describe`."""
 
-    ticket: int
     recipe: Recipe
 
 
 class Jobs(msgspec.Struct, tag=True, frozen=True):
     """Answer to `Rescale`."""
 
-    ticket: int
     jobs: list[Job]
 
 
 class Undescribed(msgspec.Struct, tag=True, frozen=True):
     """It raised, or is made of something that is not plain data."""
 
-    ticket: int
     why: str
 
 
 ToDescriber = Describe | Rescale
-FromDescriber = Awake | Described | Jobs | Undescribed
+FromDescriber = Described | Jobs | Undescribed
 
 
 def as_loaded(name: str, source: str) -> str:

@@ -20,12 +20,13 @@ from headstart.errors import CompileError, HeadstartError, ServiceError
 from headstart.future import LambdaFuture
 from headstart.inductor import compat, devices, plain
 from headstart.inductor.cubin import registers
-from headstart.inductor.describing import UndescribedError
+from headstart.inductor.describing import UndescribedError, described, jobs
 from headstart.inductor.ownership import is_of_source
 from headstart.inductor.recipe import Describe, Job, Recipe, Rescale, as_loaded
 from headstart.kernel import CompiledKernel
 
 if TYPE_CHECKING:
+    from headstart.connection import Question
     from headstart.inductor.adapter import Adapter
 
 
@@ -64,6 +65,7 @@ class Source:
         self._recipe: Recipe | None = None  # for any GPU of this kind
         self._module = ""  # what Inductor loads, for this GPU
         self._described: Describe | None = None
+        self._question: Question | None = None  # the latest to the describer
         self._futures: list[tuple[Job, LambdaFuture[CompiledKernel]]] = []
         self._left = 0
         self._wanted = False
@@ -76,12 +78,10 @@ class Source:
         self._wanted = True
         if self._twin is not self:
             self._twin.want()
+        if self._question is not None:
+            self._question.want()
         for _, future in list(self._futures):
             future.want()
-
-    def end_stopped_describer(self) -> None:
-        """Called now and then by those who wait."""
-        self._twin._describing.end_if_stopped()
 
     @property
     def waits_for_describer(self) -> bool:
@@ -121,17 +121,14 @@ class Source:
         except plain.CannotTravelError as error:
             self._settle(f"its configuration has {error}")
             return
-        describe = Describe(
-            self.adapter.ticket(), self.name, shared, self._environment, config, self._variables, self._settings
-        )
+        describe = Describe(self.name, shared, self._environment, config, self._variables, self._settings)
         self._described = describe
         recipe = self.adapter.recipes.find(describe) if self._use_store else None
         if recipe is not None:
             self._begin_jobs(recipe)
             return
         self._undescribed = True
-        answer = self._describing.ask(describe)
-        answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(self._heard), answer))
+        self._ask(describe, self._heard)
 
     def guarded_begin(self) -> None:
         """`begin`, whose failures are the kernel's."""
@@ -148,9 +145,15 @@ class Source:
 
         return run
 
-    def _heard(self, answer: concurrent.futures.Future[Any]) -> None:
+    def _ask(self, message: Describe | Rescale, hear: Callable[..., None]) -> None:
+        self._question = self._describing.ask(self.name, message)
+        if self._wanted:
+            self._question.want()
+        self._question.answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(hear), answer))
+
+    def _heard(self, answer: concurrent.futures.Future[bytes]) -> None:
         self._undescribed = False
-        recipe = answer.result().recipe
+        recipe = described(answer).recipe
         assert self._described is not None
         if not is_of_source(recipe, self._described.source):
             self._settle(f"{self._path()} is there already and holds something else")
@@ -162,11 +165,11 @@ class Source:
     def _begin_jobs(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._module = recipe.text if self._device is None else devices.on(recipe.text, self._device)
-        jobs = self._wanted_jobs(recipe)
-        self._left = len(jobs)
-        if not jobs:
+        wanted = self._wanted_jobs(recipe)
+        self._left = len(wanted)
+        if not wanted:
             self._settle()
-        for job in jobs:
+        for job in wanted:
             future = self._kick_off(job)
             if not future.done():
                 # ptxas writes the file's time and size into debug lines. No worker gets that far before it is there.
@@ -230,22 +233,21 @@ class Source:
         if known is not None:
             self._rescaled(known)
             return
-        answer = self._describing.ask(Rescale(self.adapter.ticket(), self._described, list(counts)))
-        answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(self._heard_rescaled), counts, answer))
+        self._ask(Rescale(self._described, list(counts)), functools.partial(self._heard_rescaled, counts))
 
-    def _heard_rescaled(self, counts: tuple[int | None, ...], answer: concurrent.futures.Future[Any]) -> None:
+    def _heard_rescaled(self, counts: tuple[int | None, ...], answer: concurrent.futures.Future[bytes]) -> None:
         assert self._recipe is not None
         try:
-            jobs = answer.result().jobs
+            added = jobs(answer).jobs
         except (UndescribedError, ServiceError):
             self._settle()  # then the consumer waits for a worker when Inductor asks
             return
         if self._use_store:
-            self.adapter.recipes.keep_scaled(self._recipe, counts, jobs)
-        self._rescaled(jobs)
+            self.adapter.recipes.keep_scaled(self._recipe, counts, added)
+        self._rescaled(added)
 
-    def _rescaled(self, jobs: list[Job]) -> None:
-        for job in jobs:
+    def _rescaled(self, added: list[Job]) -> None:
+        for job in added:
             self._kick_off(job)
         self._settle()
 

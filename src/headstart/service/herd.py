@@ -67,6 +67,7 @@ class Herd:
         plan: that is told.
         carry_out: what the plan then says.
         workplace: for the workers' folders.
+        others: children of this process that are none of its own.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Herd:
         plan: plan.Plan,
         carry_out: Callable[[Iterable[plan.Action]], None],
         workplace: Workplace,
+        others: Callable[[], set[int]] = set,
     ) -> None:
         self._loop = loop
         self._plan = plan
         self._carry_out = carry_out
         self._workplace = workplace
+        self._others = others
         self._zygotes: dict[Kind, _Zygote] = {}
         self.workers: dict[int, Worker] = {}
         self._stopped: dict[int, float] = {}  # processes that were found stopped, and when first
@@ -209,7 +212,7 @@ class Herd:
         self._end_orphans()
 
     def _end_orphans(self) -> None:
-        """Whoever is our child and no zygote has lost its parent: a worker that was just being forked, or something
+        """Whoever is our child, and not known, has lost its parent: a worker that was just being forked, or something
         that a compile started and let go of."""
         while orphans := self._orphans():
             for pid in orphans:
@@ -218,7 +221,8 @@ class Herd:
                     bury(pid)
 
     def _orphans(self) -> set[int]:
-        return set(machine.children(os.getpid())) - {zygote.process.pid for zygote in self._zygotes.values()}
+        known = {zygote.process.pid for zygote in self._zygotes.values()} | self._others()
+        return set(machine.children(os.getpid())) - known
 
     def _order_zygote(self, kind: Kind, order: msgspec.Struct, fds: Iterable[int] = ()) -> None:
         zygote = self._zygotes.get(kind)

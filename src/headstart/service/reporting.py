@@ -45,6 +45,7 @@ def report(
     now: float,
     started: float,
     lingers: bool,
+    describers: int,
 ) -> wire.Report:
     """The state of a service, as of `now`."""
     memory = {
@@ -84,4 +85,5 @@ def report(
             for client in clients
         ],
         flights=sorted(flights, key=lambda flight: flight.started),
+        describers=describers,
     )

@@ -37,6 +37,8 @@ from headstart.service import plan
 from headstart.service.capacity import Capacity
 from headstart.service.config import Config
 from headstart.service.confinement import unavailable
+from headstart.service.describers import Describers
+from headstart.service.describers import Kind as DescriberKind
 from headstart.service.door import Door, Peer
 from headstart.service.failures import REMEMBERED_KINDS, Failures, RememberedFailure
 from headstart.service.herd import Herd
@@ -123,7 +125,8 @@ class Server:
         self._capacity = Capacity(config.workers, config.memory)
         self._plan = plan.Plan(config.workers, idle_timeout=config.idle or plan.IDLE_TIMEOUT)
         self._loop = Loop()
-        self._herd = Herd(self._loop, self._plan, self._carry_out, workplace)
+        self._describers = Describers(self._loop, self._tell)
+        self._herd = Herd(self._loop, self._plan, self._carry_out, workplace, lambda: self._describers.pids)
         self._door: Door | None = None
         self._clients: dict[int, Client] = {}
         self._numbers = count()
@@ -170,6 +173,7 @@ class Server:
             if self._door is not None:
                 self._loop.unwatch(self._door)
                 self._door.close(wire.frame(wire.Leaving()))
+            self._describers.end()
             self._herd.end()
 
     def _look_around(self, now: float) -> None:
@@ -185,9 +189,10 @@ class Server:
             self._watched = now
             for number, evidence in self._herd.swollen(self._plan.memory_limits()):
                 self._carry_out(self._plan.swollen(number, evidence))
-        if now - self._inspected >= _STOPPED_INTERVAL and self._plan.jobs():
+        if now - self._inspected >= _STOPPED_INTERVAL and (self._plan.jobs() or self._describers.busy):
             self._inspected = now
             self._herd.replace_stopped(now)
+            self._describers.replace_stopped(now)
         self._carry_out(self._plan.tick(now))
         if not (self._plan.quiesced and self._plan.workers):
             for client in self._draining:
@@ -211,7 +216,7 @@ class Server:
             waits.append(_SHUT_FOR)
         if self._plan.memory_limits():
             waits.append(_MEMORY_INTERVAL)
-        if self._plan.jobs() and not self._plan.quiesced:
+        if (self._plan.jobs() and not self._plan.quiesced) or self._describers.busy:
             waits.append(_STOPPED_INTERVAL)
         if self._waits_for_first_client():
             waits.append(_GREETING_PATIENCE)
@@ -236,6 +241,12 @@ class Server:
             yield
         finally:
             self._looking_at = None
+
+    def _tell(self, number: int, message: msgspec.Struct) -> None:
+        """Send a message to a client, if it is there."""
+        client = self._clients.get(number)
+        if client is not None:
+            self._loop.send(client.channel, message)
 
     # Clients
 
@@ -293,6 +304,7 @@ class Server:
         """Its requests, that is; more than once does no harm."""
         if client in self._draining:
             self._draining.remove(client)
+        self._describers.client_left(client.number)
         self._carry_out(self._plan.client_left(client.number, time.monotonic()))
 
     def _part_with_those_who_do_not_read(self) -> bool:
@@ -338,6 +350,11 @@ class Server:
             self._dismiss(client)
         elif isinstance(message, wire.Submit):
             self._submit(client, client.hello, message)
+        elif isinstance(message, wire.PrepareDescriber):
+            self._describers.prepare(client.number, self._describer_kind(client, client.hello, message.spec))
+        elif isinstance(message, wire.Ask):
+            kind = self._describer_kind(client, client.hello, message.spec)
+            self._describers.ask(client.number, message.ticket, kind, message.question)
         else:
             for number in message.tickets:
                 if number in client.jobs:
@@ -375,6 +392,10 @@ class Server:
         # What generated kernels import of torch is shown to them alone, whichever process compiles them.
         return Kind((msgspec.structs.replace(toolchain, torch_dir=""), generation), variables, confined)
 
+    def _describer_kind(self, client: Client, hello: wire.Hello, spec: wire.DescriberSpec) -> DescriberKind:
+        self._look_at_toolchain(client, hello, spec.toolchain)
+        return DescriberKind(spec, self._toolchains.generation(spec.toolchain))
+
     def _obey(self, client: Client, command: str) -> None:
         now = time.monotonic()
         if command in ("quiesce", "quiesce now"):
@@ -396,6 +417,7 @@ class Server:
             now=now,
             started=self._started,
             lingers=self._lingers,
+            describers=len(self._describers),
         )
 
     def _submit(self, client: Client, hello: wire.Hello, message: wire.Submit) -> None:
