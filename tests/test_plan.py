@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headstart.service import plan
-from headstart.service.plan import (
-    ALONE_PATIENCE,
-    BACKGROUND_TIME_LIMIT,
-    IDLE_TIMEOUT,
-    MAX_ATTEMPTS,
-    MAX_ZYGOTE_LOSSES,
+from headstart.service.actions import (
     Action,
     Assign,
     Deliver,
@@ -26,11 +21,18 @@ from headstart.service.plan import (
     Fork,
     Kill,
     MoveOn,
-    Plan,
     Proceed,
     Retire,
     StandAside,
     StartZygote,
+)
+from headstart.service.plan import (
+    ALONE_PATIENCE,
+    BACKGROUND_TIME_LIMIT,
+    IDLE_TIMEOUT,
+    MAX_ATTEMPTS,
+    MAX_ZYGOTE_LOSSES,
+    Plan,
 )
 from headstart.service.queue import Kind, Ticket, Urgency
 from headstart.wire import Failure
@@ -277,7 +279,7 @@ class SimulatedService:
             wanted.deaths += not worker.recalled
             if wanted.deaths < MAX_ATTEMPTS:
                 self._begins_anew(worker.key)
-        return self._perform(self.plan.worker_buried(number, status, stage, words, self.now))
+        return self._perform(self.plan.worker_gone(number, status, stage, words, self.now))
 
     def stall(self, number: int) -> list[Action]:
         actions = self._perform(self.plan.stalled(number))
@@ -285,7 +287,7 @@ class SimulatedService:
         return actions
 
     def swell(self, number: int, evidence: str = "ptxas 9 GiB") -> list[Action]:
-        return self._perform(self.plan.swollen(number, evidence))
+        return self._perform(self.plan.over_memory(number, evidence))
 
     def crash(
         self, key: str, status: int = -signal.SIGSEGV, words: str = "", stage: str = ""
@@ -1462,7 +1464,7 @@ def test_news_of_workers_that_are_gone_changes_nothing() -> None:
     simulated = service(limit=1)
     ticket, _ = simulated.request("a")
     assert simulated.plan.finished(99, "entry", simulated.now) == []
-    assert simulated.plan.worker_buried(99, 0, "", "", simulated.now) == []
+    assert simulated.plan.worker_gone(99, 0, "", "", simulated.now) == []
     simulated.finish("a")
     assert simulated.plan.finished(1, "entry again", simulated.now) == []
     assert simulated.answer(ticket) == "entry"

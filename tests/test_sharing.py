@@ -34,7 +34,7 @@ from conftest import (
 from headstart import AsyncCompile, CompilerCrashed, ServiceError, wire
 from headstart.request import CompileRequest
 from headstart.service import commands, door, launch, sharing
-from headstart.service.server import MAX_BACKLOG
+from headstart.service.sessions import MAX_BACKLOG
 from headstart.settings import Settings
 from headstart.toolchain import find_toolchain
 from kernels import Gate, aborts, hanging_ptxas, killed, pointwise

@@ -38,12 +38,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import logging
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -143,10 +144,16 @@ class DiskStore:
         root: the cache folder; made when something is published.
         limit_bytes: what `prune` keeps; None: everything.
         trusted: use the folder and all that is in it, whoever else can write there.
+        warn: told what a person should know; by default, the log.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, limit_bytes: int | None = None, trusted: bool = False
+        self,
+        root: str | os.PathLike[str],
+        *,
+        limit_bytes: int | None = None,
+        trusted: bool = False,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self._root = Path(root).absolute()
         self.folder = self._root / "store" / f"v{VERSION}"
@@ -156,6 +163,7 @@ class DiskStore:
         self._temporary = self.folder / "tmp"
         self._damaged = self.folder / "damaged"
         self._warned: set[str] = set()
+        self._warn = warn or functools.partial(_log.warning, "%s")
 
     def find(self, key: str, *, kind: str = "", request_digest: str = "") -> Entry | None:
         """See `Store`. A use is written down by touching the file, at most once in `USED_AGAIN`."""
@@ -353,7 +361,7 @@ class DiskStore:
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            _log.warning("%s", message)
+            self._warn(message)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

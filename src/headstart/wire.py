@@ -2,7 +2,7 @@
 
     client  ⇄ service   stream     Hello Prepare Submit Await    / Welcome Notice Started Result Failed Leaving
                                    PrepareDescriber Ask          / DescriberState Answer Failed
-    command ⇄ service   stream     Control Supersede             / Report Unwelcome
+    command ⇄ service   stream     Control Supersede             / Report Events Unwelcome
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Buried
     service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
     service ⇄ describer stream     Question                      / Awake Answer
@@ -197,7 +197,7 @@ class Await(msgspec.Struct, tag=True):
 class Control(msgspec.Struct, tag=True):
     """What `headstart status`, `quiesce`, `resume` and `stop` ask for; answered by a `Report` when it is done.
 
-    `command` is `"status"`, `"quiesce"`, `"quiesce now"`, `"resume"` or `"stop"`.
+    `command` is `"status"`, `"quiesce"`, `"quiesce now"`, `"resume"`, `"stop"`, or `"events"`, answered by `Events`.
     """
 
     command: str
@@ -271,6 +271,21 @@ class Report(msgspec.Struct, tag=True):
     flights: list[FlightReport]
     taken_over: int = 0
     describers: int = 0
+
+
+class Happened(msgspec.Struct, frozen=True):
+    """One event of a service's, and what was done about it, as text. `at` is monotonic seconds."""
+
+    at: float
+    event: str
+    actions: list[str]
+
+
+class Events(msgspec.Struct, tag=True):
+    """The latest of them, oldest first; `now` is `time.monotonic()`."""
+
+    now: float
+    events: list[Happened]
 
 
 # service → client
@@ -468,7 +483,9 @@ class Awake(msgspec.Struct, tag=True):
 
 
 FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | Ask | Control | Supersede
-FromService = Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report | DescriberState | Answer
+FromService = (
+    Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report | Events | DescriberState | Answer
+)
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Buried
 ToWorker = Assign | Proceed | StandAside

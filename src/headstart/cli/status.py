@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from headstart.cli import Failure, count, human_bytes, printable
 from headstart.settings import Settings
 
 if TYPE_CHECKING:
-    from headstart.wire import Report
+    from headstart.wire import Events, Report
 
 _INTERVAL = 1.0  # seconds between two looks
 
@@ -21,25 +22,37 @@ _INTERVAL = 1.0  # seconds between two looks
 @click.command(short_help="Show the compile services that run, and what they are doing.")
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per service.")
-def status(watch: bool, as_json: bool) -> None:
+@click.option("--events", is_flag=True, help="Show the latest events instead, and what was done about each.")
+def status(watch: bool, as_json: bool, events: bool) -> None:
     """Show clients, queue, kernels in flight with their ages, hit rates, and the workers' memory.
 
-    Private services, which belong to one program each, are not shown.
+    Private services, which belong to one program each, are not shown. --events is for the report of a bug: it names
+    kernels, clients and workers by their numbers and keys, and shows no source.
     """
     from headstart.service import commands
 
     settings = Settings.load()
     while True:
-        found = commands.reports(settings)
+        found: Sequence[tuple[Path, Report | Events]]
+        found = commands.events(settings) if events else commands.reports(settings)
         if watch:
             click.clear()
-        for path, report in found:
-            click.echo(msgspec.json.encode(report) if as_json else describe(path, report))
+        for path, told in found:
+            click.echo(msgspec.json.encode(told) if as_json else _text(path, told))
         if not watch:
             break
         time.sleep(_INTERVAL)
     if not found:
         raise Failure(f"no service runs; headstart serve starts one at {commands.socket_of(settings)}")
+
+
+def _text(path: Path, told: Report | Events) -> str:
+    from headstart.service.history import lines
+    from headstart.wire import Events
+
+    if isinstance(told, Events):
+        return "\n".join([f"{path}", *(printable(line) for line in lines(told.events, told.now))])
+    return describe(path, told)
 
 
 def describe(path: Path, report: Report) -> str:

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from headstart import machine, wire
 from headstart.errors import ServiceError
@@ -16,6 +16,8 @@ from headstart.service import sharing
 from headstart.service.config import Config
 from headstart.service.door import credentials
 from headstart.settings import Settings
+
+Told = TypeVar("Told", wire.Report, wire.Events)
 
 _ANSWER = 10.0  # seconds within which a service says something, unless it has to end something first
 
@@ -36,6 +38,13 @@ def reports(settings: Settings) -> list[tuple[Path, wire.Report]]:
     return [(path, state) for path, state in asked if state is not None]
 
 
+def events(settings: Settings) -> list[tuple[Path, wire.Events]]:
+    """The latest events of the same."""
+    paths = [Path(settings.service)] if os.path.isabs(settings.service) else sharing.sockets()
+    asked = [(path, _ask(path, "events", wire.Events)) for path in paths]
+    return [(path, told) for path, told in asked if told is not None]
+
+
 def ask(path: Path, command: str) -> wire.Report | None:
     """Have the service at `path` do as it is told, and wait until it is done. None: there is no service.
 
@@ -44,16 +53,20 @@ def ask(path: Path, command: str) -> wire.Report | None:
     Raises:
         ServiceError: it cannot be reached, does not answer, or talks another language.
     """
+    return _ask(path, command, wire.Report)
+
+
+def _ask(path: Path, command: str, kind: type[Told]) -> Told | None:
     sock = sharing.connect(path)
     if sock is None:
         return None
-    report = None
+    report: Told | None = None
     with sock:
         sock.settimeout(_ANSWER)
         try:
             sock.sendall(wire.frame(wire.Control(command)))
             for message in _patiently(sock, path, command):
-                if isinstance(message, wire.Report):
+                if isinstance(message, kind):
                     report = message
                     if command != "stop":
                         break
@@ -73,7 +86,7 @@ def _patiently(sock: socket.socket, path: Path, command: str) -> Iterator[Any]:
             yield from wire.receive_blocking(sock, deframer)
             return
         except TimeoutError:
-            if machine.stopped(pid) or command in ("status", "resume"):
+            if machine.stopped(pid) or command in ("status", "events", "resume"):
                 raise ServiceError(f"the service at {path} {sharing.silence(pid)}") from None
 
 

@@ -1,8 +1,8 @@
 """Who compiles what, when: the queue as a pure state machine.
 
-Events are method calls and come from the server; each returns the actions that the server is to carry out, in order.
-No sockets, no clock and no processes here: time is an argument (seconds, monotonic), and a job's payload and outcome
-are passed through unread.
+`handle` takes an event and returns the actions that are to be carried out, in order; see `engine.py`. No sockets, no
+clock and no processes here: time is an argument (seconds, monotonic), and a job's payload and outcome are passed
+through unread.
 
 Guarantees:
 
@@ -19,17 +19,31 @@ Guarantees:
   killed: what it was told may have changed it.
 * There are at most `MAX_ZYGOTES` zygotes. One more is started when one that nobody needs can make way for it.
 
-Assumptions: after `Retire` or `Kill` the server reports `worker_buried`; after `Fork`, `worker_forked` or `fork_failed`
-or the loss of the zygote; after `StartZygote`, `zygote_ready`, `zygote_unable` or `zygote_lost`.
+Assumptions: after `Retire` or `Kill` the executor says `WorkerGone`; after `Fork`, `WorkerForked` or `ForkFailed` or
+the loss of the zygote; after `StartZygote`, `ZygoteReady`, `ZygoteUnable` or `ZygoteLost`.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 
+from headstart.service import events
+from headstart.service.actions import (
+    Action,
+    Assign,
+    Deliver,
+    EndZygote,
+    Fork,
+    Kill,
+    MoveOn,
+    Proceed,
+    Retire,
+    StandAside,
+    StartZygote,
+)
 from headstart.service.deaths import describe_status, likely_cause
 from headstart.service.flights import Flights
 from headstart.service.queue import Job, Kind, Queue, Ticket, Urgency
@@ -41,79 +55,6 @@ ALONE_PATIENCE = 10.0  # seconds for which others wait for a second attempt to b
 MAX_ZYGOTES = 8  # each has a Triton in memory
 MAX_ZYGOTE_LOSSES = 3  # in a row, with nothing compiled between
 IDLE_TIMEOUT = 60.0  # seconds until an idle worker leaves
-
-
-# Actions
-
-
-@dataclass(frozen=True)
-class StartZygote:
-    kind: Kind
-
-
-@dataclass(frozen=True)
-class EndZygote:
-    """It has no workers, or idle ones that go with it, and nobody asks for its kind just now."""
-
-    kind: Kind
-
-
-@dataclass(frozen=True)
-class Fork:
-    worker: int
-    kind: Kind
-
-
-@dataclass(frozen=True)
-class Assign:
-    worker: int
-    job: Job
-
-
-@dataclass(frozen=True)
-class Proceed:
-    """Have a worker go on behind the seam that its compile has reached."""
-
-    worker: int
-
-
-@dataclass(frozen=True)
-class StandAside:
-    """Have a worker give back the compile that has reached a seam."""
-
-    worker: int
-
-
-@dataclass(frozen=True)
-class Retire:
-    """Let an idle worker leave by itself."""
-
-    worker: int
-
-
-@dataclass(frozen=True)
-class Kill:
-    """End a worker now, with everything that it started."""
-
-    worker: int
-
-
-@dataclass(frozen=True)
-class Deliver:
-    """Answer the tickets of `job`; `outcome` is what its worker sent, or a `Failure`."""
-
-    job: Job
-    outcome: object
-
-
-@dataclass(frozen=True)
-class MoveOn:
-    """There is no space left where a worker's folder is: those to come have theirs elsewhere."""
-
-    worker: int
-
-
-Action = StartZygote | EndZygote | Fork | Assign | Proceed | StandAside | Retire | MoveOn | Kill | Deliver
 
 
 class _State(enum.Enum):
@@ -131,7 +72,7 @@ class _Worker:
     job: Job | None = None
     since: float = 0.0  # when it began its job, or became idle
     timed_out: float | None = None  # the limit that it was killed for
-    swollen: tuple[int, str] | None = None  # the limit that it was killed for, and what used how much
+    over_memory: tuple[int, str] | None = None  # the limit that it was killed for, and what used how much
     done: bool = False  # it has had the one job that a confined worker has, and was killed
     outmoded: bool = False  # it has its folder where there is no space: it leaves after its job
     recalled: bool = False  # killed so that its job goes back into the queue
@@ -168,6 +109,11 @@ class Plan:
         self._workers: dict[int, _Worker] = {}
         self._zygotes: dict[Kind, _Zygote] = {}
         self._numbers = count(1)
+
+    def handle(self, event: events.Event) -> list[Action]:
+        """What is to be done about an event. The methods below say what each means."""
+        method: Callable[..., list[Action]] = getattr(self, _METHODS[type(event)])
+        return method(**vars(event))
 
     # What clients do
 
@@ -284,23 +230,22 @@ class Plan:
             if worker.state is _State.BUSY and worker.job is not None and worker.job.memory_limit is not None
         }
 
-    def swollen(self, number: int, evidence: str) -> list[Action]:
+    def over_memory(self, worker: int, evidence: str) -> list[Action]:
         """A worker uses more memory than its job may; `evidence` says what uses how much."""
-        worker = self._workers[number]
-        assert worker.state is _State.BUSY
-        assert worker.job is not None
-        assert worker.job.memory_limit is not None
-        worker.swollen = worker.job.memory_limit, evidence
-        worker.state = _State.LEAVING
-        return [Kill(number)]
-
-    def stalled(self, number: int) -> list[Action]:
-        """A worker has been stopped from outside: its job is queued again, and nobody is to blame."""
-        worker = self._workers[number]
-        if worker.state is not _State.BUSY:
+        found = self._workers.get(worker)
+        if found is None or found.state is not _State.BUSY or found.job is None or found.job.memory_limit is None:
             return []
-        worker.state, worker.recalled = _State.LEAVING, True
-        return [Kill(number)]
+        found.over_memory = found.job.memory_limit, evidence
+        found.state = _State.LEAVING
+        return [Kill(worker)]
+
+    def stalled(self, worker: int) -> list[Action]:
+        """A worker has been stopped from outside: its job is queued again, and nobody is to blame."""
+        found = self._workers.get(worker)
+        if found is None or found.state is not _State.BUSY:
+            return []
+        found.state, found.recalled = _State.LEAVING, True
+        return [Kill(worker)]
 
     # What happens to processes
 
@@ -334,26 +279,31 @@ class Plan:
             self._zygotes[kind].losses = zygote.losses
         return [*actions, *self._schedule(now)]
 
-    def worker_forked(self, number: int, now: float) -> list[Action]:
+    def worker_forked(self, worker: int, now: float) -> list[Action]:
         """A worker waits for its first job."""
+        found = self._workers.get(worker)
+        if found is None:  # its zygote was ended meanwhile
+            return []
         self._crowded = False
-        return [*self._rest(self._workers[number], now), *self._schedule(now)]
+        return [*self._rest(found, now), *self._schedule(now)]
 
-    def fork_failed(self, number: int, why: str, now: float) -> list[Action]:
+    def fork_failed(self, worker: int, why: str, now: float) -> list[Action]:
         """The machine gives no more processes: make do with the workers there are, or give up."""
-        worker = self._workers.pop(number)
+        found = self._workers.pop(worker, None)
+        if found is None:
+            return []
         self._crowded = True
         if self._workers:
             self.limit = len(self._workers)
             return self._schedule(now)
-        return [*self._give_up(worker.kind, f"no worker could be started: {why}"), *self._schedule(now)]
+        return [*self._give_up(found.kind, f"no worker could be started: {why}"), *self._schedule(now)]
 
-    def finished(self, number: int, outcome: object, now: float) -> list[Action]:
+    def finished(self, worker: int, outcome: object, now: float) -> list[Action]:
         """A worker is done with its job, one way or the other."""
-        worker = self._workers.get(number)
-        if worker is None or worker.job is None:
-            return []
-        job = worker.job
+        found = self._workers.get(worker)
+        return [] if found is None or found.job is None else self._after_job(found, found.job, outcome, now)
+
+    def _after_job(self, worker: _Worker, job: Job, outcome: object, now: float) -> list[Action]:
         worker.job = None
         if isinstance(outcome, Failure) and outcome.kind == "space":
             if worker.kind.confined:  # which is not believed: nobody else moves for it
@@ -396,47 +346,45 @@ class Plan:
             failure.summary = f"{failure.summary}, {job.attempts} times"
         return [self._deliver(job, failure)]
 
-    def reached(self, number: int, tail: str) -> list[Action]:
+    def reached(self, worker: int, tail: str) -> list[Action]:
         """A worker's compile has come to a seam, and waits to be told whether somebody else is at what lies behind."""
-        worker = self._workers.get(number)
-        if worker is None or worker.job is None or worker.state is not _State.BUSY:
+        found = self._workers.get(worker)
+        if found is None or found.job is None or found.state is not _State.BUSY:
             return []
-        alone = self._flights.claim(tail, worker.job)
-        return [Proceed(number) if alone else StandAside(number)]
+        alone = self._flights.claim(tail, found.job)
+        return [Proceed(worker) if alone else StandAside(worker)]
 
-    def stood_aside(self, number: int, tail: str, front: bytes, now: float) -> list[Action]:
+    def stood_aside(self, worker: int, tail: str, front: bytes, now: float) -> list[Action]:
         """A worker has given its compile back, to be taken up with `front` once somebody is done with `tail`."""
-        worker = self._workers.get(number)
-        if worker is None or worker.job is None:
+        found = self._workers.get(worker)
+        if found is None or found.job is None:
             return []
-        job = worker.job
-        worker.job = job.worker = None
+        job = found.job
+        found.job = job.worker = None
         job.front = front
-        rest = self._rest(worker, now) if worker.state is _State.BUSY else []
+        rest = self._rest(found, now) if found.state is _State.BUSY else []
         if job.tickets and self._flights.stand_aside(tail, job):
             self._raise(job, job.urgency)  # whoever it waits for is as urgent from now on
         else:
             self._requeue(job)
         return [*rest, *self._schedule(now)]
 
-    def worker_buried(
-        self, number: int, status: int, stage: str, last_words: str, now: float
-    ) -> list[Action]:
+    def worker_gone(self, worker: int, status: int, stage: str, last_words: str, now: float) -> list[Action]:
         """A worker is gone.
 
         Args:
-            number: which one.
+            worker: which one.
             status: its exit code, or minus the signal that ended it.
             stage: of the compile that it was at.
             last_words: the end of what it and its tools printed.
             now: monotonic seconds.
         """
-        worker = self._workers.pop(number, None)
-        if worker is None:
+        found = self._workers.pop(worker, None)
+        if found is None:
             return []
         answer: list[Action] = []
-        if worker.job is not None:
-            answer = self._after_death(worker, worker.job, status, stage, last_words, now)
+        if found.job is not None:
+            answer = self._after_death(found, found.job, status, stage, last_words, now)
         return [*answer, *self._schedule(now), *self._end_unused_zygotes()]
 
     def _after_death(
@@ -453,8 +401,8 @@ class Plan:
                 output=last_words,
                 advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: less unrolling",
             )
-        elif worker.swollen is not None:
-            limit, evidence = worker.swollen
+        elif worker.over_memory is not None:
+            limit, evidence = worker.over_memory
             failure = Failure(
                 "memory",
                 f"it used more than {_mebibytes(limit)} of memory",
@@ -671,6 +619,29 @@ class Plan:
     def _give_up(self, kind: Kind, why: str) -> list[Action]:
         jobs = [job for job in self._jobs.values() if job.kind == kind and job.worker is None]
         return [self._deliver(job, Failure("service", why)) for job in jobs]
+
+
+_METHODS: dict[type[events.Event], str] = {
+    events.Announced: "announced",
+    events.Requested: "requested",
+    events.Awaited: "awaited",
+    events.ClientLeft: "client_left",
+    events.Quiesced: "quiesce",
+    events.Resumed: "resume",
+    events.Resized: "resize",
+    events.Ticked: "tick",
+    events.ZygoteReady: "zygote_ready",
+    events.ZygoteUnable: "zygote_unable",
+    events.ZygoteLost: "zygote_lost",
+    events.WorkerForked: "worker_forked",
+    events.ForkFailed: "fork_failed",
+    events.Finished: "finished",
+    events.Reached: "reached",
+    events.StoodAside: "stood_aside",
+    events.WorkerGone: "worker_gone",
+    events.OverMemory: "over_memory",
+    events.Stalled: "stalled",
+}
 
 
 def effective_time_limit(wanted: float | None, urgency: Urgency) -> float | None:

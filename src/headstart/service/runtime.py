@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from headstart.errors import ServiceError
@@ -31,6 +31,9 @@ _log = logging.getLogger("headstart")
 class Workplace:
     """Where the workers of a service have their folders: a folder of its own, and another elsewhere when that is full.
 
+    Attributes:
+        warn: told what a person should know.
+
     Raises:
         ServiceError: there is no place for it.
     """
@@ -42,6 +45,7 @@ class Workplace:
         self._held = contextlib.ExitStack()
         self._folders: dict[Path, Path] = {}  # by place
         self.folder = Path()
+        self.warn: Callable[[str], None] = _log.warning
         if not self._move(""):
             raise ServiceError("no folder for workers can be made; set XDG_RUNTIME_DIR to a folder of your own")
 
@@ -85,7 +89,7 @@ class Workplace:
                         self._folders[place] = self._held.enter_context(service_folder(place))
                     self.folder = self._folders[place]
                     if why:
-                        _log.warning("%s: workers have their folders in %s from now on", why, place)
+                        self.warn(f"{why}: workers have their folders in {place} from now on")
                     return True
         return False
 

@@ -1,12 +1,12 @@
 """The process that owns the queue and the other processes, and answers clients.
 
-    client ── Submit ──▶ server ── is it in the store? ──▶ Result
-                            └─ plan.requested ─▶ actions ─▶ zygotes fork, workers compile
-    worker ── Finished ─▶ server ── plan.finished ─▶ Deliver ─▶ Result to everyone who asked
+    client ── Submit ──▶ Server ── Lookup: is it in the store? ──▶ Result
+                           └─ Requested ─▶ Engine ─▶ Plan ─▶ actions ─▶ ProcessPool: zygotes fork, workers compile
+    worker ── Finished ─▶ ProcessPool ─▶ Engine ─▶ Plan ─▶ Deliver ─▶ Results ─▶ Result to everyone who asked
 
-One thread, one selector. The server turns what happens into events of the plan and carries out the actions that come
-back; it decides nothing itself. It ends when its last client is gone (EOF or pidfd), unless it was started to stay, and
-takes everything below it along.
+One thread and one selector, and a second thread for what may take long (`errands.py`). The server turns what clients
+say into events and answers them; it decides nothing itself. It ends when its last client is gone (EOF or pidfd), unless
+it was started to stay, and takes everything below it along.
 """
 
 from __future__ import annotations
@@ -18,98 +18,52 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
-from headstart import keys, machine, wire
+from headstart import machine, wire
 from headstart.environment import bypass_reason
-from headstart.errors import ServiceError, StoreUnavailable
+from headstart.errors import ServiceError
 from headstart.request import CompileRequest
-from headstart.service import plan
+from headstart.service import events, history
+from headstart.service.actions import Action, Assign, Deliver, ForExecutor
 from headstart.service.capacity import Capacity
 from headstart.service.config import Config
 from headstart.service.confinement import unavailable
 from headstart.service.describers import Describers
 from headstart.service.describers import Kind as DescriberKind
-from headstart.service.door import Door, Peer
-from headstart.service.failures import REMEMBERED_KINDS, Failures, RememberedFailure
-from headstart.service.herd import Herd
-from headstart.service.intake import (
-    NotBelieved,
-    cpu_seconds,
-    entry_parts,
-    failure_of,
-    log_of,
-    shown,
-    without_what_is_not_identity,
-)
+from headstart.service.engine import Engine
+from headstart.service.errands import Errands
+from headstart.service.executor import Executor
+from headstart.service.intake import without_what_is_not_identity
+from headstart.service.lookup import Found, Lookup
 from headstart.service.loop import Loop
-from headstart.service.queue import Job as PlannedJob
-from headstart.service.queue import Kind, Ticket, Urgency
+from headstart.service.plan import IDLE_TIMEOUT, Plan
+from headstart.service.process_pool import ProcessPool
+from headstart.service.queue import Job, Ticket, Urgency
 from headstart.service.reporting import Tally, report
-from headstart.service.reproduce import write_plan
+from headstart.service.results import Compile, Results, answer
 from headstart.service.runtime import Workplace
-from headstart.service.toolchains import Toolchains
-from headstart.store import DiskStore
+from headstart.service.sessions import Session, Sessions
 from headstart.toolchain import Toolchain
 from headstart.trust import check_environment, unvouched
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-_STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dead yet
-_PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size
 _GREETING_PATIENCE = 30.0  # seconds for which a shared service waits for its first client
 _MEASURE_INTERVAL = 1.0  # seconds, at least, between two looks at the memory that is left
 _STOPPED_INTERVAL = 5.0  # seconds between two looks for processes that somebody has stopped
-_SHUT_FOR = 0.5  # seconds until those outside are asked in again
 _MEMORY_INTERVAL = 0.1  # seconds between two looks at the memory of a compile that has a limit
-MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
 _MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
+_SHOWN_EVENTS = 50  # of those before a bug
 # Of a compile that nobody vouches for, unless the client sets limits of its own.
 CONFINED_TIME_LIMIT = 120.0  # seconds
 CONFINED_MEMORY_LIMIT = 4 << 30  # bytes
 
 _log = logging.getLogger("headstart.service")
 
-
-class Job(msgspec.Struct, frozen=True):
-    """A plan's payload: what a worker is told, and where the entry goes."""
-
-    key: str
-    toolchain: str
-    request: CompileRequest
-    use_store: bool
-    cache_dir: str
-    early_cutoff: bool
-    trusted: bool
-    torch_dir: str
-    confined: bool = False
-
-
-class Client:
-    """Somebody who has connected; one of those who ask for kernels once `hello` is there."""
-
-    def __init__(self, number: int, peer: Peer) -> None:
-        self.number = number
-        self.pid = peer.pid
-        self.pidfd = peer.pidfd
-        self.channel = wire.Channel(peer.socket, wire.FromClient)
-        self.hello: wire.Hello | None = None
-        self.since = time.monotonic()
-        self.jobs: dict[int, str] = {}  # ticket number: the plan's key of its job
-        self.told: set[str] = set()  # notices
-        self.toolchains: set[Toolchain] = set()
-
-    @property
-    def cache_dir(self) -> str | None:
-        return None if self.hello is None else os.fsdecode(self.hello.preferences.cache_dir)
+MakeExecutor = Callable[[Loop, Callable[[events.FromExecutor], None], Callable[[], set[int]]], Executor]
 
 
 class Server:
@@ -117,103 +71,90 @@ class Server:
 
     Args:
         config: see there.
-        workplace: for its workers' folders.
+        make_executor: makes what runs compiles, given the loop, whom to tell of events, and the children of this
+            process that are none of its own.
     """
 
-    def __init__(self, config: Config, workplace: Workplace) -> None:
+    def __init__(self, config: Config, make_executor: MakeExecutor) -> None:
         self._config = config
         self._capacity = Capacity(config.workers, config.memory)
-        self._plan = plan.Plan(config.workers, idle_timeout=config.idle or plan.IDLE_TIMEOUT)
+        self._plan = Plan(config.workers, idle_timeout=config.idle or IDLE_TIMEOUT)
         self._loop = Loop()
-        self._describers = Describers(self._loop, self._tell)
-        self._herd = Herd(self._loop, self._plan, self._carry_out, workplace, lambda: self._describers.pids)
-        self._door: Door | None = None
-        self._clients: dict[int, Client] = {}
-        self._numbers = count()
-        self._draining: list[Client] = []  # those who asked to be told when there are no workers any more
-        self._stores: dict[str, DiskStore] = {}
-        self._toolchains = Toolchains()
+        self._engine = Engine(self._plan, self._carry_out)
+        self._sessions = Sessions(self._loop, self._answer, self._left)
+        self._describers = Describers(self._loop, self._sessions.tell)
+        self._executor = make_executor(self._loop, self._engine.happened, lambda: self._describers.pids)
+        self._errands = Errands(self._loop)
+        self._lookup = Lookup(self.warn)
+        self._results = Results(self._lookup)
+        self._draining: list[Session] = []  # those who asked to be told when there are no workers any more
         self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
-        self._parting: set[Client] = set()  # who have been hung up on, and are still being told so
-        self._looking_at: str | None = None  # the cache folder that warnings are about
-        self._published: Counter[str] = Counter()  # bytes by cache folder, since its store was last pruned
         self._tally = Tally()
         self._started = time.monotonic()
         self._measured = float("-inf")
         self._watched = float("-inf")
         self._inspected = time.monotonic()
-        self._door_shut = float("inf")  # since when, for lack of file descriptors
         self._lingers = config.lingers
-        self._had_clients = False
         self._running = True
+
+    def warn(self, text: str, cache_dir: str | None = None) -> None:
+        """Have the clients that use a cache folder, or all, told something. May be called in any thread."""
+        self._errands.post(lambda: self._sessions.warn(text, cache_dir))
 
     def run(self) -> None:
         """Until the last client is gone, or somebody says so."""
-        logging.getLogger("headstart").addHandler(_Notifier(self._warn))
-        if self._config.listener >= 0:
-            self._door = Door(socket.socket(fileno=self._config.listener), Path(self._config.socket))
-            self._loop.watch(self._door, self._answer_the_door)
-        else:
-            self._admit(
-                Peer(socket.socket(fileno=self._config.client), os.getppid(), self._config.client_pidfd)
-            )
+        self._sessions.open(self._config)
         try:
             while self._running:
                 self._loop.once(self._patience())
                 self._look_around(time.monotonic())
                 self._loop.flush()
-                if self._part_with_those_who_do_not_read():
+                if self._sessions.hang_up_on_slow():
                     self._loop.flush()
-                self._herd.reap_strays()
-            self._say_goodbye()
+                self._executor.look_around()
+            self._sessions.say_goodbye()
         except SystemExit:
-            self._say_goodbye()
+            self._sessions.say_goodbye()
+            raise
+        except Exception:
+            shown = history.lines(self._engine.history.latest(_SHOWN_EVENTS), time.monotonic())
+            _log.error("the compile service failed, which is a bug. What happened before:\n%s", "\n".join(shown))
             raise
         finally:
-            if self._door is not None:
-                self._loop.unwatch(self._door)
-                self._door.close(wire.frame(wire.Leaving()))
+            self._sessions.close()
             self._describers.end()
-            self._herd.end()
+            self._executor.end()
+            self._errands.close()
 
     def _look_around(self, now: float) -> None:
         if now - self._measured >= _MEASURE_INTERVAL and self._plan.workers:
             self._measured = now
-            fitting = self._capacity.fitting(self._herd.memory(), machine.available_memory())
+            fitting = self._capacity.fitting(self._executor.memory(), machine.available_memory())
             if fitting != self._plan.limit:
-                self._carry_out(self._plan.resize(fitting, now))
-        if self._door is not None and now > self._door_shut + _SHUT_FOR:
-            self._door_shut = float("inf")
-            self._loop.watch(self._door, self._answer_the_door)
+                self._engine.happened(events.Resized(fitting, now))
+        self._sessions.look_around(now)
         if now - self._watched >= _MEMORY_INTERVAL:
             self._watched = now
-            for number, evidence in self._herd.swollen(self._plan.memory_limits()):
-                self._carry_out(self._plan.swollen(number, evidence))
+            self._executor.check_memory(self._plan.memory_limits())
         if now - self._inspected >= _STOPPED_INTERVAL and (self._plan.jobs() or self._describers.busy):
             self._inspected = now
-            self._herd.replace_stopped(now)
+            self._executor.replace_stopped(now)
             self._describers.replace_stopped(now)
-        self._carry_out(self._plan.tick(now))
+        self._engine.happened(events.Ticked(now))
         if not (self._plan.quiesced and self._plan.workers):
-            for client in self._draining:
-                self._loop.send(client.channel, self._report(now))
+            for session in self._draining:
+                self._loop.send(session.channel, self._report(now))
             self._draining.clear()
         if self._waits_for_first_client() and now > self._started + _GREETING_PATIENCE:
-            self._stop()
+            self._running = False
 
     def _waits_for_first_client(self) -> bool:
-        return self._door is not None and not self._had_clients and not self._lingers
-
-    def _stop(self, mask: int = 0) -> None:
-        self._running = False
+        return self._sessions.is_shared and not self._sessions.had_members and not self._lingers
 
     def _patience(self) -> float | None:
         deadline = self._plan.next_deadline()
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
-        if self._herd.has_strays:
-            waits.append(_STRAY_INTERVAL)
-        if self._door_shut < float("inf"):
-            waits.append(_SHUT_FOR)
+        waits += [due for due in (self._executor.deadline, self._sessions.deadline) if due is not None]
         if self._plan.memory_limits():
             waits.append(_MEMORY_INTERVAL)
         if (self._plan.jobs() and not self._plan.quiesced) or self._describers.busy:
@@ -222,197 +163,101 @@ class Server:
             waits.append(_GREETING_PATIENCE)
         return min(waits, default=None)
 
-    def _warn(self, text: str) -> None:
-        """Something that a module of ours found in the cache folder that is being looked at: tell whoever uses it."""
-        for client in self._members():
-            if self._looking_at in (None, client.cache_dir):
-                self._notify(client, text)
+    # What clients say
 
-    def _notify(self, client: Client, text: str) -> None:
-        """Tell a client, once."""
-        if text and text not in client.told:
-            client.told.add(text)
-            self._loop.send(client.channel, wire.Notice(text))
-
-    @contextlib.contextmanager
-    def _looking(self, cache_dir: str) -> Iterator[None]:
-        self._looking_at = cache_dir
-        try:
-            yield
-        finally:
-            self._looking_at = None
-
-    def _tell(self, number: int, message: msgspec.Struct) -> None:
-        """Send a message to a client, if it is there."""
-        client = self._clients.get(number)
-        if client is not None:
-            self._loop.send(client.channel, message)
-
-    # Clients
-
-    def _answer_the_door(self, mask: int) -> None:
-        assert self._door is not None
-        try:
-            peer = self._door.accept()
-        except OSError:
-            # Whoever is outside would wake us again and again while there is nothing that we could do.
-            self._loop.unwatch(self._door)
-            self._door_shut = time.monotonic()
-            return
-        if peer is not None:
-            self._admit(peer)
-
-    def _admit(self, peer: Peer) -> None:
-        client = Client(next(self._numbers), peer)
-        self._clients[client.number] = client
-        self._loop.watch(client.channel, lambda mask: self._hear_client(client, mask))
-        if client.pidfd >= 0:
-            self._loop.watch(client.pidfd, lambda mask: self._dismiss(client))
-
-    def _hear_client(self, client: Client, mask: int) -> None:
-        try:
-            messages = self._loop.receive(client.channel, mask)
-        except (EOFError, ConnectionError):
-            self._dismiss(client)
-            return
-        except wire.ProtocolError:
-            _log.exception("a client was disconnected")
-            self._dismiss(client)
-            return
-        for message in messages:
-            if client.number in self._clients:
-                try:
-                    self._answer(client, message)
-                except Exception:  # noqa: BLE001 - what one client says must not end the service for all
-                    _log.exception("a client was disconnected; this is a bug")
-                    self._dismiss(client)
-
-    def _dismiss(self, client: Client) -> None:
-        if client in self._parting:
-            self._parting.remove(client)
-        elif self._clients.pop(client.number, None) is None:
-            return
-        self._loop.unwatch(client.channel)
-        client.channel.close()
-        if client.pidfd >= 0:
-            self._loop.unwatch(client.pidfd)
-            os.close(client.pidfd)
-        self._forget(client)
+    def _left(self, session: Session) -> None:
+        """Somebody is gone; more than once does no harm."""
+        if session in self._draining:
+            self._draining.remove(session)
+        self._describers.client_left(session.number)
+        self._engine.happened(events.ClientLeft(session.number, time.monotonic()))
         self._stop_if_alone()
 
-    def _forget(self, client: Client) -> None:
-        """Its requests, that is; more than once does no harm."""
-        if client in self._draining:
-            self._draining.remove(client)
-        self._describers.client_left(client.number)
-        self._carry_out(self._plan.client_left(client.number, time.monotonic()))
-
-    def _part_with_those_who_do_not_read(self) -> bool:
-        """Hang up on clients whose answers pile up; they are told, come back, and ask again for what is missing."""
-        slow = [client for client in self._clients.values() if client.channel.backlog > MAX_BACKLOG]
-        for client in slow:
-            _log.warning("client %d does not read its answers, and was hung up on", client.pid)
-            del self._clients[client.number]
-            self._parting.add(client)
-            client.channel.drop_backlog()
-            client.channel.queue(wire.Leaving(f"more than {MAX_BACKLOG >> 20} MiB of answers were not read"))
-            self._loop.drain(client.channel, functools.partial(self._dismiss, client))
-            self._forget(client)
-        return bool(slow)
-
-    def _members(self) -> list[Client]:
-        return [client for client in self._clients.values() if client.hello is not None]
-
     def _stop_if_alone(self) -> None:
-        # Before the first client has introduced itself there may be others who are about to.
-        if self._lingers or self._members() or self._parting:
-            return
-        if self._had_clients or not self._clients:
-            self._stop()
+        if not self._lingers and self._sessions.nobody:
+            self._running = False
 
-    def _say_goodbye(self) -> None:
-        """Have the clients look for another service, and blame nobody for the end of this one."""
-        for client in self._clients.values():
-            self._loop.send(client.channel, wire.Leaving())
-        self._loop.flush()
+    def _answer(self, session: Session, message: Any) -> None:
+        match message:
+            case wire.Hello():
+                self._sessions.greet(session, message)
+            case wire.Control(command):
+                self._obey(session, command)
+            case wire.Supersede():
+                self._lingers = False
+                self._stop_if_alone()
+            case _ if session.hello is None:
+                self._sessions.dismiss(session)
+            case wire.Submit():
+                self._submit(session, message)
+            case wire.Await(tickets):
+                for number in tickets:
+                    self._await(session, number)
+            case wire.Prepare(toolchain, environment, vouched):
+                if vouched or not unavailable():
+                    self._after_a_look(
+                        session, toolchain, lambda: self._prepare(session, toolchain, environment, vouched)
+                    )
+            case wire.PrepareDescriber(spec):
+                self._after_a_look(
+                    session,
+                    spec.toolchain,
+                    lambda: self._describers.prepare(session.number, self._describer_kind(spec)),
+                )
+            case wire.Ask(ticket, spec, question):
+                self._after_a_look(
+                    session,
+                    spec.toolchain,
+                    lambda: self._describers.ask(session.number, ticket, self._describer_kind(spec), question),
+                )
 
-    def _answer(self, client: Client, message: Any) -> None:
-        if isinstance(message, wire.Hello):
-            self._greet(client, message)
-        elif isinstance(message, wire.Prepare):
-            self._prepare(client, message)
-        elif isinstance(message, wire.Control):
-            self._obey(client, message.command)
-        elif isinstance(message, wire.Supersede):
-            self._lingers = False
-            self._stop_if_alone()
-        elif client.hello is None:
-            self._dismiss(client)
-        elif isinstance(message, wire.Submit):
-            self._submit(client, client.hello, message)
-        elif isinstance(message, wire.PrepareDescriber):
-            self._describers.prepare(client.number, self._describer_kind(client, client.hello, message.spec))
-        elif isinstance(message, wire.Ask):
-            kind = self._describer_kind(client, client.hello, message.spec)
-            self._describers.ask(client.number, message.ticket, kind, message.question)
-        else:
-            for number in message.tickets:
-                if number in client.jobs:
-                    self._carry_out(self._plan.awaited(client.jobs[number], time.monotonic()))
-
-    def _greet(self, client: Client, hello: wire.Hello) -> None:
-        if hello.protocol != wire.PROTOCOL:
-            why = f"it speaks protocol {wire.PROTOCOL}, and this client {hello.protocol}"
-            self._loop.send(client.channel, wire.Unwelcome(why))
-            self._loop.flush()
-            self._dismiss(client)
-            return
-        client.hello = hello
-        self._had_clients = True
-        self._loop.send(client.channel, wire.Welcome(os.getpid()))
-
-    def _prepare(self, client: Client, message: wire.Prepare) -> None:
-        if client.hello is None:
-            self._dismiss(client)
-            return
-        self._look_at_toolchain(client, client.hello, message.toolchain)
-        if message.vouched or not unavailable():
-            kind = self._kind(message.toolchain, message.environment, not message.vouched)
-            self._carry_out(self._plan.announced(kind, client.number))
-
-    def _look_at_toolchain(self, client: Client, hello: wire.Hello, toolchain: Toolchain) -> None:
+    def _after_a_look(self, session: Session, toolchain: Toolchain, then: Callable[[], None]) -> None:
         """Once for each client: the toolchain may have been changed since another client came."""
-        if toolchain not in client.toolchains:
-            client.toolchains.add(toolchain)
-            self._toolchains.look_again(toolchain, os.fsdecode(hello.preferences.cache_dir))
+        if session.toolchains.get(toolchain):
+            then()
+            return
+        preferences = session.preferences
+        look_again = toolchain not in session.toolchains
+        session.toolchains.setdefault(toolchain, False)
 
-    def _kind(self, toolchain: Toolchain, environment: Mapping[str, str], confined: bool) -> Kind:
-        variables = tuple(sorted(environment.items()))
-        generation = self._toolchains.generation(toolchain)
-        # What generated kernels import of torch is shown to them alone, whichever process compiles them.
-        return Kind((msgspec.structs.replace(toolchain, torch_dir=""), generation), variables, confined)
+        def go_on(_: object) -> None:
+            session.toolchains[toolchain] = True
+            if self._sessions.has(session):
+                then()
 
-    def _describer_kind(self, client: Client, hello: wire.Hello, spec: wire.DescriberSpec) -> DescriberKind:
-        self._look_at_toolchain(client, hello, spec.toolchain)
-        return DescriberKind(spec, self._toolchains.generation(spec.toolchain))
+        def look() -> None:
+            if look_again:
+                self._lookup.look_at(toolchain, preferences)
 
-    def _obey(self, client: Client, command: str) -> None:
+        self._errands.do(look, go_on, functools.partial(self._sessions.dismiss, session))
+
+    def _prepare(self, session: Session, toolchain: Toolchain, environment: dict[str, str], vouched: bool) -> None:
+        kind = self._lookup.kind(toolchain, environment, not vouched)
+        self._engine.happened(events.Announced(kind, session.number))
+
+    def _describer_kind(self, spec: wire.DescriberSpec) -> DescriberKind:
+        return DescriberKind(spec, self._lookup.generation(spec.toolchain))
+
+    def _obey(self, session: Session, command: str) -> None:
         now = time.monotonic()
         if command in ("quiesce", "quiesce now"):
-            self._draining.append(client)  # it is answered when there are no workers any more
-            self._carry_out(self._plan.quiesce(kill=command == "quiesce now"))
+            self._draining.append(session)  # it is answered when there are no workers any more
+            self._engine.happened(events.Quiesced(command == "quiesce now"))
+            return
+        if command == "events":
+            self._loop.send(session.channel, wire.Events(now, self._engine.history.latest()))
             return
         if command == "resume":
-            self._carry_out(self._plan.resume(now))
+            self._engine.happened(events.Resumed(now))
         elif command == "stop":
-            self._stop()
-        self._loop.send(client.channel, self._report(now))
+            self._running = False
+        self._loop.send(session.channel, self._report(now))
 
     def _report(self, now: float) -> wire.Report:
         return report(
             self._plan,
-            self._members(),
-            self._herd.workers,
+            self._sessions.members(),
+            self._executor.workers,
             self._tally,
             now=now,
             started=self._started,
@@ -420,90 +265,102 @@ class Server:
             describers=len(self._describers),
         )
 
-    def _submit(self, client: Client, hello: wire.Hello, message: wire.Submit) -> None:
+    # Requests
+
+    def _submit(self, session: Session, message: wire.Submit) -> None:
         request = message.request if message.vouched else without_what_is_not_identity(message.request)
         self._tally.requests += 1
         # Before anything is read that it names.
-        refused = None if message.vouched else check_environment(request, tools=hello.preferences.tools)
+        refused = None if message.vouched else check_environment(request, tools=session.preferences.tools)
         if refused is not None:
-            self._loop.send(client.channel, wire.Failed(message.ticket, wire.Failure("source", unvouched(refused))))
+            failure = wire.Failure("source", unvouched(refused))
+            self._sessions.tell(session.number, wire.Failed(message.ticket, failure))
             return
         use_store = message.use_store and bypass_reason(request.environment) is None
-        cache_dir = os.fsdecode(hello.preferences.cache_dir)
-        self._look_at_toolchain(client, hello, message.toolchain)
-        try:
-            digest = self._toolchains.digest(message.toolchain, request.environment, cache_dir)
-        except ServiceError as error:
-            self._loop.send(client.channel, wire.Failed(message.ticket, wire.Failure("service", str(error))))
+        known = self._lookup.key(message.toolchain, request) if session.toolchains.get(message.toolchain) else None
+        if known is not None and self._plan.in_flight(_job_key(known[1], message, session, use_store)) is not None:
+            kind = self._lookup.kind(message.toolchain, request.environment, not message.vouched)
+            self._request(session, message, request, use_store, Found(*known, kind))
             return
-        key = keys.entry_key(digest, request.digest())
-        # Whoever vouches for a source is not served by what somebody has under way who does not.
-        job_key = f"{key} {cache_dir if use_store else 'unstored'}{'' if message.vouched else ' confined'}"
-        running = self._plan.in_flight(job_key)
-        urgency = Urgency.BACKGROUND if message.background else Urgency.EARLY
-        if running is None and use_store and self._answer_from_store(client, hello, message, key, urgency):
+        look_again = message.toolchain not in session.toolchains
+        session.toolchains.setdefault(message.toolchain, False)
+        session.looked_up.add(message.ticket)
+        self._errands.do(
+            functools.partial(
+                self._lookup.find,
+                message,
+                request,
+                session.preferences,
+                use_store=use_store,
+                look_again=look_again,
+            ),
+            functools.partial(self._found, session, message, request, use_store),
+            functools.partial(self._sessions.dismiss, session),
+        )
+
+    def _found(
+        self, session: Session, message: wire.Submit, request: CompileRequest, use_store: bool, found: Found
+    ) -> None:
+        session.toolchains[message.toolchain] = True
+        session.looked_up.discard(message.ticket)
+        if not self._sessions.has(session):
             return
-        if not message.vouched and (why := unavailable()):
+        if found.shared is not None:
+            self._tally.stored += 1
+            self._learn(request, found.seconds)
+            result = wire.Result(message.ticket, found.key, cached=True, shared=found.shared)
+            self._sessions.tell(session.number, result)
+        elif found.failure is not None:
+            self._tally.failed += found.failure.kind != "service"
+            self._sessions.tell(session.number, wire.Failed(message.ticket, found.failure))
+        elif not message.vouched and (why := unavailable()):
             failure = wire.Failure("service", unvouched(f"its worker cannot be confined here: {why}"))
-            self._loop.send(client.channel, wire.Failed(message.ticket, failure))
-            return
-        client.jobs[message.ticket] = job_key
+            self._sessions.tell(session.number, wire.Failed(message.ticket, failure))
+        else:
+            self._request(session, message, request, use_store, found)
+        if message.ticket in session.awaited:
+            session.awaited.discard(message.ticket)
+            self._await(session, message.ticket)
+
+    def _request(
+        self, session: Session, message: wire.Submit, request: CompileRequest, use_store: bool, found: Found
+    ) -> None:
+        job_key = _job_key(found.key, message, session, use_store)
+        session.jobs[message.ticket] = job_key
+        running = self._plan.in_flight(job_key)
         self._tally.joined += running is not None
         if running is not None and running.worker is not None:
-            started = self._herd.workers[running.worker].started
-            self._loop.send(client.channel, wire.Started(message.ticket, running.worker, started))
-        actions = self._plan.requested(
-            Ticket(client.number, message.ticket),
-            job_key,
-            self._kind(message.toolchain, request.environment, not message.vouched),
-            Job(
-                key,
-                digest,
-                request,
-                use_store,
-                cache_dir,
-                use_store and hello.preferences.early_cutoff and message.vouched,
-                hello.preferences.trusts_cache_dir,
-                message.toolchain.torch_dir,
-                not message.vouched,
-            ),
-            urgency,
-            time.monotonic(),
-            estimate=self._estimates.get(request.kernel),
-            time_limit=hello.preferences.time_limit or (None if message.vouched else CONFINED_TIME_LIMIT),
-            memory_limit=hello.preferences.memory_limit or (None if message.vouched else CONFINED_MEMORY_LIMIT),
+            started = self._executor.workers[running.worker].started
+            self._sessions.tell(session.number, wire.Started(message.ticket, running.worker, started))
+        preferences, confined = session.preferences, not message.vouched
+        assert found.kind is not None
+        self._engine.happened(
+            events.Requested(
+                Ticket(session.number, message.ticket),
+                job_key,
+                found.kind,
+                Compile(
+                    found.key,
+                    found.digest,
+                    request,
+                    use_store,
+                    preferences,
+                    message.toolchain.torch_dir,
+                    confined,
+                ),
+                Urgency.BACKGROUND if message.background else Urgency.EARLY,
+                time.monotonic(),
+                self._estimates.get(request.kernel),
+                preferences.time_limit or (CONFINED_TIME_LIMIT if confined else None),
+                preferences.memory_limit or (CONFINED_MEMORY_LIMIT if confined else None),
+            )
         )
-        self._carry_out(actions)
 
-    def _answer_from_store(
-        self, client: Client, hello: wire.Hello, message: wire.Submit, key: str, urgency: Urgency
-    ) -> bool:
-        cache_dir = os.fsdecode(hello.preferences.cache_dir)
-        with self._looking(cache_dir):
-            entry = self._store(hello).find(key, kind="kernel", request_digest=message.request.digest())
-        if entry is not None:
-            self._tally.stored += 1
-            self._learn(message.request, entry.header.compile_wall_s)
-            shared = int(entry.metadata.get("shared") or 0)
-            self._loop.send(client.channel, wire.Result(message.ticket, key, cached=True, shared=shared))
-            return True
-        failure = Failures(cache_dir).find(
-            key,
-            plan.effective_time_limit(hello.preferences.time_limit, urgency),
-            hello.preferences.memory_limit,
-        )
-        if failure is not None:
-            self._tally.failed += 1
-            self._loop.send(client.channel, wire.Failed(message.ticket, failure))
-        return failure is not None
-
-    def _store(self, hello: wire.Hello) -> DiskStore:
-        cache_dir = os.fsdecode(hello.preferences.cache_dir)
-        store = self._stores.get(cache_dir)
-        limit_bytes, trusted = hello.preferences.store_limit, hello.preferences.trusts_cache_dir
-        if store is None or (store.limit_bytes, store.trusted) != (limit_bytes, trusted):
-            store = self._stores[cache_dir] = DiskStore(cache_dir, limit_bytes=limit_bytes, trusted=trusted)
-        return store
+    def _await(self, session: Session, ticket: int) -> None:
+        if ticket in session.looked_up:
+            session.awaited.add(ticket)
+        elif ticket in session.jobs:
+            self._engine.happened(events.Awaited(session.jobs[ticket], time.monotonic()))
 
     def _learn(self, request: CompileRequest, seconds: float) -> None:
         """Remember how long a kernel took, whatever its configuration; the longest counts."""
@@ -514,173 +371,53 @@ class Server:
 
     # Actions
 
-    def _carry_out(self, actions: Iterable[plan.Action]) -> None:
-        for action in actions:
-            match action:
-                case plan.StartZygote(kind):
-                    self._herd.start_zygote(kind)
-                case plan.EndZygote(kind):
-                    self._herd.end_zygote(kind)
-                case plan.Fork(number, kind):
-                    self._herd.fork(number, kind)
-                case plan.Assign(number, job):
-                    self._assign(number, job)
-                case plan.Proceed(number):
-                    self._loop.send(self._herd.workers[number].channel, wire.Proceed())
-                case plan.StandAside(number):
-                    self._loop.send(self._herd.workers[number].channel, wire.StandAside())
-                case plan.Retire(number):
-                    self._herd.retire(number)
-                case plan.MoveOn(number):
-                    self._herd.move_on(number)
-                case plan.Kill(number):
-                    self._herd.kill(number)
-                case plan.Deliver(job, outcome):
-                    self._deliver(job, outcome)
+    def _carry_out(self, action: Action) -> None:
+        if isinstance(action, Deliver):
+            self._deliver(action.job, action.outcome)
+            return
+        for_executor: ForExecutor = action
+        self._executor.carry_out(for_executor)
+        if isinstance(action, Assign):
+            started = self._executor.workers[action.worker].started
+            for ticket in action.job.tickets:
+                self._sessions.tell(ticket.client, wire.Started(ticket.number, action.worker, started))
 
-    def _assign(self, number: int, job: PlannedJob) -> None:
-        worker = self._herd.workers[number]
-        worker.started = time.monotonic()
+    def _deliver(self, job: Job, outcome: object) -> None:
         payload = job.payload
-        assert isinstance(payload, Job)
-        # A confined worker can write no store: what it makes it sends.
-        store = os.fsencode(payload.cache_dir) if payload.use_store and not payload.confined else b""
-        early_cutoff = payload.early_cutoff and not job.whole
-        self._loop.send(
-            worker.channel,
-            wire.Assign(
-                payload.key,
-                payload.toolchain,
-                payload.request,
-                store,
-                early_cutoff,
-                job.front,
-                payload.trusted,
-                payload.torch_dir,
-            ),
+        assert isinstance(payload, Compile)
+        if not self._results.needs_work(payload, outcome):
+            self._tell_outcome(job, payload, outcome)
+            return
+        worker = self._executor.workers.get(-1 if job.worker is None else job.worker)
+        started = time.monotonic() if worker is None else worker.started
+        self._errands.do(
+            lambda: self._results.settled(job, payload, outcome, started),
+            functools.partial(self._tell_outcome, job, payload),
+            lambda: self._tell_outcome(job, payload, wire.Failure("service", "its result could not be kept: a bug")),
         )
-        for ticket in job.tickets:
-            if ticket.client in self._clients:
-                started = wire.Started(ticket.number, number, worker.started)
-                self._loop.send(self._clients[ticket.client].channel, started)
 
-    def _deliver(self, job: PlannedJob, outcome: object) -> None:
-        payload = job.payload
-        assert isinstance(payload, Job)
-        if payload.confined:
-            outcome = self._taken_in(job, payload, outcome)
+    def _tell_outcome(self, job: Job, payload: Compile, outcome: object) -> None:
         if isinstance(outcome, wire.Finished):
             self._tally.compiled += 1
-            self._note_published(outcome, payload)
             self._tally.taken_over += outcome.taken_over
+            if outcome.stored:
+                self._errands.do(lambda: self._results.published(payload))
             if not (outcome.cached or outcome.taken_over):
                 self._learn(payload.request, outcome.finished - outcome.started)
         elif isinstance(outcome, wire.Failure):
             self._tally.failed += 1
-            # Whoever ran a plan with a strange source would vouch for it.
-            if outcome.kind != "service" and not payload.confined:
-                self._write_down(job, payload, outcome)
         for ticket in job.tickets:
-            client = self._clients.get(ticket.client)
-            if client is not None:
-                client.jobs.pop(ticket.number, None)
+            session = self._sessions.get(ticket.client)
+            if session is not None:
+                session.jobs.pop(ticket.number, None)
                 if isinstance(outcome, wire.Finished):
-                    self._notify(client, outcome.notice)
-                self._loop.send(client.channel, self._message(ticket.number, payload.key, outcome))
-
-    def _taken_in(self, job: PlannedJob, payload: Job, outcome: object) -> wire.Finished | wire.Failure:
-        """What a confined worker made, checked, and put into the store."""
-        if not isinstance(outcome, wire.Finished):
-            assert isinstance(outcome, wire.Failure)
-            return failure_of(outcome)
-        now = time.monotonic()
-        worker = self._herd.workers.get(-1 if job.worker is None else job.worker)
-        started = now if worker is None else worker.started
-        log = log_of(outcome.log)
-        try:
-            parts, shared = entry_parts(payload.key, payload.toolchain, payload.request, outcome, log, now - started)
-        except NotBelieved as error:
-            return wire.Failure("crash", shown(f"its worker did not send what a compile makes: {error}"))
-        stored, notice = False, ""
-        if payload.use_store:
-            try:
-                DiskStore(payload.cache_dir, trusted=payload.trusted).publish(payload.key, parts)
-                stored = True
-            except StoreUnavailable as error:
-                notice = f"{error}; kernels are kept in memory only"
-        return wire.Finished(
-            stored=stored,
-            started=started,
-            finished=now,
-            entry=b"" if stored else b"".join(parts),
-            cpu_s=cpu_seconds(outcome),
-            shared=shared,
-            log=log,
-            notice=notice,
-        )
-
-    def _write_down(self, job: PlannedJob, payload: Job, failure: wire.Failure) -> None:
-        request = payload.request
-        failure.reproduce = write_plan(Path(payload.cache_dir, "failed"), request)
-        if payload.use_store and failure.kind in REMEMBERED_KINDS:
-            retry = f"headstart cache retry {payload.key[:12]}"
-            limit = (
-                plan.effective_time_limit(job.time_limit, job.urgency) if failure.kind == "timeout" else None
-            )
-            remembered = msgspec.structs.replace(
-                failure, advice=f"it failed before and was not tried again; `{retry}` has it tried again"
-            )
-            Failures(payload.cache_dir).remember(
-                RememberedFailure(
-                    payload.key,
-                    request.name,
-                    request.target,
-                    remembered,
-                    limit,
-                    job.memory_limit if failure.kind == "memory" else None,
-                )
-            )
-            if failure.reproduce:
-                failure.reproduce = remembered.reproduce = f"{retry}; {failure.reproduce}"
-
-    def _message(self, ticket: int, key: str, outcome: object) -> wire.Result | wire.Failed:
-        if isinstance(outcome, wire.Failure):
-            return wire.Failed(ticket, outcome)
-        assert isinstance(outcome, wire.Finished)
-        return wire.Result(
-            ticket,
-            key,
-            entry=outcome.entry,
-            cached=outcome.cached,
-            started=outcome.started,
-            finished=outcome.finished,
-            cpu_s=outcome.cpu_s,
-            shared=outcome.shared,
-            log=outcome.log,
-        )
-
-    def _note_published(self, outcome: wire.Finished, job: Job) -> None:
-        store = self._stores.get(job.cache_dir)
-        if store is None or store.limit_bytes is None or not outcome.stored:
-            return
-        with contextlib.suppress(OSError):
-            self._published[job.cache_dir] += os.stat(store.path_of(job.key)).st_size
-        if self._published[job.cache_dir] > store.limit_bytes * _PRUNE_SHARE:
-            self._published[job.cache_dir] = 0
-            with self._looking(job.cache_dir):
-                store.prune()
+                    self._sessions.notify(session, outcome.notice)
+                self._sessions.tell(session.number, answer(ticket.number, payload.key, outcome))
 
 
-class _Notifier(logging.Handler):
-    """Passes on what a module warns of (a damaged entry, say): nobody reads a service's own log."""
-
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._warn = warn
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name != _log.name:  # what we say of ourselves is for our own log
-            self._warn(record.getMessage())
+def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) -> str:
+    """Whoever vouches for a source is not served by what somebody has under way who does not."""
+    return f"{key} {session.cache_dir if use_store else 'unstored'}{'' if message.vouched else ' confined'}"
 
 
 def main(argument: str) -> None:
@@ -711,4 +448,12 @@ def serve(config: Config) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.closing(Workplace()) as workplace:
-        Server(config, workplace).run()
+        server = Server(config, functools.partial(_process_pool, workplace))
+        workplace.warn = server.warn
+        server.run()
+
+
+def _process_pool(
+    workplace: Workplace, loop: Loop, happened: Callable[[events.FromExecutor], None], others: Callable[[], set[int]]
+) -> Executor:
+    return ProcessPool(loop, happened, workplace, others)

@@ -27,6 +27,11 @@ class Toolchains:
             self._digests[which] = toolchain.digest(tools, Path(cache_dir, "toolchains"))
         return self._digests[which]
 
+    def known(self, toolchain: Toolchain, environment: Mapping[str, str]) -> str | None:
+        """The digest, if it was read before. May be called while another thread reads one."""
+        tools = {name: value for name, value in environment.items() if name in TOOL_VARIABLES}
+        return self._digests.get((toolchain, tuple(sorted(tools.items()))))
+
     def look_again(self, toolchain: Toolchain, cache_dir: str) -> None:
         """Notice what was rebuilt or edited since: it gets another digest, and another generation."""
         known = [which for which in self._digests if which[0] == toolchain]

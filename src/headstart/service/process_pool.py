@@ -1,10 +1,10 @@
 """The processes below a service: zygotes, and the workers that they fork.
 
-    plan ── actions ─▶ herd ── Fork, Kill ─▶ zygote ── fork ─▶ worker
-    plan ◀─ events ──  herd ◀─ Forked, Buried ─┘                 │
-                       herd ◀─ Finished, Failure, Reached ───────┘
+    engine ── actions ─▶ ProcessPool ── Fork, Kill ─▶ zygote ── fork ─▶ worker
+    engine ◀─ events ──  ProcessPool ◀─ Forked, Buried ─┘                 │
+                         ProcessPool ◀─ Finished, Failure, Reached ───────┘
 
-It starts and ends what the plan says, and tells the plan what became of it.
+The executor of one host: it starts and ends what it is told to, and reports what became of it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import msgspec
 
 from headstart import machine, wire
 from headstart.environment import FINGERPRINT_VARIABLES
-from headstart.service import plan
+from headstart.service import actions, events
 from headstart.service.boot import spawn
 from headstart.service.confinement import minimal_environment
+from headstart.service.executor import Payload
 from headstart.service.loop import Loop
 from headstart.service.output import last_words
 from headstart.service.queue import Kind
@@ -37,6 +38,7 @@ from headstart.service.zygote import bury
 _MAX_MESSAGE = 1 << 16  # bytes, from a zygote
 _MOST_SHOWN = 20  # processes of one worker that are named
 _MOST_FILES = 2000  # in a confined worker's folder, which has no folders in it
+_STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dead yet
 STOPPED_PATIENCE = 10.0  # seconds until a process that somebody has stopped is replaced
 
 _log = logging.getLogger("headstart.service")
@@ -59,13 +61,12 @@ class Worker:
         self.started = 0.0
 
 
-class Herd:
-    """Zygotes and workers.
+class ProcessPool:
+    """Zygotes and workers; see `executor.Executor`.
 
     Args:
         loop: that listens to them.
-        plan: that is told.
-        carry_out: what the plan then says.
+        happened: is told of events.
         workplace: for the workers' folders.
         others: children of this process that are none of its own.
     """
@@ -73,14 +74,12 @@ class Herd:
     def __init__(
         self,
         loop: Loop,
-        plan: plan.Plan,
-        carry_out: Callable[[Iterable[plan.Action]], None],
+        happened: Callable[[events.FromExecutor], None],
         workplace: Workplace,
         others: Callable[[], set[int]] = set,
     ) -> None:
         self._loop = loop
-        self._plan = plan
-        self._carry_out = carry_out
+        self._happened = happened
         self._workplace = workplace
         self._others = others
         self._zygotes: dict[Kind, _Zygote] = {}
@@ -88,16 +87,42 @@ class Herd:
         self._stopped: dict[int, float] = {}  # processes that were found stopped, and when first
         self._strays: set[int] = set()  # process groups that were killed and may hold adopted zombies
 
+    def carry_out(self, action: actions.ForExecutor) -> None:
+        """Do what the plan says."""
+        match action:
+            case actions.StartZygote(kind):
+                self._start_zygote(kind)
+            case actions.EndZygote(kind):
+                self._end_zygote(kind)
+            case actions.Fork(number, kind):
+                self._fork(number, kind)
+            case actions.Assign(number, job):
+                worker = self.workers[number]
+                worker.started = time.monotonic()
+                payload: Payload = job.payload  # type: ignore[assignment] # the plan passes its payloads through unread
+                self._loop.send(worker.channel, payload.message(job.front, whole=job.whole))
+            case actions.Proceed(number):
+                self._loop.send(self.workers[number].channel, wire.Proceed())
+            case actions.StandAside(number):
+                self._loop.send(self.workers[number].channel, wire.StandAside())
+            case actions.Retire(number):
+                # A worker whose socket is closed ends by itself.
+                self._loop.unwatch(self.workers[number].channel)
+                self.workers[number].channel.close()
+            case actions.MoveOn(number):
+                self._workplace.move_from(self.workers[number].folder)
+            case actions.Kill(number):
+                self._order_zygote(self.workers[number].kind, wire.Kill(number))
+
     def memory(self) -> list[int]:
         """Bytes that each worker uses."""
         return [machine.own_memory(worker.pid) for worker in self.workers.values() if worker.pid]
 
-    def swollen(self, limits: Mapping[int, int]) -> list[tuple[int, str]]:
-        """Those workers that use more than `limits` (bytes), tools included, each with what uses how much.
+    def check_memory(self, limits: Mapping[int, int]) -> None:
+        """Report those workers that use more than `limits` (bytes), tools included, each with what uses how much.
 
         A confined worker's files count too, and what it has started and let go of: it may mean to use the machine up.
         """
-        found = []
         confined = any(self.workers[number].kind.confined for number in limits)
         orphans = self._orphans() if confined else set()
         for number, limit in limits.items():
@@ -116,8 +141,8 @@ class Herd:
                     for each, size in parts
                 ]
                 shown += ["…"] * (len(used) > _MOST_SHOWN) + [f"files {files >> 20} MiB"] * (files > 0)
-                found.append((number, f"when it was looked at, it used {total >> 20} MiB: {', '.join(shown)}"))
-        return found
+                evidence = f"when it was looked at, it used {total >> 20} MiB: {', '.join(shown)}"
+                self._happened(events.OverMemory(number, evidence))
 
     def replace_stopped(self, now: float) -> None:
         """End zygotes and busy workers that somebody has stopped (SIGSTOP) and left so; their jobs begin anew."""
@@ -130,21 +155,21 @@ class Herd:
         over = {pid for pid, since in self._stopped.items() if now - since >= STOPPED_PATIENCE}
         for kind, zygote in list(self._zygotes.items()):
             if zygote.process.pid in over:
-                self.end_zygote(kind)
+                self._end_zygote(kind)
                 why = f"the process that holds Triton had been stopped for {STOPPED_PATIENCE:.0f} s"
-                self._carry_out(self._plan.zygote_lost(kind, why, now))
+                self._happened(events.ZygoteLost(kind, why, now))
         for number, worker in list(self.workers.items()):
             if worker.pid in over:
-                self._carry_out(self._plan.stalled(number))
+                self._happened(events.Stalled(number))
 
     def end(self) -> None:
         """End every process."""
         for kind in list(self._zygotes):
-            self.end_zygote(kind)
+            self._end_zygote(kind)
         self._end_orphans()
 
-    def start_zygote(self, kind: Kind) -> None:
-        """For `plan.StartZygote`. A kind's toolchain is a `Toolchain` and how often it has changed on disk."""
+    def _start_zygote(self, kind: Kind) -> None:
+        """A kind's toolchain is a `Toolchain` and how often it has changed on disk."""
         assert isinstance(kind.toolchain, tuple)
         assert isinstance(kind.environment, tuple)
         toolchain, _ = kind.toolchain
@@ -164,7 +189,7 @@ class Herd:
             except (OSError, ValueError) as error:  # a ValueError: a path or a variable with a null byte
                 mine.close()
                 why = f"cannot start {toolchain.python}: {getattr(error, 'strerror', None) or error}"
-                self._carry_out(self._plan.zygote_unable(kind, why, time.monotonic()))
+                self._happened(events.ZygoteUnable(kind, why, time.monotonic()))
                 return
         zygote = self._zygotes[kind] = _Zygote(process, mine)
         self._loop.watch(mine, lambda mask: self._hear_zygote(kind, zygote))
@@ -176,26 +201,26 @@ class Herd:
             body = b""
         now = time.monotonic()
         if not body:
-            self.end_zygote(kind)
+            self._end_zygote(kind)
             why = f"the process that holds Triton died (status {zygote.process.returncode})"
-            self._carry_out(self._plan.zygote_lost(kind, why, now))
+            self._happened(events.ZygoteLost(kind, why, now))
             return
         message = wire.decode(wire.decoder(wire.FromZygote), body)
         if isinstance(message, wire.Ready):
-            self._carry_out(self._plan.zygote_ready(kind, now))
+            self._happened(events.ZygoteReady(kind, now))
         elif isinstance(message, wire.Forked):
             self.workers[message.worker].pid = message.pid
-            self._carry_out(self._plan.worker_forked(message.worker, now))
+            self._happened(events.WorkerForked(message.worker, now))
         elif isinstance(message, wire.Buried):
             self._clear_worker(message.worker, message.status)
         elif message.worker >= 0:
             self._forget_worker(message.worker)
-            self._carry_out(self._plan.fork_failed(message.worker, message.why, now))
+            self._happened(events.ForkFailed(message.worker, message.why, now))
         else:
-            self.end_zygote(kind)
-            self._carry_out(self._plan.zygote_unable(kind, message.why, now))
+            self._end_zygote(kind)
+            self._happened(events.ZygoteUnable(kind, message.why, now))
 
-    def end_zygote(self, kind: Kind) -> None:
+    def _end_zygote(self, kind: Kind) -> None:
         """Kill a zygote and bury its workers, which are ours once it is dead."""
         zygote = self._zygotes.pop(kind)
         self._loop.unwatch(zygote.socket)
@@ -232,8 +257,9 @@ class Herd:
 
     # Workers
 
-    def fork(self, number: int, kind: Kind) -> None:
-        """For `plan.Fork`."""
+    def _fork(self, number: int, kind: Kind) -> None:
+        if kind not in self._zygotes:
+            return  # its loss is an event that waits
         folder = None
         try:
             folder = self._workplace.new_folder(f"worker-{number}")
@@ -241,7 +267,7 @@ class Herd:
         except OSError as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-            self._carry_out(self._plan.fork_failed(number, str(error), time.monotonic()))
+            self._happened(events.ForkFailed(number, str(error), time.monotonic()))
             return
         worker = self.workers[number] = Worker(
             kind,
@@ -269,24 +295,11 @@ class Herd:
                     # Nobody asked it at a seam: what it makes is not shared with other compiles.
                     self._order_zygote(worker.kind, wire.Kill(number))
                 case wire.Reached(tail):
-                    self._carry_out(self._plan.reached(number, tail))
+                    self._happened(events.Reached(number, tail))
                 case wire.StoodAside(tail, front):
-                    self._carry_out(self._plan.stood_aside(number, tail, front, now))
+                    self._happened(events.StoodAside(number, tail, front, now))
                 case _:
-                    self._carry_out(self._plan.finished(number, outcome, now))
-
-    def move_on(self, number: int) -> None:
-        """For `plan.MoveOn`."""
-        self._workplace.move_from(self.workers[number].folder)
-
-    def retire(self, number: int) -> None:
-        """For `plan.Retire`: a worker whose socket is closed ends by itself."""
-        self._loop.unwatch(self.workers[number].channel)
-        self.workers[number].channel.close()
-
-    def kill(self, number: int) -> None:
-        """For `plan.Kill`."""
-        self._order_zygote(self.workers[number].kind, wire.Kill(number))
+                    self._happened(events.Finished(number, outcome, now))
 
     def _clear_worker(self, number: int, status: int) -> None:
         worker = self.workers.get(number)
@@ -295,7 +308,7 @@ class Herd:
         stage, words = last_stage(str(worker.folder)), last_words(str(worker.folder))
         self._strays.add(worker.pid)
         self._forget_worker(number)
-        self._carry_out(self._plan.worker_buried(number, status, stage, words, time.monotonic()))
+        self._happened(events.WorkerGone(number, status, stage, words, time.monotonic()))
 
     def _forget_worker(self, number: int) -> None:
         worker = self.workers.pop(number)
@@ -304,12 +317,12 @@ class Herd:
         shutil.rmtree(worker.folder, ignore_errors=True)
 
     @property
-    def has_strays(self) -> bool:
-        """Whether tools that were killed are not dead yet."""
-        return bool(self._strays)
+    def deadline(self) -> float | None:
+        """Seconds until `look_around` is to be called, while tools that were killed are not dead yet."""
+        return _STRAY_INTERVAL if self._strays else None
 
-    def reap_strays(self) -> None:
-        """Bury what is dead of the tools that killed workers left."""
+    def look_around(self) -> None:
+        """Reap what is dead of the tools that killed workers left."""
         # Tools of a killed worker are adopted by this process, the nearest subreaper.
         for group in list(self._strays):
             try:

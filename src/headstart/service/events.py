@@ -1,0 +1,196 @@
+"""What happens: the one way into the plan. Times (`now`) are monotonic seconds; `worker` is a worker's number.
+
+Clients and the user make the first half, the executor the second. Each class has the arguments of the method of `Plan`
+that it leads to, where they are described.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headstart.service.queue import Kind, Ticket, Urgency
+
+# What clients do, and the user says
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A client will ask for jobs of `kind`."""
+
+    kind: Kind
+    client: int
+
+
+@dataclass(frozen=True)
+class Requested:
+    """A client wants the entry of `key`."""
+
+    ticket: Ticket
+    key: str
+    kind: Kind
+    payload: object
+    urgency: Urgency
+    now: float
+    estimate: float | None = None
+    time_limit: float | None = None
+    memory_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """Somebody is blocked on `key`."""
+
+    key: str
+    now: float
+
+
+@dataclass(frozen=True)
+class ClientLeft:
+    """A client is gone."""
+
+    client: int
+    now: float
+
+
+@dataclass(frozen=True)
+class Quiesced:
+    """Nothing is to be compiled; with `kill`, not even to the end."""
+
+    kill: bool
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Compiles may begin again."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class Resized:
+    """There may be `limit` workers."""
+
+    limit: int
+    now: float
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Time has passed."""
+
+    now: float
+
+
+# What happens to processes
+
+
+@dataclass(frozen=True)
+class ZygoteReady:
+    """Workers of `kind` can be forked."""
+
+    kind: Kind
+    now: float
+
+
+@dataclass(frozen=True)
+class ZygoteUnable:
+    """No workers of `kind` can ever be forked."""
+
+    kind: Kind
+    why: str
+    now: float
+
+
+@dataclass(frozen=True)
+class ZygoteLost:
+    """A zygote died, and its workers with it."""
+
+    kind: Kind
+    why: str
+    now: float
+
+
+@dataclass(frozen=True)
+class WorkerForked:
+    """A worker waits for its first job."""
+
+    worker: int
+    now: float
+
+
+@dataclass(frozen=True)
+class ForkFailed:
+    """The machine gives no more processes."""
+
+    worker: int
+    why: str
+    now: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A worker is done with its job; `outcome` is what it sent."""
+
+    worker: int
+    outcome: object
+    now: float
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A worker's compile has come to `tail`."""
+
+    worker: int
+    tail: str
+
+
+@dataclass(frozen=True)
+class StoodAside:
+    """A worker has given its compile back."""
+
+    worker: int
+    tail: str
+    front: bytes
+    now: float
+
+
+@dataclass(frozen=True)
+class WorkerGone:
+    """A worker has ended, or was ended, with everything that it started."""
+
+    worker: int
+    status: int
+    stage: str
+    last_words: str
+    now: float
+
+
+@dataclass(frozen=True)
+class OverMemory:
+    """A worker uses more memory than its job may."""
+
+    worker: int
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """A worker has been stopped from outside."""
+
+    worker: int
+
+
+FromExecutor = (
+    ZygoteReady
+    | ZygoteUnable
+    | ZygoteLost
+    | WorkerForked
+    | ForkFailed
+    | Finished
+    | Reached
+    | StoodAside
+    | WorkerGone
+    | OverMemory
+    | Stalled
+)
+Event = Announced | Requested | Awaited | ClientLeft | Quiesced | Resumed | Resized | Ticked | FromExecutor

@@ -1,0 +1,184 @@
+"""What becomes of an outcome before its clients are told: checked, kept, written down. In the errands' thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from headstart import wire
+from headstart.errors import StoreUnavailable
+from headstart.request import CompileRequest
+from headstart.service.failures import REMEMBERED_KINDS, Failures, RememberedFailure
+from headstart.service.intake import NotBelieved, cpu_seconds, entry_parts, failure_of, log_of, shown
+from headstart.service.lookup import Lookup
+from headstart.service.plan import effective_time_limit
+from headstart.service.queue import Job
+from headstart.service.reproduce import write_plan
+
+_PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size
+
+
+class Compile(NamedTuple):
+    """A job's payload: what a worker is told, and for whom its entry is kept.
+
+    Attributes:
+        key: of the entry.
+        digest: of the toolchain.
+        request: what is compiled.
+        use_store: whether it is kept in the store of
+        preferences: those of the client that asked first.
+        torch_dir: see `Toolchain`.
+        confined: nobody vouches for the source.
+    """
+
+    key: str
+    digest: str
+    request: CompileRequest
+    use_store: bool
+    preferences: wire.Preferences
+    torch_dir: str
+    confined: bool
+
+    @property
+    def cache_dir(self) -> str:
+        """Of that client."""
+        return os.fsdecode(self.preferences.cache_dir)
+
+    def message(self, front: bytes, *, whole: bool) -> wire.Assign:
+        """What the worker is told; see `executor.Payload`."""
+        stored = self.use_store and not self.confined  # a confined worker can write no store: what it makes it sends
+        return wire.Assign(
+            self.key,
+            self.digest,
+            self.request,
+            self.preferences.cache_dir if stored else b"",
+            self.use_store and self.preferences.early_cutoff and not self.confined and not whole,
+            front,
+            self.preferences.trusts_cache_dir,
+            self.torch_dir,
+        )
+
+
+class Results:
+    """Keeps what workers made, for the stores of one service's clients.
+
+    Args:
+        lookup: has the stores.
+    """
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._published: Counter[str] = Counter()  # bytes by cache folder, since its store was last pruned
+
+    @staticmethod
+    def needs_work(payload: Compile, outcome: object) -> bool:
+        """Whether `settled` has anything to do that its clients must wait for."""
+        return payload.confined or isinstance(outcome, wire.Failure)
+
+    def settled(self, job: Job, payload: Compile, outcome: object, started: float) -> object:
+        """What the clients are told: a `Finished`, or a `Failure` that is written down.
+
+        Args:
+            job: whose limits held.
+            payload: of the job.
+            outcome: what its worker sent.
+            started: when that worker began; monotonic seconds.
+        """
+        if payload.confined:
+            outcome = self._taken_in(payload, outcome, started)
+        # Whoever ran a plan with a strange source would vouch for it.
+        if isinstance(outcome, wire.Failure) and outcome.kind != "service" and not payload.confined:
+            _write_down(job, payload, outcome)
+        return outcome
+
+    def published(self, payload: Compile) -> None:
+        """Have an entry counted, and its store pruned now and then."""
+        store = self._lookup.store(payload.preferences)
+        if store.limit_bytes is None:
+            return
+        try:
+            self._published[payload.cache_dir] += os.stat(store.path_of(payload.key)).st_size
+        except OSError:
+            return
+        if self._published[payload.cache_dir] > store.limit_bytes * _PRUNE_SHARE:
+            self._published[payload.cache_dir] = 0
+            try:
+                store.prune()
+            except StoreUnavailable:
+                pass  # whoever publishes says so
+
+    def _taken_in(self, payload: Compile, outcome: object, started: float) -> wire.Finished | wire.Failure:
+        """What a confined worker made, checked, and put into the store."""
+        if not isinstance(outcome, wire.Finished):
+            assert isinstance(outcome, wire.Failure)
+            return failure_of(outcome)
+        now = time.monotonic()
+        log = log_of(outcome.log)
+        try:
+            parts, shared = entry_parts(payload.key, payload.digest, payload.request, outcome, log, now - started)
+        except NotBelieved as error:
+            return wire.Failure("crash", shown(f"its worker did not send what a compile makes: {error}"))
+        stored, notice = False, ""
+        if payload.use_store:
+            try:
+                self._lookup.store(payload.preferences).publish(payload.key, parts)
+                stored = True
+            except StoreUnavailable as error:
+                notice = f"{error}; kernels are kept in memory only"
+        return wire.Finished(
+            stored=stored,
+            started=started,
+            finished=now,
+            entry=b"" if stored else b"".join(parts),
+            cpu_s=cpu_seconds(outcome),
+            shared=shared,
+            log=log,
+            notice=notice,
+        )
+
+
+def _write_down(job: Job, payload: Compile, failure: wire.Failure) -> None:
+    request = payload.request
+    failure.reproduce = write_plan(Path(payload.cache_dir, "failed"), request)
+    if not (payload.use_store and failure.kind in REMEMBERED_KINDS):
+        return
+    retry = f"headstart cache retry {payload.key[:12]}"
+    limit = effective_time_limit(job.time_limit, job.urgency) if failure.kind == "timeout" else None
+    remembered = msgspec.structs.replace(
+        failure, advice=f"it failed before and was not tried again; `{retry}` has it tried again"
+    )
+    Failures(payload.cache_dir).remember(
+        RememberedFailure(
+            payload.key,
+            request.name,
+            request.target,
+            remembered,
+            limit,
+            job.memory_limit if failure.kind == "memory" else None,
+        )
+    )
+    if failure.reproduce:
+        failure.reproduce = remembered.reproduce = f"{retry}; {failure.reproduce}"
+
+
+def answer(ticket: int, key: str, outcome: object) -> wire.Result | wire.Failed:
+    """What a client is told of an outcome."""
+    if isinstance(outcome, wire.Failure):
+        return wire.Failed(ticket, outcome)
+    assert isinstance(outcome, wire.Finished)
+    return wire.Result(
+        ticket,
+        key,
+        entry=outcome.entry,
+        cached=outcome.cached,
+        started=outcome.started,
+        finished=outcome.finished,
+        cpu_s=outcome.cpu_s,
+        shared=outcome.shared,
+        log=outcome.log,
+    )
