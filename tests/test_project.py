@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(headstart.__file__).parent
 DOCUMENTS = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("architecture", "faults", "jit", "run", "service")),
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
 
 PUBLIC = {
@@ -175,6 +177,26 @@ def test_make_targets_in_the_documents_exist(document: str) -> None:
 def test_python_in_the_documents_parses(document: str) -> None:
     for block in code_blocks(document, "python", "py"):
         compile(block, document, "exec")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_between_the_documents_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.S)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / path if path else ROOT / document
+        assert file.exists(), f"{document}: {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= set(re.findall(r"\]\(([\w-]+\.md)\)", index))
 
 
 def test_the_readme_shows_the_commands() -> None:

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and its pages show works as it stands there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import pytest
 
 pytestmark = pytest.mark.triton
 
-README = Path(__file__).parent.parent / "README.md"
-PROGRAM, PLAN = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(document: str) -> list[str]:
+    """What a document shows of Python."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 def run(folder: Path, *arguments: str) -> str:
@@ -23,16 +27,31 @@ def run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def test_the_readme_says_it_on_a_hundred_lines() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
+
+
+def test_the_code_generator_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    (program,) = [block for block in blocks("README.md") if "AsyncCompile" in block]
+    (tmp_path / "generator.py").write_text(program)
+    first, second = (run(tmp_path, "generator.py").split() for _ in range(2))
+    assert (first[0], first[2], second[2]) == ("scale", "1", "0")
+    assert first[1] == second[1]
+    assert "prints `scale 6992 1`, and `scale 6992 0`" in (ROOT / "README.md").read_text()
+
+
 def test_the_code_generator_runs_and_its_second_start_neither_compiles_nor_imports_triton(tmp_path: Path) -> None:
     report = "\nimport sys\nprint(async_compile.statistics.compiled, 'triton' in sys.modules)\n"
-    (tmp_path / "generator.py").write_text(PROGRAM + report)
+    (program,) = blocks("docs/code-generators.md")
+    (tmp_path / "generator.py").write_text(program + report)
     assert run(tmp_path, "generator.py").splitlines()[-1] == "3 False"
     assert (tmp_path / "scale.bundle").exists()
     assert run(tmp_path, "generator.py").splitlines()[-1] == "0 False"
 
 
 def test_the_plan_builds(tmp_path: Path) -> None:
-    (tmp_path / "plan.py").write_text(PLAN)
+    (plan,) = blocks("docs/ci.md")
+    (tmp_path / "plan.py").write_text(plan)
     command = ("-c", "from headstart.cli import main; main()", "build", "plan.py")
     output = run(tmp_path, *command, "--target", "cuda:90", "--target", "hip:gfx942", "-o", "kernels.bundle", "--json")
     outcome = json.loads(output.splitlines()[-1])

@@ -25,6 +25,8 @@ UNIONS = {
     "FromZygote": wire.FromZygote,
     "FromWorker": wire.FromWorker,
     "ToWorker": wire.ToWorker,
+    "ToDescriber": wire.ToDescriber,
+    "FromDescriber": wire.FromDescriber,
 }
 REQUEST = CompileRequest(
     name="add",
@@ -37,6 +39,7 @@ REQUEST = CompileRequest(
     environment={"TRITON_DEBUG": "1"},
     filename="add.py",
 )
+DESCRIBER = wire.DescriberSpec(TOOLCHAIN, "stamp", (("TORCHINDUCTOR_ENABLE_PDL", "1"),))
 FAILURE = wire.Failure("crash", "it died", stage="llir", output="words")
 REPORT = wire.Report(
     pid=17,
@@ -64,6 +67,8 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.Await([1, 2]),
         wire.Control("quiesce"),
         wire.Supersede(9),
+        wire.PrepareDescriber(DESCRIBER),
+        wire.Ask(7, DESCRIBER, b"\x00\xff"),
     ],
     "FromService": [
         wire.Welcome(17),
@@ -74,6 +79,8 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.Started(7, 1, 12.5),
         wire.Result(7, "aa", entry=b"\x00\xff"),
         wire.Failed(7, FAILURE),
+        wire.DescriberState(DESCRIBER.settings, True),
+        wire.Answer(7, b"\x00\xff"),
     ],
     "ToZygote": [wire.Fork(1, b"/tmp/\xff"), wire.Kill(1)],
     "FromZygote": [wire.Ready("3.9.0", 1), wire.Unable("no", 3), wire.Forked(1, 99), wire.Buried(1, -9)],
@@ -88,6 +95,8 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.Proceed(),
         wire.StandAside(),
     ],
+    "ToDescriber": [wire.Question(7, b"\x00\xff")],
+    "FromDescriber": [wire.Awake(), wire.Answer(7, b"\x00\xff")],
 }
 union_names = pytest.mark.parametrize("name", UNIONS)
 

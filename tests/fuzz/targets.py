@@ -180,7 +180,10 @@ def _identify(request: CompileRequest) -> None:
     assert all(isinstance(text, str) for pair in request.components() for text in pair)
 
 
-UNIONS = (wire.FromClient, wire.FromService, wire.ToZygote, wire.FromZygote, wire.FromWorker, wire.Assign)
+UNIONS = (
+    *(wire.FromClient, wire.FromService, wire.ToZygote, wire.FromZygote, wire.FromWorker, wire.Assign),
+    *(wire.ToDescriber, wire.FromDescriber),
+)
 
 TARGETS: dict[str, Target] = {
     "entry": read_entry,
@@ -255,6 +258,8 @@ _TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", (
 MESSAGES: list[msgspec.Struct] = [
     wire.Hello(wire.PROTOCOL, wire.Preferences(b"/cache", 1 << 30, 9.0)),
     wire.Prepare(_TOOLCHAIN, {"TRITON_DEBUG": "1"}),
+    wire.Ask(7, wire.DescriberSpec(_TOOLCHAIN, "stamp", (("TORCHINDUCTOR_ENABLE_PDL", "1"),)), b"a question"),
+    wire.Answer(7, b"an answer"),
     *(wire.Submit(7, _TOOLCHAIN, request, True) for request in REQUESTS),
     wire.Await([1, 2, 1 << 40]),
     wire.Control("status"),
