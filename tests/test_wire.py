@@ -79,6 +79,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.Started(7, 1, 12.5),
         wire.Result(7, "aa", entry=b"\x00\xff"),
         wire.Failed(7, FAILURE),
+        wire.Events(20.0, [wire.Happened(19.5, "Requested ticket 1/7", ["Fork worker 1"])]),
         wire.DescriberState(DESCRIBER.settings, True),
         wire.Answer(7, b"\x00\xff"),
     ],

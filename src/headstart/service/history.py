@@ -12,7 +12,10 @@ from typing import Any
 from headstart.wire import Happened
 
 KEPT = 1000  # events
-_TOLD = "worker client ticket key job kind tail status stage limit kill why evidence".split()
+_TOLD = (
+    *("worker", "client", "ticket", "key", "job", "kind", "tail"),
+    *("status", "stage", "limit", "kill", "why", "evidence"),
+)
 _LONGEST = 120  # characters of a value
 _SHORT = 12  # digits of a key
 
