@@ -219,7 +219,7 @@ def measure(case: str, kind: str) -> dict[str, Any]:
     first_call = time.perf_counter() - ready
     samples = sampler.stop() if sampler else None
     meters.stop()
-    pool = pool_pss()
+    pool, threads = pool_pss(), threads_cpu()
     again = time.perf_counter()
     _call(torch, torch.compile(function, **options), arguments, trained)
     torch.cuda.synchronize()
@@ -231,6 +231,7 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         "second_call_s": time.perf_counter() - again,
         **meters.figures(),
         "pool_pss_mib": pool,
+        "threads_cpu_s": threads,
         "samples": samples,
         "worst_error": _worst(torch, found, expected),
         "torch": torch.__version__,
@@ -362,6 +363,15 @@ def pool_pss() -> float:
     return total
 
 
+def threads_cpu() -> dict[str, float]:
+    """CPU time of headstart's own threads in this process so far, seconds, by name."""
+    return {
+        thread.name: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        for thread in threading.enumerate()
+        if thread.name.startswith("headstart") and thread.ident is not None
+    }
+
+
 def _call(torch: Any, function: Any, arguments: list[Any], trained: bool) -> list[Any]:
     found = function(*arguments)
     outputs = list(found) if isinstance(found, (list, tuple)) else [found]
@@ -455,7 +465,7 @@ def report(results: list[dict[str, Any]]) -> str:
         ratio = f" : {result['first_call_s'] / stock['first_call_s']:.2f}" if stock else ""
         return f"{result['first_call_s']:.1f} ({result['compiles_in_process']}){ratio}"
 
-    def figure(case: str, kind: str, name: str) -> float | None:
+    def figure(case: str, kind: str, name: str) -> Any:
         return (found.get((case, kind)) or {}).get(name)
 
     def ratio(part: float | None, whole: float | None) -> str:
@@ -469,6 +479,7 @@ def report(results: list[dict[str, Any]]) -> str:
         free = compile_free(case)
         pool = figure(case, "headstart", "pool_pss_mib"), figure(case, "stock", "pool_pss_mib")
         waits = figure(case, "headstart", "wait_s"), figure(case, "stock", "wait_s")
+        threads = figure(case, "headstart", "threads_cpu_s")
         return [
             f"{free:.1f}" if free else "",
             ratio(figure(case, "ready", "first_call_s"), free),
@@ -477,6 +488,7 @@ def report(results: list[dict[str, Any]]) -> str:
             ratio(figure(case, "warm", "first_call_s"), figure(case, "cached", "first_call_s")),
             f"{figure(case, 'warm', 'load_s') or 0:.3f}",
             f"{ratio(*pool)} ({' : '.join(f'{size:.0f}' if size else '' for size in pool)})",
+            f"{sum(threads.values()):.2f} ({len(threads)})" if threads else "",
             ratio(figure(case, "ready", "first_call_s"), figure(case, "after", "first_call_s")),
         ]
 
@@ -495,7 +507,8 @@ def report(results: list[dict[str, Any]]) -> str:
                 [
                     *("compile-free, s", "ready : compile-free", "stock : compile-free"),
                     *("wait for kernels, headstart : stock, s", "warm : cached", "loading, warm, s"),
-                    *("memory of the pool, headstart : stock (MiB)", "ready : after"),
+                    "memory of the pool, headstart : stock (MiB)",
+                    *("CPU time of headstart's threads, s (how many)", "ready : after"),
                 ],
                 ((case, goals(case)) for case in cases),
             ),
