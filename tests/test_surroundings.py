@@ -316,3 +316,24 @@ def test_more_workers_than_can_be_meant_are_refused(many: str, monkeypatch: pyte
         headstart.AsyncCompile("cuda:90", workers=MAX_WORKERS + 1)
     monkeypatch.setenv("HEADSTART_WORKERS", str(MAX_WORKERS))
     assert Settings.load().workers == MAX_WORKERS
+
+
+@pytest.mark.triton
+def test_a_file_of_the_program_s_that_is_called_like_one_of_the_standard_library_stops_no_service(here: Path) -> None:
+    for name in ("resource", "shelve"):
+        (here / f"{name}.py").write_text("raise RuntimeError('it is the program’s own')")
+    (here / "program.py").write_text(
+        f"""
+import headstart
+from kernels import pointwise
+with headstart.AsyncCompile(target="cuda:90") as compiler:
+    print(len(compiler.triton(**pointwise()).result({PATIENCE}).asm["cubin"]) > 0)
+    # What a source imports is looked for where the program would look for it.
+    own = pointwise(before="import shelve")
+    print("own" in str(compiler.triton(**own).exception({PATIENCE})))
+"""
+    )
+    environment = {**os.environ, **client_environment()}
+    program = [sys.executable, "program.py"]
+    done = subprocess.run(program, env=environment, timeout=2 * PATIENCE, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr

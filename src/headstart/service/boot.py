@@ -2,21 +2,31 @@
 
 A child gets its parent's module path as an argument and looks nowhere else: not in the current folder, and whatever
 `PYTHONPATH`, `.pth` files and editable installs did to the parent's path holds for the child as well.
+
+On that path the program's own folder comes first. A `queue.py` or `resource.py` there, which the program may never
+import, must not be taken for the standard library's: a child imports what it is made of with the standard library
+first.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from typing import IO
 
 # Only `sys`, which is built in, may be imported before the path is set: any other could be shadowed by a file in
 # the current folder.
+_STANDARD_FIRST = (
+    "own = f'{sys.base_prefix}/{sys.platlibdir}/python{sys.version_info[0]}.{sys.version_info[1]}'; "
+    "sys.path.sort(key=lambda folder: folder not in (own, own + '/lib-dynload')); "
+)
 _BOOT = (
-    "import sys; path, module, argument = sys.argv[1:]; sys.path[:] = path.split('\\n'); "
-    "import importlib; importlib.import_module(module).main(argument)"
+    "import sys; path, module, argument = sys.argv[1:]; path = path.split('\\n'); sys.path[:] = path; "
+    f"{_STANDARD_FIRST} import importlib; main = importlib.import_module(module).main; "
+    "sys.path[:] = path; main(argument)"
 )
 
 # Variables that would make a child wait for a terminal, speak where nobody listens, or open the GPU.
@@ -24,6 +34,11 @@ _UNWANTED = ("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONPROFILEIMPORTTIME", "PYTHO
 # What makes the program's own processes use headstart.
 _RECURSIVE = ("HEADSTART_RUN",)
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
+
+
+def prefer_standard_library() -> None:
+    """For a process that never runs the program's code: look for modules in the standard library first, for good."""
+    exec(_STANDARD_FIRST, {"sys": sys})  # noqa: S102 - a constant of this module
 
 
 def last_words_file() -> IO[bytes]:

@@ -29,6 +29,7 @@ from headstart.errors import ServiceError
 from headstart.request import CompileRequest
 from headstart.service import events, history
 from headstart.service.actions import Action, Assign, Deliver, ForExecutor
+from headstart.service.boot import prefer_standard_library
 from headstart.service.capacity import Capacity
 from headstart.service.config import Config
 from headstart.service.confinement import unavailable
@@ -422,6 +423,7 @@ def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) 
 
 def main(argument: str) -> None:
     """Run a service; `argument` is a `Config` in JSON."""
+    prefer_standard_library()
     config = Config.read(argument)
     for fd in (config.client, config.client_pidfd, config.listener):
         if fd >= 0:
