@@ -20,7 +20,7 @@ SECONDS ?= 420
 FUZZ_SECONDS ?= 60
 
 # Of processes, sockets and folders, which are the same whichever Triton compiles: on the older one with `make test-slow`.
-OF_PROCESSES := $(addprefix tests/test_,run.py sharing.py service.py stuck.py space.py denied.py surroundings.py private.py)
+OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adapters/test_run.py system/test_private.py)
 
 .PHONY: help demo test test-tritons test-slow test-torch test-torch-214 chaos fuzz check bench bench-torch clean
 

@@ -40,7 +40,7 @@ if ours:
     headstart.enable(bundle=bundle)
 import torch
 import torch._inductor.async_compile as async_compile
-from headstart import inductor
+from headstart.adapters import inductor
 if kind == "after":
     from torch._inductor.codegen import triton as codegen
     codegen.async_compile.use_process_pool = lambda: False  # of the one that only kicks off early
@@ -54,7 +54,7 @@ def wait(self, scope):
         waits.append(time.perf_counter() - started)
 async_compile.AsyncCompile.wait = wait
 kicks = []
-from headstart.inductor.pool import Pool
+from headstart.adapters.inductor.pool import Pool
 submitted = Pool.submit
 def submit(self, *arguments, **keywords):
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def measure(kind: str, case: str, folder: Path, bundle: Path) -> dict[str, Any]:
     (folder / "runtime").mkdir(parents=True, mode=0o700)
     path = [str(ROOT / folder) for folder in ("src", "tests/inductor", "benchmarks/gpu")]
     if kind == "slow":
-        late = "import sys, time\nif 'headstart.service.zygote' in sys.argv: time.sleep(60)\n"
+        late = "import sys, time\nif 'headstart.worker.zygote' in sys.argv: time.sleep(60)\n"
         (folder / "sitecustomize.py").write_text(late)
         path.insert(0, str(folder))
     inherited = {

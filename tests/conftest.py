@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 import headstart
-from headstart.service.confinement import unavailable
+from headstart.system.confinement import unavailable
 
 T = TypeVar("T")
 
@@ -122,10 +122,10 @@ class Family:
         return self._running("headstart.service.server", [psutil.Process(self.client)])
 
     def zygotes(self) -> list[psutil.Process]:
-        return self._running("headstart.service.zygote", self.services())
+        return self._running("headstart.worker.zygote", self.services())
 
     def workers(self) -> list[psutil.Process]:
-        return self._running("headstart.service.zygote", self.zygotes())
+        return self._running("headstart.worker.zygote", self.zygotes())
 
     def service(self) -> psutil.Process:
         """The one service, once it is there."""
@@ -212,7 +212,9 @@ def start_client(tmp_path: Path) -> Iterator[Callable[..., Client]]:
 def client_environment() -> dict[str, str]:
     """So that a program finds headstart, and the helpers of these tests, where this process does."""
     source = str(Path(headstart.__file__).parent.parent)
-    path = [source, str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    tests = Path(__file__).parent
+    helpers = [str(tests), *(str(tests / folder) for folder in ("service", "stores", "adapters", "client", "system"))]
+    path = [source, *helpers, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(path)}
 
 

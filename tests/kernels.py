@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headstart.toolchain import Toolchain
+from headstart.model.toolchain import Toolchain
 
 # Of no use but to be told.
 TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
@@ -253,7 +253,7 @@ class Ptxas:
 
 
 def _real_ptxas() -> Path:
-    from headstart.toolchain import find_toolchain
+    from headstart.model.toolchain import find_toolchain
 
     folder = Path(find_toolchain().triton_dir, "backends", "nvidia", "bin")
     names = ("ptxas-blackwell", "ptxas") if find_toolchain().triton_version.startswith("3.9") else ("ptxas",)

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from test_store import A, parts
 
 import headstart
 from conftest import client_environment
-from headstart.store import ABANDONED_AGE, DiskStore
-from test_store import A, parts
+from headstart.stores.disk import ABANDONED_AGE, DiskStore
 
 PACKAGE = Path(headstart.__file__).parent
 SEED = 5
@@ -22,7 +22,10 @@ SECONDS = 8.0  # in which rounds are begun: one, or two
 LONGEST = 110  # seconds on a machine that does much else
 
 # Who may ask for the time of day: for the age of files, for people, and for the day on which a kernel was used.
-TIME_OF_DAY = {"store.py", "recording.py", "jit/autotune.py", "service/reproduce.py"}  # files, and what people read
+TIME_OF_DAY = {
+    *("stores/disk.py", "artifacts/reproduce.py"),
+    *("adapters/recording.py", "adapters/triton/autotune.py"),
+}  # files, and what people read
 
 
 @pytest.mark.timeout(LONGEST + 10)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from conftest import client_environment
-from headstart.bundle import Bundle
-from headstart.manifest import Manifest
+from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.manifest import Manifest
 
 pytestmark = pytest.mark.triton
 

@@ -18,10 +18,10 @@ import pytest
 import headstart
 from conftest import PATIENCE, Client, client_environment
 from headstart import AsyncCompile, CompiledKernel, wire
-from headstart.bundle import Bundle
-from headstart.entry import Entry, pack_entry
-from headstart.request import CompileRequest
-from headstart.store import DiskStore
+from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.entry import Entry, pack_entry
+from headstart.model.request import CompileRequest
+from headstart.stores.disk import DiskStore
 from kernels import HEAD, TOOLCHAIN, Gate, Kernel, hanging_ptxas, matmul, pointwise
 
 pytestmark = pytest.mark.triton
@@ -127,7 +127,7 @@ def test_everything_that_changes_the_outcome_changes_the_key(open_compile: Open)
     kernels = {name: future.result(PATIENCE) for name, future in futures.items()}
     assert len({kernel.key for kernel in kernels.values()}) == len(kernels)
     base = kernels["nothing"].entry.header.components
-    explain = headstart.keys.explain
+    explain = headstart.model.keys.explain
     assert explain(base, base) == []
     assert explain(base, kernels["options"].entry.header.components) == [
         "options.num_warps was not given, now 8"
@@ -375,8 +375,8 @@ import sys
 happened = []
 watched = ("exec", "compile", "import", "marshal.loads", "os.exec", "os.system", "pickle.find_class")
 from headstart import wire
-from headstart.bundle import Bundle
-from headstart.entry import Entry
+from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.entry import Entry
 kinds = wire.FromClient, wire.FromService, wire.ToZygote, wire.FromZygote, wire.FromWorker
 decoders = [wire.decoder(kind) for kind in kinds]
 sys.addaudithook(lambda event, arguments: event in watched and happened.append((event, str(arguments)[:80])))
@@ -410,7 +410,7 @@ def test_reading_an_entry_a_bundle_or_a_message_runs_nothing(tmp_path: Path) -> 
         output="",
     )
     (tmp_path / "entry.hse").write_bytes(b"".join(parts))
-    with headstart.bundle.BundleWriter(tmp_path / "all.bundle") as writer:  # type: ignore[attr-defined]
+    with headstart.artifacts.bundle.BundleWriter(tmp_path / "all.bundle") as writer:  # type: ignore[attr-defined]
         writer.add(Entry.open(tmp_path / "entry.hse"))
     (tmp_path / "message").write_bytes(trap)
     result = subprocess.run(

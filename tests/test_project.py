@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import re
 import shlex
 import subprocess
@@ -10,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import grimp
 import pytest
 
 import headstart
 from headstart.cli import main
+
+tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(headstart.__file__).parent
@@ -85,12 +89,38 @@ def test_the_package_carries_its_types() -> None:
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_the_map_of_the_package_names_every_module() -> None:
-    modules = {
-        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
-    }
-    named = set(re.findall(r"\w+", headstart.__doc__ or ""))
-    assert modules - {"__init__"} <= named
+def rooms() -> list[set[str]]:
+    """The folders and modules at the top, lowest layer first, as import-linter holds the code to them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = [
+        each for each in project["tool"]["importlinter"]["contracts"] if each["name"] == "Imports point down the rooms"
+    ]
+    return [{name.strip() for name in layer.split("|")} for layer in reversed(contract["layers"])]
+
+
+def test_the_maps_name_the_rooms_in_the_order_that_imports_are_held_to() -> None:
+    public = {"captured", "inductor", "keys", "request", "values", "__main__"}
+    layers = [layer - public for layer in rooms() if layer - public]
+    found = set().union(*layers)
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## The rooms")[2]
+    mapped = re.findall(r"^\| `(\w+)` \|", table.partition("\n## ")[0], re.M)
+    order = [next(number for number, layer in enumerate(layers) if room in layer) for room in mapped]
+    assert order == sorted(order)
+    assert set(mapped) == found
+    assert found | public <= set(re.findall(r"\w+", headstart.__doc__ or ""))
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert there - {"__init__"} == found | public
+
+
+def test_no_modules_import_each_other_in_a_circle_imports_for_types_counted() -> None:
+    graph = grimp.build_graph("headstart", cache_dir=None)
+    needs = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(needs).prepare()  # it raises if there is a circle, and names it
+
+
+@pytest.mark.parametrize("folder", ["system", "model", "wire", "stores", "artifacts", "describe", "worker", "service"])
+def test_every_room_says_what_it_is_for(folder: str) -> None:
+    assert len((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8")) > 40
 
 
 def fresh_python(script: str) -> str:
@@ -111,7 +141,7 @@ def test_importing_loads_neither_triton_nor_torch_nor_any_module_of_ours() -> No
 def test_the_client_imports_neither_triton_nor_torch() -> None:
     script = (
         "import sys, headstart\n"
-        "headstart.AsyncCompile, headstart.KernelSpec, headstart.as_completed, headstart.keys\n"
+        "headstart.AsyncCompile, headstart.KernelSpec, headstart.as_completed, headstart.model.keys\n"
         "print([m for m in ('triton', 'torch') if m in sys.modules])"
     )
     assert fresh_python(script) == "[]"

@@ -18,16 +18,17 @@ from click.testing import CliRunner
 import headstart
 from conftest import PATIENCE, Client, client_environment
 from fuzz.targets import ENTRY, MANIFEST, REQUESTS
-from headstart.bundle import Bundle, BundleWriter
+from headstart.adapters.journal import left_behind
+from headstart.adapters.recording import Recorder
+from headstart.artifacts.bundle import Bundle, BundleWriter
+from headstart.artifacts.entry import Entry
+from headstart.artifacts.manifest import Manifest, is_manifest
+from headstart.artifacts.specialization import Specialization
 from headstart.cli import main, printable_lines
-from headstart.entry import Entry
-from headstart.environment import fingerprint
 from headstart.errors import DamagedError, UsageError
-from headstart.journal import left_behind
-from headstart.manifest import Manifest, Specialization, is_manifest
-from headstart.recording import Recorder
-from headstart.replacing import BUNDLE, check_replaceable
-from headstart.settings import MAX_WORKERS, Settings
+from headstart.model.environment import fingerprint
+from headstart.system.files import BUNDLE, check_replaceable
+from headstart.system.settings import MAX_WORKERS, Settings
 from kernels import HEAD
 
 PLAN = f"""
@@ -291,7 +292,7 @@ def test_a_session_s_folder_that_is_not_there_stops_no_program(
     client = start_client(
         """
         import headstart, kernels
-        from headstart.folders import runtime_dir
+        from headstart.system.folders import runtime_dir
         print(runtime_dir())
         with headstart.AsyncCompile("cuda:90", workers=1) as compile:
             source = kernels.HEAD + "@triton.jit\\ndef k(x):\\n    tl.store(x, 1)\\n"

@@ -67,7 +67,7 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
 
 def sweeps(path: Path) -> dict[str, Any]:
     """What a perfect pool would need for what was recorded: per kernel, max(longest compile, all of them / cores)."""
-    from headstart.manifest import Manifest
+    from headstart.artifacts.manifest import Manifest
 
     cores = os.cpu_count() or 1
     kernels: dict[str, list[float]] = {}

@@ -195,7 +195,7 @@ def measure(case: str, kind: str) -> dict[str, Any]:
     import torch
 
     if kind in OURS:
-        from headstart import inductor
+        from headstart.adapters import inductor
 
         assert inductor.current() is not None, "headstart stepped aside"
     torch.manual_seed(0)
@@ -416,7 +416,7 @@ def run(case: str, kind: str, folder: Path) -> dict[str, Any]:
     }
     if kind == "slow":
         (caches / "sitecustomize.py").write_text(
-            "import sys, time\nif 'headstart.service.zygote' in sys.argv: time.sleep(60)\n"
+            "import sys, time\nif 'headstart.worker.zygote' in sys.argv: time.sleep(60)\n"
         )
         environment["PYTHONPATH"] = os.pathsep.join([str(caches), environment["PYTHONPATH"]])
     if kind == "serial":

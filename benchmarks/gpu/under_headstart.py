@@ -51,9 +51,9 @@ class Told(logging.Handler):
         counts: dict[str, int] = {}
         if self._config.getoption("--headstart"):
             import headstart
-            from headstart import enabling
+            from headstart.adapters import process
 
-            current = enabling.current()
+            current = process.current()
             if current is not None and current.jit is not None:
                 counts = dict(current.jit.counts)
             headstart.disable()
@@ -68,8 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
         import triton  # noqa: F401 - the driver is Triton's to hold
 
-        from headstart.jit import dry_run
-        from headstart.target import Target
+        from headstart.adapters.triton import dry_run
+        from headstart.model.target import Target
 
         # What the tests ask of it.
         torch.cuda.get_device_capability = lambda *_: divmod(int(target.rpartition(":")[2]), 10)

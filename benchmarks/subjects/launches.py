@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "jit"))
 
 import gpuless
 
-from headstart.jit.adapter import Adapter
+from headstart.adapters.triton.adapter import Adapter
 
 KERNELS = 40
 LAUNCHES = 2_000  # in a block; blocks with and without headstart take turns

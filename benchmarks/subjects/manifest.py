@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.subjects.common import TARGET, load, report
-from headstart.manifest import Manifest, Specialization, merge
-from headstart.recording import Recorder
-from headstart.request import CompileRequest
+from headstart.adapters.recording import Recorder
+from headstart.artifacts.manifest import Manifest, merge
+from headstart.artifacts.specialization import Specialization
+from headstart.model.request import CompileRequest
 
 SPECIALIZATIONS = 10_000
 

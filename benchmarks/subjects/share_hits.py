@@ -8,12 +8,12 @@ from pathlib import Path
 import headstart
 from benchmarks.subjects.common import BINARY, TARGET, report
 from benchmarks.subjects.sharing import shared_service, small
-from headstart import keys
-from headstart.entry import pack_entry
-from headstart.environment import fingerprint
-from headstart.request import CompileRequest
-from headstart.store import DiskStore
-from headstart.toolchain import find_toolchain
+from headstart.artifacts.entry import pack_entry
+from headstart.model import keys
+from headstart.model.environment import fingerprint
+from headstart.model.request import CompileRequest
+from headstart.model.toolchain import find_toolchain
+from headstart.stores.disk import DiskStore
 
 count = int(sys.argv[1])
 folder = Path(os.environ["HEADSTART_CACHE_DIR"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import headstart
 from benchmarks.subjects.common import TARGET, report
 from benchmarks.subjects.sharing import shared_service, small, state
-from headstart.service import commands, sharing
+from headstart.client import control, sharing
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -20,7 +20,7 @@ def cpu_s(pid: int) -> float:
 
 count = int(sys.argv[1])
 with shared_service(1) as keeper:
-    commands.ask(sharing.user_socket(), "quiesce")
+    control.ask(sharing.user_socket(), "quiesce")
     service = state().pid
     before = cpu_s(service)
     with headstart.AsyncCompile(TARGET) as client:
@@ -30,5 +30,5 @@ with shared_service(1) as keeper:
             pass
         used = cpu_s(service) - before
         client.close()
-    commands.ask(sharing.user_socket(), "resume")
+    control.ask(sharing.user_socket(), "resume")
 report(request_s=used / count)

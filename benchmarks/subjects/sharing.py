@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import headstart
 from benchmarks.subjects.common import TARGET
 from headstart import wire
-from headstart.service import commands, sharing
+from headstart.client import control, sharing
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def shared_service(workers: int) -> Iterator[headstart.AsyncCompile]:
 
 def state() -> wire.Report:
     """Of that service."""
-    report = commands.ask(sharing.user_socket(), "status")
+    report = control.ask(sharing.user_socket(), "status")
     assert report is not None
     return report
 

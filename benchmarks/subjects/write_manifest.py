@@ -4,8 +4,9 @@ import datetime as dt
 import sys
 
 from benchmarks.subjects.common import TARGET, load, report
-from headstart.manifest import Manifest, Specialization
-from headstart.request import CompileRequest
+from headstart.artifacts.manifest import Manifest
+from headstart.artifacts.specialization import Specialization
+from headstart.model.request import CompileRequest
 
 path, file, *many = sys.argv[1:]
 kernels = load(path)[: int(many[0]) if many else None]

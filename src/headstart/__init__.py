@@ -1,36 +1,22 @@
 """Compile Triton kernels before the program needs them.
 
-The modules, lowest first; each imports only from those above it:
+The rooms, lowest first; each imports only from those above it. docs/architecture.md says what runs in which process.
 
-    errors, target, folders     what can go wrong; what to compile for; where things lie
-    machine                     what CPUs and memory there are
-    variables                   which environment variables there are, and what HEADSTART says
-    locking, imports            taking turns at a file; acting on a module once the program imports it
-    replacing, private          writing files, and never over somebody else's; who else can change them
-    standin_driver, values      a driver that knows a target; values of constexprs as plain data
-    settings                    what the user set
-    environment, keys           what changes a compile's outcome; how identity is told
-    captured                    a live kernel, as plain data
-    request                     one compile, as plain data
-    trust                       which requests from elsewhere may be compiled
-    entry                       one compiled kernel, as one file
-    manifest                    what a run compiled, as one file
-    store, bundle, toolchain    many entries; many entries in one file; which Triton compiles
-    journal                     what a process notes that may be killed at any moment
-    recording                   writes a manifest while a program runs
-    wire                        the messages between the processes
-    kernel, future              what a caller gets
-    known_failure               a failure that a bundle carries
-    service/                    the other processes: server, plan, zygote, worker
-    connection                  the client's end of the socket
-    bundler, timeline           notes results, writes and reads bundles; what became of the requests
-    client, policy              what all of a process share, and what differs between them
-    async_compile               AsyncCompile: what a code generator calls
-    inductor/, jit/             the adapters for torch.compile, and for programs that use @triton.jit
-    enabling                    enable() and disable(): both adapters in one process
-    running, startup/           what `headstart run` tells the program's processes, and how
-    spec                        KernelSpec and plan files
-    cli/, __main__              the `headstart` command
+    errors      what can go wrong
+    system/     what the machine and the user give: folders, files, locks, processes, confinement, settings
+    model/      what is compiled, and by what, as plain data
+    wire/       the messages between the processes, and how they are framed
+    artifacts/  files that outlive a process and travel; what of one from elsewhere may be used
+    stores/     many entries by key
+    capture/    a live `@triton.jit` function as plain data
+    describe/   what Inductor's decorators make of a source; the process that has torch
+    worker/     the processes that have Triton
+    service/    the process between clients and workers: it queues, finds, answers
+    client/     what runs in the user's process: AsyncCompile, futures, the connection
+    adapters/   how programs come by it without asking: torch.compile, `@triton.jit` programs, `headstart run`
+    cli/        the `headstart` command, `__main__` too
+
+`captured`, `inductor`, `keys`, `request` and `values` are public names of what lies in the rooms.
 
 Importing this package loads none of them: names are looked up when first used.
 """
@@ -75,26 +61,30 @@ __all__ = [
 ]
 
 _HOME = {
-    "AsyncCompile": "async_compile",
-    "CompiledTritonKernels": "async_compile",
-    "Span": "timeline",
-    "Statistics": "timeline",
-    "TritonBundler": "bundler",
-    "CompiledKernel": "kernel",
-    "LambdaFuture": "future",
-    "as_completed": "future",
-    "KernelSpec": "spec",
-    "Target": "target",
-    "cache_dir": "folders",
-    "disable": "enabling",
-    "enable": "enabling",
+    "AsyncCompile": "client.async_compile",
+    "CompiledTritonKernels": "client.async_compile",
+    "Span": "client.timeline",
+    "Statistics": "client.timeline",
+    "TritonBundler": "client.bundler",
+    "CompiledKernel": "client.kernel",
+    "LambdaFuture": "client.future",
+    "as_completed": "client.future",
+    "KernelSpec": "cli.plans",
+    "Target": "model.target",
+    "cache_dir": "system.folders",
+    "disable": "adapters.process",
+    "enable": "adapters.process",
 }
 
 if TYPE_CHECKING:
-    from headstart import keys
-    from headstart.async_compile import AsyncCompile, CompiledTritonKernels
-    from headstart.bundler import TritonBundler
-    from headstart.enabling import disable, enable
+    from headstart.adapters.process import disable, enable
+    from headstart.cli.plans import KernelSpec
+    from headstart.client.async_compile import AsyncCompile
+    from headstart.client.bundler import TritonBundler
+    from headstart.client.future import LambdaFuture, as_completed
+    from headstart.client.kernel import CompiledKernel
+    from headstart.client.kernels import CompiledTritonKernels
+    from headstart.client.timeline import Span, Statistics
     from headstart.errors import (
         CannotTravel,
         CompileError,
@@ -112,17 +102,14 @@ if TYPE_CHECKING:
         StoreUnavailable,
         UsageError,
     )
-    from headstart.folders import cache_dir
-    from headstart.future import LambdaFuture, as_completed
-    from headstart.kernel import CompiledKernel
-    from headstart.spec import KernelSpec
-    from headstart.target import Target
-    from headstart.timeline import Span, Statistics
+    from headstart.model import keys
+    from headstart.model.target import Target
+    from headstart.system.folders import cache_dir
 
 
 def __getattr__(name: str) -> Any:
     if name == "keys":
-        return import_module("headstart.keys")
+        return import_module("headstart.model.keys")
     if name in __all__:
         return getattr(import_module(f"headstart.{_HOME.get(name, 'errors')}"), name)
     raise AttributeError(f"module 'headstart' has no attribute {name!r}")

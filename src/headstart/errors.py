@@ -1,4 +1,4 @@
-"""Every exception headstart raises on purpose.
+"""The exceptions that callers of headstart meet. Those that never leave a module stand in it.
 
 HeadstartError
 ├── UsageError             the caller's mistake: a bad target, signature, plan or option

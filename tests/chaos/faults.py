@@ -18,9 +18,9 @@ import psutil
 
 from chaos.world import World
 from headstart import wire
-from headstart.entry import Entry
+from headstart.artifacts.entry import Entry
+from headstart.client import control
 from headstart.errors import DamagedError, ServiceError
-from headstart.service import commands
 
 Fault = Callable[[World], str | None]
 
@@ -309,7 +309,7 @@ def _tell(world: World, command: str) -> str | None:
 
     def say() -> None:
         with contextlib.suppress(ServiceError):
-            commands.ask(path, command)
+            control.ask(path, command)
 
     threading.Thread(target=say, daemon=True).start()  # the service may be stopped by us, and not answer
     return command

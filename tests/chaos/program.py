@@ -16,7 +16,7 @@ from pathlib import Path
 
 import denied
 import headstart
-from headstart import connection
+from headstart.client import watch
 from kernels import Kernel, pointwise
 
 BATCH = 4  # kernels that are kicked off before the first of them is waited for
@@ -40,7 +40,7 @@ def kernel(number: int, marks: str) -> Kernel:
 
 def be_impatient() -> None:
     """A service that is left stopped is given up within a round; ten seconds would be too long."""
-    connection._QUIET, connection.STOPPED_PATIENCE = 0.5, 3.0
+    watch.QUIET, watch.STOPPED_TIMEOUT = 0.5, 3.0
 
 
 def limit_threads(flag: Path) -> None:

@@ -159,7 +159,7 @@ class World:
         return [process for process in self._forks() if _is_worker(process)]
 
     def _forks(self) -> list[psutil.Process]:
-        return [process for process in self.processes() if _runs(process, "headstart.service.zygote")]
+        return [process for process in self.processes() if _runs(process, "headstart.worker.zygote")]
 
     def kill(self, target: psutil.Process, *more: psutil.Process) -> None:
         """SIGKILL, of a whole family as it was in one moment; whose workers these were is remembered."""
@@ -227,9 +227,9 @@ def _is_worker(process: psutil.Process) -> bool:
     """Whether it leads a process group of its own, as only workers among the zygotes' forks do."""
     try:
         parent = process.parent()
-        return _runs(process, "headstart.service.zygote") and (
+        return _runs(process, "headstart.worker.zygote") and (
             os.getpgid(process.pid) == process.pid
-            or (parent is not None and _runs(parent, "headstart.service.zygote"))
+            or (parent is not None and _runs(parent, "headstart.worker.zygote"))
         )
     except (psutil.Error, ProcessLookupError):
         return False

@@ -18,16 +18,19 @@ from typing import Any
 
 import msgspec
 
-from headstart import bundle, connection, entry, manifest, wire
-from headstart.bundle import Bundle, BundleWriter
-from headstart.captured import CapturedFunction, CapturedSource, Constant, Items
-from headstart.entry import Entry, pack_entry
+from headstart import wire
+from headstart.artifacts import bundle, comparing, entry, manifest
+from headstart.artifacts.bundle import Bundle, BundleWriter
+from headstart.artifacts.entry import Entry, pack_entry
+from headstart.artifacts.manifest import Manifest
+from headstart.artifacts.specialization import Origin, Specialization, Tuning
+from headstart.client import asked
 from headstart.errors import DamagedError, HeadstartError
-from headstart.manifest import Manifest, Origin, Specialization, Tuning
-from headstart.request import CompileRequest
-from headstart.service.failures import REMEMBERED_KINDS, Failures, RememberedFailure
+from headstart.model.captured import CapturedFunction, CapturedSource, Constant, Items
+from headstart.model.request import CompileRequest
+from headstart.model.toolchain import Toolchain
 from headstart.service.intake import failure_of
-from headstart.toolchain import Toolchain
+from headstart.stores.failures import REMEMBERED_KINDS, Failures, RememberedFailure
 
 Target = Callable[[bytes], None]
 
@@ -104,8 +107,8 @@ def read_manifest(data: bytes) -> None:
         with _file(each) as path, _only_reading(), contextlib.suppress(DamagedError):
             found = Manifest.open(path)
             assert manifest.merge(found, found).encode() == found.encode()
-            found.missing()
-            manifest.compare(found, Manifest())
+            found.in_compile_order()
+            comparing.compare(found, Manifest())
             for each_one in found.specializations.values():
                 _identify(each_one.request)
 
@@ -170,7 +173,7 @@ def _failure_of_texts(data: bytes) -> wire.Failure:
 def _tell(failure: wire.Failure) -> None:
     """As a client and a service do."""
     for each in (failure, failure_of(failure)):
-        error = connection._error(each, REQUESTS[0])
+        error = asked._error(each, REQUESTS[0])
         assert isinstance(error, HeadstartError)
         assert isinstance(str(error) + repr(error), str)
 
@@ -266,7 +269,7 @@ MESSAGES: list[msgspec.Struct] = [
     wire.Result(7, "ab" * 32, entry=b"bytes", log=_LOG),
     wire.Failed(7, _FAILURE),
     wire.Fork(3, b"/run/worker-3"),
-    wire.Buried(3, -9),
+    wire.Reaped(3, -9),
     wire.Assign("ab" * 32, "ef" * 32, REQUESTS[1], b"/cache"),
     wire.Finished(True, 1.0, 2.0, log=_LOG),
     _FAILURE,

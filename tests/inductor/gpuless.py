@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from headstart.inductor import without_gpu
-from headstart.target import Target
+from headstart.adapters.inductor import without_gpu
+from headstart.model.target import Target
 
 H100 = Target.parse("cuda:90")
 

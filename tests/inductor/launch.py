@@ -170,7 +170,8 @@ def registers() -> None:
     """What is read from cubins is what the driver says once they are loaded."""
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-    from headstart.inductor import compat, cubin
+    from headstart.adapters.inductor import compat, cubin
+    from headstart.describe import facts
 
     original = CachingAutotuner._make_launchers
     pairs: list[tuple[int, int | None]] = []
@@ -179,7 +180,7 @@ def registers() -> None:
         original(self)
         for result in self.compile_results:
             kernel = result.kernel
-            file = Path(compat.triton_folder(0), compat.hash_folder(kernel.hash), f"{kernel.name}.cubin")
+            file = Path(compat.triton_folder(0), facts.hash_folder(kernel.hash), f"{kernel.name}.cubin")
             pairs.append((kernel.n_regs, cubin.registers(file.read_bytes(), kernel.name)))
 
     CachingAutotuner._make_launchers = make
@@ -230,7 +231,7 @@ GROUPS = {
 def main() -> None:
     from triton import knobs
 
-    from headstart import inductor
+    from headstart.adapters import inductor
 
     compiled: list[str] = []
     knobs.compilation.listener = lambda *, src, cache_hit, **_: cache_hit or compiled.append(src.name)

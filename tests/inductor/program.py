@@ -43,10 +43,10 @@ def main() -> None:
     import headstart
 
     if "assembler" in ORDER:
-        from headstart.inductor import compat
+        from headstart.adapters.inductor import compat
 
         compat._ptxas = lambda folder: ORDER["assembler"]
-    from headstart import machine
+    from headstart.system import machine
 
     machine.has_gpu = lambda: True  # so that everything starts early
     started = time.perf_counter()
@@ -65,7 +65,7 @@ def main() -> None:
         _change(ORDER["change"])
     kicks = _watch_kick_offs(async_compile)
     if ADAPTER == "headstart" and ORDER.get("wait"):
-        from headstart import inductor
+        from headstart.adapters import inductor
 
         assert inductor.current().describing.awake.wait(60)
     os.environ.update(ORDER.get("set", {}))
@@ -85,7 +85,7 @@ def main() -> None:
                 torch._dynamo.reset()
             title = name if name not in results["cases"] else f"{name} again"
             results["cases"][title] = _run(torch, cases, name, kicks)
-        from headstart import inductor
+        from headstart.adapters import inductor
 
         adapter = inductor.current()
         if adapter is not None:
@@ -153,7 +153,7 @@ def _run(torch: Any, cases: Any, name: str, kicks: list[Any]) -> dict[str, Any]:
 def _watch_kick_offs(async_compile: Any) -> list[Any]:
     import traceback
 
-    from headstart.inductor.recipe import as_loaded
+    from headstart.describe.recipe import as_loaded
 
     kicks: list[Any] = []
     original = async_compile.AsyncCompile.triton
@@ -181,7 +181,7 @@ def _beside_stocks(source: Any) -> tuple[int, list[str]]:
 
     from torch._inductor.codecache import PyCodeCache
 
-    from headstart.inductor import plain
+    from headstart.describe import plain
 
     assert source.done.result() is None
     ours, _ = source.autotuner()
@@ -233,7 +233,7 @@ def _patch() -> None:
 
 def _describers(adapter: Any) -> list[int]:
     """The processes with torch of the service that the adapter uses."""
-    from headstart import machine
+    from headstart.system import machine
 
     connection = adapter.compiler.client._connection
     if connection is None or not connection._service_pid:
@@ -241,7 +241,7 @@ def _describers(adapter: Any) -> list[int]:
     found = []
     for pid in machine.children(connection._service_pid):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as stream:
-            if "headstart.inductor.describer" in stream.read().split("\0"):
+            if "headstart.describe.describer" in stream.read().split("\0"):
                 found.append(pid)
     return found
 

@@ -23,11 +23,12 @@ import pytest
 from msgspec.structs import replace
 
 import headstart
-from headstart.entry import Entry, pack_entry
+from headstart.adapters.inductor import devices, layout
+from headstart.adapters.inductor.recipes import Recipes
+from headstart.artifacts.entry import Entry, pack_entry
+from headstart.describe import facts
+from headstart.describe.recipe import Describe, Recipe
 from headstart.errors import DamagedError
-from headstart.inductor import compat, devices, layout
-from headstart.inductor.recipe import Describe, Recipe
-from headstart.inductor.recipes import Recipes
 
 pytestmark = [
     pytest.mark.torch,
@@ -267,7 +268,7 @@ def test_the_describer_has_inductors_variables_of_when_a_pool_of_inductors_would
 def test_a_recipes_key_is_made_of_the_variables_of_the_kick_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compat, "torch_key", lambda: "torch")
+    monkeypatch.setattr(facts, "torch_key", lambda: "torch")
     policy: Any = SimpleNamespace(toolchain_digest=lambda folder, variables: "toolchain")
     recipes = Recipes(policy, tmp_path, lambda key: None, lambda key, make: None, lambda step, *arguments: None)
     described = Describe("triton_", "source", {}, {}, {}, {"TORCHINDUCTOR_ENABLE_PDL": "1"})
@@ -341,7 +342,7 @@ def _late(programs: Programs, process: str) -> dict[str, str]:
 
 
 def test_row_5_workers_that_do_not_come_cost_patience_and_nothing_else(programs: Programs) -> None:
-    late = _late(programs, "headstart.service.zygote")
+    late = _late(programs, "headstart.worker.zygote")
     result = programs.run({"cases": ["pointwise"]}, **late, HEADSTART_PATIENCE="1")
     assert result["cases"]["pointwise"]["error"] == ""
     assert result["counts"]["in_process"] == 2
@@ -349,7 +350,7 @@ def test_row_5_workers_that_do_not_come_cost_patience_and_nothing_else(programs:
 
 
 def test_row_5_a_describer_that_does_not_come_costs_nothing(programs: Programs) -> None:
-    late = _late(programs, "headstart.inductor.describer")
+    late = _late(programs, "headstart.describe.describer")
     result = programs.run({"cases": ["pointwise", "rescaled", "trained"]}, **late)
     assert {case["error"] for case in result["cases"].values()} == {""}
     assert result["in process"] == []
@@ -366,7 +367,7 @@ def test_a_kernel_is_assembled_by_the_assembler_that_its_hash_was_made_with(prog
     assembler.write_text(f'#!/bin/sh\n[ "$1" = --version ] || touch {used}\nexec {real} "$@"\n')
     assembler.chmod(0o755)
     order = {"cases": ["shares_a_kernel"], "assembler": str(assembler)}
-    late = programs.run(order, **_late(programs, "headstart.inductor.describer"))
+    late = programs.run(order, **_late(programs, "headstart.describe.describer"))
     assert late["counts"]["late"] == late["counts"]["jobs"] == late["statistics"]["compiled"] > 0
     assert not used.exists()
     foreseen = programs.run({**order, "wait": True})

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import triton
 
-from headstart.jit.dry_run import DryRunDriver
-from headstart.target import Target
+from headstart.adapters.triton.dry_run import DryRunDriver
+from headstart.model.target import Target
 
 
 class Launch(NamedTuple):

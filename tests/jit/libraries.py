@@ -30,14 +30,14 @@ from triton.compiler import ASTSource
 
 import headstart
 from headstart import wire
-from headstart.captured import CapturedSource
+from headstart.adapters.triton.dry_run import DryRunDriver
+from headstart.artifacts.vetting import check_source
+from headstart.capture.functions import capture
 from headstart.errors import UsageError
-from headstart.jit.capture import capture
-from headstart.jit.dry_run import DryRunDriver
-from headstart.request import CompileRequest
-from headstart.target import Target
-from headstart.toolchain import find_toolchain
-from headstart.trust import check_source
+from headstart.model.captured import CapturedSource
+from headstart.model.request import CompileRequest
+from headstart.model.target import Target
+from headstart.model.toolchain import find_toolchain
 
 TARGET = GPUTarget("cuda", 90, 32)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import Client
-from headstart.manifest import Manifest
+from headstart.artifacts.manifest import Manifest
 
 pytestmark = pytest.mark.triton
 
@@ -25,8 +25,8 @@ Run = Callable[..., dict[str, Any]]
 HEAD = """
 import json, logging, os, sys, threading
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-from headstart.client import Client
-from headstart.jit.adapter import Adapter
+from headstart.client.client import Client
+from headstart.adapters.triton.adapter import Adapter
 
 def enable(**more):
     adapter = Adapter(Client(workers=2, bundle=more.pop("bundle", None)), **more)
@@ -129,12 +129,12 @@ def test_a_program_with_a_bundle_starts_no_service(run: Run, tmp_path: Path) -> 
 def test_what_was_submitted_before_is_not_late(run: Run) -> None:
     first = run(
         """
-        from headstart.recording import Recorder
+        from headstart.adapters.recording import Recorder
         adapter.recorder = Recorder("it.manifest")
         kernel[(1,)](x, y, 10, BLOCK=64)
         adapter.recorder.close()
-        from headstart.manifest import Manifest
-        found = Manifest.open("it.manifest").missing()
+        from headstart.artifacts.manifest import Manifest
+        found = Manifest.open("it.manifest").in_compile_order()
         told(asked_by=[each.asked_by for each in found], seconds=[each.duration_s for each in found])
         adapter.close(); adapter.compiler.client.close()
         """
@@ -144,8 +144,8 @@ def test_what_was_submitted_before_is_not_late(run: Run) -> None:
     assert seconds > 0
     second = run(
         """
-        from headstart.manifest import Manifest
-        (each,) = Manifest.open("it.manifest").missing()
+        from headstart.artifacts.manifest import Manifest
+        (each,) = Manifest.open("it.manifest").in_compile_order()
         adapter.compiler.submit(each.request).result()
         kernel[(1,)](x, y, 10, BLOCK=64)
         told(counts=adapter.counts, seen=len(adapter.compiler.timeline))
@@ -161,7 +161,7 @@ def test_what_triton_had_in_its_cache_is_recorded_too(run: Run, tmp_path: Path) 
     run(LAUNCH)
     run(
         LAUNCH + "recorder.close()\n",
-        before="from headstart.recording import Recorder\n"
+        before="from headstart.adapters.recording import Recorder\n"
         "recorder = Recorder('second.manifest')\nadapter = enable(recorder=recorder)",
     )
     assert len(Manifest.open(tmp_path / "second.manifest").specializations) == 3
@@ -455,7 +455,7 @@ def test_close_puts_everything_back_and_nothing_is_done_at_launches(run: Run) ->
         before="finders = list(sys.meta_path)\nadapter = enable()",
     )
     stock = "triton.runtime.autotuner"
-    ours = "headstart.jit.patches"
+    ours = "headstart.adapters.triton.patches"
     launching = [[], [], "triton.runtime.jit", stock, True]
     assert told["during"] == [None, False, "patches.py", ours, ours, *launching]
     assert told["after"] == [None, False, "jit.py", stock, stock, *launching]

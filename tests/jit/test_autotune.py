@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import Client
-from headstart.manifest import Manifest
+from headstart.artifacts.manifest import Manifest
 
 pytestmark = pytest.mark.triton
 
@@ -22,10 +22,10 @@ HEAD = """
 import json, logging, os, sys
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 sys.path.insert(0, HELPERS)
-from headstart.client import Client
-from headstart.jit.adapter import Adapter
-from headstart.manifest import Manifest
-from headstart.recording import Recorder
+from headstart.client.client import Client
+from headstart.adapters.triton.adapter import Adapter
+from headstart.artifacts.manifest import Manifest
+from headstart.adapters.recording import Recorder
 
 recorder = Recorder(os.environ["RECORD"]) if "RECORD" in os.environ else None
 tunings = Manifest.open(os.environ["REUSE"]).tunings if "REUSE" in os.environ else None

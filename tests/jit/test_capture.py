@@ -18,7 +18,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from headstart.captured import (
+from headstart.artifacts.vetting import check_source
+from headstart.capture.functions import capture, capture_call
+from headstart.errors import CannotTravel, UsageError
+from headstart.model.captured import (
     CapturedFunction,
     CapturedSource,
     Constant,
@@ -33,11 +36,8 @@ from headstart.captured import (
     Table,
     Unbound,
 )
-from headstart.errors import CannotTravel, UsageError
-from headstart.jit.capture import capture, capture_call
-from headstart.request import CompileRequest
-from headstart.trust import check_source
-from headstart.values import Encoded
+from headstart.model.request import CompileRequest
+from headstart.model.values import Encoded
 
 pytestmark = pytest.mark.triton
 
@@ -604,5 +604,5 @@ def test_of_the_standard_library_too_the_values_used_are_carried_and_the_process
 def test_importing_the_capture_does_not_import_triton() -> None:
     assert (
         "import triton"
-        not in Path(importlib.import_module("headstart.jit.compat").__file__ or "").read_text()
+        not in Path(importlib.import_module("headstart.adapters.triton.compat").__file__ or "").read_text()
     )

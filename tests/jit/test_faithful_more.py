@@ -550,8 +550,8 @@ import logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 stock = "stock" in sys.argv
 if not stock:
-    from headstart.client import Client
-    from headstart.jit.adapter import Adapter
+    from headstart.client.client import Client
+    from headstart.adapters.triton.adapter import Adapter
     adapter = Adapter(Client(workers=2))
     adapter.install()
 import hashlib, json, os, re

@@ -27,8 +27,8 @@ logging.basicConfig(level=logging.WARNING, format="%(message)s")
 STOCK = sys.argv[1] == "stock"
 adapter = None
 if not STOCK:
-    from headstart.client import Client
-    from headstart.jit.adapter import Adapter
+    from headstart.client.client import Client
+    from headstart.adapters.triton.adapter import Adapter
     adapter = Adapter(Client(workers=2))
     adapter.install()
 import triton, triton.language as tl
@@ -366,7 +366,7 @@ def test_a_failure_of_ours_beside_an_autotuner_is_a_line_in_the_log(both: Both) 
     mine, stock = both(
         """
         if not STOCK:
-            from headstart.jit import compat
+            from headstart.adapters.triton import compat
             compat.tuned = compat.is_fixed = None
         tuner = make(Autotuner)
         tuner[(1,)](x, y, 10)
@@ -422,8 +422,8 @@ def test_benchmarks_of_tritons_own_run_in_a_dry_run(start_client: Start) -> None
     pytest.importorskip("torch")  # Triton's `testing` imports it
     program = HEAD.format(folder=str(Path(__file__).parent)) + textwrap.dedent(
         """
-        from headstart.jit import dry_run
-        from headstart.target import Target
+        from headstart.adapters.triton import dry_run
+        from headstart.model.target import Target
         dry_run.install(Target.parse("cuda:90"))
         from triton.testing import do_bench
         runs = []

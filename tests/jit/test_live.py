@@ -17,9 +17,9 @@ import pytest
 
 from conftest import PATIENCE, client_environment
 from headstart import AsyncCompile, SourceError, UsageError, wire
-from headstart.captured import CapturedFunction, CapturedSource
-from headstart.jit.capture import capture
-from headstart.request import CompileRequest
+from headstart.capture.functions import capture
+from headstart.model.captured import CapturedFunction, CapturedSource
+from headstart.model.request import CompileRequest
 from kernels import TOOLCHAIN, pointwise
 
 pytestmark = pytest.mark.triton

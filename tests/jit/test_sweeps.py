@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from conftest import PATIENCE, Client, client_environment
-from headstart import known_failure
-from headstart.bundle import Bundle
+from headstart.artifacts import known_failure
+from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.manifest import Manifest, merge
 from headstart.errors import CompilerCrashed, CompileTimeout, SourceError
-from headstart.manifest import Manifest, merge
-from headstart.request import CompileRequest
+from headstart.model.request import CompileRequest
 
 pytestmark = pytest.mark.triton
 
@@ -61,7 +61,7 @@ told = dict(
     failed=[str(config) for config, timing in kernel.configs_timings.items() if timing[0] == float("inf")],
 )
 if "STOCK" not in os.environ:
-    from headstart import enabling
+    from headstart.adapters import process as enabling
     adapter = enabling.current().jit
     told |= dict(counts=adapter.counts, services=adapter.compiler.services_started)
 print("TOLD", json.dumps(told))

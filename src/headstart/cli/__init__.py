@@ -20,7 +20,7 @@ import click
 
 from headstart import __version__
 from headstart.errors import DamagedError, HeadstartError, UsageError
-from headstart.variables import misspelt
+from headstart.system.variables import misspelt
 
 # Name of a subcommand (mostly of its module too) and its line in `headstart --help`.
 COMMANDS = {

@@ -3,7 +3,7 @@
 The plan runs here, in the main thread; each spec is kicked off as it is yielded and compiled in a worker while the plan
 goes on. Answers arrive on the client's thread, which only queues them; this thread looks at them between two specs and,
 once the plan has ended, as they come. A manifest takes the place of the plan, and runs nothing here: what it carries
-runs in a worker, once it has been checked (`headstart.trust`).
+runs in a worker, once it has been checked (`headstart.artifacts.vetting`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-import msgspec
 
-from headstart import known_failure
+from headstart.artifacts.entry import MAGIC as ENTRY_MAGIC
+from headstart.artifacts.manifest import Manifest, is_manifest
 from headstart.cli import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -28,28 +27,21 @@ from headstart.cli import (
     OutputFile,
     count,
     human_bytes,
-    printable,
     printable_lines,
     reading,
 )
-from headstart.cli.progress import Progress, Tally, make_progress
-from headstart.entry import MAGIC as ENTRY_MAGIC
-from headstart.environment import TOOL_VARIABLES, fingerprint
-from headstart.errors import CompileError, HeadstartError, ServiceError, UsageError
-from headstart.future import LambdaFuture, as_completed
-from headstart.manifest import Manifest, Specialization, is_manifest, retarget
-from headstart.replacing import BUNDLE, check_replaceable
-from headstart.request import CompileRequest
-from headstart.service.confinement import unavailable
-from headstart.spec import KernelSpec, PlanRaised, add_plan_folder, load_plan
-from headstart.target import Target
-from headstart.toolchain import find_toolchain
-from headstart.trust import check_request
+from headstart.cli.build_job import Build
+from headstart.cli.plans import KernelSpec, PlanRaised, add_plan_folder, load_plan
+from headstart.cli.progress import Tally, make_progress
+from headstart.errors import ServiceError, UsageError
+from headstart.model.target import Target
+from headstart.model.toolchain import find_toolchain
+from headstart.system.confinement import unavailable
+from headstart.system.files import BUNDLE, check_replaceable
 
 if TYPE_CHECKING:
-    from headstart.async_compile import AsyncCompile
-    from headstart.kernel import CompiledKernel
-    from headstart.timeline import Statistics
+    from headstart.client.async_compile import AsyncCompile
+    from headstart.client.timeline import Statistics
 
 
 @click.command(short_help="Compile every kernel of a plan or a manifest into a bundle.")
@@ -175,179 +167,6 @@ def build(
     ctx.exit(EXIT_FAILED if plan_error is not None or job.failures else 0)
 
 
-class _Recorded(NamedTuple):
-    """A kernel of a manifest; `failed`: see `Specialization`."""
-
-    request: CompileRequest
-    failed: str
-
-
-class Build:
-    """One run of `headstart build`.
-
-    Attributes:
-        failures: what went wrong, in the order it was noticed. Reports in the same words count as one: without a
-            service, every kernel says so.
-        refused: requests that were wrong in themselves and never reached a worker.
-        as_recorded: kernels that failed as they had when they were recorded.
-        used: targets compiled for, in order of first use.
-    """
-
-    def __init__(
-        self, async_compile: AsyncCompile, devices: Sequence[Target], tally: Tally, *, vouched: bool = True
-    ) -> None:
-        self._vouched = vouched
-        self._async_compile = async_compile
-        self._devices = devices
-        self._tally = tally
-        self._futures: dict[int, LambdaFuture[CompiledKernel]] = {}
-        self._progress = Progress()
-        self.failures: dict[str, None] = {}
-        self._recorded: dict[int, _Recorded] = {}  # by the `id` of the future
-        self.refused = 0
-        self.as_recorded = 0
-        self.used: dict[Target, None] = {}
-
-    def run(
-        self, requests: Iterable[KernelSpec | _Recorded], progress: Progress
-    ) -> UsageError | None:
-        """Build everything that a plan or a manifest yields; what was wrong with the plan itself is returned."""
-        self._progress = progress
-        plan_error = None
-        self._async_compile.bundler.begin_compile()
-        try:
-            for each in requests:
-                if isinstance(each, KernelSpec):
-                    self._kick_off_spec(each)
-                else:
-                    self._kick_off_request(each)
-                self._look_at_answers()
-        except UsageError as error:
-            plan_error = error
-        self._tally.complete = True
-        for _ in as_completed(self._futures.values()):
-            self._look_at_answers()
-        # A future is complete a moment before its callback has run.
-        while self._tally.seen < self._tally.requested:
-            self._look_at(self._tally.unseen.get())
-        return plan_error
-
-    def write(self, output: Path) -> Path | None:
-        """Write what was built to `output`. None if nothing was, or if that failed, which is one of the failures."""
-        bundler, statistics = self._async_compile.bundler, self._async_compile.statistics
-        try:
-            return bundler.collect(output) if statistics.compiled + statistics.cached + self.as_recorded else None
-        except OSError as error:
-            self.failures[f"cannot write {output}: {error.strerror or error}"] = None
-            return None
-        finally:
-            bundler.end_compile()
-
-    def recorded(self, manifest: Manifest) -> Iterator[_Recorded]:
-        """What to compile of a manifest, in order; what may not be compiled is reported as a failure."""
-        tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
-        for each in manifest.missing():
-            reason = None if self._vouched else check_request(each.request, tools=tools)
-            if reason is not None:
-                self._refuse(
-                    f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust"
-                )
-                continue
-            # Tools are this machine's; they count by content, and not as part of a request.
-            others = {name: value for name, value in each.request.environment.items() if name not in TOOL_VARIABLES}
-            request = msgspec.structs.replace(each.request, environment={**others, **tools})
-            try:
-                recorded_for = Target.parse(request.target)
-            except UsageError as error:
-                self._refuse(f"{_named(each)} was left out: {error}")
-                continue
-            for device in self._devices or [recorded_for]:
-                yield _Recorded(retarget(request, device)[0], each.failed)
-
-    def _kick_off_spec(self, spec: KernelSpec) -> None:
-        devices = [spec.target] if spec.target is not None else self._devices
-        if not devices:
-            raise UsageError(
-                f"what is {spec.name} to be compiled for? Pass --target, as in --target cuda:90 (H100) or --target "
-                "hip:gfx942 (MI300), or give the spec a target="
-            )
-        for device in devices:
-            self.used[device] = None
-            self._ask(
-                f"{spec.name} ({device})",
-                partial(
-                    self._async_compile.triton,
-                    spec.name,
-                    spec.source,
-                    signature=spec.signature,
-                    constants=spec.constants,
-                    attrs=spec.attrs,
-                    options=spec.options,
-                    target=str(device),
-                    filename=spec.filename,
-                ),
-            )
-
-    def _kick_off_request(self, recorded: _Recorded) -> None:
-        request = recorded.request
-        self.used[Target.parse(request.target)] = None
-        self._ask(
-            f"{request.name} ({request.target})",
-            partial(self._async_compile.submit, request, vouched=self._vouched),
-            recorded,
-        )
-
-    def _ask(
-        self, what: str, kick_off: Callable[[], LambdaFuture[CompiledKernel]], recorded: _Recorded | None = None
-    ) -> None:
-        try:
-            future = kick_off()
-        except UsageError as error:
-            self._refuse(f"{what} failed: {error}")
-            return
-        if recorded is not None:
-            self._recorded[id(future)] = recorded
-        self._tally.requested += 1
-        if id(future) in self._futures:
-            # The same kernel again: its answer is counted, and its failure reported, once.
-            self._tally.seen += 1
-        else:
-            self._futures[id(future)] = future
-            future.add_done_callback(self._tally.unseen.put)
-
-    def _refuse(self, report: str) -> None:
-        """Count a kernel that is not even kicked off."""
-        self.refused += 1
-        self._tally.requested += 1
-        self._tally.seen += 1
-        self._fail(report)
-
-    def _look_at_answers(self) -> None:
-        while not self._tally.unseen.empty():
-            self._look_at(self._tally.unseen.get())
-
-    def _look_at(self, future: LambdaFuture[CompiledKernel]) -> None:
-        error = future.exception()
-        self._tally.seen += 1
-        recorded = self._recorded.get(id(future))
-        if isinstance(error, CompileError) and recorded is not None and known_failure.is_known(error):
-            self._async_compile.note_failure(recorded.request, recorded.request.digest(), error)
-            if error.raised == recorded.failed:
-                self.as_recorded += 1
-                return
-        if isinstance(error, HeadstartError):
-            self._fail(str(error))
-        elif error is not None:
-            raise error
-
-    def _fail(self, report: str) -> None:
-        report = printable_lines(report)
-        self._tally.failed += 1
-        if report not in self.failures:
-            self.failures[report] = None
-            self._progress.failure(report)
-
-
 def summarize(statistics: Statistics, job: Build, wall_s: float, bundle: Path | None) -> dict[str, Any]:
     """The object that `--json` prints.
 
@@ -397,8 +216,8 @@ def describe_model(outcome: dict[str, Any]) -> str:
 
 
 def _open(workers: int | None, vouched: bool, *, is_plan: bool) -> AsyncCompile:
-    from headstart.async_compile import AsyncCompile
-    from headstart.policy import Policy
+    from headstart.client.async_compile import AsyncCompile
+    from headstart.client.policy import Policy
 
     # What a sweep has recorded may need more shared memory than there is: it is built, and Triton refuses it at launch.
     policy = None if is_plan else Policy(shows_output=True)
@@ -441,10 +260,6 @@ def _other_triton(plan: str, manifest: Manifest) -> str | None:
     if not recorded or version in recorded:
         return None
     return f"headstart: {plan} was recorded with Triton {', '.join(recorded)} and is built with {version}"
-
-
-def _named(each: Specialization) -> str:
-    return printable(f"{each.request.name} ({each.request.target})")
 
 
 def _refuse(plan: str, plan_error: UsageError | None) -> NoReturn:

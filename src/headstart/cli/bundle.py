@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from headstart.bundle import Bundle, BundleItem, merge_bundles
+from headstart.artifacts.bundle import Bundle, BundleItem, merge_bundles
 from headstart.cli import (
     Failure,
     OutputFile,
@@ -19,7 +19,7 @@ from headstart.cli import (
     reading,
 )
 from headstart.errors import UsageError
-from headstart.replacing import BUNDLE, check_replaceable
+from headstart.system.files import BUNDLE, check_replaceable
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart

@@ -7,8 +7,10 @@ import msgspec
 
 from headstart.cli import Failure, count, human_bytes
 from headstart.errors import UsageError
-from headstart.settings import Settings, parse_size
-from headstart.store import DiskStore, PruneReport
+from headstart.stores import open_store
+from headstart.stores.base import PruneReport
+from headstart.stores.disk import DiskStore
+from headstart.system.settings import Settings, parse_size
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -73,7 +75,7 @@ def retry(kernel: str) -> None:
     KERNEL is a kernel's name, or the beginning of a key. A kernel that failed so is remembered, for the Triton that it
     failed with, and whoever asks for it gets the same error at once.
     """
-    from headstart.service.failures import Failures
+    from headstart.stores.failures import Failures
 
     forgotten = Failures(Settings.load().cache_dir).forget(kernel)
     for each in forgotten:
@@ -84,7 +86,7 @@ def retry(kernel: str) -> None:
 
 def _store() -> DiskStore:
     settings = Settings.load()
-    store = DiskStore(settings.cache_dir, limit_bytes=settings.store_limit, trusted=settings.trusts_cache_dir)
+    store = open_store(settings.cache_dir, limit_bytes=settings.store_limit, trusted=settings.trusts_cache_dir)
     if why := store.refusal():
         raise UsageError(why)
     return store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from headstart.cli import Failure, count
-from headstart.settings import Settings
+from headstart.system.settings import Settings
 
 
 @click.command(short_help="Have the compile service give its memory back.")
@@ -34,10 +34,10 @@ def stop() -> None:
 
 
 def _tell(command: str) -> int:
-    from headstart.service import commands
+    from headstart.client import control
 
-    path = commands.socket_of(Settings.load())
-    report = commands.ask(path, command)
+    path = control.socket_of(Settings.load())
+    report = control.ask(path, command)
     if report is None:
         raise Failure(f"no service listens at {path}")
     return sum(report.queued)

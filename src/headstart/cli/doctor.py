@@ -20,19 +20,19 @@ from pathlib import Path
 import click
 import msgspec
 
-from headstart import machine
 from headstart.cli import EXIT_FAILED, count, human_bytes
-from headstart.environment import bypass_reason, fingerprint
 from headstart.errors import HeadstartError, ServiceError, UsageError
-from headstart.folders import REMEDY, cache_dir, runtime_dir
-from headstart.private import refusal
-from headstart.service.compiling import KNOWN_VERSIONS
-from headstart.service.confinement import mechanism, unavailable
-from headstart.settings import Settings, patience, trusts_cache_dir
-from headstart.store import DiskStore
-from headstart.target import SHARED_MEMORY_LIMIT
-from headstart.toolchain import Toolchain, find_toolchain
-from headstart.variables import Mode, misspelt, mode
+from headstart.model.environment import bypass_reason, fingerprint
+from headstart.model.target import SHARED_MEMORY_LIMIT
+from headstart.model.toolchain import Toolchain, find_toolchain
+from headstart.stores import open_store
+from headstart.system import machine
+from headstart.system.confinement import mechanism, unavailable
+from headstart.system.folders import REMEDY, cache_dir, runtime_dir
+from headstart.system.private import refusal
+from headstart.system.settings import Settings, patience, trusts_cache_dir
+from headstart.system.variables import Mode, misspelt, mode
+from headstart.worker.compiling import KNOWN_VERSIONS
 
 LOW_SPACE = 2**30  # bytes; a few thousand large kernels
 MAX_SOCKET_PATH = 107  # bytes: sockaddr_un's 108 with the NUL that ends it
@@ -137,16 +137,16 @@ def check_triton(toolchain: Toolchain) -> Check:
 
 def check_torch() -> Iterator[Check]:
     """Where torch is, if it is, and whether headstart's suite has run on its version."""
-    from headstart.inductor import compat  # which is of no use to most programs
+    from headstart.describe import facts
 
-    torch = compat.find_torch()
+    torch = facts.find_torch()
     if torch is None:
         return
     found = f"{torch.version}, {torch.folder}"
     if torch.known:
         yield Check("torch", "ok", found)
     else:
-        known = ", ".join(compat.KNOWN_VERSIONS)
+        known = ", ".join(facts.KNOWN_VERSIONS)
         remedy = f"for torch.compile's kernels use one of {known}"
         yield Check("torch", "warn", f"{found}: not tested, so headstart leaves torch.compile alone", remedy)
 
@@ -277,7 +277,7 @@ def check_cache_folder() -> Check:
 def check_store() -> Check:
     """How much is kept."""
     try:
-        info = DiskStore(cache_dir()).info()
+        info = open_store(cache_dir()).info()
     except OSError as error:
         return Check(
             "store", "fail", f"cannot be read: {error}", "set HEADSTART_CACHE_DIR to a folder of your own"
@@ -287,7 +287,7 @@ def check_store() -> Check:
 
 def check_earlier_stores() -> Iterator[Check]:
     """What earlier versions of headstart left. They could write kernels into Triton's cache that were not Triton's."""
-    folders = DiskStore(cache_dir()).earlier()
+    folders = open_store(cache_dir()).earlier()
     if folders:
         triton_cache = os.environ.get("TRITON_CACHE_DIR") or os.path.expanduser("~/.triton/cache")
         yield Check(

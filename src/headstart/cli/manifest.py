@@ -11,11 +11,13 @@ from typing import Any
 import click
 import msgspec
 
+from headstart.artifacts.comparing import Difference, compare
+from headstart.artifacts.manifest import Manifest
+from headstart.artifacts.manifest import merge as merge_manifests
+from headstart.artifacts.specialization import Specialization
 from headstart.cli import OutputFile, count, json_line, printable, reading
-from headstart.manifest import Difference, Manifest, Specialization, compare
-from headstart.manifest import merge as merge_manifests
-from headstart.replacing import MANIFEST, check_replaceable
-from headstart.request import CompileRequest
+from headstart.model.request import CompileRequest
+from headstart.system.files import MANIFEST, check_replaceable
 
 _MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_DIGEST = 12  # hexadecimal digits that tell kernels of one manifest apart
@@ -38,10 +40,10 @@ def show(path: Path, as_json: bool) -> None:
     """Show the kernels of FILE, in the order in which they would be compiled: winners first, longest first."""
     opened = _open(path)
     if as_json:
-        for each in opened.missing():
+        for each in opened.in_compile_order():
             click.echo(json_line(fields(each)))
         return
-    _print_table(opened.missing())
+    _print_table(opened.in_compile_order())
     click.echo(_totals(opened), err=True)
 
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headstart import inductor
+from headstart.adapters import inductor
+from headstart.cli.plans import PlanRaised, call_function
 from headstart.errors import HeadstartError, UsageError
-from headstart.replacing import BUNDLE, rename_onto
-from headstart.spec import PlanRaised, call_function
-from headstart.target import Target
+from headstart.model.target import Target
+from headstart.system.files import BUNDLE, rename_onto
 
 
 def build_model(reference: str, targets: Sequence[Target], workers: int | None, output: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def build_model(reference: str, targets: Sequence[Target], workers: int | None, 
         raise UsageError("--model takes one --target at a time")
     target = targets[0] if targets else Target.parse("cuda:90")
     started = time.monotonic()
-    from headstart.inductor import without_gpu
+    from headstart.adapters.inductor import without_gpu
 
     with (
         tempfile.TemporaryDirectory(prefix="headstart-") as folder,
@@ -67,7 +67,7 @@ def build_model(reference: str, targets: Sequence[Target], workers: int | None, 
 
 
 def _compile(reference: str) -> None:
-    from headstart.inductor import without_gpu
+    from headstart.adapters.inductor import without_gpu
 
     made = call_function(reference)
     if not isinstance(made, tuple) or not made or not callable(made[0]):

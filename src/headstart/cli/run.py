@@ -1,4 +1,4 @@
-"""`headstart run`: a program, unchanged, with its compiles in workers; see `headstart.running` for how."""
+"""`headstart run`: a program, unchanged, with its compiles in workers; see `headstart.adapters.run` for how."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import click
 
+from headstart.adapters.process import check_outputs
+from headstart.adapters.recording import module_program, record_path, script_program
+from headstart.adapters.run import RunConfig, become, environment, find_module
 from headstart.cli import Failure, OutputFile, say_misspelt
-from headstart.enabling import check_outputs
 from headstart.errors import UsageError
-from headstart.folders import distrust
-from headstart.recording import module_program, record_path, script_program
-from headstart.running import Orders, become, environment, find_module
-from headstart.settings import Settings
-from headstart.target import Target
-from headstart.variables import Mode, mode
+from headstart.model.target import Target
+from headstart.system.folders import distrust
+from headstart.system.settings import Settings
+from headstart.system.variables import Mode, mode
 
 
 @click.command(
@@ -108,7 +108,7 @@ def run(
             click.echo(f"headstart: nothing is recorded or replayed: {why}", err=True)
         replay = manifest or (None if bundle is not None and not reuse_tuning else record or automatic)
         variables = environment(
-            Orders(
+            RunConfig(
                 pid=os.getpid(),
                 program=name,
                 record=None if no_record else _absolute(record or automatic),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 import click
 
 from headstart.cli import say_misspelt
-from headstart.errors import UsageError
-from headstart.settings import Settings, parse_seconds, parse_size
+from headstart.errors import ServiceError, UsageError
+from headstart.system.settings import Settings, parse_seconds, parse_size
 
 T = TypeVar("T")
 
@@ -49,7 +52,28 @@ def serve(workers: int | None, memory: int | None, idle: float | None) -> None:
     Programs that start meanwhile join it by themselves, unless HEADSTART_SERVICE=private. If HEADSTART_SERVICE is a
     path, the service listens there, for programs that have the same value.
     """
-    from headstart.service import commands
-
     say_misspelt()
-    commands.serve(Settings.load(workers=workers), memory=memory, idle=idle)
+    become_service(Settings.load(workers=workers), memory=memory, idle=idle)
+
+
+def become_service(settings: Settings, *, memory: int | None, idle: float | None) -> None:
+    """Be the service at `control.socket_of(settings)`, until somebody stops it.
+
+    Raises:
+        ServiceError: there is one already, or none can be there.
+    """
+    from headstart.client import control, sharing
+    from headstart.service import server  # needs all that a service needs
+    from headstart.wire.config import Config
+
+    path = control.socket_of(settings)
+    with sharing.place_for_a_service(path) as listener:
+        if listener is None:
+            state = control.ask(path, "status")
+            who = "" if state is None else f" (process {state.pid})"
+            raise ServiceError(f"a service listens at {path} already{who}; headstart stop ends it")
+        fd = os.dup(listener.fileno())
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+    server.serve(
+        Config(workers=settings.workers, memory=memory, idle=idle, listener=fd, socket=str(path), persistent=True)
+    )

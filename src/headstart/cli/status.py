@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from headstart.cli import Failure, count, human_bytes, printable
-from headstart.settings import Settings
+from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
     from headstart.wire import Events, Report
@@ -29,12 +29,12 @@ def status(watch: bool, as_json: bool, events: bool) -> None:
     Private services, which belong to one program each, are not shown. --events is for the report of a bug: it names
     kernels, clients and workers by their numbers and keys, and shows no source.
     """
-    from headstart.service import commands
+    from headstart.client import control
 
     settings = Settings.load()
     while True:
         found: Sequence[tuple[Path, Report | Events]]
-        found = commands.events(settings) if events else commands.reports(settings)
+        found = control.events(settings) if events else control.reports(settings)
         if watch:
             click.clear()
         for path, told in found:
@@ -43,7 +43,7 @@ def status(watch: bool, as_json: bool, events: bool) -> None:
             break
         time.sleep(_INTERVAL)
     if not found:
-        raise Failure(f"no service runs; headstart serve starts one at {commands.socket_of(settings)}")
+        raise Failure(f"no service runs; headstart serve starts one at {control.socket_of(settings)}")
 
 
 def _text(path: Path, told: Report | Events) -> str:
@@ -59,7 +59,7 @@ def describe(path: Path, report: Report) -> str:
     """A report for people."""
     awaited, early, background = report.queued
     state = "quiesced" if report.quiesced else "serving"
-    end = "stays until stopped" if report.lingers else "ends with its last client"
+    end = "stays until stopped" if report.persistent else "ends with its last client"
     stored, joined = _share(report.stored, report), _share(report.joined, report)
     lines = [
         f"{path}",
@@ -79,7 +79,7 @@ def describe(path: Path, report: Report) -> str:
     lines += [
         f"  compiling {printable(f'{flight.name} ({flight.target})')} for {_age(report.now - flight.started)}, "
         f"wanted by {count(flight.clients, 'client')}, {human_bytes(flight.memory)}"
-        for flight in report.flights
+        for flight in report.running
     ]
     return "\n".join(lines)
 

@@ -33,14 +33,14 @@ class Assign:
 
 @dataclass(frozen=True)
 class Proceed:
-    """Have a worker go on behind the seam that its compile has reached."""
+    """Have a worker go on behind the cut point that its compile has reached."""
 
     worker: int
 
 
 @dataclass(frozen=True)
 class StandAside:
-    """Have a worker give back the compile that has reached a seam."""
+    """Have a worker give back the compile that has reached a cut point."""
 
     worker: int
 

@@ -24,15 +24,16 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
-from headstart import machine, wire
+from headstart import wire
 from headstart.errors import ServiceError
-from headstart.service.boot import last_words_file, spawn
-from headstart.service.deaths import describe_status
 from headstart.service.loop import Loop
+from headstart.system import machine
+from headstart.system.deaths import describe_status
+from headstart.system.spawn import last_words_file, spawn
 
-MODULE = "headstart.inductor.describer"
+MODULE = "headstart.describe.describer"
 MAX_DEATHS = 2  # of a describer at one question, or before it is awake
-STOPPED_PATIENCE = 10.0  # seconds until one that somebody has stopped is replaced
+STOPPED_TIMEOUT = 10.0  # seconds until one that somebody has stopped is replaced
 _LAST_WORDS = 4 << 10  # bytes
 _MAX_KEPT = 64 << 20  # bytes of questions and answers, for each describer
 _MOST_READS = 64  # more than a socket holds
@@ -41,7 +42,7 @@ _OWN = "TORCHINDUCTOR_"  # variables that are not inherited: a client says which
 _log = logging.getLogger("headstart.service")
 
 
-class Kind(NamedTuple):
+class DescriberKind(NamedTuple):
     """What a describer is for. Clients with one torch, and the same variables of Inductor's, share one.
 
     Attributes:
@@ -89,7 +90,7 @@ class Describers:
         self._loop = loop
         self._tell = tell
         self._numbers = count(1)
-        self._describers: dict[Kind, _Describer] = {}
+        self._describers: dict[DescriberKind, _Describer] = {}
 
     def __len__(self) -> int:
         return len(self.pids)
@@ -104,7 +105,7 @@ class Describers:
         """Whether somebody waits for an answer."""
         return any(describer.questions for describer in self._describers.values())
 
-    def prepare(self, client: int, kind: Kind) -> None:
+    def prepare(self, client: int, kind: DescriberKind) -> None:
         """Have a describer of this kind ready. One that the client prepared before and never used is ended."""
         for other, describer in list(self._describers.items()):
             if other != kind and client in describer.audience and not describer.asked:
@@ -116,7 +117,7 @@ class Describers:
         except ServiceError as error:  # whoever asks is told
             _log.warning("%s", error)
 
-    def ask(self, client: int, ticket: int, kind: Kind, body: bytes) -> None:
+    def ask(self, client: int, ticket: int, kind: DescriberKind, body: bytes) -> None:
         """Have `client` get the answer to a question."""
         try:
             describer = self._of(client, kind)
@@ -151,7 +152,7 @@ class Describers:
                 describer.stopped = None
             elif describer.stopped is None:
                 describer.stopped = now
-            elif now - describer.stopped >= STOPPED_PATIENCE:
+            elif now - describer.stopped >= STOPPED_TIMEOUT:
                 process.kill()  # which is seen, and another is started
 
     def end(self) -> None:
@@ -161,7 +162,7 @@ class Describers:
 
     # Inside
 
-    def _of(self, client: int, kind: Kind) -> _Describer:
+    def _of(self, client: int, kind: DescriberKind) -> _Describer:
         describer = self._describers.get(kind)
         if describer is None:
             describer = _Describer()
@@ -173,7 +174,7 @@ class Describers:
                 self._tell(client, wire.DescriberState(kind.spec.settings, True))
         return describer
 
-    def _start(self, kind: Kind, describer: _Describer) -> None:
+    def _start(self, kind: DescriberKind, describer: _Describer) -> None:
         """Raises ServiceError: no process can be started."""
         spec = kind.spec
         try:
@@ -220,7 +221,7 @@ class Describers:
         for number, question in describer.questions.items():
             self._loop.send(describer.channel, wire.Question(number, question.body))
 
-    def _hear(self, kind: Kind, describer: _Describer, mask: int) -> None:
+    def _hear(self, kind: DescriberKind, describer: _Describer, mask: int) -> None:
         assert describer.channel is not None
         assert describer.process is not None
         try:
@@ -233,7 +234,7 @@ class Describers:
             self._loop.unwatch(describer.channel)
             describer.process.kill()
 
-    def _take(self, kind: Kind, describer: _Describer, message: Any) -> None:
+    def _take(self, kind: DescriberKind, describer: _Describer, message: Any) -> None:
         if isinstance(message, wire.Awake):
             describer.awake, describer.deaths = True, 0
             self._announce(kind, describer)
@@ -250,11 +251,11 @@ class Describers:
         for client, ticket in question.askers:
             self._tell(client, wire.Answer(ticket, message.answer))
 
-    def _announce(self, kind: Kind, describer: _Describer) -> None:
+    def _announce(self, kind: DescriberKind, describer: _Describer) -> None:
         for client in describer.audience:
             self._tell(client, wire.DescriberState(kind.spec.settings, describer.awake))
 
-    def _died(self, kind: Kind, describer: _Describer) -> None:
+    def _died(self, kind: DescriberKind, describer: _Describer) -> None:
         assert describer.channel is not None
         assert describer.process is not None
         assert describer.log is not None
@@ -289,7 +290,7 @@ class Describers:
         except ServiceError as error:
             self._give_up(kind, describer, f"{why}. {error}")
 
-    def _give_up(self, kind: Kind, describer: _Describer, why: str) -> None:
+    def _give_up(self, kind: DescriberKind, describer: _Describer, why: str) -> None:
         for number in list(describer.questions):
             self._fail(describer, number, why)
         del self._describers[kind]
@@ -311,7 +312,7 @@ class Describers:
         describer.process = describer.channel = describer.log = None
         describer.awake = False
 
-    def _end(self, kind: Kind) -> None:
+    def _end(self, kind: DescriberKind) -> None:
         describer = self._describers.pop(kind)
         if describer.process is not None:
             describer.process.kill()  # it may be importing torch, and has nothing to finish

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from headstart.service import events
 from headstart.service.actions import Action
 from headstart.service.history import History
-from headstart.service.plan import Plan
+from headstart.service.scheduler import Plan
 
 
 class Engine:

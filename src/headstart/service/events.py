@@ -138,10 +138,10 @@ class Finished:
 
 @dataclass(frozen=True)
 class Reached:
-    """A worker's compile has come to `tail`."""
+    """A worker's compile has come to `suffix`."""
 
     worker: int
-    tail: str
+    suffix: str
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ class StoodAside:
     """A worker has given its compile back."""
 
     worker: int
-    tail: str
-    front: bytes
+    suffix: str
+    prefix: bytes
     now: float
 
 

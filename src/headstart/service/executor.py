@@ -1,4 +1,4 @@
-"""What runs compiles: a seam. `process_pool.ProcessPool` does it here, with zygotes and workers.
+"""What runs compiles: a cut point. `process_pool.ProcessPool` does it here, with zygotes and workers.
 
 An executor is told by actions and answers by events (`actions.py`, `events.py`); it decides nothing and knows no plan.
 `tests/test_executor.py` holds the contract, and a fake that compiles nothing.
@@ -56,5 +56,5 @@ class Executor(Protocol):
 class Payload(Protocol):
     """What a job carries for its executor."""
 
-    def message(self, front: bytes, *, whole: bool) -> wire.Assign:
-        """What the worker is told; `front` and `whole` are as in `queue.Job`."""
+    def message(self, prefix: bytes, *, whole: bool) -> wire.Assign:
+        """What the worker is told; `prefix` and `whole` are as in `queue.Job`."""

@@ -13,7 +13,7 @@ from headstart.wire import Happened
 
 KEPT = 1000  # events
 _TOLD = (
-    *("worker", "client", "ticket", "key", "job", "kind", "tail"),
+    *("worker", "client", "ticket", "key", "job", "kind", "suffix"),
     *("status", "stage", "limit", "kill", "why", "evidence"),
 )
 _LONGEST = 120  # characters of a value
@@ -51,7 +51,7 @@ def _text(what: object) -> str:
 
 
 def _short(name: str, value: Any) -> str:
-    if name in ("key", "tail"):
+    if name in ("key", "suffix"):
         return str(value)[:_SHORT]
     if name == "job":
         return str(value.key)[:_SHORT]

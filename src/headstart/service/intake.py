@@ -15,11 +15,11 @@ import re
 
 import msgspec
 
-from headstart import keys
-from headstart.captured import CapturedSource
-from headstart.entry import Entry, pack_entry
+from headstart.artifacts.entry import Entry, pack_entry
 from headstart.errors import DamagedError
-from headstart.request import CompileRequest, check_plain
+from headstart.model import keys
+from headstart.model.captured import CapturedSource
+from headstart.model.request import CompileRequest, check_plain
 from headstart.wire import CompileLog, Failure, Finished, Warned, encode
 
 _SHOWN = 64 << 10  # characters of each text that are passed on

@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from headstart import keys, wire
+from headstart import wire
 from headstart.errors import ServiceError
-from headstart.request import CompileRequest
-from headstart.service.failures import Failures
-from headstart.service.plan import effective_time_limit
+from headstart.model import keys
+from headstart.model.request import CompileRequest
+from headstart.model.toolchain import Toolchain
 from headstart.service.queue import Kind, Urgency
+from headstart.service.scheduler import effective_time_limit
 from headstart.service.toolchains import Toolchains
-from headstart.store import DiskStore
-from headstart.toolchain import Toolchain
+from headstart.stores import open_store
+from headstart.stores.disk import DiskStore
+from headstart.stores.failures import Failures
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -60,7 +62,7 @@ class Lookup:
         limit, trusted = preferences.store_limit, preferences.trusts_cache_dir
         if store is None or (store.limit_bytes, store.trusted) != (limit, trusted):
             warn = self._warn
-            store = self._stores[cache_dir] = DiskStore(
+            store = self._stores[cache_dir] = open_store(
                 cache_dir, limit_bytes=limit, trusted=trusted, warn=lambda text: warn(text, cache_dir)
             )
         return store

@@ -1,7 +1,7 @@
 """The processes below a service: zygotes, and the workers that they fork.
 
     engine ── actions ─▶ ProcessPool ── Fork, Kill ─▶ zygote ── fork ─▶ worker
-    engine ◀─ events ──  ProcessPool ◀─ Forked, Buried ─┘                 │
+    engine ◀─ events ──  ProcessPool ◀─ Forked, Reaped ─┘                 │
                          ProcessPool ◀─ Finished, Failure, Reached ───────┘
 
 The executor of one host: it starts and ends what it is told to, and reports what became of it.
@@ -22,24 +22,23 @@ from pathlib import Path
 
 import msgspec
 
-from headstart import machine, wire
-from headstart.environment import FINGERPRINT_VARIABLES
+from headstart import wire
+from headstart.model.environment import FINGERPRINT_VARIABLES
 from headstart.service import actions, events
-from headstart.service.boot import spawn
-from headstart.service.confinement import minimal_environment
 from headstart.service.executor import Payload
 from headstart.service.loop import Loop
-from headstart.service.output import last_words
 from headstart.service.queue import Kind
 from headstart.service.runtime import Workplace
-from headstart.service.worker import last_stage
-from headstart.service.zygote import bury
+from headstart.system import machine
+from headstart.system.confinement import minimal_environment
+from headstart.system.spawn import reap_group, spawn
+from headstart.wire.worker_folder import last_stage, last_words
 
 _MAX_MESSAGE = 1 << 16  # bytes, from a zygote
 _MOST_SHOWN = 20  # processes of one worker that are named
 _MOST_FILES = 2000  # in a confined worker's folder, which has no folders in it
 _STRAY_INTERVAL = 0.05  # seconds between looks at killed tools that are not dead yet
-STOPPED_PATIENCE = 10.0  # seconds until a process that somebody has stopped is replaced
+STOPPED_TIMEOUT = 10.0  # seconds until a process that somebody has stopped is replaced
 
 _log = logging.getLogger("headstart.service")
 
@@ -100,7 +99,7 @@ class ProcessPool:
                 worker = self.workers[number]
                 worker.started = time.monotonic()
                 payload: Payload = job.payload  # type: ignore[assignment] # the plan passes its payloads through unread
-                self._loop.send(worker.channel, payload.message(job.front, whole=job.whole))
+                self._loop.send(worker.channel, payload.message(job.prefix, whole=job.whole))
             case actions.Proceed(number):
                 self._loop.send(self.workers[number].channel, wire.Proceed())
             case actions.StandAside(number):
@@ -152,11 +151,11 @@ class ProcessPool:
             worker.pid for worker in self.workers.values() if worker.pid and not worker.kind.confined
         ]
         self._stopped = {pid: self._stopped.get(pid, now) for pid in processes if machine.stopped(pid)}
-        over = {pid for pid, since in self._stopped.items() if now - since >= STOPPED_PATIENCE}
+        over = {pid for pid, since in self._stopped.items() if now - since >= STOPPED_TIMEOUT}
         for kind, zygote in list(self._zygotes.items()):
             if zygote.process.pid in over:
                 self._end_zygote(kind)
-                why = f"the process that holds Triton had been stopped for {STOPPED_PATIENCE:.0f} s"
+                why = f"the process that holds Triton had been stopped for {STOPPED_TIMEOUT:.0f} s"
                 self._happened(events.ZygoteLost(kind, why, now))
         for number, worker in list(self.workers.items()):
             if worker.pid in over:
@@ -179,7 +178,7 @@ class ProcessPool:
                 process = spawn(
                     toolchain.python,
                     toolchain.sys_path,
-                    "headstart.service.zygote",
+                    "headstart.worker.zygote",
                     str(theirs.fileno()),
                     pass_fds=[theirs.fileno()],
                     unset=FINGERPRINT_VARIABLES,
@@ -211,7 +210,7 @@ class ProcessPool:
         elif isinstance(message, wire.Forked):
             self.workers[message.worker].pid = message.pid
             self._happened(events.WorkerForked(message.worker, now))
-        elif isinstance(message, wire.Buried):
+        elif isinstance(message, wire.Reaped):
             self._clear_worker(message.worker, message.status)
         elif message.worker >= 0:
             self._forget_worker(message.worker)
@@ -231,7 +230,7 @@ class ProcessPool:
             if worker.kind == kind:
                 if worker.pid:
                     with contextlib.suppress(ChildProcessError):
-                        bury(worker.pid)
+                        reap_group(worker.pid)
                     self._strays.add(worker.pid)
                 self._forget_worker(number)
         self._end_orphans()
@@ -243,7 +242,7 @@ class ProcessPool:
             for pid in orphans:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
                     os.kill(pid, signal.SIGKILL)
-                    bury(pid)
+                    reap_group(pid)
 
     def _orphans(self) -> set[int]:
         known = {zygote.process.pid for zygote in self._zygotes.values()} | self._others()
@@ -292,12 +291,12 @@ class ProcessPool:
             now = time.monotonic()
             match outcome:
                 case wire.Reached() | wire.StoodAside() if worker.kind.confined:
-                    # Nobody asked it at a seam: what it makes is not shared with other compiles.
+                    # Nobody asked it at a cut point: what it makes is not shared with other compiles.
                     self._order_zygote(worker.kind, wire.Kill(number))
-                case wire.Reached(tail):
-                    self._happened(events.Reached(number, tail))
-                case wire.StoodAside(tail, front):
-                    self._happened(events.StoodAside(number, tail, front, now))
+                case wire.Reached(suffix):
+                    self._happened(events.Reached(number, suffix))
+                case wire.StoodAside(suffix, prefix):
+                    self._happened(events.StoodAside(number, suffix, prefix, now))
                 case _:
                     self._happened(events.Finished(number, outcome, now))
 

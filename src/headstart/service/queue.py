@@ -59,9 +59,9 @@ class Job:
         worker: while it runs.
         waiting: whether it waits for a worker.
         order: of its first request, among all jobs.
-        alone_until: it has failed once and is to run by itself; monotonic seconds until which others stand back.
+        exclusive_until: it has failed once and is to run by itself; monotonic seconds until which others stand back.
         moved: whether it was begun anew for lack of space in its worker's folder.
-        front: what its worker had made when it stood aside for another job's tail, unread.
+        prefix: what its worker had made when it stood aside for another job's suffix, unread.
         whole: it is to be compiled from start to end, whoever else is at the same.
     """
 
@@ -77,9 +77,9 @@ class Job:
     worker: int | None = None
     waiting: bool = False
     order: int = -1
-    alone_until: float | None = None
+    exclusive_until: float | None = None
     moved: bool = False
-    front: bytes = b""
+    prefix: bytes = b""
     whole: bool = False
 
 

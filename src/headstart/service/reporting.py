@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from headstart import machine, wire
-from headstart.service.plan import Plan
+from headstart import wire
 from headstart.service.queue import Urgency
+from headstart.service.scheduler import Plan
+from headstart.system import machine
 
 
 class Tally(msgspec.Struct):
@@ -44,7 +45,7 @@ def report(
     *,
     now: float,
     started: float,
-    lingers: bool,
+    persistent: bool,
     describers: int,
 ) -> wire.Report:
     """The state of a service, as of `now`."""
@@ -52,8 +53,8 @@ def report(
         number: machine.own_memory(worker.pid) if worker.pid else 0 for number, worker in workers.items()
     }
     jobs = plan.jobs()
-    flights = [
-        wire.FlightReport(
+    running = [
+        wire.RunningReport(
             name=job.payload.request.name,  # type: ignore[attr-defined] # the plan passes its payloads through unread
             target=job.payload.request.target,  # type: ignore[attr-defined]
             worker=job.worker,
@@ -68,7 +69,7 @@ def report(
         pid=os.getpid(),
         now=now,
         started=started,
-        lingers=lingers,
+        persistent=persistent,
         quiesced=plan.quiesced,
         workers=plan.workers,
         limit=plan.limit,
@@ -84,6 +85,6 @@ def report(
             )
             for client in clients
         ],
-        flights=sorted(flights, key=lambda flight: flight.started),
+        running=sorted(running, key=lambda flight: flight.started),
         describers=describers,
     )

@@ -11,19 +11,19 @@ from typing import NamedTuple
 import msgspec
 
 from headstart import wire
+from headstart.artifacts.reproduce import write_plan
 from headstart.errors import StoreUnavailable
-from headstart.request import CompileRequest
-from headstart.service.failures import REMEMBERED_KINDS, Failures, RememberedFailure
+from headstart.model.request import CompileRequest
 from headstart.service.intake import NotBelieved, cpu_seconds, entry_parts, failure_of, log_of, shown
 from headstart.service.lookup import Lookup
-from headstart.service.plan import effective_time_limit
 from headstart.service.queue import Job
-from headstart.service.reproduce import write_plan
+from headstart.service.scheduler import effective_time_limit
+from headstart.stores.failures import REMEMBERED_KINDS, Failures, RememberedFailure
 
 _PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size
 
 
-class Compile(NamedTuple):
+class CompilePayload(NamedTuple):
     """A job's payload: what a worker is told, and for whom its entry is kept.
 
     Attributes:
@@ -49,7 +49,7 @@ class Compile(NamedTuple):
         """Of that client."""
         return os.fsdecode(self.preferences.cache_dir)
 
-    def message(self, front: bytes, *, whole: bool) -> wire.Assign:
+    def message(self, prefix: bytes, *, whole: bool) -> wire.Assign:
         """What the worker is told; see `executor.Payload`."""
         stored = self.use_store and not self.confined  # a confined worker can write no store: what it makes it sends
         return wire.Assign(
@@ -58,7 +58,7 @@ class Compile(NamedTuple):
             self.request,
             self.preferences.cache_dir if stored else b"",
             self.use_store and self.preferences.early_cutoff and not self.confined and not whole,
-            front,
+            prefix,
             self.preferences.trusts_cache_dir,
             self.torch_dir,
         )
@@ -76,11 +76,11 @@ class Results:
         self._published: Counter[str] = Counter()  # bytes by cache folder, since its store was last pruned
 
     @staticmethod
-    def needs_work(payload: Compile, outcome: object) -> bool:
+    def needs_work(payload: CompilePayload, outcome: object) -> bool:
         """Whether `settled` has anything to do that its clients must wait for."""
         return payload.confined or isinstance(outcome, wire.Failure)
 
-    def settled(self, job: Job, payload: Compile, outcome: object, started: float) -> object:
+    def settled(self, job: Job, payload: CompilePayload, outcome: object, started: float) -> object:
         """What the clients are told: a `Finished`, or a `Failure` that is written down.
 
         Args:
@@ -96,7 +96,7 @@ class Results:
             _write_down(job, payload, outcome)
         return outcome
 
-    def published(self, payload: Compile) -> None:
+    def published(self, payload: CompilePayload) -> None:
         """Have an entry counted, and its store pruned now and then."""
         store = self._lookup.store(payload.preferences)
         if store.limit_bytes is None:
@@ -112,7 +112,7 @@ class Results:
             except StoreUnavailable:
                 pass  # whoever publishes says so
 
-    def _taken_in(self, payload: Compile, outcome: object, started: float) -> wire.Finished | wire.Failure:
+    def _taken_in(self, payload: CompilePayload, outcome: object, started: float) -> wire.Finished | wire.Failure:
         """What a confined worker made, checked, and put into the store."""
         if not isinstance(outcome, wire.Finished):
             assert isinstance(outcome, wire.Failure)
@@ -142,7 +142,7 @@ class Results:
         )
 
 
-def _write_down(job: Job, payload: Compile, failure: wire.Failure) -> None:
+def _write_down(job: Job, payload: CompilePayload, failure: wire.Failure) -> None:
     request = payload.request
     failure.reproduce = write_plan(Path(payload.cache_dir, "failed"), request)
     if not (payload.use_store and failure.kind in REMEMBERED_KINDS):

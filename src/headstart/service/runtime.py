@@ -7,23 +7,19 @@ starts next can tell which folders nobody owns any more, and removes them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from headstart.errors import ServiceError
-from headstart.folders import FULL, runtime_dir, work_dirs
+from headstart.system.folders import FULL, runtime_dir, work_dirs
+from headstart.system.locks import locked_folder
+from headstart.system.space import is_short_of_space
 
-PATIENCE = 20.0  # seconds to wait for others, who hold a lock while they start a service
 _LITTLE = 4 << 20  # bytes that a worker's folder must have room for
-_FEW_FILES = 64
 _PREFIX = "service-"
-_POLL = 0.01  # seconds
 
 _log = logging.getLogger("headstart")
 
@@ -94,17 +90,6 @@ class Workplace:
         return False
 
 
-def is_short_of_space(folder: str | os.PathLike[str], needed: int) -> bool:
-    """Whether fewer than `needed` bytes, or hardly any files, can be added to a folder, as far as can be told."""
-    try:
-        found = os.statvfs(folder)
-    except OSError:
-        return False
-    # Some file systems do not count files, and say that there may be none.
-    few = found.f_files > 0 and found.f_favail < _FEW_FILES
-    return needed > 0 and (few or found.f_bavail * found.f_frsize < needed)
-
-
 @contextlib.contextmanager
 def service_folder(parent: Path | None = None) -> Iterator[Path]:
     """A fresh folder in `parent`, removed at the end; abandoned ones are removed first.
@@ -121,10 +106,10 @@ def service_folder(parent: Path | None = None) -> Iterator[Path]:
         # Held while a folder is made and locked, so that nobody takes a folder for abandoned in between.
         with contextlib.ExitStack() as turn:
             with contextlib.suppress(TimeoutError):  # whoever has it is stuck, and removes nothing
-                turn.enter_context(locked(parent))
+                turn.enter_context(locked_folder(parent))
                 _remove_folders_of_nobody(parent)
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            mine.enter_context(locked(folder))
+            mine.enter_context(locked_folder(folder))
         try:
             yield folder
         finally:
@@ -133,44 +118,13 @@ def service_folder(parent: Path | None = None) -> Iterator[Path]:
 
 def _remove_abandoned(place: Path) -> None:
     if any(place.glob(f"{_PREFIX}*")):
-        with contextlib.suppress(OSError), locked(place):
+        with contextlib.suppress(OSError), locked_folder(place):
             _remove_folders_of_nobody(place)
 
 
 def _remove_folders_of_nobody(parent: Path) -> None:
     for other in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), locked(other, wait=False):
+        with contextlib.suppress(OSError), locked_folder(other, wait=False):
             shutil.rmtree(other, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock on a folder, which ends with this process if not before.
-
-    Raises:
-        OSError: there is no such folder, or somebody has it and we do not `wait`.
-        TimeoutError: somebody has had it for `PATIENCE` seconds: they are stopped, or their disk is.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not _try_flock(fd):
-            if not wait:
-                raise BlockingIOError(f"somebody has locked {folder}")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"another process has kept {folder} locked for {PATIENCE:.0f} s; is it stopped?")
-            time.sleep(_POLL)
-        try:
-            yield
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # a fork made meanwhile has a copy of the fd
-    finally:
-        os.close(fd)
-
-
-def _try_flock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -23,44 +23,35 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from headstart import machine, wire
-from headstart.environment import bypass_reason
+from headstart import wire
 from headstart.errors import ServiceError
-from headstart.request import CompileRequest
+from headstart.model.toolchain import Toolchain
 from headstart.service import events, history
 from headstart.service.actions import Action, Assign, Deliver, ForExecutor
-from headstart.service.boot import prefer_standard_library
 from headstart.service.capacity import Capacity
-from headstart.service.config import Config
-from headstart.service.confinement import unavailable
-from headstart.service.describers import Describers
-from headstart.service.describers import Kind as DescriberKind
+from headstart.service.describers import DescriberKind, Describers
 from headstart.service.engine import Engine
 from headstart.service.errands import Errands
 from headstart.service.executor import Executor
-from headstart.service.intake import without_what_is_not_identity
-from headstart.service.lookup import Found, Lookup
+from headstart.service.lookup import Lookup
 from headstart.service.loop import Loop
-from headstart.service.plan import IDLE_TIMEOUT, Plan
 from headstart.service.process_pool import ProcessPool
-from headstart.service.queue import Job, Ticket, Urgency
-from headstart.service.reporting import Tally, report
-from headstart.service.results import Compile, Results, answer
+from headstart.service.reporting import report
+from headstart.service.requests import Requests
 from headstart.service.runtime import Workplace
+from headstart.service.scheduler import IDLE_TIMEOUT, Plan
 from headstart.service.sessions import Session, Sessions
-from headstart.toolchain import Toolchain
-from headstart.trust import check_environment, unvouched
+from headstart.system import machine
+from headstart.system.confinement import unavailable
+from headstart.system.spawn import prefer_standard_library
+from headstart.wire.config import Config
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-_GREETING_PATIENCE = 30.0  # seconds for which a shared service waits for its first client
+_GREETING_TIMEOUT = 30.0  # seconds for which a shared service waits for its first client
 _MEASURE_INTERVAL = 1.0  # seconds, at least, between two looks at the memory that is left
 _STOPPED_INTERVAL = 5.0  # seconds between two looks for processes that somebody has stopped
 _MEMORY_INTERVAL = 0.1  # seconds between two looks at the memory of a compile that has a limit
-_MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
 _SHOWN_EVENTS = 50  # of those before a bug
-# Of a compile that nobody vouches for, unless the client sets limits of its own.
-CONFINED_TIME_LIMIT = 120.0  # seconds
-CONFINED_MEMORY_LIMIT = 4 << 30  # bytes
 
 _log = logging.getLogger("headstart.service")
 
@@ -87,15 +78,15 @@ class Server:
         self._executor = make_executor(self._loop, self._engine.happened, lambda: self._describers.pids)
         self._errands = Errands(self._loop)
         self._lookup = Lookup(self.warn)
-        self._results = Results(self._lookup)
+        self._requests = Requests(
+            self._plan, self._engine.happened, self._executor, self._sessions, self._errands, self._lookup
+        )
         self._draining: list[Session] = []  # those who asked to be told when there are no workers any more
-        self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
-        self._tally = Tally()
         self._started = time.monotonic()
         self._measured = float("-inf")
         self._watched = float("-inf")
         self._inspected = time.monotonic()
-        self._lingers = config.lingers
+        self._persistent = config.persistent
         self._running = True
 
     def warn(self, text: str, cache_dir: str | None = None) -> None:
@@ -107,7 +98,7 @@ class Server:
         self._sessions.open(self._config)
         try:
             while self._running:
-                self._loop.once(self._patience())
+                self._loop.once(self._timeout())
                 self._look_around(time.monotonic())
                 self._loop.flush()
                 if self._sessions.hang_up_on_slow():
@@ -146,13 +137,13 @@ class Server:
             for session in self._draining:
                 self._loop.send(session.channel, self._report(now))
             self._draining.clear()
-        if self._waits_for_first_client() and now > self._started + _GREETING_PATIENCE:
+        if self._waits_for_first_client() and now > self._started + _GREETING_TIMEOUT:
             self._running = False
 
     def _waits_for_first_client(self) -> bool:
-        return self._sessions.is_shared and not self._sessions.had_members and not self._lingers
+        return self._sessions.is_shared and not self._sessions.had_members and not self._persistent
 
-    def _patience(self) -> float | None:
+    def _timeout(self) -> float | None:
         deadline = self._plan.next_deadline()
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
         waits += [due for due in (self._executor.deadline, self._sessions.deadline) if due is not None]
@@ -161,7 +152,7 @@ class Server:
         if (self._plan.jobs() and not self._plan.quiesced) or self._describers.busy:
             waits.append(_STOPPED_INTERVAL)
         if self._waits_for_first_client():
-            waits.append(_GREETING_PATIENCE)
+            waits.append(_GREETING_TIMEOUT)
         return min(waits, default=None)
 
     # What clients say
@@ -175,7 +166,7 @@ class Server:
         self._stop_if_alone()
 
     def _stop_if_alone(self) -> None:
-        if not self._lingers and self._sessions.nobody:
+        if not self._persistent and self._sessions.nobody:
             self._running = False
 
     def _answer(self, session: Session, message: Any) -> None:
@@ -185,15 +176,15 @@ class Server:
             case wire.Control(command):
                 self._obey(session, command)
             case wire.Supersede():
-                self._lingers = False
+                self._persistent = False
                 self._stop_if_alone()
             case _ if session.hello is None:
                 self._sessions.dismiss(session)
             case wire.Submit():
-                self._submit(session, message)
+                self._requests.submit(session, message)
             case wire.Await(tickets):
                 for number in tickets:
-                    self._await(session, number)
+                    self._requests.awaited(session, number)
             case wire.Prepare(toolchain, environment, vouched):
                 if vouched or not unavailable():
                     self._after_a_look(
@@ -259,122 +250,18 @@ class Server:
             self._plan,
             self._sessions.members(),
             self._executor.workers,
-            self._tally,
+            self._requests.tally,
             now=now,
             started=self._started,
-            lingers=self._lingers,
+            persistent=self._persistent,
             describers=len(self._describers),
         )
-
-    # Requests
-
-    def _submit(self, session: Session, message: wire.Submit) -> None:
-        request = message.request if message.vouched else without_what_is_not_identity(message.request)
-        self._tally.requests += 1
-        # Before anything is read that it names.
-        refused = None if message.vouched else check_environment(request, tools=session.preferences.tools)
-        if refused is not None:
-            failure = wire.Failure("source", unvouched(refused))
-            self._sessions.tell(session.number, wire.Failed(message.ticket, failure))
-            return
-        use_store = message.use_store and bypass_reason(request.environment) is None
-        known = self._lookup.key(message.toolchain, request) if session.toolchains.get(message.toolchain) else None
-        if known is not None and self._plan.in_flight(_job_key(known[1], message, session, use_store)) is not None:
-            kind = self._lookup.kind(message.toolchain, request.environment, not message.vouched)
-            self._request(session, message, request, use_store, Found(*known, kind))
-            return
-        look_again = message.toolchain not in session.toolchains
-        session.toolchains.setdefault(message.toolchain, False)
-        session.looked_up.add(message.ticket)
-        self._errands.do(
-            functools.partial(
-                self._lookup.find,
-                message,
-                request,
-                session.preferences,
-                use_store=use_store,
-                look_again=look_again,
-            ),
-            functools.partial(self._found, session, message, request, use_store),
-            functools.partial(self._sessions.dismiss, session),
-        )
-
-    def _found(
-        self, session: Session, message: wire.Submit, request: CompileRequest, use_store: bool, found: Found
-    ) -> None:
-        session.toolchains[message.toolchain] = True
-        session.looked_up.discard(message.ticket)
-        if not self._sessions.has(session):
-            return
-        if found.shared is not None:
-            self._tally.stored += 1
-            self._learn(request, found.seconds)
-            result = wire.Result(message.ticket, found.key, cached=True, shared=found.shared)
-            self._sessions.tell(session.number, result)
-        elif found.failure is not None:
-            self._tally.failed += found.failure.kind != "service"
-            self._sessions.tell(session.number, wire.Failed(message.ticket, found.failure))
-        elif not message.vouched and (why := unavailable()):
-            failure = wire.Failure("service", unvouched(f"its worker cannot be confined here: {why}"))
-            self._sessions.tell(session.number, wire.Failed(message.ticket, failure))
-        else:
-            self._request(session, message, request, use_store, found)
-        if message.ticket in session.awaited:
-            session.awaited.discard(message.ticket)
-            self._await(session, message.ticket)
-
-    def _request(
-        self, session: Session, message: wire.Submit, request: CompileRequest, use_store: bool, found: Found
-    ) -> None:
-        job_key = _job_key(found.key, message, session, use_store)
-        session.jobs[message.ticket] = job_key
-        running = self._plan.in_flight(job_key)
-        self._tally.joined += running is not None
-        if running is not None and running.worker is not None:
-            started = self._executor.workers[running.worker].started
-            self._sessions.tell(session.number, wire.Started(message.ticket, running.worker, started))
-        preferences, confined = session.preferences, not message.vouched
-        assert found.kind is not None
-        self._engine.happened(
-            events.Requested(
-                Ticket(session.number, message.ticket),
-                job_key,
-                found.kind,
-                Compile(
-                    found.key,
-                    found.digest,
-                    request,
-                    use_store,
-                    preferences,
-                    message.toolchain.torch_dir,
-                    confined,
-                ),
-                Urgency.BACKGROUND if message.background else Urgency.EARLY,
-                time.monotonic(),
-                self._estimates.get(request.kernel),
-                preferences.time_limit or (CONFINED_TIME_LIMIT if confined else None),
-                preferences.memory_limit or (CONFINED_MEMORY_LIMIT if confined else None),
-            )
-        )
-
-    def _await(self, session: Session, ticket: int) -> None:
-        if ticket in session.looked_up:
-            session.awaited.add(ticket)
-        elif ticket in session.jobs:
-            self._engine.happened(events.Awaited(session.jobs[ticket], time.monotonic()))
-
-    def _learn(self, request: CompileRequest, seconds: float) -> None:
-        """Remember how long a kernel took, whatever its configuration; the longest counts."""
-        kernel = request.kernel
-        self._estimates[kernel] = max(seconds, self._estimates.pop(kernel, 0.0))
-        if len(self._estimates) > _MAX_ESTIMATES:
-            del self._estimates[next(iter(self._estimates))]
 
     # Actions
 
     def _carry_out(self, action: Action) -> None:
         if isinstance(action, Deliver):
-            self._deliver(action.job, action.outcome)
+            self._requests.deliver(action.job, action.outcome)
             return
         for_executor: ForExecutor = action
         self._executor.carry_out(for_executor)
@@ -382,43 +269,6 @@ class Server:
             started = self._executor.workers[action.worker].started
             for ticket in action.job.tickets:
                 self._sessions.tell(ticket.client, wire.Started(ticket.number, action.worker, started))
-
-    def _deliver(self, job: Job, outcome: object) -> None:
-        payload = job.payload
-        assert isinstance(payload, Compile)
-        if not self._results.needs_work(payload, outcome):
-            self._tell_outcome(job, payload, outcome)
-            return
-        worker = self._executor.workers.get(-1 if job.worker is None else job.worker)
-        started = time.monotonic() if worker is None else worker.started
-        self._errands.do(
-            lambda: self._results.settled(job, payload, outcome, started),
-            functools.partial(self._tell_outcome, job, payload),
-            lambda: self._tell_outcome(job, payload, wire.Failure("service", "its result could not be kept: a bug")),
-        )
-
-    def _tell_outcome(self, job: Job, payload: Compile, outcome: object) -> None:
-        if isinstance(outcome, wire.Finished):
-            self._tally.compiled += 1
-            self._tally.taken_over += outcome.taken_over
-            if outcome.stored:
-                self._errands.do(lambda: self._results.published(payload))
-            if not (outcome.cached or outcome.taken_over):
-                self._learn(payload.request, outcome.finished - outcome.started)
-        elif isinstance(outcome, wire.Failure):
-            self._tally.failed += 1
-        for ticket in job.tickets:
-            session = self._sessions.get(ticket.client)
-            if session is not None:
-                session.jobs.pop(ticket.number, None)
-                if isinstance(outcome, wire.Finished):
-                    self._sessions.notify(session, outcome.notice)
-                self._sessions.tell(session.number, answer(ticket.number, payload.key, outcome))
-
-
-def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) -> str:
-    """Whoever vouches for a source is not served by what somebody has under way who does not."""
-    return f"{key} {session.cache_dir if use_store else 'unstored'}{'' if message.vouched else ' confined'}"
 
 
 def main(argument: str) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 
 from headstart import wire
-from headstart.service.config import Config
-from headstart.service.door import Door, Peer
+from headstart.model.toolchain import Toolchain
+from headstart.service.listener import Listener, Peer
 from headstart.service.loop import Loop
-from headstart.toolchain import Toolchain
+from headstart.wire.config import Config
 
-_SHUT_FOR = 0.5  # seconds until those outside are asked in again
+_PAUSE = 0.5  # seconds until those outside are asked in again
 MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
 
 _log = logging.getLogger("headstart.service")
@@ -72,8 +72,8 @@ class Sessions:
         self._loop = loop
         self._answer = answer
         self._left = left
-        self._door: Door | None = None
-        self._door_shut = float("inf")  # since when, for lack of file descriptors
+        self._listener: Listener | None = None
+        self._paused_since = float("inf")  # since when, for lack of file descriptors
         self._sessions: dict[int, Session] = {}
         self._parting: set[Session] = set()  # who have been hung up on, and are still being told so
         self._number = 0
@@ -123,8 +123,8 @@ class Sessions:
     def open(self, config: Config) -> None:
         """Let in those that `config` names: who comes through a door, or one client."""
         if config.listener >= 0:
-            self._door = Door(socket.socket(fileno=config.listener), Path(config.socket))
-            self._loop.watch(self._door, self._answer_the_door)
+            self._listener = Listener(socket.socket(fileno=config.listener), Path(config.socket))
+            self._loop.watch(self._listener, self._accept)
         else:
             self.admit(Peer(socket.socket(fileno=config.client), os.getppid(), config.client_pidfd))
 
@@ -140,27 +140,27 @@ class Sessions:
     @property
     def is_shared(self) -> bool:
         """Whether there is a door that others may come through."""
-        return self._door is not None
+        return self._listener is not None
 
     @property
     def deadline(self) -> float | None:
         """Seconds until `look_around` is to be called; None: nothing is due."""
-        return _SHUT_FOR if self._door_shut < float("inf") else None
+        return _PAUSE if self._paused_since < float("inf") else None
 
     def look_around(self, now: float) -> None:
         """Ask in again whoever had to stay outside."""
-        if self._door is not None and now > self._door_shut + _SHUT_FOR:
-            self._door_shut = float("inf")
-            self._loop.watch(self._door, self._answer_the_door)
+        if self._listener is not None and now > self._paused_since + _PAUSE:
+            self._paused_since = float("inf")
+            self._loop.watch(self._listener, self._accept)
 
-    def _answer_the_door(self, mask: int) -> None:
-        assert self._door is not None
+    def _accept(self, mask: int) -> None:
+        assert self._listener is not None
         try:
-            peer = self._door.accept()
+            peer = self._listener.accept()
         except OSError:
             # Whoever is outside would wake us again and again while there is nothing that we could do.
-            self._loop.unwatch(self._door)
-            self._door_shut = time.monotonic()
+            self._loop.unwatch(self._listener)
+            self._paused_since = time.monotonic()
             return
         if peer is not None:
             self.admit(peer)
@@ -231,6 +231,6 @@ class Sessions:
 
     def close(self) -> None:
         """Let in nobody any more."""
-        if self._door is not None:
-            self._loop.unwatch(self._door)
-            self._door.close(wire.frame(wire.Leaving()))
+        if self._listener is not None:
+            self._loop.unwatch(self._listener)
+            self._listener.close(wire.frame(wire.Leaving()))

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from headstart.environment import TOOL_VARIABLES
 from headstart.errors import ServiceError
-from headstart.toolchain import Toolchain
+from headstart.model.environment import TOOL_VARIABLES
+from headstart.model.toolchain import Toolchain
 
 
 class Toolchains:

@@ -1,0 +1,7 @@
+"""How programs come by all of this without asking.
+
+    process                enable() and disable(): both adapters in one process; run, startup: how a program gets there
+    triton, inductor       programs that launch `@triton.jit` kernels; torch.compile
+    fallback               what is left to the program's own process, counted and said once
+    recording, journal     what a program compiled, written down meanwhile; replay: kicked off at its next start
+"""

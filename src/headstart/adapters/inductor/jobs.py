@@ -1,0 +1,150 @@
+"""The compiles that Inductor asks for: each is asked of the service once, and handed over as Triton's cache entry."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headstart.adapters.inductor import compat, layout
+from headstart.adapters.inductor.pool import NO_WORKER
+from headstart.client.async_compile import AsyncCompile
+from headstart.client.future import LambdaFuture
+from headstart.client.kernel import CompiledKernel
+from headstart.describe import facts, plain
+from headstart.describe.recipe import RecipeJob, job_of
+from headstart.errors import ServiceError
+from headstart.model.request import CompileRequest
+from headstart.model.target import Target
+
+
+class StartedJob(NamedTuple):
+    job: RecipeJob
+    future: LambdaFuture[CompiledKernel] | None  # None: it was in Triton's cache
+    device: int
+
+
+def under(key: str, variables: dict[str, str]) -> tuple[str, str]:
+    """What tells a job from one that is the same but for the variables: its kernel may be another one."""
+    return key, repr(variables)
+
+
+class Jobs:
+    """All of one process.
+
+    Args:
+        compiler: asks the service.
+        counts: the adapter's.
+        patience_left: seconds until this process compiles by itself; None: it waits.
+        heard: called once a worker has answered.
+
+    Attributes:
+        first: when the first was kicked off; monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        compiler: AsyncCompile,
+        counts: dict[str, int],
+        patience_left: Callable[[], float | None],
+        heard: Callable[[], None],
+    ) -> None:
+        self._compiler = compiler
+        self._counts = counts
+        self._patience_left = patience_left
+        self._heard = heard
+        self._lock = threading.Lock()
+        self._jobs: dict[tuple[str, str], StartedJob] = {}
+        self._devices: dict[str, int] = {}
+        self.first: float | None = None
+
+    def find(self, key: str, variables: dict[str, str]) -> StartedJob | None:
+        """One that was kicked off."""
+        return self._jobs.get(under(key, variables))
+
+    def compile(
+        self,
+        job: RecipeJob,
+        *,
+        text: str,
+        path: str,
+        module: str,
+        device: int,
+        variables: dict[str, str],
+        use_store: bool,
+    ) -> LambdaFuture[CompiledKernel]:
+        """Kick one compile off, unless it is on its way.
+
+        Raises:
+            HeadstartError: it cannot be asked for.
+        """
+        with self._lock:
+            key = under(job.key, variables)
+            started = self._jobs.get(key)
+            if started is None:
+                request = CompileRequest.make(
+                    job.name,
+                    text,
+                    signature=job.signature,
+                    constants=plain.decode(job.constants),
+                    attrs=plain.decode(job.attrs),
+                    options=job.options,
+                    target=str(Target.parse(job.target)),
+                    filename=path,
+                    module=module,
+                    environment=variables,
+                )
+                future = self._compiler.submit(request, use_store=use_store)
+                started = self._jobs[key] = StartedJob(job, future, device)
+                self._devices[Path(path).stem] = device
+                self.first = self.first or time.monotonic()
+                self._counts["jobs"] += 1
+        assert started.future is not None
+        return started.future
+
+    def files(self, started: StartedJob) -> dict[str, str]:
+        """Triton's cache entry of a job; waits for it.
+
+        Raises:
+            HeadstartError: it failed, or no worker has answered.
+            OSError: the cache folder cannot be used.
+        """
+        job = started.job
+        root = compat.triton_folder(started.device)
+        found = layout.find(root, job.hash, job.name)
+        if found is None:
+            if started.future is None:
+                raise FileNotFoundError(f"Triton's cache folder {root} is being emptied")
+            found = layout.write(root, job.hash, job.name, self._result(started.future))
+        return found
+
+    def _result(self, future: LambdaFuture[CompiledKernel]) -> CompiledKernel:
+        while True:
+            try:
+                return future.result(self._patience_left())
+            except TimeoutError:
+                if self._patience_left() == 0.0:
+                    raise ServiceError(NO_WORKER) from None
+
+    def start_late(self, stem: str, src: Any, target: Any, options: Any, variables: dict[str, str]) -> StartedJob:
+        """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed, no describer yet."""
+        job = job_of(src, target, options)
+        device = self._devices.get(stem, 0)
+        if layout.find(compat.triton_folder(device), job.hash, job.name) is not None:
+            return StartedJob(job, None, device)
+        with self._lock:
+            self._counts["late"] += 1
+        path = compat.path_of(src)
+        future = self.compile(
+            job,
+            text=facts.read_source(path),
+            path=path,
+            module=src.fn.__module__,
+            device=device,
+            variables=variables,
+            use_store=not compat.caches_disabled(),
+        )
+        future.add_done_callback(lambda _: self._heard())
+        return StartedJob(job, future, device)

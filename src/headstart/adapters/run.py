@@ -1,0 +1,184 @@
+"""`headstart run`: what the command tells the program's processes, and how it gets there.
+
+    headstart run app.py      HEADSTART_RUN = RunConfig, PYTHONPATH = startup/ + …, execve(python app.py)
+      └▶ python app.py          site ─▶ startup/sitecustomize.py ─▶ the user's own ─▶ start(orders) ─▶ enabling
+           ├▶ fork                inherits what is enabled
+           └▶ spawn, torchrun, subprocess: another Python, the same way through the environment
+
+The command becomes the program: same process, and a plain `python app.py`. So `__main__`, `sys.argv`, exit codes,
+signals and tracebacks are Python's own, nothing of the command line's libraries is loaded, and children find what they
+need in the environment. `runpy` gives none of the last three.
+
+Only the process that the command became replays: its children find what it has compiled in the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any, NamedTuple
+
+from headstart.errors import UsageError
+from headstart.system.variables import required
+
+VARIABLE = "HEADSTART_RUN"
+VERSION = 1  # of the orders: those of another headstart are not understood
+KEPT_DAYS = 90  # days for which a kernel that no run asks for stays in a program's record
+STARTUP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup")
+
+
+class RunConfig(NamedTuple):
+    """What holds for the program and its children. Paths are absolute.
+
+    Attributes:
+        pid: of the process that replays.
+        program: as `headstart.adapters.recording` names it.
+        record: manifest to record into; None: nothing is recorded.
+        replay: manifest to replay; None: none.
+        trusted: whether `replay` was recorded by this user's own programs.
+        bundle: bundle to start from and to extend.
+        reuse_tuning: whether autotuners take the choices in `replay` without benchmarking.
+        workers: compiles at a time; None: the default.
+        target: of a dry run; None: this is none.
+        verbose: whether to say at the end what became of the replay.
+    """
+
+    pid: int
+    program: str
+    record: str | None = None
+    replay: str | None = None
+    trusted: bool = False
+    bundle: str | None = None
+    reuse_tuning: bool = False
+    workers: int | None = None
+    target: str | None = None
+    verbose: bool = False
+
+    def encode(self) -> str:
+        """As the value of an environment variable."""
+        return json.dumps({"version": VERSION, **self._asdict()})
+
+    @classmethod
+    def decode(cls, text: str) -> RunConfig | None:
+        """What `encode` made; None if another version of headstart, or something else, did."""
+        try:
+            told: dict[str, Any] = json.loads(text)
+            return cls(**told) if told.pop("version") == VERSION else None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+def start(text: str) -> None:
+    """Enable what the orders say, in this process. Called before the program's first line; it goes on in any case."""
+    orders = RunConfig.decode(text)
+    if orders is None:
+        return
+    try:
+        _carry_out(orders)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not be the program's
+        if required():
+            # An exception would be no more than a line on stderr to the `site` that called.
+            _say(str(error))
+            os._exit(1)
+        _say(f"the program runs without headstart: {type(error).__name__}: {error}")
+
+
+def _carry_out(orders: RunConfig) -> None:
+    from headstart.adapters.process import EnableOptions, begin
+
+    is_main = os.getpid() == orders.pid
+    choices = EnableOptions(
+        manifest=orders.replay if is_main or orders.reuse_tuning else None,
+        bundle=orders.bundle,
+        record=orders.record,
+        reuse_tuning=orders.reuse_tuning,
+        workers=orders.workers,
+        program=orders.program,
+        kept_days=KEPT_DAYS,
+        trusted=orders.trusted,
+        target=orders.target,
+        replays=is_main,
+        torch_when_used=True,
+    )
+    if orders.verbose and is_main:
+        choices = choices._replace(report=_say)
+    begin(choices)
+
+
+def _say(text: str) -> None:
+    """A line on stderr, which a program may have been started without."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"headstart: {text}\n")
+        sys.stderr.flush()
+
+
+def command(program: Sequence[str]) -> list[str]:
+    """The command line that runs `program` (`["app.py", …]` or `["-m", "module", …]`) as this Python would.
+
+    Raises:
+        UsageError: this Python was started with an option that shuts the environment out.
+    """
+    if sys.flags.ignore_environment or sys.flags.no_site:
+        raise UsageError("headstart run reaches the program through its environment: start it without -E, -I and -S")
+    if not sys.executable:
+        raise UsageError("headstart run: this Python does not know where its executable is")
+    flags: list[str] = vars(subprocess)["_args_from_interpreter_flags"]()  # multiprocessing relies on it as well
+    return [sys.executable, *flags, *program]
+
+
+def environment(orders: RunConfig) -> dict[str, str]:
+    """This process's environment with `orders` in it."""
+    path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry != STARTUP]
+    # An empty entry would be the current folder.
+    given = [os.pathsep.join(path)] if "PYTHONPATH" in os.environ and path != [""] else []
+    return {**os.environ, VARIABLE: orders.encode(), "PYTHONPATH": os.pathsep.join([STARTUP, *given])}
+
+
+def become(program: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Replace this process by `program`, run by this Python.
+
+    Raises:
+        UsageError: as `command`.
+        OSError: the interpreter cannot be started.
+    """
+    arguments = command(program)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as `>&-` has it
+            stream.flush()
+    os.execve(arguments[0], arguments, dict(variables))
+
+
+def find_module(name: str) -> str | None:
+    """The file that `python -m name` would run, found without importing anything; None if there is none."""
+    where = list(sys.path)
+    if not getattr(sys.flags, "safe_path", False):
+        with contextlib.suppress(FileNotFoundError):  # it was removed: then Python searches without it
+            where.insert(0, os.getcwd())
+    spec: ModuleSpec | None = None
+    for index, part in enumerate(name.split(".")):
+        # Below the first, by its last name: given a dotted one, finders of namespaces look for the imported parent.
+        spec = _find(part, where) if index == 0 else PathFinder.find_spec(part, where)
+        if spec is None:
+            return None
+        if spec.submodule_search_locations is None:
+            where = []
+        elif spec.origin is None:  # a namespace package, whose own list would be made for `part` alone
+            where = [os.path.join(folder, part) for folder in where]
+        else:
+            where = list(spec.submodule_search_locations)
+    if where:
+        spec = PathFinder.find_spec("__main__", where)
+    return None if spec is None else spec.origin
+
+
+def _find(name: str, path: Sequence[str]) -> ModuleSpec | None:
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, path)
+        if spec is not None:
+            return spec
+    return None

@@ -1,0 +1,307 @@
+"""Many entries in one file that can be moved between machines.
+
+Layout; numbers are little-endian, offsets count from the start of the file:
+
+    bytes  what
+    …      entries back to back, each exactly as `entry.py` packs it
+    N      index: msgpack array of `BundleItem`, in the order of the entries
+    footer, 58 bytes:
+      8    offset of the index
+      8    length of the index, N
+      32   SHA-256 of the index
+      2    format version; it and the magic end the file in every version
+      8    magic: 89 "HSB" 0D 0A 1A 0A
+
+Guarantees:
+
+A bundle is written forwards and gets its name last, by rename: it is there whole or not at all, and an older
+bundle of that name stays until then.
+
+Opening reads the footer and the index, and verifies both. An entry is verified as `entry.py` says, and must be
+the one that the index names, so nobody gets another kernel than the one asked for.
+
+Nothing is executed or unpickled. Names in a bundle are not trusted: `extract` writes below its folder only.
+
+This code assumes that:
+
+- a bundle fits a disk twice for a moment: the old one and the new one;
+
+- a writer belongs to one thread. If its process is killed, a hidden `.….tmp` file stays beside the bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from headstart.artifacts.container import Snapshot, check_version, decode, snapshot_of
+from headstart.artifacts.entry import Entry, EntryHeader, Key, Size
+from headstart.errors import DamagedError
+from headstart.system.files import BUNDLE, Replacement, write_new
+
+MAGIC = BUNDLE.ends[0]
+VERSION = 2  # what is of before may hold kernels that are not Triton's
+MAX_INDEX_BYTES = 256 * 2**20  # about 700,000 kernels
+
+_FOOTER = struct.Struct("<QQ32sH8s")
+_ENDING = struct.Struct("<H8s")
+_MAX_NAME = 100  # characters of a kernel's or an artifact's name in the name of an extracted file
+
+
+class BundleItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One line of the index: a kernel, named as in `EntryHeader`, and the bytes at which its entry lies."""
+
+    key: Key
+    name: str
+    request_digest: str
+    toolchain: str
+    target: str
+    offset: Size
+    length: Size
+    kind: str = "kernel"
+
+    @classmethod
+    def of(cls, header: EntryHeader, offset: int, length: int) -> BundleItem:
+        """The line for the entry with this header, at `offset`."""
+        return cls(
+            header.key,
+            header.name,
+            header.request_digest,
+            header.toolchain,
+            header.target,
+            offset,
+            length,
+            header.kind,
+        )
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[BundleItem])
+
+
+class BundleWriter:
+    """Writes a bundle; as a context manager it commits at the end, or aborts after an exception.
+
+    Args:
+        path: the bundle. Missing folders are made; a bundle that exists is replaced once this one is complete.
+
+    Raises:
+        UsageError: here and in `commit`: another file than a bundle has that name.
+        OSError: here and in every method: the bundle cannot be written. Then it can only be aborted.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).resolve()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._items: dict[str, BundleItem] = {}
+        self._end = 0
+        self._replacement = Replacement(self.path, BUNDLE)
+        self._file = self._replacement.file
+
+    def add(self, entry: Entry) -> bool:
+        """Copy an entry, artifacts unverified; False if its key is there already.
+
+        Raises:
+            DamagedError: the entry is truncated or gone. The bundle is as it was before.
+        """
+        if entry.key in self._items:
+            return False
+        data = entry.raw()
+        self._file.write(data)
+        self._items[entry.key] = BundleItem.of(entry.header, self._end, len(data))
+        self._end += len(data)
+        return True
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def commit(self) -> Path:
+        """Complete the bundle and give it its name.
+
+        Raises:
+            ValueError: it was committed or aborted before, or its index would exceed `MAX_INDEX_BYTES`.
+        """
+        try:
+            index = _encoder.encode(list(self._items.values()))
+            if len(index) > MAX_INDEX_BYTES:
+                raise ValueError(f"{self.path}: {len(self)} kernels are too many for one bundle")
+            self._file.write(index)
+            self._file.write(_FOOTER.pack(self._end, len(index), sha256(index).digest(), VERSION, MAGIC))
+            self._replacement.commit()
+        except BaseException:
+            self.abort()
+            raise
+        return self.path
+
+    def abort(self) -> None:
+        """Remove what was written so far; does nothing after `commit`."""
+        self._replacement.abort()
+
+    def __enter__(self) -> BundleWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None and not self._file.closed:
+            self.commit()
+        else:
+            self.abort()
+
+
+class Bundle:
+    """A complete bundle, to read from; iterating yields its `BundleItem`s. Holds no file descriptor."""
+
+    def __init__(self, path: Path, items: dict[str, BundleItem]) -> None:
+        """Use `open`."""
+        self.path = path
+        self._items = items
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read the footer and the index.
+
+        Raises:
+            DamagedError: it is not a whole bundle; `FutureVersionError` if a newer headstart wrote it.
+            OSError: the file cannot be read.
+        """
+        file = Path(path).absolute()
+        with snapshot_of(file) as snapshot:
+            return cls(file, _read_index(file, snapshot))
+
+    @property
+    def toolchains(self) -> set[str]:
+        """Digests of the toolchains that compiled these kernels."""
+        return {item.toolchain for item in self}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[BundleItem]:
+        return iter(self._items.values())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._items
+
+    def entry(self, key: str) -> Entry:
+        """Open one entry.
+
+        Raises:
+            KeyError: there is none with this key.
+            DamagedError: there is no whole entry where the index says, or it is another one.
+            OSError: the file cannot be read.
+        """
+        item = self._items[key]
+        entry = Entry.open(
+            self.path,
+            offset=item.offset,
+            length=item.length,
+            locate=lambda snapshot: self._locate(item, snapshot),
+        )
+        if BundleItem.of(entry.header, item.offset, item.length) != item:
+            raise DamagedError(self.path, f"{entry!r} lies where the index says {item.name} ({key[:12]})")
+        return entry
+
+    def verify(self) -> list[DamagedError]:
+        """Read and verify everything; one error per damaged kernel.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return [problem for key in self._items if (problem := self._problem(key)) is not None]
+
+    def extract(self, folder: str | os.PathLike[str], keys: Iterable[str] | None = None) -> list[Path]:
+        """Write artifacts and metadata as files: a folder `NAME-KEY` per kernel, in it `NAME.cubin` and so on.
+
+        Args:
+            folder: made if need be; existing files in it are overwritten.
+            keys: which kernels; all by default.
+
+        Returns:
+            The kernels' folders. Characters that could lead out of them are percent-encoded.
+
+        Raises:
+            KeyError: there is no kernel with one of the keys.
+            DamagedError: a kernel is damaged; those before it are written.
+            OSError: a file cannot be written.
+        """
+        wanted = self._items if keys is None else keys
+        return [_extract(self.entry(key), Path(folder)) for key in wanted]
+
+    def _locate(self, wanted: BundleItem, snapshot: Snapshot) -> tuple[int, int]:
+        item = _read_index(self.path, snapshot).get(wanted.key)
+        if item is None:
+            raise DamagedError(self.path, f"replaced while in use by a bundle without {wanted.name}")
+        return item.offset, item.length
+
+    def _problem(self, key: str) -> DamagedError | None:
+        try:
+            self.entry(key).verify()
+        except DamagedError as problem:
+            return problem
+        return None
+
+
+def merge_bundles(out: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> int:
+    """Write the kernels of all `inputs` into one bundle, of those with the same key the first.
+
+    `out` may be one of the inputs. Returns how many kernels it holds now.
+
+    Raises:
+        DamagedError: an input is damaged; `out` is as it was before.
+        OSError: a file cannot be read or written.
+    """
+    with BundleWriter(out) as writer:
+        for path in inputs:
+            bundle = Bundle.open(path)
+            for item in bundle:
+                if item.key not in writer:
+                    writer.add(bundle.entry(item.key))
+    return len(writer)
+
+
+def _read_index(path: Path, snapshot: Snapshot) -> dict[str, BundleItem]:
+    size = snapshot.size
+    footer = snapshot.read(max(0, size - _FOOTER.size), _FOOTER.size)
+    if not footer.endswith(MAGIC):
+        raise DamagedError(path, "truncated, or not a bundle: it does not end like one")
+    if len(footer) >= _ENDING.size:
+        check_version(path, _ENDING.unpack(footer[-_ENDING.size :])[0], VERSION)
+    if len(footer) < _FOOTER.size:
+        raise DamagedError(path, f"truncated: {size} bytes")
+
+    offset, length, digest, _, _ = _FOOTER.unpack(footer)
+    if offset + length + _FOOTER.size != size or length > MAX_INDEX_BYTES:
+        raise DamagedError(path, f"truncated or altered: its index does not fit its {size} bytes")
+    index = snapshot.read(offset, length)
+    if sha256(index).digest() != digest:
+        raise DamagedError(path, "the index's checksum is wrong")
+    return {item.key: item for item in decode(path, _decoder, index)}
+
+
+def _extract(entry: Entry, folder: Path) -> Path:
+    name = _file_name(entry.name)
+    destination = folder / f"{name}-{entry.key[:12]}"
+    destination.mkdir(parents=True, exist_ok=True)
+    for artifact in entry.artifact_names:
+        write_new(destination / f"{name}.{_file_name(artifact)}", entry.artifact(artifact))
+    import json  # as above: only those who extract need it
+
+    metadata = json.dumps(entry.metadata, indent=2, skipkeys=True, default=repr)
+    write_new(destination / "metadata.json", f"{metadata}\n".encode())
+    return destination
+
+
+def _file_name(text: str) -> str:
+    from urllib.parse import quote  # not worth loading for those who only look kernels up
+
+    return quote(text, safe="")[:_MAX_NAME] or "_"

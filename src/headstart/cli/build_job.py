@@ -1,0 +1,208 @@
+"""One `headstart build`: kicks off what a plan or a manifest asks for, and writes the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from headstart.artifacts import known_failure
+from headstart.artifacts.comparing import retarget
+from headstart.artifacts.manifest import Manifest
+from headstart.artifacts.specialization import Specialization
+from headstart.artifacts.vetting import check_request
+from headstart.cli import (
+    printable,
+    printable_lines,
+)
+from headstart.cli.plans import KernelSpec
+from headstart.cli.progress import Progress, Tally
+from headstart.client.future import LambdaFuture, as_completed
+from headstart.errors import CompileError, HeadstartError, UsageError
+from headstart.model.environment import TOOL_VARIABLES, fingerprint
+from headstart.model.request import CompileRequest
+from headstart.model.target import Target
+
+if TYPE_CHECKING:
+    from headstart.client.async_compile import AsyncCompile
+    from headstart.client.kernel import CompiledKernel
+
+
+class _Recorded(NamedTuple):
+    """A kernel of a manifest; `failed`: see `Specialization`."""
+
+    request: CompileRequest
+    failed: str
+
+
+class Build:
+    """One run of `headstart build`.
+
+    Attributes:
+        failures: what went wrong, in the order it was noticed. Reports in the same words count as one: without a
+            service, every kernel says so.
+        refused: requests that were wrong in themselves and never reached a worker.
+        as_recorded: kernels that failed as they had when they were recorded.
+        used: targets compiled for, in order of first use.
+    """
+
+    def __init__(
+        self, async_compile: AsyncCompile, devices: Sequence[Target], tally: Tally, *, vouched: bool = True
+    ) -> None:
+        self._vouched = vouched
+        self._async_compile = async_compile
+        self._devices = devices
+        self._tally = tally
+        self._futures: dict[int, LambdaFuture[CompiledKernel]] = {}
+        self._progress = Progress()
+        self.failures: dict[str, None] = {}
+        self._recorded: dict[int, _Recorded] = {}  # by the `id` of the future
+        self.refused = 0
+        self.as_recorded = 0
+        self.used: dict[Target, None] = {}
+
+    def run(
+        self, requests: Iterable[KernelSpec | _Recorded], progress: Progress
+    ) -> UsageError | None:
+        """Build everything that a plan or a manifest yields; what was wrong with the plan itself is returned."""
+        self._progress = progress
+        plan_error = None
+        self._async_compile.bundler.begin_compile()
+        try:
+            for each in requests:
+                if isinstance(each, KernelSpec):
+                    self._kick_off_spec(each)
+                else:
+                    self._kick_off_request(each)
+                self._look_at_answers()
+        except UsageError as error:
+            plan_error = error
+        self._tally.complete = True
+        for _ in as_completed(self._futures.values()):
+            self._look_at_answers()
+        # A future is complete a moment before its callback has run.
+        while self._tally.seen < self._tally.requested:
+            self._look_at(self._tally.unseen.get())
+        return plan_error
+
+    def write(self, output: Path) -> Path | None:
+        """Write what was built to `output`. None if nothing was, or if that failed, which is one of the failures."""
+        bundler, statistics = self._async_compile.bundler, self._async_compile.statistics
+        try:
+            return bundler.collect(output) if statistics.compiled + statistics.cached + self.as_recorded else None
+        except OSError as error:
+            self.failures[f"cannot write {output}: {error.strerror or error}"] = None
+            return None
+        finally:
+            bundler.end_compile()
+
+    def recorded(self, manifest: Manifest) -> Iterator[_Recorded]:
+        """What to compile of a manifest, in order; what may not be compiled is reported as a failure."""
+        tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
+        for each in manifest.in_compile_order():
+            reason = None if self._vouched else check_request(each.request, tools=tools)
+            if reason is not None:
+                self._refuse(
+                    f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust"
+                )
+                continue
+            # Tools are this machine's; they count by content, and not as part of a request.
+            others = {name: value for name, value in each.request.environment.items() if name not in TOOL_VARIABLES}
+            request = msgspec.structs.replace(each.request, environment={**others, **tools})
+            try:
+                recorded_for = Target.parse(request.target)
+            except UsageError as error:
+                self._refuse(f"{_named(each)} was left out: {error}")
+                continue
+            for device in self._devices or [recorded_for]:
+                yield _Recorded(retarget(request, device)[0], each.failed)
+
+    def _kick_off_spec(self, spec: KernelSpec) -> None:
+        devices = [spec.target] if spec.target is not None else self._devices
+        if not devices:
+            raise UsageError(
+                f"what is {spec.name} to be compiled for? Pass --target, as in --target cuda:90 (H100) or --target "
+                "hip:gfx942 (MI300), or give the spec a target="
+            )
+        for device in devices:
+            self.used[device] = None
+            self._ask(
+                f"{spec.name} ({device})",
+                partial(
+                    self._async_compile.triton,
+                    spec.name,
+                    spec.source,
+                    signature=spec.signature,
+                    constants=spec.constants,
+                    attrs=spec.attrs,
+                    options=spec.options,
+                    target=str(device),
+                    filename=spec.filename,
+                ),
+            )
+
+    def _kick_off_request(self, recorded: _Recorded) -> None:
+        request = recorded.request
+        self.used[Target.parse(request.target)] = None
+        self._ask(
+            f"{request.name} ({request.target})",
+            partial(self._async_compile.submit, request, vouched=self._vouched),
+            recorded,
+        )
+
+    def _ask(
+        self, what: str, kick_off: Callable[[], LambdaFuture[CompiledKernel]], recorded: _Recorded | None = None
+    ) -> None:
+        try:
+            future = kick_off()
+        except UsageError as error:
+            self._refuse(f"{what} failed: {error}")
+            return
+        if recorded is not None:
+            self._recorded[id(future)] = recorded
+        self._tally.requested += 1
+        if id(future) in self._futures:
+            # The same kernel again: its answer is counted, and its failure reported, once.
+            self._tally.seen += 1
+        else:
+            self._futures[id(future)] = future
+            future.add_done_callback(self._tally.unseen.put)
+
+    def _refuse(self, report: str) -> None:
+        """Count a kernel that is not even kicked off."""
+        self.refused += 1
+        self._tally.requested += 1
+        self._tally.seen += 1
+        self._fail(report)
+
+    def _look_at_answers(self) -> None:
+        while not self._tally.unseen.empty():
+            self._look_at(self._tally.unseen.get())
+
+    def _look_at(self, future: LambdaFuture[CompiledKernel]) -> None:
+        error = future.exception()
+        self._tally.seen += 1
+        recorded = self._recorded.get(id(future))
+        if isinstance(error, CompileError) and recorded is not None and known_failure.is_known(error):
+            self._async_compile.note_failure(recorded.request, recorded.request.digest(), error)
+            if error.raised == recorded.failed:
+                self.as_recorded += 1
+                return
+        if isinstance(error, HeadstartError):
+            self._fail(str(error))
+        elif error is not None:
+            raise error
+
+    def _fail(self, report: str) -> None:
+        report = printable_lines(report)
+        self._tally.failed += 1
+        if report not in self.failures:
+            self.failures[report] = None
+            self._progress.failure(report)
+
+
+def _named(each: Specialization) -> str:
+    return printable(f"{each.request.name} ({each.request.target})")

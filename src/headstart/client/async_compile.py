@@ -1,0 +1,419 @@
+"""AsyncCompile: what a code generator calls.
+
+triton(name, source, …) ─▶ CompiledTritonKernels: same request before? the same future
+                        └▶ bundle? a future that is done   └▶ service: Kickoff ─▶ future
+future.result()         ─▶ finishing step, once: open the entry, check the target's limits ─▶ CompiledKernel
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.artifacts import known_failure
+from headstart.artifacts.bundle import Bundle, BundleItem
+from headstart.artifacts.entry import Entry
+from headstart.client import timeline
+from headstart.client.bundler import TritonBundler
+from headstart.client.client import Client
+from headstart.client.future import LambdaFuture
+from headstart.client.kernel import CompiledKernel
+from headstart.client.kernels import CompiledTritonKernels, KernelFuture
+from headstart.client.policy import Policy
+from headstart.client.timeline import Span, Statistics, TimelineEntry
+from headstart.errors import (
+    CompileError,
+    CompileErrors,
+    DamagedError,
+    HeadstartError,
+    OutOfResources,
+    ServiceError,
+    UsageError,
+)
+from headstart.model.captured import CapturedSource
+from headstart.model.environment import bypass_reason
+from headstart.model.request import CompileRequest, to_target
+from headstart.model.target import Target
+from headstart.system.forks import renew_in_forks
+
+if TYPE_CHECKING:
+    from headstart import wire
+    from headstart.client.asked import Kickoff
+
+
+_FOR_REQUESTS = ("kernel", known_failure.KIND)  # entries that answer a request
+
+_log = logging.getLogger("headstart")
+
+
+class _Answered:
+    """What the future of a bundled kernel waits for: nothing."""
+
+    answer: concurrent.futures.Future[None] = concurrent.futures.Future()
+    answer.set_result(None)
+
+    def want(self) -> None:
+        pass
+
+
+class AsyncCompile:
+    """Compiles kernels in the worker processes of a service, which get ready in the background.
+
+    The service is this client's own, or shared with other processes: see `HEADSTART_SERVICE` in docs/service.md.
+
+    Args:
+        target: what to compile for, e.g. `"cuda:90"`; may be given per kernel instead.
+        workers: compiles that may run at once; default: the CPUs this process may use.
+        cache_dir: where compiled kernels are kept; default: `HEADSTART_CACHE_DIR`, or the platform's cache folder.
+        bundle: a bundle file. If it exists, its kernels are there without compiling, and no service starts until one is
+            missing. What was missing is added to it by `close`.
+        use_store: whether results may be looked up in, and kept in, the store.
+        vouched: whether somebody vouches for most of what it will `submit`: the service gets workers ready for that.
+        start: whether the service starts now, if there is need of one; else with the first kernel, or by `start`.
+        client: shared with others, who close it; it has been told `workers`, `cache_dir`, `bundle` and `use_store`.
+        policy: who compiles, and what is done with answers; default: this process's Triton, and errors for people.
+
+    Raises:
+        UsageError: an argument or one of headstart's environment variables is not valid, or `bundle` is another file
+            than a bundle.
+    """
+
+    def __init__(
+        self,
+        target: str | Target | None = None,
+        *,
+        workers: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        bundle: str | os.PathLike[str] | None = None,
+        use_store: bool = True,
+        vouched: bool = True,
+        start: bool = True,
+        client: Client | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        self._target = None if target is None else Target.parse(target)
+        self._owns_client = client is None
+        if client is None:
+            client = Client(workers=workers, cache_dir=cache_dir, bundle=bundle, use_store=use_store)
+        self.client = client
+        self._policy = policy or Policy(checks_limits=True, shows_output=True)
+        self._vouched = vouched
+        self._lock = threading.RLock()
+        self._asked: list[TimelineEntry] = []
+        self._deduplicated = 0
+        self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
+        self._unvouched: set[str] = set()  # digests of futures that nobody vouches for
+        self.used_early: set[str] = set()  # digests of what was asked for, and was there for the background's sake
+        self.kernels = CompiledTritonKernels()
+        renew_in_forks(self)
+        # Others may have a bundle full of what is not for this one: then nobody can tell.
+        is_useful = client.bundler.offer_to(self._emit) > 0 or (policy is not None and client.bundler.holds_any())
+        self.starts_service = not is_useful
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        """Start the service in the background, unless a bundle makes it likely that none is needed."""
+        if self.starts_service:
+            self.client.start(self._policy, vouched=self._vouched)
+
+    @property
+    def bundler(self) -> TritonBundler:
+        """Notes what comes back, and reads bundles."""
+        return self.client.bundler
+
+    def triton(
+        self,
+        name: Any,
+        source: str | CapturedSource | None = None,
+        *,
+        signature: Mapping[str, str] | str,
+        constants: Mapping[Any, Any] | None = None,
+        attrs: Mapping[Any, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        target: str | Target | None = None,
+        filename: str | None = None,
+        module: str = "",
+        use_store: bool = True,
+    ) -> KernelFuture:
+        """Kick off the compile of one kernel. Returns at once; the same request again returns the same future.
+
+        Args:
+            name: the name of the `@triton.jit` function that `source` defines; or such a function itself, as it is now.
+            source: Python text; left out for a function.
+            signature: `{"x": "*fp32", "n": "i32"}`, where constexprs may be left out, or Triton's ahead-of-time
+                string, as in `"*fp32:16, i32, 1024"`.
+            constants: values of constexpr parameters, by name.
+            attrs: facts about arguments: `{"x": 16}`, or Triton's `{(0,): [["tt.divisibility", 16]]}`.
+            options: the backend's: `num_warps`, `num_stages`, …
+            target: overrides that of this AsyncCompile.
+            filename: what debug lines and tracebacks show; default: `name` + `.py`, or the function's file.
+            module: `__name__` of the module that a text becomes; default: `name`.
+            use_store: False: neither look this kernel up in bundles and the store, nor keep it there.
+
+        Raises:
+            UsageError: an argument has the wrong form. What only Triton can tell comes with the future.
+            CannotTravel: the function uses something that cannot be described to another process.
+        """
+        if source is None:
+            name, source, constants = _live(name, signature, constants, filename)
+        request = CompileRequest.make(
+            name,
+            source,
+            signature=signature,
+            constants=constants,
+            attrs=attrs,
+            options=options,
+            target=str(to_target(target, self._target)),
+            filename=filename,
+            module=module,
+            environment=self._policy.environment(),
+        )
+        return self.submit(request, use_store=use_store)
+
+    def submit(
+        self,
+        request: CompileRequest,
+        *,
+        use_store: bool = True,
+        background: bool = False,
+        vouched: bool = True,
+        digest: str = "",
+    ) -> KernelFuture:
+        """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`.
+
+        Args:
+            request: what to compile.
+            use_store: as for `triton`.
+            background: nobody has asked for it yet: whatever somebody has asked for goes first.
+            vouched: somebody vouches for its source, which runs while it is compiled: it is this program's own, or its
+                origin is known. Else it is compiled only if it passes `artifacts.vetting`, by a confined worker.
+            digest: the request's, for those who have it already.
+        """
+        digest = digest or request.digest()
+        with self._lock:
+            future = self.kernels.get(digest)
+            was_unvouched = future is not None and vouched and digest in self._unvouched
+            if was_unvouched:
+                future = None  # what may be refused, or wrong, is not for those who vouch for it
+            if future is not None and not _failed_for_the_machine(future):
+                self._deduplicated += 1
+                if digest in self._unasked and not background:
+                    self._unasked.discard(digest)
+                    self.used_early.add(digest)
+                    future.want()
+                return future
+            if background:
+                self._unasked.add(digest)
+            if vouched:
+                self._unvouched.discard(digest)
+            else:
+                self._unvouched.add(digest)
+            future = self.kernels.request_emitted(digest, request, vouched) if use_store else None
+            if future is not None:
+                return future
+            self.client.missed()
+            kickoff = self.client.submit(
+                request, self._policy, self._on_answer, use_store=use_store, background=background, vouched=vouched
+            )
+            self._asked.append(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
+            if was_unvouched and not background and digest in self._unasked:
+                self._unasked.discard(digest)
+                kickoff.answer.add_done_callback(functools.partial(self._note_if_stored, digest))
+            future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
+            return self.kernels.save(digest, future)
+
+    def note_failure(self, request: CompileRequest, digest: str, error: CompileError) -> None:
+        """Have the bundle say that a kernel does not compile, so that nobody who has the bundle tries it again.
+
+        Args:
+            request: see `submit`; `digest` is its.
+            error: what its future raised. One that another machine might not see is not carried.
+        """
+        if known_failure.is_known(error):
+            toolchain = self._policy.toolchain_digest(self.cache_dir, request.environment)
+            entry = known_failure.pack(request, digest, toolchain, error)
+            self.bundler.put(entry.key, lambda: entry)
+
+    def wait(self, scope: MutableMapping[str, Any]) -> None:
+        """Replace every LambdaFuture in `scope` by its CompiledKernel.
+
+        Everything is left to finish, and every good kernel put in place, before an error is raised.
+
+        Raises:
+            CompileErrors: all the kernels that failed.
+        """
+        futures = {name: value for name, value in scope.items() if isinstance(value, LambdaFuture)}
+        for future in futures.values():
+            future.want()
+        errors: dict[int, HeadstartError] = {}
+        for name, future in futures.items():
+            try:
+                scope[name] = future.result()
+            except HeadstartError as error:
+                errors.setdefault(id(future), error)
+        if errors:
+            raise CompileErrors(list(errors.values()))
+
+    def close(self) -> None:
+        """Write the bundle that was given, if something was missing in it, and end the service.
+
+        What is still being compiled is abandoned. A client that is shared is left to those who share it.
+        """
+        if self._owns_client:
+            self.client.close()
+
+    def __enter__(self) -> AsyncCompile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where compiled kernels are kept."""
+        return self.client.settings.cache_dir
+
+    @property
+    def services_started(self) -> int:
+        """How many services it has started or joined: none while a bundle has everything, two after one died."""
+        return self.client.services_started
+
+    @property
+    def statistics(self) -> Statistics:
+        """What became of the requests so far."""
+        with self._lock:
+            return timeline.statistics(self._asked, self._deduplicated, self.client.settings.workers)
+
+    @property
+    def timeline(self) -> list[Span]:
+        """One span per distinct request, in the order of the requests."""
+        with self._lock:
+            return [request.span() for request in self._asked]
+
+    def in_flight(self) -> list[tuple[str, float]]:
+        """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""
+        running = [(kickoff.request.name, kickoff.started or 0.0) for kickoff in self.client.in_flight()]
+        return sorted(running, key=lambda item: item[1])
+
+    # Results
+
+    @functools.cached_property
+    def _on_answer(self) -> Callable[[Kickoff, wire.Result], None]:
+        me = weakref.ref(self)  # the connection's thread must not keep alive what nobody else holds
+
+        def on_answer(kickoff: Kickoff, result: wire.Result) -> None:
+            async_compile = me()
+            if async_compile is not None:
+                async_compile._answered(kickoff, result)
+
+        return on_answer
+
+    def _answered(self, kickoff: Kickoff, result: wire.Result) -> None:
+        """In the connection's thread, before the future is done."""
+        if self._policy.checks_limits:
+            self._check_limits(kickoff, result)
+        if kickoff.bundled:
+            self.bundler.put(result.key, lambda: self.client.entry(kickoff, result))
+        if self._policy.answered is not None:
+            self._policy.answered(kickoff.request, result)
+
+    def _note_if_stored(self, digest: str, answer: concurrent.futures.Future[wire.Result]) -> None:
+        """What nobody vouched for is there for those who do, once it is in the store."""
+        if answer.exception() is None and answer.result().cached:
+            self.used_early.add(digest)
+
+    def _check_limits(self, kickoff: Kickoff, result: wire.Result) -> None:
+        limit = Target.parse(kickoff.request.target).shared_memory_limit
+        if limit is not None and result.shared > limit:
+            raise OutOfResources(
+                f"it needs {result.shared} bytes of shared memory, and {kickoff.request.target} has {limit}",
+                kernel=kickoff.request.name,
+                target=kickoff.request.target,
+                options=kickoff.request.options,
+                stage="launch",
+                reproduce=self.client.reproduce(kickoff.request) if kickoff.vouched else "",
+                advice="use smaller blocks or fewer num_stages",
+            )
+
+    def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:
+        request = kickoff.request
+        if result.log is not None and self._policy.shows_output:
+            self.client.show(request, result.log)
+
+        def rebuild(error: DamagedError) -> Entry:
+            self.client.store.set_aside(result.key, error.reason)
+            return self.client.entry(kickoff, result)
+
+        return CompiledKernel(self.client.entry(kickoff, result), rebuild, result.log)
+
+    # Bundles
+
+    def _emit(self, bundle: Bundle) -> int:
+        if bypass_reason(self._policy.environment()) is not None or not self.client.uses_store:
+            return 0
+        toolchain = self.client.toolchain_digest(self._policy, bundle)
+        answers = [item for item in bundle if item.kind in _FOR_REQUESTS]
+        usable = [item for item in answers if item.toolchain == toolchain]
+        for item in usable:
+            self.kernels.emit(item.request_digest, functools.partial(self._bundled, bundle, item))
+        if usable:
+            self.client.is_useful()
+        if self._owns_client and len(usable) < len(answers):
+            _log.warning(
+                "%s: %d of %d kernels were made by another Triton or Python and are not used",
+                bundle.path,
+                len(answers) - len(usable),
+                len(answers),
+            )
+        return len(usable)
+
+    def _bundled(
+        self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool
+    ) -> KernelFuture:
+        def rebuild(error: DamagedError) -> Entry:
+            _log.warning("%s is compiled again: %s", request.name, error)
+            return self.client.compile_again(request, self._policy, self._on_answer, vouched)
+
+        def finish(_: object) -> CompiledKernel:
+            try:
+                entry = bundle.entry(item.key)
+                if item.kind == known_failure.KIND:
+                    failure = known_failure.unpack(entry, request)
+                    raise failure
+            except DamagedError as error:
+                entry = rebuild(error)
+            return CompiledKernel(entry, rebuild)
+
+        self._asked.append(TimelineEntry(request.name, time.monotonic(), None))
+        return LambdaFuture(request.name, _Answered(), finish)
+
+    def after_fork(self) -> None:
+        """See `renew_in_forks`."""
+        self._lock = threading.RLock()
+        self.kernels.after_fork()
+
+
+def _failed_for_the_machine(future: KernelFuture) -> bool:
+    """Whether it says nothing about the kernel: there was no service then, and there may be one now."""
+    return isinstance(future.failure(), ServiceError)
+
+
+def _live(
+    kernel: Any, signature: Mapping[str, str] | str, constants: Mapping[Any, Any] | None, filename: str | None
+) -> tuple[str, CapturedSource, dict[Any, Any]]:
+    """Name and source of a live kernel, and its constants as a request takes them."""
+    if isinstance(kernel, str):
+        raise UsageError(f"{kernel}: its source is missing: triton({kernel!r}, source, …), or triton(function, …)")
+    from headstart.capture.functions import capture_call  # who has only texts needs none of it
+
+    source, plain = capture_call(kernel, constants, signature)
+    return source.kernel.name, source if filename is None else source.shown_in(filename), plain

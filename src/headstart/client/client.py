@@ -1,0 +1,333 @@
+"""The client: one connection, one store, one bundle, for everybody in this process who compiles.
+
+    AsyncCompile (a code generator's) ──┐
+    AsyncCompile of jit.Adapter ────────┼─▶ Client ─▶ ServiceConnection ─▶ one service
+    AsyncCompile of inductor.Adapter ───┘      └─▶ TritonBundler, DiskStore
+
+Whoever makes a Client closes it. What differs between those who share one is their `Policy`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.entry import Entry
+from headstart.client.bundler import TritonBundler
+from headstart.client.policy import Policy
+from headstart.errors import DamagedError, ServiceError, UsageError
+from headstart.model.environment import TOOL_VARIABLES, fingerprint
+from headstart.model.request import CompileRequest
+from headstart.stores import open_store
+from headstart.system.files import BUNDLE, check_replaceable
+from headstart.system.folders import distrust, readable, told
+from headstart.system.settings import Settings
+
+if TYPE_CHECKING:
+    from headstart import wire
+    from headstart.client.asked import Answered, DescriberQuestion, Kickoff
+    from headstart.client.connection import ServiceConnection
+
+_log = logging.getLogger("headstart")
+
+
+class Client:
+    """One per process, or per code generator that wants one of its own.
+
+    Args:
+        workers, cache_dir, bundle, use_store: as for `AsyncCompile`.
+
+    Attributes:
+        settings: what holds for it.
+        bundle: the bundle file that it reads and extends; None: none.
+        uses_store: whether results may come from a bundle or the store.
+        keeps: whether they are also looked up and kept in the store: not in one that others can write.
+        store: where they are.
+        bundler: notes what comes back.
+
+    Raises:
+        UsageError: as `AsyncCompile`.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        bundle: str | os.PathLike[str] | None = None,
+        use_store: bool = True,
+    ) -> None:
+        self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir)
+        self.bundle: Path | None = None
+        self.store = open_store(settings.cache_dir, trusted=settings.trusts_cache_dir)
+        self.uses_store = self.keeps = use_store
+        if why := distrust(settings.cache_dir, trusted=settings.trusts_cache_dir):
+            self.keeps = False
+            if settings.cache_dir not in told:  # others in this program may have a Client
+                told.add(settings.cache_dir)
+                _log.warning("%s. Until then kernels are kept in memory only.", why)
+        self.bundler = TritonBundler()
+        self.reproduce = functools.partial(_reproduce, settings.cache_dir / "failed")
+        self._connection: ServiceConnection | None = None
+        self._closed = False
+        self._shown: set[str] = set()
+        self._useful = False  # somebody can use something of the bundle
+        self._judged = False  # somebody has been told that nobody can
+        _clients.add(self)
+        if bundle is not None:
+            self.use_bundle(Path(bundle))
+
+    def use_bundle(self, path: Path) -> None:
+        """Read a bundle, and add to it, at the end, what was missing there.
+
+        Raises:
+            UsageError: it is another file.
+        """
+        check_replaceable(path, BUNDLE)
+        self.bundle = path
+        self.bundler.begin_compile()
+        try:
+            self.bundler.read_and_emit(path)
+        except FileNotFoundError:
+            pass
+        except (DamagedError, OSError) as error:
+            _log.warning("the bundle is not used, and is written anew: %s", error)
+
+    # The service
+
+    def start(self, policy: Policy, *, vouched: bool = True) -> None:
+        """Have a service get workers ready for `policy`, in the background."""
+        self._service().prepare(policy, vouched)
+
+    def submit(
+        self,
+        request: CompileRequest,
+        policy: Policy,
+        answered: Answered | None = None,
+        *,
+        use_store: bool = True,
+        background: bool = False,
+        vouched: bool = True,
+    ) -> Kickoff:
+        """Ask the service for a kernel; see `ServiceConnection.submit`."""
+        return self._service().submit(
+            request,
+            policy,
+            self.keeps and use_store,
+            answered,
+            bundled=use_store,
+            background=background,
+            vouched=vouched,
+        )
+
+    def prepare_describer(self, policy: Policy, stamp: str, settings: tuple[tuple[str, str], ...]) -> None:
+        """Have a service get a describer ready, in the background; see `wire.DescriberSpec`."""
+        self._service().prepare_describer(policy, stamp, settings)
+
+    def describer_awake(self, settings: tuple[tuple[str, str], ...]) -> threading.Event:
+        """Set while the describer with these settings answers within milliseconds."""
+        return threading.Event() if self._closed else self._service().awake(settings)
+
+    def ask(
+        self, name: str, policy: Policy, stamp: str, settings: tuple[tuple[str, str], ...], question: bytes
+    ) -> DescriberQuestion:
+        """Ask the service's describer about the kernel `name`; see `ServiceConnection.ask`."""
+        return self._service().ask(name, policy, stamp, settings, question)
+
+    def in_flight(self) -> list[Kickoff]:
+        """What workers are compiling now."""
+        return [] if self._connection is None else self._connection.in_flight()
+
+    @property
+    def services_started(self) -> int:
+        """How many services it has started or joined: none while a bundle has everything, two after one died."""
+        return 0 if self._connection is None else self._connection.launches
+
+    def close(self) -> None:
+        """Write the bundle that was given, if something was missing in it, and end the service.
+
+        What is still being compiled is abandoned.
+        """
+        if self._closed:
+            return
+        try:
+            if self.bundle is not None and self.bundler.noted:
+                self.bundler.extend(self.bundle)
+        except OSError as error:
+            _log.warning("cannot write the bundle %s: %s", self.bundle, error.strerror)
+        except UsageError as error:  # it is another file by now
+            _log.warning("cannot write the bundle: %s", error)
+        finally:
+            self.bundler.end_compile()
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+
+    def _service(self) -> ServiceConnection:
+        if self._closed:
+            raise ServiceError("this AsyncCompile is closed")
+        if self._connection is None:
+            # Importing is most of what a warm start from a bundle costs, and it needs none of this.
+            from headstart.client.connection import ServiceConnection
+            from headstart.client.launch import launch
+            from headstart.wire import Preferences
+
+            settings = self.settings
+            self._connection = ServiceConnection(
+                lambda: launch(settings),
+                self.reproduce,
+                Preferences(
+                    os.fsencode(settings.cache_dir),
+                    settings.store_limit,
+                    settings.time_limit,
+                    readable(os.path.basename(sys.argv[0])) if sys.argv else "",
+                    settings.memory_limit,
+                    settings.early_cutoff,
+                    settings.trusts_cache_dir,
+                    {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES},
+                ),
+            )
+            weakref.finalize(self, self._connection.abandon).atexit = False
+        return self._connection
+
+    # Results
+
+    def entry(self, kickoff: Kickoff, result: wire.Result) -> Entry:
+        """The entry that `result` is about; it is compiled again if it was evicted, removed or damaged since.
+
+        Raises:
+            HeadstartError: there is none to be had.
+        """
+        return self._located(kickoff.request, result) or self.compile_again(
+            kickoff.request, kickoff.policy, kickoff.answered, kickoff.vouched
+        )
+
+    def _located(self, request: CompileRequest, result: wire.Result) -> Entry | None:
+        return Entry.from_bytes(result.entry) if result.entry else self.store.find(
+            result.key, kind="kernel", request_digest=request.digest()
+        )
+
+    def compile_again(
+        self, request: CompileRequest, policy: Policy, answered: Answered | None, vouched: bool
+    ) -> Entry:
+        """Wait for the service to compile what was there before and is gone. Arguments as for `submit`.
+
+        Raises:
+            HeadstartError: it cannot.
+        """
+        kickoff = self.submit(request, policy, answered, vouched=vouched)
+        entry = self._located(request, kickoff.answer.result())
+        if entry is None:
+            raise ServiceError(
+                f"{request.name}: its entry vanishes from {self.settings.cache_dir} as soon as it is written"
+            )
+        return entry
+
+    def show(self, request: CompileRequest, log: wire.CompileLog) -> None:
+        """Tell a person what a compile printed. Many a kernel gives the same warnings: they are read once."""
+        if log.text and log.text not in self._shown:
+            self._shown.add(log.text)
+            _log.warning("compiling %s printed:\n%s", request.name, log.text)
+
+    # What the bundle is good for
+
+    def toolchain_digest(self, policy: Policy, bundle: Bundle) -> str:
+        """Of what compiles; where nothing can, of what made the bundle, if that was one toolchain."""
+        try:
+            return policy.toolchain_digest(self.settings.cache_dir)
+        except ServiceError:
+            # A machine that only runs kernels needs no Triton: what the bundle was made with is what there is.
+            toolchains = sorted(bundle.toolchains)
+            return toolchains[0] if len(toolchains) == 1 else ""
+
+    def is_useful(self) -> None:
+        """Somebody can use something of the bundle."""
+        self._useful = True
+
+    def missed(self) -> None:
+        """Somebody asks the service for a kernel. If nobody could use anything of the bundle, say so, once."""
+        if self.bundle is not None and not (self._useful or self._judged):
+            self._judged = True
+            if self.bundler.holds_any():
+                _log.warning("%s: its kernels were made for another Triton, torch or Python", self.bundle)
+
+    def after_fork(self) -> None:
+        """In a fork of the process."""
+        self.bundler.after_fork()
+
+
+def acquire(
+    *,
+    bundle: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Client:
+    """The client that this process's adapters share, made for whoever comes first; each gives it back by `release`.
+
+    Args:
+        bundle: as for `AsyncCompile`; of whoever first names one.
+        workers, cache_dir: as for `AsyncCompile`; of whoever comes first.
+
+    Raises:
+        UsageError: as `AsyncCompile`.
+    """
+    global _shared, _holders
+    with _lock:
+        if _shared is None:
+            _shared = Client(bundle=bundle, workers=workers, cache_dir=cache_dir)
+        elif bundle is not None and _shared.bundle is None:
+            _shared.use_bundle(Path(bundle))
+        _holders += 1
+        return _shared
+
+
+def release() -> None:
+    """One adapter has ended; with the last one the shared client is closed."""
+    global _shared, _holders
+    with _lock:
+        _holders -= 1
+        client = None
+        if _holders == 0:
+            client, _shared = _shared, None
+    if client is not None:
+        client.close()
+
+
+_lock = threading.Lock()
+_shared: Client | None = None
+_holders = 0
+
+
+def _reproduce(folder: Path, request: CompileRequest) -> str:
+    from headstart.artifacts.reproduce import write_plan  # only failures need it
+
+    return write_plan(folder, request)
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_connections() -> None:
+    # Registered here, not where connections are made: that module is loaded later than the handlers that still need it.
+    connection: Any = sys.modules.get("headstart.client.connection")
+    if connection is not None:
+        connection.close_all()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    for client in list(_clients):
+        client.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

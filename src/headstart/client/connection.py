@@ -1,0 +1,429 @@
+"""The client's end of the socket: sends requests, waits for answers, restarts a service that died.
+
+    caller's threads                          daemon thread
+      submit ── append, try to send ─────▶      launch or join the service, send Hello, Prepare, what is pending
+      (never waits for the socket)              read: Welcome, Started, Result, Failed ── settle futures
+                                                flush what the socket did not take
+                                                EOF: restart, send again what is pending
+
+Guarantees:
+
+* Every kick-off is settled once: by its answer, by an error that says why there is none, or by `close`.
+* A service that dies is started again, or its successor joined, and asked again for everything pending. A kernel that
+  was being compiled at two deaths is the suspect, fails, and is not tried a third time. Two deaths in a row without any
+  progress end the attempts. A service that was told to end, or ended while we came, is no death.
+* A service that does not answer is left: after `STOPPED_TIMEOUT` if it has been stopped, after `SILENT_TIMEOUT` if
+  nobody can tell why. What is pending fails with a `ServiceError` that names it; it is not joined again for a while.
+* Where no thread can be started, what is kicked off fails with a `ServiceError`; the next kick-off tries again.
+* A fork of the process (multiprocessing, DataLoader) lets go of the connection without disturbing it. What was pending
+  is asked for again, of a service of its own, when the fork waits for it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import selectors
+import threading
+import weakref
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import msgspec
+
+from headstart import wire
+from headstart.client import sharing, watch
+from headstart.client.asked import Answered, Asked, DescriberQuestion, Kickoff
+from headstart.client.launch import Launched
+from headstart.client.policy import Policy
+from headstart.client.prepared import Prepared, Settings
+from headstart.client.service_death import blame, check_fruitless, crash_of
+from headstart.client.watch import Stuck, Watch
+from headstart.errors import HeadstartError, ServiceError
+from headstart.model.request import CompileRequest
+from headstart.system.forks import renew_in_forks
+
+MAX_REFUSALS = 3  # in a row, by shared services that end while we connect
+_END_TIMEOUT = 5.0  # seconds that a service gets to clean up after its client
+_CLOSE_TIMEOUT = 4 * _END_TIMEOUT  # seconds that `close` waits for the thread, which may be starting a service
+
+_log = logging.getLogger("headstart")
+
+
+class ServiceConnection:
+    """A service, and everything that this client asks of it.
+
+    Args:
+        launch: starts a service, or joins one; called in the daemon thread, again after a death.
+        reproduce: writes a request down, and returns the command that compiles it again.
+        preferences: what the service is told of this client.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[[], Launched],
+        reproduce: Callable[[CompileRequest], str],
+        preferences: wire.Preferences,
+    ) -> None:
+        self._launch = launch
+        self._reproduce = reproduce
+        self._preferences = preferences
+        self._tickets = count(1)
+        self._prepared = Prepared()
+        self.launches = 0  # services started or joined so far
+        self._reset()
+        _connections.add(self)
+        renew_in_forks(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._pending: dict[int, Asked[Any]] = {}
+        self._awaited: set[int] = set()  # tickets of what somebody is blocked on
+        self._channel: wire.Channel | None = None
+        self._launched: Launched | None = None
+        self._thread: threading.Thread | None = None
+        self._wakeup = -1
+        self._closing = False
+        self._fruitless = 0
+        self._service_pid = 0  # of the service that we are connected to; 0: unknown
+        self._welcomed = False  # by the service that we are connected to
+        self._dismissed = False  # it has said that it ends because it was told to
+        self._refusals = 0  # services in a row that ended before they had welcomed us
+
+    def start(self) -> None:
+        """Start a service in the background, unless there is one. If that fails, what is pending fails, and no more."""
+        with self._lock:
+            if self._thread is not None or self._closing:
+                return
+            try:
+                self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._thread = threading.Thread(target=self._run, name="headstart", daemon=True)
+                self._thread.start()
+            except (OSError, RuntimeError) as error:
+                self._thread = None
+                if self._wakeup >= 0:
+                    self._leave()
+                self._fail_pending(
+                    ServiceError(
+                        f"no compile service: this process can start no thread ({error}); is there a limit on its "
+                        "processes (ulimit -u, pids.max) or open files (ulimit -n)?"
+                    )
+                )
+
+    def prepare(self, policy: Policy, vouched: bool) -> None:
+        """Start the service as `start` does, and have it get workers ready for `policy`; without waiting."""
+        with self._lock:
+            self._prepared.workers(policy, vouched)
+            self._send_prepared()
+            self.start()
+
+    def prepare_describer(self, policy: Policy, stamp: str, settings: Settings) -> None:
+        """The same for a describer; see `wire.DescriberSpec`. One that was prepared before may end."""
+        with self._lock:
+            self._prepared.describer(policy, stamp, settings)
+            self._send_prepared()
+            self.start()
+
+    def awake(self, settings: Settings) -> threading.Event:
+        """Set while the describer with these settings, once prepared or asked, answers within milliseconds."""
+        return self._prepared.awake(settings)
+
+    def ask(
+        self, name: str, policy: Policy, stamp: str, settings: Settings, question: bytes
+    ) -> DescriberQuestion:
+        """Ask a describer about the kernel `name`. Never waits, as `submit`; see `DescriberQuestion`."""
+        asked = DescriberQuestion(self.want, name, policy, stamp, settings, question)
+        self._submit(asked)
+        return asked
+
+    def submit(
+        self,
+        request: CompileRequest,
+        policy: Policy,
+        use_store: bool,
+        answered: Answered | None = None,
+        *,
+        bundled: bool = True,
+        background: bool = False,
+        vouched: bool = True,
+    ) -> Kickoff:
+        """Ask for a kernel. Never waits for the service, the socket, or a process to start.
+
+        Args:
+            request: what is to be compiled.
+            policy: by which toolchain.
+            use_store: whether it may come from the store, and be kept there.
+            answered: called in the daemon thread before an answer is set; may raise what is set instead.
+            bundled: for `answered` to know.
+            background: nobody will wait for it soon: everything else goes first.
+            vouched: somebody vouches for its source; else a confined worker compiles it.
+        """
+        kickoff = Kickoff(self.want, request, policy, use_store, bundled, answered, background, vouched)
+        self._submit(kickoff)
+        return kickoff
+
+    def want(self, kickoff: Asked[Any]) -> None:
+        """Have what somebody waits for compiled before what was only kicked off."""
+        with self._lock:
+            if kickoff.answer.done():
+                return
+            kickoff.wanted = True
+            if kickoff.ticket not in self._pending:
+                self._submit(kickoff)  # kicked off before this process was forked
+            if not kickoff.answer.done():
+                self._awaited.add(kickoff.ticket)
+                self._send(wire.Await([kickoff.ticket]))
+                self._wake()  # from now on the service is watched
+
+    def in_flight(self) -> list[Kickoff]:
+        """What workers are compiling now."""
+        with self._lock:
+            pending = list(self._pending.values())
+        return [asked for asked in pending if isinstance(asked, Kickoff) and asked.started is not None]
+
+    def close(self) -> None:
+        """End the service, and fail whatever is still pending."""
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._wake()
+            thread.join(_CLOSE_TIMEOUT)
+        self._fail_pending(ServiceError("headstart was closed before this kernel was compiled"))
+
+    def abandon(self) -> None:
+        """As `close`, without waiting: for when nobody holds the connection any more, in whatever thread that shows."""
+        self._closing = True
+        self._wake()
+
+    def _submit(self, kickoff: Asked[Any]) -> None:
+        with self._lock:
+            if self._closing:
+                raise ServiceError(f"{kickoff.name}: this AsyncCompile is closed")
+            kickoff.ticket = next(self._tickets)
+            self._pending[kickoff.ticket] = kickoff
+            if self._channel is not None:
+                self._send_kickoff(kickoff)
+            self.start()
+
+    def _send_prepared(self) -> None:
+        if self._channel is not None:
+            for message in self._prepared.messages():
+                self._send(message)
+
+    def _send_kickoff(self, kickoff: Asked[Any]) -> None:
+        try:
+            message = kickoff.message()
+        except ServiceError as error:  # nothing could compile it
+            self._settle(kickoff, error)
+        else:
+            self._send(message)
+
+    def _send(self, message: msgspec.Struct) -> None:
+        # Without a channel there is nothing to do: all that is pending is sent when there is one.
+        if self._channel is None:
+            return
+        with contextlib.suppress(ConnectionError):
+            self._channel.send(message)
+        if self._channel.has_unsent:
+            self._wake()
+
+    def _wake(self) -> None:
+        # Under the lock, because a closed fd's number may soon be somebody else's.
+        with self._lock:
+            if self._wakeup >= 0:
+                os.eventfd_write(self._wakeup, 1)
+
+    # The daemon thread
+
+    def _run(self) -> None:
+        failure: HeadstartError | None = None
+        try:
+            while self._serve():
+                pass
+        except HeadstartError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+            _log.exception("headstart's own thread failed; this is a bug")
+            failure = ServiceError(f"headstart's own thread failed: {type(error).__name__}: {error}")
+        # In one step, so that a kick-off finds either this thread or none.
+        with self._lock:
+            if failure is not None:
+                self._fruitless = 0
+                self._fail_pending(failure)
+            self._leave()
+
+    def _leave(self) -> None:
+        self._thread = None  # the next kick-off starts another
+        os.close(self._wakeup)
+        self._wakeup = -1
+
+    def _serve(self) -> bool:
+        """From the start of one service to its end. Returns whether there is anything left to ask another for."""
+        with self._lock:
+            policies = {asked.policy for asked in self._pending.values()}
+        self._prepared.find_toolchains(policies)
+        launched = self._launch()
+        channel = wire.Channel(launched.socket, wire.FromService)
+        self._welcomed = self._dismissed = False
+        self._service_pid = 0 if launched.pid == os.getpid() else launched.pid
+        with self._lock:
+            self.launches += 1
+            self._channel, self._launched = channel, launched
+            self._send(wire.Hello(wire.PROTOCOL, self._preferences))
+            self._send_prepared()
+            for kickoff in list(self._pending.values()):
+                self._send_kickoff(kickoff)
+            self._send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
+        timeout = _END_TIMEOUT
+        try:
+            self._converse(channel)
+        except Stuck as stuck:
+            sharing.avoid(self._service_pid)
+            timeout = 0.0
+            raise ServiceError(f"the compile service {stuck}") from None
+        finally:
+            with self._lock:
+                self._channel = self._launched = None
+                self._prepared.asleep()
+            died = not self._closing
+            words = launched.last_words() if died else ""
+            launched.end(timeout)
+        if not died:
+            return False
+        if self._dismissed or (launched.shared and self._was_too_late()):
+            for kickoff in self.in_flight():
+                kickoff.started = None
+        else:
+            self._on_service_death(launched.status, words)
+        return bool(self._pending)
+
+    def _was_too_late(self) -> bool:
+        """Whether this looks like a service that ended, its last client gone, while we were connecting."""
+        self._refusals = 0 if self._welcomed else self._refusals + 1
+        return 0 < self._refusals <= MAX_REFUSALS
+
+    def _converse(self, channel: wire.Channel) -> None:
+        """Raises `Stuck` if the service does not answer."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wakeup, selectors.EVENT_READ)
+            selector.register(channel, selectors.EVENT_READ)
+            silence = Watch()
+            while not self._closing:
+                with self._lock:
+                    events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.has_unsent else 0)
+                selector.modify(channel, events)
+                happened = selector.select(watch.QUIET if self._awaited else None)
+                if any(event.fileobj is channel and mask & selectors.EVENT_READ for event, mask in happened):
+                    silence.heard()
+                elif self._awaited and silence.wants_to_ask(self._service_pid):
+                    with self._lock:
+                        self._send(wire.Control("status"))
+                for event, mask in happened:
+                    if event.fileobj is not channel:
+                        with contextlib.suppress(BlockingIOError):
+                            os.eventfd_read(self._wakeup)
+                        continue
+                    try:
+                        if mask & selectors.EVENT_WRITE:
+                            # What it said before it left is still to be read.
+                            with self._lock, contextlib.suppress(ConnectionError):
+                                channel.flush()
+                        for message in channel.receive() if mask & selectors.EVENT_READ else ():
+                            self._hear(message)
+                    except (EOFError, ConnectionError):
+                        return
+                    except wire.ProtocolError as error:
+                        raise ServiceError(f"the compile service talks another language: {error}") from error
+
+    def _hear(self, message: Any) -> None:
+        if isinstance(message, wire.Notice):
+            _log.warning("%s", message.text)
+            return
+        if isinstance(message, wire.Unwelcome):
+            raise ServiceError(f"the compile service cannot be used: {message.why}")
+        if isinstance(message, wire.Welcome | wire.Leaving | wire.Report):
+            self._welcomed = True
+            if isinstance(message, wire.Welcome):
+                self._service_pid = message.pid  # a socket names whoever listened there first, which may be a client
+            self._dismissed = isinstance(message, wire.Leaving)
+            if isinstance(message, wire.Leaving) and message.why:
+                _log.info("the compile service hung up, and is asked again: %s", message.why)
+            return
+        if isinstance(message, wire.DescriberState):
+            self._prepared.heard(message)
+            return
+        asked = self._pending.get(message.ticket)
+        if asked is None:
+            return
+        if isinstance(message, wire.Started):
+            if isinstance(asked, Kickoff):
+                asked.started, asked.worker = message.at, message.worker
+            return
+        self._fruitless = 0
+        if isinstance(message, wire.Failed):
+            self._settle(asked, asked.error(message.failure))
+            return
+        try:
+            answer = asked.taken(message)
+        except HeadstartError as error:
+            self._settle(asked, error)
+        else:
+            self._settle(asked, answer)
+
+    def _settle(self, kickoff: Asked[Any], outcome: Any) -> None:
+        kickoff.settled()
+        # Settled first and forgotten second: see `after_fork`.
+        if isinstance(outcome, HeadstartError):
+            kickoff.answer.set_exception(outcome)
+        else:
+            kickoff.answer.set_result(outcome)
+        with self._lock:
+            self._pending.pop(kickoff.ticket, None)
+            self._awaited.discard(kickoff.ticket)
+
+    # Failures
+
+    def _on_service_death(self, status: int | None, words: str) -> None:
+        """The service died by itself: decide what is asked for again."""
+        _log.warning("the compile service died (status %s)%s", status, f":\n{words}" if words else "")
+        suspects = blame(self.in_flight())
+        for kickoff in suspects:
+            self._settle(kickoff, crash_of(kickoff, status, words, self._reproduce))
+        self._fruitless = 0 if suspects else self._fruitless + bool(self._pending)
+        check_fruitless(self._fruitless, status, words)
+
+    def _fail_pending(self, error: HeadstartError) -> None:
+        for kickoff in list(self._pending.values()):
+            self._settle(kickoff, error)
+
+    # Forks of the client
+
+    def after_fork(self) -> None:
+        """See `renew_in_forks`."""
+        pending, launched, wakeup = list(self._pending.values()), self._launched, self._wakeup
+        closing = self._closing
+        self._reset()
+        self._closing = closing
+        if launched is not None:
+            launched.forget()
+        if wakeup >= 0:
+            os.close(wakeup)
+        self._prepared.after_fork()
+        for asked in pending:
+            # Another thread may have held the old one's lock at the moment of the fork.
+            asked.answer = concurrent.futures.Future()
+            if isinstance(asked, Kickoff):
+                asked.started = None
+
+
+_connections: weakref.WeakSet[ServiceConnection] = weakref.WeakSet()
+
+
+def close_all() -> None:
+    """At the end of the process; see `headstart.client.async_compile`."""
+    for connection in list(_connections):
+        connection.close()

@@ -1,0 +1,67 @@
+"""The future cache: one future for each request of a process, whoever asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from headstart.model.request import CompileRequest
+
+if TYPE_CHECKING:
+    pass
+
+from headstart.client.future import LambdaFuture
+from headstart.client.kernel import CompiledKernel
+
+KernelFuture = LambdaFuture[CompiledKernel]
+
+
+class CompiledTritonKernels:
+    """The in-memory future cache: one future per distinct request.
+
+    Keyed by everything that makes a kernel what it is: full source, name, signature, constants, attributes, options,
+    target and environment; the toolchain is the process's own.
+    """
+
+    def __init__(self) -> None:
+        self._futures: dict[str, KernelFuture] = {}
+        self._emitted: dict[str, Callable[[CompileRequest, bool], KernelFuture]] = {}
+
+    def get(self, digest: str) -> KernelFuture | None:
+        """The future of the request with this digest, if it was made before."""
+        return self._futures.get(digest)
+
+    def request_emitted(self, digest: str, request: CompileRequest, vouched: bool = True) -> KernelFuture | None:
+        """The future of a kernel that a bundle holds, made now, at its first request.
+
+        `vouched`: as for `AsyncCompile.submit`, should it have to be compiled after all.
+        """
+        make = self._emitted.get(digest)
+        if make is None:
+            return None
+        return self.save(digest, make(request, vouched))
+
+    def save(self, digest: str, future: KernelFuture) -> KernelFuture:
+        """Remember `future`."""
+        self._futures[digest] = future
+        return future
+
+    def emit(self, digest: str, make: Callable[[CompileRequest, bool], KernelFuture]) -> None:
+        """Offer a kernel of a bundle; `make` is called if somebody requests it."""
+        self._emitted.setdefault(digest, make)
+
+    def remove_future(self, digest: str) -> None:
+        """Forget one future; the next request is a new one."""
+        self._futures.pop(digest, None)
+
+    def cache_clear(self) -> None:
+        """Forget all futures, as at the start of another compile. What bundles hold stays on offer."""
+        self._futures.clear()
+
+    def after_fork(self) -> None:
+        """See `LambdaFuture.after_fork`."""
+        for future in self._futures.values():
+            future.after_fork()
+
+    def __len__(self) -> int:
+        return len(self._futures)

@@ -1,0 +1,113 @@
+"""What became of the requests: counts, and when each kernel was compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    from headstart import wire
+    from headstart.client.asked import Kickoff
+
+Origin = Literal["worker", "store", "bundle", "failed", "pending"]
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """What became of the requests so far. The last four counts add up to the first once nothing is pending.
+
+    Attributes:
+        requested: calls of `triton`.
+        compiled: answered by a worker.
+        cached: answered by the store or a bundle.
+        deduplicated: answered by the future of an earlier request.
+        failed: answered by an error.
+        cpu_s: CPU seconds of all compiles, tools included.
+        longest_s: CPU seconds of the longest one.
+        workers: how many compiles may run at once.
+    """
+
+    requested: int
+    compiled: int
+    cached: int
+    deduplicated: int
+    failed: int
+    cpu_s: float
+    longest_s: float
+    workers: int
+
+
+class Span(msgspec.Struct, frozen=True):
+    """One kernel on the timeline; times are `time.monotonic()` seconds, None where it did not happen (yet).
+
+    Attributes:
+        name: of the kernel.
+        kicked_off: when `triton` was called.
+        started: when a worker began; None if it came from a cache.
+        finished: when the result was there.
+        worker: which worker compiled it, or -1.
+        origin: who had it, or `"failed"` or `"pending"`.
+    """
+
+    name: str
+    kicked_off: float
+    started: float | None
+    finished: float | None
+    worker: int
+    origin: Origin
+
+
+class TimelineEntry(msgspec.Struct, frozen=True):
+    """One distinct request, and what has become of it.
+
+    Attributes:
+        name: of the kernel.
+        kicked_off: `time.monotonic()` seconds.
+        kickoff: its way through the service; None: a bundle had the kernel.
+    """
+
+    name: str
+    kicked_off: float
+    kickoff: Kickoff | None
+
+    @property
+    def result(self) -> wire.Result | None:
+        """What the service answered, unless it failed or is pending."""
+        if self.kickoff is None or not self.kickoff.answer.done() or self.kickoff.answer.exception() is not None:
+            return None
+        return self.kickoff.answer.result()
+
+    @property
+    def origin(self) -> Origin:
+        """See `Span`."""
+        if self.kickoff is None:
+            return "bundle"
+        if not self.kickoff.answer.done():
+            return "pending"
+        if self.result is None:
+            return "failed"
+        return "store" if self.result.cached else "worker"
+
+    def span(self) -> Span:
+        kickoff, result = self.kickoff, self.result
+        if kickoff is None:
+            return Span(self.name, self.kicked_off, None, self.kicked_off, -1, "bundle")
+        started = result.started if result is not None and not result.cached else kickoff.started
+        return Span(self.name, self.kicked_off, started, kickoff.finished, kickoff.worker, self.origin)
+
+
+def statistics(asked: Sequence[TimelineEntry], deduplicated: int, workers: int) -> Statistics:
+    """The counts over `asked`, of which each is distinct, and over `deduplicated` requests that were not."""
+    origins = [request.origin for request in asked]
+    seconds = [request.result.cpu_s for request in asked if request.result is not None]
+    return Statistics(
+        requested=len(asked) + deduplicated,
+        compiled=origins.count("worker"),
+        cached=origins.count("store") + origins.count("bundle"),
+        deduplicated=deduplicated,
+        failed=origins.count("failed"),
+        cpu_s=sum(seconds),
+        longest_s=max(seconds, default=0.0),
+        workers=workers,
+    )

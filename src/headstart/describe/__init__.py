@@ -1,0 +1,7 @@
+"""What Inductor's decorators make of a generated source, as plain data.
+
+    facts                  what is relied on of torch and Triton, here and in the adapter
+    plain                  what decorators are given, as plain data
+    recipe                 what a decorator makes of a source; the questions to the describer
+    recorder, describer    the process that has torch, and runs decorators
+"""

@@ -1,0 +1,1 @@
+"""What is compiled, and by what, as plain data: targets, toolchains, environments, requests, keys."""

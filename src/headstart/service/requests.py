@@ -1,0 +1,208 @@
+"""Requests for kernels, from what a client says to what it is told.
+
+    submit ─▶ Lookup (errand) ─▶ in the store? failed before? ──▶ the answer
+                                      └─ no ─▶ Requested ─▶ …  Deliver ─▶ Results (errand) ─▶ answers
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+from headstart import wire
+from headstart.artifacts.vetting import check_environment, unvouched
+from headstart.model.environment import bypass_reason
+from headstart.model.request import CompileRequest
+from headstart.service import events
+from headstart.service.errands import Errands
+from headstart.service.executor import Executor
+from headstart.service.intake import without_what_is_not_identity
+from headstart.service.lookup import Found, Lookup
+from headstart.service.queue import Job, Ticket, Urgency
+from headstart.service.reporting import Tally
+from headstart.service.results import CompilePayload, Results, answer
+from headstart.service.scheduler import Plan
+from headstart.service.sessions import Session, Sessions
+from headstart.system.confinement import unavailable
+
+_MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
+# Of a compile that nobody vouches for, unless the client sets limits of its own.
+CONFINED_TIME_LIMIT = 120.0  # seconds
+CONFINED_MEMORY_LIMIT = 4 << 30  # bytes
+
+
+class Requests:
+    """What the clients of a service have asked for.
+
+    Args:
+        plan: knows what is under way.
+        happened: is told of events.
+        executor: knows since when.
+        sessions: those who ask, and are told.
+        errands, lookup: find out what is known of a request before anything is compiled.
+
+    Attributes:
+        tally: what became of them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        happened: Callable[[events.Event], None],
+        executor: Executor,
+        sessions: Sessions,
+        errands: Errands,
+        lookup: Lookup,
+    ) -> None:
+        self._plan = plan
+        self._happened = happened
+        self._executor = executor
+        self._sessions = sessions
+        self._errands = errands
+        self._lookup = lookup
+        self._results = Results(lookup)
+        self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
+        self.tally = Tally()
+
+    def submit(self, session: Session, message: wire.Submit) -> None:
+        """A client asks for a kernel."""
+        request = message.request if message.vouched else without_what_is_not_identity(message.request)
+        self.tally.requests += 1
+        # Before anything is read that it names.
+        refused = None if message.vouched else check_environment(request, tools=session.preferences.tools)
+        if refused is not None:
+            failure = wire.Failure("source", unvouched(refused))
+            self._sessions.tell(session.number, wire.Failed(message.ticket, failure))
+            return
+        use_store = message.use_store and bypass_reason(request.environment) is None
+        known = self._lookup.key(message.toolchain, request) if session.toolchains.get(message.toolchain) else None
+        if known is not None and self._plan.in_flight(_job_key(known[1], message, session, use_store)) is not None:
+            kind = self._lookup.kind(message.toolchain, request.environment, not message.vouched)
+            self._request(session, message, request, use_store, Found(*known, kind))
+            return
+        look_again = message.toolchain not in session.toolchains
+        session.toolchains.setdefault(message.toolchain, False)
+        session.looked_up.add(message.ticket)
+        self._errands.do(
+            functools.partial(
+                self._lookup.find,
+                message,
+                request,
+                session.preferences,
+                use_store=use_store,
+                look_again=look_again,
+            ),
+            functools.partial(self._found, session, message, request, use_store),
+            functools.partial(self._sessions.dismiss, session),
+        )
+
+    def _found(
+        self, session: Session, message: wire.Submit, request: CompileRequest, use_store: bool, found: Found
+    ) -> None:
+        session.toolchains[message.toolchain] = True
+        session.looked_up.discard(message.ticket)
+        if not self._sessions.has(session):
+            return
+        if found.shared is not None:
+            self.tally.stored += 1
+            self._learn(request, found.seconds)
+            result = wire.Result(message.ticket, found.key, cached=True, shared=found.shared)
+            self._sessions.tell(session.number, result)
+        elif found.failure is not None:
+            self.tally.failed += found.failure.kind != "service"
+            self._sessions.tell(session.number, wire.Failed(message.ticket, found.failure))
+        elif not message.vouched and (why := unavailable()):
+            failure = wire.Failure("service", unvouched(f"its worker cannot be confined here: {why}"))
+            self._sessions.tell(session.number, wire.Failed(message.ticket, failure))
+        else:
+            self._request(session, message, request, use_store, found)
+        if message.ticket in session.awaited:
+            session.awaited.discard(message.ticket)
+            self.awaited(session, message.ticket)
+
+    def _request(
+        self, session: Session, message: wire.Submit, request: CompileRequest, use_store: bool, found: Found
+    ) -> None:
+        job_key = _job_key(found.key, message, session, use_store)
+        session.jobs[message.ticket] = job_key
+        running = self._plan.in_flight(job_key)
+        self.tally.joined += running is not None
+        if running is not None and running.worker is not None:
+            started = self._executor.workers[running.worker].started
+            self._sessions.tell(session.number, wire.Started(message.ticket, running.worker, started))
+        preferences, confined = session.preferences, not message.vouched
+        assert found.kind is not None
+        self._happened(
+            events.Requested(
+                Ticket(session.number, message.ticket),
+                job_key,
+                found.kind,
+                CompilePayload(
+                    found.key,
+                    found.digest,
+                    request,
+                    use_store,
+                    preferences,
+                    message.toolchain.torch_dir,
+                    confined,
+                ),
+                Urgency.BACKGROUND if message.background else Urgency.EARLY,
+                time.monotonic(),
+                self._estimates.get(request.kernel),
+                preferences.time_limit or (CONFINED_TIME_LIMIT if confined else None),
+                preferences.memory_limit or (CONFINED_MEMORY_LIMIT if confined else None),
+            )
+        )
+
+    def awaited(self, session: Session, ticket: int) -> None:
+        """Somebody is blocked on what a client has asked for."""
+        if ticket in session.looked_up:
+            session.awaited.add(ticket)
+        elif ticket in session.jobs:
+            self._happened(events.Awaited(session.jobs[ticket], time.monotonic()))
+
+    def _learn(self, request: CompileRequest, seconds: float) -> None:
+        """Remember how long a kernel took, whatever its configuration; the longest counts."""
+        kernel = request.kernel
+        self._estimates[kernel] = max(seconds, self._estimates.pop(kernel, 0.0))
+        if len(self._estimates) > _MAX_ESTIMATES:
+            del self._estimates[next(iter(self._estimates))]
+
+    def deliver(self, job: Job, outcome: object) -> None:
+        """A job is over: keep what came of it, and tell everybody who asked."""
+        payload = job.payload
+        assert isinstance(payload, CompilePayload)
+        if not self._results.needs_work(payload, outcome):
+            self._tell_outcome(job, payload, outcome)
+            return
+        worker = self._executor.workers.get(-1 if job.worker is None else job.worker)
+        started = time.monotonic() if worker is None else worker.started
+        self._errands.do(
+            lambda: self._results.settled(job, payload, outcome, started),
+            functools.partial(self._tell_outcome, job, payload),
+            lambda: self._tell_outcome(job, payload, wire.Failure("service", "its result could not be kept: a bug")),
+        )
+
+    def _tell_outcome(self, job: Job, payload: CompilePayload, outcome: object) -> None:
+        if isinstance(outcome, wire.Finished):
+            self.tally.compiled += 1
+            self.tally.taken_over += outcome.taken_over
+            if outcome.stored:
+                self._errands.do(lambda: self._results.published(payload))
+            if not (outcome.cached or outcome.taken_over):
+                self._learn(payload.request, outcome.finished - outcome.started)
+        elif isinstance(outcome, wire.Failure):
+            self.tally.failed += 1
+        for ticket in job.tickets:
+            session = self._sessions.get(ticket.client)
+            if session is not None:
+                session.jobs.pop(ticket.number, None)
+                if isinstance(outcome, wire.Finished):
+                    self._sessions.notify(session, outcome.notice)
+                self._sessions.tell(session.number, answer(ticket.number, payload.key, outcome))
+
+
+def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) -> str:
+    """Whoever vouches for a source is not served by what somebody has under way who does not."""
+    return f"{key} {session.cache_dir if use_store else 'unstored'}{'' if message.vouched else ' confined'}"

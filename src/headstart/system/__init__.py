@@ -1,0 +1,1 @@
+"""What the machine and the user give: folders, files, locks, processes, confinement, settings."""

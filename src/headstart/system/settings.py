@@ -1,0 +1,158 @@
+"""What the user set: arguments first, then `HEADSTART_*` variables, then defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import msgspec
+
+from headstart.errors import UsageError
+from headstart.system.folders import cache_dir as default_cache_dir
+from headstart.system.folders import expanded
+from headstart.system.machine import usable_cpus
+from headstart.system.variables import switch
+
+DEFAULT_STORE_LIMIT = 10 << 30  # bytes
+DEFAULT_PATIENCE = 10.0  # seconds
+
+MAX_WORKERS = 1024  # more than there are cores, and few enough to be looked at one by one
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What holds for one client.
+
+    Attributes:
+        cache_dir: where everything that stays is.
+        workers: compiles that may run at once.
+        time_limit: seconds that one compile may take; None: no limit.
+        store_limit: bytes that the store may grow to; None: no limit.
+        memory_limit: bytes that one compile may use, its tools included; None: no limit.
+        service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
+        early_cutoff: whether configurations that become the same program are one compile from there on.
+        trusts_cache_dir: whether `cache_dir` is used though others can write it; docs/security.md says what that means.
+    """
+
+    cache_dir: Path
+    workers: int
+    time_limit: float | None
+    store_limit: int | None
+    memory_limit: int | None = None
+    service: str = "auto"
+    early_cutoff: bool = False
+    trusts_cache_dir: bool = False
+
+    @classmethod
+    def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
+        """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
+        (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` and
+        `_TRUST_CACHE_DIR` (`"1"`).
+
+        Raises:
+            UsageError: one of them is not valid.
+        """
+        if workers is None:
+            workers = _whole_number("HEADSTART_WORKERS", min(usable_cpus(), MAX_WORKERS), MAX_WORKERS)
+        if not isinstance(workers, int) or not 1 <= workers <= MAX_WORKERS:
+            raise UsageError(f"workers: expected a number from 1 to {MAX_WORKERS}, got {workers!r}")
+        return cls(
+            cache_dir=default_cache_dir() if cache_dir is None else expanded(cache_dir, "cache_dir"),
+            workers=workers,
+            time_limit=_seconds("HEADSTART_COMPILE_TIMEOUT"),
+            store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
+            memory_limit=_size("HEADSTART_MEMORY_LIMIT", None),
+            service=_service(),
+            early_cutoff=switch("HEADSTART_EARLY_CUTOFF"),
+            trusts_cache_dir=trusts_cache_dir(),
+        )
+
+
+def trusts_cache_dir() -> bool:
+    """`HEADSTART_TRUST_CACHE_DIR`.
+
+    Raises:
+        UsageError: it is not valid.
+    """
+    return switch("HEADSTART_TRUST_CACHE_DIR")
+
+
+def patience() -> float:
+    """Seconds that an adapter waits for the first answer of a worker before it compiles by itself.
+
+    Raises:
+        UsageError: `HEADSTART_PATIENCE` is not valid.
+    """
+    return _seconds("HEADSTART_PATIENCE") or DEFAULT_PATIENCE
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds in `"90"`, `"90s"`, `"10m"` or `"2h"`.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if match is None:
+        raise UsageError(f"expected a time such as 90s, 10m or 2h, got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes in `"10GiB"`, `"500M"` or `"123"`; None for `"none"`.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text.strip().lower() == "none":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"expected a size such as 10GiB, 500M or none, got {text!r}")
+    return int(Fraction(match[1]) * _UNITS[match[2].upper()])
+
+
+def _service() -> str:
+    text = os.environ.get("HEADSTART_SERVICE", "").strip()
+    if not text or text in ("auto", "private", "shared"):
+        return text or "auto"
+    if "/" not in text:
+        raise UsageError(
+            f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}"
+        )
+    return os.path.abspath(expanded(text, "HEADSTART_SERVICE"))
+
+
+def _size(variable: str, default: int | None) -> int | None:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return default
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"{variable}: {error}") from None
+
+
+def _whole_number(variable: str, default: int, most: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+        raise UsageError(f"{variable}: expected a number from 1 to {most}, got {text!r}")
+    return int(text)
+
+
+def _seconds(variable: str) -> float | None:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{variable}: expected a number of seconds above 0, got {text!r}")
+    return seconds

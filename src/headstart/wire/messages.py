@@ -1,0 +1,388 @@
+"""The messages between the processes.
+
+    client  ⇄ service   stream     Hello Prepare Submit Await    / Welcome Notice Started Result Failed Leaving
+                                   PrepareDescriber Ask          / DescriberState Answer Failed
+    command ⇄ service   stream     Control Supersede             / Report Events Unwelcome
+    service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Reaped
+    service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
+    service ⇄ describer stream     Question                      / Awake Answer
+
+Every message is a struct of plain data; `channel.py` says how they are framed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from headstart.model.request import CompileRequest
+from headstart.model.toolchain import Toolchain
+from headstart.wire.reports import Control, Events, Report, Supersede
+
+PROTOCOL = 5  # raised whenever a message changes its meaning
+_SHOWN = 16 << 10  # characters of what a compile printed that a person is shown
+
+
+class Warned(msgspec.Struct, frozen=True):
+    """A warning of Python's that a compile gave.
+
+    Attributes:
+        category: qualified name of its class, as `"builtins.UserWarning"`.
+        once: Triton gives it once in a process.
+    """
+
+    category: str
+    text: str
+    filename: str
+    line: int
+    once: bool = False
+
+
+class CompileLog(msgspec.Struct, frozen=True):
+    """What one compile printed and how long its stages took; of one that this client waited for.
+
+    Attributes:
+        stdout, stderr: of Triton and its tools.
+        warnings: in order.
+        times: microseconds by stage; see `headstart.worker.compiling.Compiled`.
+    """
+
+    stdout: str = ""
+    stderr: str = ""
+    warnings: list[Warned] = []
+    times: list[tuple[str, int]] = []
+
+    @property
+    def text(self) -> str:
+        """What was said, for people: of each stream the end."""
+        said = [f"{each.filename}:{each.line}: {each.category}: {each.text}" for each in self.warnings]
+        streams = [stream[-_SHOWN:].strip() for stream in (self.stdout, self.stderr)]
+        return "\n".join(filter(None, [*streams, *said]))
+
+    def naming(self, path: str, instead: str) -> CompileLog:
+        """The same, naming another file."""
+        stdout, stderr = (text.replace(path, instead) for text in (self.stdout, self.stderr))
+        return msgspec.structs.replace(self, stdout=stdout, stderr=stderr)
+
+
+class Failure(msgspec.Struct, tag=True):
+    """Why a kernel has no result: becomes the `CompileError` of its `kind`; "service" becomes a `ServiceError`.
+
+    A worker's "space", for want of which it could not compile, is for its service alone.
+    """
+
+    kind: str
+    summary: str
+    stage: str = ""
+    detail: str = ""
+    output: str = ""
+    reproduce: str = ""
+    advice: str = ""
+    raised: str = ""
+    message: str = ""
+    files: dict[str, bytes] = {}
+    log: CompileLog | None = None
+    needs_program: bool = False
+
+
+# client → service
+
+
+class Preferences(msgspec.Struct, frozen=True):
+    """What a client of a shared service does not share.
+
+    Attributes:
+        cache_dir: where its entries go.
+        store_limit: bytes that its store may grow to; None: no limit.
+        time_limit: seconds that a compile may take; None: as the service sees fit.
+        name: of the program, for people.
+        memory_limit: bytes that a compile may use, tools included; None: no limit.
+        early_cutoff: whether configurations that become the same program are one compile from there on.
+        trusts_cache_dir: whether it uses `cache_dir` whoever else can write there.
+        tools: variables of `TOOL_VARIABLES` that are set in its process.
+    """
+
+    cache_dir: bytes
+    store_limit: int | None = None
+    time_limit: float | None = None
+    name: str = ""
+    memory_limit: int | None = None
+    early_cutoff: bool = False
+    trusts_cache_dir: bool = False
+    tools: dict[str, str] = {}
+
+
+class Hello(msgspec.Struct, tag=True):
+    """First message of a client."""
+
+    protocol: int  # first in all versions
+    preferences: Preferences
+
+
+class Prepare(msgspec.Struct, tag=True):
+    """Have workers ready for what is soon to be compiled by `toolchain`, mostly in `environment`.
+
+    `vouched`: somebody vouches for most of it.
+    """
+
+    toolchain: Toolchain
+    environment: dict[str, str]
+    vouched: bool = True
+
+
+class Submit(msgspec.Struct, tag=True):
+    """Compile `request` with `toolchain`; `ticket` is the client's name for the answer.
+
+    Attributes:
+        background: nobody will wait for it soon.
+        vouched: somebody vouches for its source; else a confined worker compiles it.
+    """
+
+    ticket: int
+    toolchain: Toolchain
+    request: CompileRequest
+    use_store: bool
+    background: bool = False
+    vouched: bool = False
+
+
+class DescriberSpec(msgspec.Struct, frozen=True):
+    """Which process describes sources of torch.compile's.
+
+    Attributes:
+        toolchain: with the torch that it imports.
+        stamp: changes when that torch does.
+        settings: variables of Inductor's that it is started with, in order of their names.
+    """
+
+    toolchain: Toolchain
+    stamp: str
+    settings: tuple[tuple[str, str], ...]
+
+
+class PrepareDescriber(msgspec.Struct, tag=True):
+    """Have a describer ready; answered by a `DescriberState` once it is awake."""
+
+    spec: DescriberSpec
+
+
+class Ask(msgspec.Struct, tag=True):
+    """Have a describer answer `question`, which is the adapter's to encode."""
+
+    ticket: int
+    spec: DescriberSpec
+    question: bytes
+
+
+class Await(msgspec.Struct, tag=True):
+    """Somebody is blocked on these."""
+
+    tickets: list[int]
+
+
+# command → service
+
+
+# service → client
+
+
+class Welcome(msgspec.Struct, tag=True):
+    """Answer to `Hello`: requests will be answered. Who hears nothing but EOF was too late for a service that ended."""
+
+    pid: int
+
+
+class Unwelcome(msgspec.Struct, tag=True):
+    """Answer to a first message that this service cannot serve."""
+
+    why: str
+
+
+class Leaving(msgspec.Struct, tag=True):
+    """The service has hung up, and nobody is to blame for it. What is pending is to be asked for again.
+
+    `why`: it did not end itself, but would not keep for this client what this client does not read.
+    """
+
+    why: str = ""
+
+
+class Notice(msgspec.Struct, tag=True):
+    """Something that a person should know: the store is damaged, say."""
+
+    text: str
+
+
+class Started(msgspec.Struct, tag=True):
+    """A worker has begun; `at` is `time.monotonic()`, seconds, one clock for all processes of a host."""
+
+    ticket: int
+    worker: int
+    at: float
+
+
+class Result(msgspec.Struct, tag=True):
+    """The entry of `key` is in the store, or, where the store could not take it, here as `entry`."""
+
+    ticket: int
+    key: str
+    entry: bytes = b""
+    cached: bool = False
+    shared: int = 0  # bytes of shared memory that it needs
+    started: float = 0.0
+    finished: float = 0.0
+    cpu_s: float = 0.0
+    log: CompileLog | None = None  # None: it was compiled before
+
+
+class Failed(msgspec.Struct, tag=True):
+    """This request has no result."""
+
+    ticket: int
+    failure: Failure
+
+
+class DescriberState(msgspec.Struct, tag=True):
+    """Whether the describer with these settings, which this client asks, answers within milliseconds."""
+
+    settings: tuple[tuple[str, str], ...]
+    awake: bool
+
+
+class Answer(msgspec.Struct, tag=True):
+    """Answer to `Ask`, and to `Question`."""
+
+    ticket: int
+    answer: bytes
+
+
+# service → zygote
+
+
+class Fork(msgspec.Struct, tag=True):
+    """Fork a worker; its socket comes with this message. `confined`: it confines itself before it does anything."""
+
+    worker: int
+    folder: bytes
+    confined: bool = False
+
+
+class Kill(msgspec.Struct, tag=True):
+    """Kill a worker and everything it started."""
+
+    worker: int
+
+
+# zygote → service
+
+
+class Ready(msgspec.Struct, tag=True):
+    """Triton is imported; `tasks` threads run (one, or forking would be unsafe)."""
+
+    triton_version: str
+    tasks: int
+
+
+class Unable(msgspec.Struct, tag=True):
+    """The toolchain cannot be used, or (with `worker`) one worker could not be forked."""
+
+    why: str
+    worker: int = -1
+
+
+class Forked(msgspec.Struct, tag=True):
+    """A worker runs. `pid` is of use only to a service that has inherited the worker from a dead zygote."""
+
+    worker: int
+    pid: int
+
+
+class Reaped(msgspec.Struct, tag=True):
+    """A worker is gone, its process group killed and itself reaped. `status`: exit code, or minus the signal."""
+
+    worker: int
+    status: int
+
+
+# service ⇄ worker
+
+
+class Assign(msgspec.Struct, tag=True):
+    """Compile `request`; publish the entry under `key` in the cache folder `store` (empty: send it back instead).
+
+    With `early_cutoff`, ask at each cut point. `prefix` is what was made before another worker stood aside at one.
+    `trusted`: as the client said of its cache folder. `torch_dir`: see `Toolchain`.
+    """
+
+    key: str
+    toolchain: str
+    request: CompileRequest
+    store: bytes
+    early_cutoff: bool = False
+    prefix: bytes = b""
+    trusted: bool = False
+    torch_dir: str = ""
+
+
+class Reached(msgspec.Struct, tag=True):
+    """The compile has come to `suffix`; answered by `Proceed` or `StandAside`."""
+
+    suffix: str
+
+
+class Proceed(msgspec.Struct, tag=True):
+    """Nobody is at this suffix."""
+
+
+class StandAside(msgspec.Struct, tag=True):
+    """Somebody is at this suffix: give the compile back."""
+
+
+class StoodAside(msgspec.Struct, tag=True):
+    """The compile is to be taken up, with `prefix`, when somebody is done with `suffix`."""
+
+    suffix: str
+    prefix: bytes
+
+
+class Finished(msgspec.Struct, tag=True):
+    """Compiled, and in the store, or else here as `entry`.
+
+    Times are `time.monotonic()` seconds; `cpu_s` counts the tools too.
+    """
+
+    stored: bool
+    started: float
+    finished: float
+    entry: bytes = b""
+    cached: bool = False  # another service's worker was faster, and the entry is its
+    cpu_s: float = 0.0
+    shared: int = 0  # bytes of shared memory that the kernel needs
+    log: CompileLog | None = None
+    notice: str = ""
+    taken_over: bool = False  # from the first suffix on that somebody else had made
+
+
+# service ⇄ describer
+
+
+class Question(msgspec.Struct, tag=True):
+    """What some client asks; `ticket` is the service's name for the answer."""
+
+    ticket: int
+    question: bytes
+
+
+class Awake(msgspec.Struct, tag=True):
+    """torch is imported; from now on answers take milliseconds."""
+
+
+FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | Ask | Control | Supersede
+FromService = (
+    Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report | Events | DescriberState | Answer
+)
+ToZygote = Fork | Kill
+FromZygote = Ready | Unable | Forked | Reaped
+ToWorker = Assign | Proceed | StandAside
+FromWorker = Finished | Failure | Reached | StoodAside
+ToDescriber = Question
+FromDescriber = Awake | Answer
