@@ -33,7 +33,7 @@ help:
 	@echo "make test-torch-214   the same with torch 2.14.1, whose wheel brings CUDA: 5.5 GB (needs g++)"
 	@echo "make chaos  kill, stop, fill and damage things for seven minutes while programs compile (SEED=7 SECONDS=60)"
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
-	@echo "make check  ruff, mypy, import-linter"
+	@echo "make check  ruff, its formatter, mypy, vulture, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
 	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
 	@echo "make clean  remove environments and what the tools left"
@@ -77,7 +77,9 @@ fuzz: $(VENV)/.installed
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+	$(BIN)/vulture
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed

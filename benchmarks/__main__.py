@@ -41,16 +41,10 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measures headstart against its goals."
-    )
-    parser.add_argument(
-        "--only", type=int, action="append", metavar="ROW", help="measure this row; may be repeated"
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures headstart against its goals.")
+    parser.add_argument("--only", type=int, action="append", metavar="ROW", help="measure this row; may be repeated")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"rounds (default: {RUNS})")
-    parser.add_argument(
-        "--workers", type=int, default=WORKERS, help=f"compiles at a time (default: {WORKERS})"
-    )
+    parser.add_argument("--workers", type=int, default=WORKERS, help=f"compiles at a time (default: {WORKERS})")
     parser.add_argument("--quick", action="store_true", help="one round")
     return parser.parse_args()
 

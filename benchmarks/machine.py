@@ -66,8 +66,7 @@ def monotonic() -> float:
 
 def _spin(processes: int) -> float:
     running = [
-        subprocess.Popen([sys.executable, "-c", _SPIN], stdout=subprocess.PIPE, text=True)
-        for _ in range(processes)
+        subprocess.Popen([sys.executable, "-c", _SPIN], stdout=subprocess.PIPE, text=True) for _ in range(processes)
     ]
     return max(float(process.communicate()[0]) for process in running)
 

@@ -62,9 +62,7 @@ def keep(facts: dict[str, str], bench: Bench, lines: Sequence[Line], folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{facts['date'][:10]}-{machine.short_name()}.md"
     path.write_text(markdown(facts, bench, lines), encoding="utf-8")
-    path.with_suffix(".json").write_text(
-        json.dumps(_raw(facts, bench, lines), indent=1) + "\n", encoding="utf-8"
-    )
+    path.with_suffix(".json").write_text(json.dumps(_raw(facts, bench, lines), indent=1) + "\n", encoding="utf-8")
     return path
 
 
@@ -78,9 +76,7 @@ def _report(facts: dict[str, str], bench: Bench, lines: Sequence[Line]) -> Itera
         f"{bench.workers} workers. Below 1, headstart is faster. How it is measured: `benchmarks/__init__.py`."
     )
     yield ""
-    yield from _table(
-        ["row", "what", "goal", "measured", "least .. greatest", "met"], [line.cells() for line in lines]
-    )
+    yield from _table(["row", "what", "goal", "measured", "least .. greatest", "met"], [line.cells() for line in lines])
     yield ""
     yield from (f"- {line.what}: {line.note}" for line in lines if line.note)
     yield ""
@@ -109,11 +105,7 @@ def _noise(bench: Bench) -> str:
     runs = [run for series in bench.series.values() for run in series]
     wall = sum(run.wall_s for run in runs) or 1.0
     others, withheld = sum(run.others_s for run in runs) / wall, sum(run.withheld_s for run in runs) / wall
-    quiet = (
-        ""
-        if others + withheld < 0.05
-        else " The machine was not quiet: ratios of unlike parallelism are off."
-    )
+    quiet = "" if others + withheld < 0.05 else " The machine was not quiet: ratios of unlike parallelism are off."
     return (
         f"While it was measured, others used {others:.2f} cores of this machine on average, and its host withheld "
         f"{withheld:.2f}.{quiet}"

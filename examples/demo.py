@@ -218,9 +218,7 @@ def summarize(console: Console, run: Run, bundle: Path) -> None:
             f"and {run.services or 'no'} compile service was started.",
             highlight=False,
         )
-    where = (
-        f"{bundle} ({bundle.stat().st_size / 2**20:.1f} MiB)" if bundle.exists() else "none could be written"
-    )
+    where = f"{bundle} ({bundle.stat().st_size / 2**20:.1f} MiB)" if bundle.exists() else "none could be written"
     console.print(f"bundle: {where}", highlight=False, soft_wrap=True)
 
 
@@ -244,9 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--target", default="cuda:90", help="what to compile for, e.g. hip:gfx942")
     parser.add_argument("--workers", type=int, default=2, help="compiles that may run at once")
-    parser.add_argument(
-        "--fresh", action="store_true", help="as if for the first time: no bundle, empty store"
-    )
+    parser.add_argument("--fresh", action="store_true", help="as if for the first time: no bundle, empty store")
     parser.add_argument("--second-start", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.second_start:
@@ -283,11 +279,7 @@ def demo(target: str, workers: int, fresh: bool) -> None:
     if not bundle.exists():
         return
     show_second_start(console, second_start(early.text, bundle, target, workers))
-    again = (
-        "to do all of it anew"
-        if not early.statistics.compiled
-        else "and everything will come from the bundle"
-    )
+    again = "to do all of it anew" if not early.statistics.compiled else "and everything will come from the bundle"
     console.print(f"\nRun this again{' with --fresh' * (not early.statistics.compiled)} {again}.")
 
 

@@ -1,7 +1,7 @@
 """What a sandbox does: system calls that fail with EPERM, in this process and all below it. There is no way back.
 
-    import denied
-    denied.deny("pidfd_open")        # False: this kernel, or what we run in, has no filters
+import denied
+denied.deny("pidfd_open")        # False: this kernel, or what we run in, has no filters
 """
 
 from __future__ import annotations

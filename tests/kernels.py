@@ -110,9 +110,7 @@ def raises() -> Kernel:
 
 def aborts() -> Kernel:
     """As an assertion that fails in C++ would, after some last words."""
-    return pointwise(
-        name="aborts", before='import os\nos.write(2, b"Assertion `false` failed\\n")\nos.abort()\n'
-    )
+    return pointwise(name="aborts", before='import os\nos.write(2, b"Assertion `false` failed\\n")\nos.abort()\n')
 
 
 def killed() -> Kernel:

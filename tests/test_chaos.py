@@ -54,9 +54,7 @@ def test_nothing_asks_for_the_time_of_day_but_for_files_and_people() -> None:
 
 
 @pytest.mark.parametrize("jump", [-10 * ABANDONED_AGE, 10 * ABANDONED_AGE])
-def test_a_clock_that_jumps_costs_a_store_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
-) -> None:
+def test_a_clock_that_jumps_costs_a_store_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
     store = DiskStore(tmp_path)
     store.publish(A, parts(A))
     now = time.time()

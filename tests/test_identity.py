@@ -94,9 +94,7 @@ def test_artifacts_are_the_bytes_that_triton_makes_in_process_whatever_the_hash_
         binary = "hsaco" if kernel == "hip" else "cubin"
         assert {"ttir", "ttgir", "llir", binary} <= set(artifacts)
         for artifact, content in artifacts.items():
-            assert first[kernel][artifact] == content, (
-                f"{kernel}: {artifact} differs from the one made in process"
-            )
+            assert first[kernel][artifact] == content, f"{kernel}: {artifact} differs from the one made in process"
     assert first == second
 
 
@@ -129,9 +127,7 @@ def test_everything_that_changes_the_outcome_changes_the_key(open_compile: Open)
     base = kernels["nothing"].entry.header.components
     explain = headstart.model.keys.explain
     assert explain(base, base) == []
-    assert explain(base, kernels["options"].entry.header.components) == [
-        "options.num_warps was not given, now 8"
-    ]
+    assert explain(base, kernels["options"].entry.header.components) == ["options.num_warps was not given, now 8"]
     assert explain(base, kernels["constants"].entry.header.components) == ["constants.BLOCK was 128, now 256"]
     assert explain(base, kernels["target"].entry.header.components) == ["target was cuda:90, now cuda:80"]
 
@@ -147,9 +143,7 @@ def test_equal_values_of_different_types_are_different_constants(open_compile: O
     assert "1.000000e+00 : f32" in kernels[1].asm["ttir"]
 
 
-def test_another_tool_is_another_toolchain(
-    open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_tool_is_another_toolchain(open_compile: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = []
     for variables in ({}, hanging_ptxas(tmp_path / "tool")):
         for name, value in variables.items():
@@ -204,9 +198,7 @@ def test_a_default_a_dtype_and_a_tuple_are_constants_too(open_compile: Open) -> 
         name = "fp16"
 
     dtype.__module__ = "triton.language.core"
-    kernel = open_compile().triton(
-        "k", source, signature={"x": "*fp16"}, constants={"T": dtype(), "P": (3, 7)}
-    )
+    kernel = open_compile().triton("k", source, signature={"x": "*fp16"}, constants={"T": dtype(), "P": (3, 7)})
     assert "dense<7.000000e+00> : tensor<64xf16" in kernel.result(PATIENCE).asm["ttir"]
 
 

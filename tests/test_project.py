@@ -158,11 +158,7 @@ def test_importing_takes_under_30_ms() -> None:
 
 def code_blocks(document: str, *languages: str) -> list[str]:
     text = (ROOT / document).read_text(encoding="utf-8")
-    return [
-        body
-        for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
-        if language in languages
-    ]
+    return [body for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if language in languages]
 
 
 def shell_lines(document: str) -> Iterator[str]:
@@ -236,9 +232,7 @@ def test_the_readme_shows_the_commands() -> None:
 
 
 def test_a_command_that_does_not_exist_would_be_noticed() -> None:
-    check_command(
-        "headstart build PLAN [--target cuda:90]... [--workers N] [-o OUT.bundle] [--json] [--quiet]"
-    )
+    check_command("headstart build PLAN [--target cuda:90]... [--workers N] [-o OUT.bundle] [--json] [--quiet]")
     check_command("headstart bundle list|verify|extract BUNDLE")
     check_command("headstart cache info|prune|clear")
     with pytest.raises(AssertionError, match="no command"):

@@ -165,9 +165,7 @@ def hostile() -> Iterator[Manifest]:
     }.items():
         with contextlib.suppress(ValueError, TypeError):
             changed = msgspec.structs.replace(request, **{field: value})
-            yield Manifest.of(
-                [Specialization(request=changed, digest=changed.digest(), asked_by=NASTY)], (), [origin]
-            )
+            yield Manifest.of([Specialization(request=changed, digest=changed.digest(), asked_by=NASTY)], (), [origin])
 
 
 def test_what_a_manifest_says_moves_no_cursor(here: Path) -> None:

@@ -99,9 +99,7 @@ def main() -> None:
     tests = [str(arguments.folder / each) for each in arguments.tests or ["unit"]]
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder)
-        results = {
-            kind: run(kind, tests, kept, arguments, arguments.parts, arguments.limit) for kind in KINDS
-        }
+        results = {kind: run(kind, tests, kept, arguments, arguments.parts, arguments.limit) for kind in KINDS}
         stock, mine = (results[kind] for kind in KINDS)
         both = [test for test in stock["outcomes"] if test in mine["outcomes"]]
         differing = [test for test in both if outcome(stock, test) != outcome(mine, test)]
@@ -110,9 +108,7 @@ def main() -> None:
             alone = [str(arguments.folder / test) for test in differing[:40]]
             arguments.share = 1.0
             again = {kind: run(kind, alone, kept / "again", arguments, 1, 100.0) for kind in KINDS}
-    flaky = [
-        test for test in differing if again and outcome(again["stock"], test) == outcome(again["headstart"], test)
-    ]
+    flaky = [test for test in differing if again and outcome(again["stock"], test) == outcome(again["headstart"], test)]
     counts = mine["counts"]
     compiled = counts.get("asked", 0) - counts.get("from_cache", 0)
     print("\n| | stock | headstart |\n|---|---|---|")
@@ -130,8 +126,13 @@ def main() -> None:
         print(f"{number:5} {reason[:300]}")
     if "OUT" in os.environ:
         summary = {
-            "both": len(both), "differing": differing, "flaky": flaky, "counts": counts, "reasons": mine["reasons"],
-            "seconds": {kind: results[kind]["seconds"] for kind in KINDS}, "parts": arguments.parts,
+            "both": len(both),
+            "differing": differing,
+            "flaky": flaky,
+            "counts": counts,
+            "reasons": mine["reasons"],
+            "seconds": {kind: results[kind]["seconds"] for kind in KINDS},
+            "parts": arguments.parts,
         }
         Path(os.environ["OUT"], "unit_tests.json").write_text(json.dumps(summary, indent=1))
 

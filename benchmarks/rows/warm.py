@@ -50,9 +50,7 @@ def measure(bench: Bench) -> Iterator[Line]:
             f"{milli(triton, 'first_from_spawn_s')} from the start"
         ),
     )
-    yield Line(
-        6, "warm, bundle brought along, cache folder empty: first kernel", brought.said("first_s"), unit="ms"
-    )
+    yield Line(6, "warm, bundle brought along, cache folder empty: first kernel", brought.said("first_s"), unit="ms")
     yield Line(6, "warm, bundle: each further kernel", further, unit="ms", goal=_FURTHER_GOAL)
     yield Line(
         6,

@@ -22,9 +22,7 @@ def requests(path: str) -> list[CompileRequest]:
     for number in range(SPECIALIZATIONS):
         name, source, how = kernels[number % len(kernels)]
         constants = {**how.get("constants", {}), "VARIANT": number}
-        made.append(
-            CompileRequest.make(name, source, **{**how, "constants": constants}, target=TARGET, environment={})
-        )
+        made.append(CompileRequest.make(name, source, **{**how, "constants": constants}, target=TARGET, environment={}))
     return made
 
 

@@ -10,9 +10,7 @@ from headstart.model.request import CompileRequest
 
 path, file, *many = sys.argv[1:]
 kernels = load(path)[: int(many[0]) if many else None]
-requests = [
-    CompileRequest.make(name, source, **how, target=TARGET, environment={}) for name, source, how in kernels
-]
+requests = [CompileRequest.make(name, source, **how, target=TARGET, environment={}) for name, source, how in kernels]
 today = dt.datetime.now(dt.timezone.utc).date()
 Manifest.of([Specialization(request=each, digest=each.digest(), last_seen=today) for each in requests]).save(file)
 report(kernels=len(requests))

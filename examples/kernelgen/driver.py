@@ -55,16 +55,12 @@ class Driver:
             passed = [sizes[size.name] for size in lowered.sizes if size.passed]
             yield Launch(name, (*arguments, *passed), check.grid_of(lowered, sizes, tiles.constants))
 
-    def _define(
-        self, kernel: passes.Kernel, lowered: printer.Lowered, tiles: tiling.Tiling
-    ) -> tuple[str, bool]:
+    def _define(self, kernel: passes.Kernel, lowered: printer.Lowered, tiles: tiling.Tiling) -> tuple[str, bool]:
         how = arguments_for_compile(lowered, tiles)
         identity = repr((lowered.source, how))
         if identity in self._names:
             return self._names[identity], False
-        operations = (
-            n.op if isinstance(n, Pointwise | Reduce) else _KINDS[kernel.kind] for n in kernel.nodes
-        )
+        operations = (n.op if isinstance(n, Pointwise | Reduce) else _KINDS[kernel.kind] for n in kernel.nodes)
         distinct = [x for x in dict.fromkeys(operations) if x not in ("mm", "att", "cast")]
         name = "_".join(("triton", _KINDS[kernel.kind], "fused", *distinct[:5], str(len(self._names))))
         source = lowered.source.replace(printer.PLACEHOLDER, name)
@@ -75,14 +71,10 @@ class Driver:
 
     def text(self) -> str:
         """The generated module: all kernels, a wait for them, and how each program launches them."""
-        parts = [
-            '"""Generated. Kernels by name, and PROGRAMS: what to launch, with what, on which grid."""\n\n'
-        ]
+        parts = ['"""Generated. Kernels by name, and PROGRAMS: what to launch, with what, on which grid."""\n\n']
         for name, (source, how) in self.kernels.items():
             keywords = "".join(f"    {key}={value!r},\n" for key, value in how.items())
-            parts.append(
-                f"{name} = async_compile.triton(\n    {name!r},\n    '''{source}''',\n{keywords})\n\n"
-            )
+            parts.append(f"{name} = async_compile.triton(\n    {name!r},\n    '''{source}''',\n{keywords})\n\n")
         parts.append("async_compile.wait(globals())\ndel async_compile\n\n\nPROGRAMS = {\n")
         for program, launches in self.programs.items():
             lines = "".join(f"        ({x.kernel}, {x.arguments!r}, {x.grid!r}),\n" for x in launches)

@@ -118,9 +118,7 @@ def _load(pointer: Any, mask: Any = None, other: Any = None) -> Any:
 def _store(pointer: Pointer, value: Any, mask: Block) -> None:
     offsets, buffer = pointer.offset, pointer.buffer
     shape = broadcast([offsets.shape, mask.shape, *([value.shape] if isinstance(value, Block) else [])])
-    values = (
-        spread(value.data, value.shape, shape) if isinstance(value, Block) else [value] * len(offsets.data)
-    )
+    values = spread(value.data, value.shape, shape) if isinstance(value, Block) else [value] * len(offsets.data)
     active = spread(mask.data, mask.shape, shape)
     for at, x, on in zip(spread(offsets.data, offsets.shape, shape), values, active, strict=True):
         if not on:
@@ -214,9 +212,7 @@ class Program:
         triton.language = _language(self._ids)  # type: ignore[attr-defined]
         modules = {"triton": triton, "triton.language": triton.language}  # type: ignore[attr-defined]
 
-        def imports(
-            module: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0
-        ) -> Any:
+        def imports(module: str, _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
             return modules[module] if fromlist else modules[module.partition(".")[0]]
 
         builtins = {"__import__": imports, "range": range, "float": float}

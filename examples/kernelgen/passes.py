@@ -52,9 +52,7 @@ class Simplifier:
         if isinstance(node, Iota):
             return self._intern(node, node.axis)
         if isinstance(node, Reduce):
-            return self._intern(
-                Reduce(node.shape, node.dtype, node.op, args[0], node.axis), node.op, node.axis
-            )
+            return self._intern(Reduce(node.shape, node.dtype, node.op, args[0], node.axis), node.op, node.axis)
         if isinstance(node, MatMul):
             return self._intern(MatMul(node.shape, node.dtype, *args, node.transposed), node.transposed)
         if isinstance(node, Attention):
@@ -93,12 +91,7 @@ class Simplifier:
             return self._pointwise(node_like(node, "neg"), [args[0]])
         if name == "mul" and value == 2.0:
             return self._pointwise(node_like(node, "add"), [args[0], args[0]])
-        if (
-            name == "div"
-            and isinstance(args[1], Pointwise)
-            and args[1].op == "sqrt"
-            and args[1].shape != node.shape
-        ):
+        if name == "div" and isinstance(args[1], Pointwise) and args[1].op == "sqrt" and args[1].shape != node.shape:
             # One reciprocal square root per row instead of one division per element.
             root = args[1]
             inverse = self._intern(Pointwise(root.shape, "fp32", "rsqrt", root.operands), "rsqrt")
@@ -198,9 +191,7 @@ class FusionPlanner:
         if members not in self._boundaries:
             inside = set(members)
             reads = {arg for i in members for arg in self._args[i] if arg not in inside}
-            writes = [
-                i for i in members if i in self._results or any(u not in inside for u in self._users[i])
-            ]
+            writes = [i for i in members if i in self._results or any(u not in inside for u in self._users[i])]
             self._boundaries[members] = (
                 tuple(sorted(i for i in reads if in_memory(self.order[i]))),
                 tuple(writes),

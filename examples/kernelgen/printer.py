@@ -188,9 +188,7 @@ def _reduction(kernel: Kernel) -> Lowered:
     axis = kernel.axis
     assert axis is not None
     length, lines = kernel.shape[axis], kernel.shape[1 - axis]
-    reduced = next(
-        node for node in kernel.nodes if isinstance(node, Reduce) and node.source.shape == kernel.shape
-    )
+    reduced = next(node for node in kernel.nodes if isinstance(node, Reduce) and node.source.shape == kernel.shape)
 
     def runs_along(of: Shape) -> bool:
         return length > 1 and of[axis] == length
@@ -220,9 +218,7 @@ def _reduction(kernel: Kernel) -> Lowered:
     return emitter.finished(sizes, ["XBLOCK", "RBLOCK"], ((("xnumel", "XBLOCK"),),))
 
 
-def _looped(
-    kernel: Kernel, emitter: Emitter, scope: dict[Node, str], runs_along: Callable[[Shape], bool]
-) -> None:
+def _looped(kernel: Kernel, emitter: Emitter, scope: dict[Node, str], runs_along: Callable[[Shape], bool]) -> None:
     """One loop over the line for each level of dependent reductions, and one for what needs them all.
 
     Values of the whole line are computed again in each loop that needs them; those of one element per line are kept.

@@ -162,9 +162,7 @@ def activations() -> Iterator[Graph]:
         shape = (4096, 11008)
         gate, up, g = load("gate", shape, "bf16"), load("up", shape, "bf16"), load("g", shape, "bf16")
         yield Graph(f"{name}_glu", {"y": FORWARD[name](gate) * up})
-        yield Graph(
-            f"{name}_glu_backward", {"dgate": g * up * SLOPE[name](gate), "dup": g * FORWARD[name](gate)}
-        )
+        yield Graph(f"{name}_glu_backward", {"dgate": g * up * SLOPE[name](gate), "dup": g * FORWARD[name](gate)})
     for dtype in ("fp16", "fp32"):
         x, keep, bias = (
             load("x", (8192, 768), dtype),
@@ -341,9 +339,7 @@ def quantizers() -> Iterator[Graph]:
         x, w = load("x", (2048, width), "fp16"), load("w", (1, width), "fp16")
         y = x / op("sqrt", reduce("mean", x * x) + 1e-6) * w
         scale = reduce("max", op("abs", y)) / 127.0 + 1e-9
-        yield Graph(
-            f"rms_norm_quantize_{width}", {"q": cast(op("floor", y / scale + 0.5), "i8"), "scale": scale}
-        )
+        yield Graph(f"rms_norm_quantize_{width}", {"q": cast(op("floor", y / scale + 0.5), "i8"), "scale": scale})
 
 
 # Vision

@@ -99,10 +99,7 @@ class Small:
 
     def _attention(self, node: Attention) -> list[float]:
         heads, length, width = self.shape(node)
-        q, k, v = (
-            [self.values[x][i : i + width] for i in range(0, heads * length * width, width)]
-            for x in node.args
-        )
+        q, k, v = ([self.values[x][i : i + width] for i in range(0, heads * length * width, width)] for x in node.args)
         out: list[float] = []
         for head in range(heads):
             for i in range(length):

@@ -92,9 +92,7 @@ def _live_values(kernel: Kernel) -> int:
     return peak
 
 
-def _time(
-    programs: int, cycles: float, latency: float, warps: int, registers: float, shared: int = 0
-) -> float:
+def _time(programs: int, cycles: float, latency: float, warps: int, registers: float, shared: int = 0) -> float:
     """Cycles until the busiest multiprocessor is done. Programs that share it hide each other's latency."""
     registers = max(min(registers, 255.0), 16.0)
     resident = min(64 // warps, int(65536 // (registers * warps * 32)), 32)

@@ -31,9 +31,7 @@ def forward_kernel(x, y, weight, bias, means, scales, columns, eps, BLOCK: tl.co
 
 
 @triton.jit
-def backward_kernel(
-    x, dy, dx, weight, part_dw, part_db, means, scales, rows, columns, rows_each, BLOCK: tl.constexpr
-):
+def backward_kernel(x, dy, dx, weight, part_dw, part_db, means, scales, rows, columns, rows_each, BLOCK: tl.constexpr):
     """`dx` of some rows, and what these add to the gradients of weight and bias."""
     part = tl.program_id(0)
     i = tl.arange(0, BLOCK)
@@ -75,9 +73,7 @@ def forward(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> tuple[Any, Any
     rows, columns = x.shape
     y, means, scales = x.new_empty(x.shape), x.new_empty(rows).float(), x.new_empty(rows).float()
     block = triton.next_power_of_2(columns)
-    forward_kernel[(rows,)](
-        x, y, weight, bias, means, scales, columns, eps, BLOCK=block, num_warps=warps_for(block)
-    )
+    forward_kernel[(rows,)](x, y, weight, bias, means, scales, columns, eps, BLOCK=block, num_warps=warps_for(block))
     return y, means, scales
 
 

@@ -59,9 +59,7 @@ def quantized_matmul(a: Any, weights: Any, scales: Any) -> Any:
     def grid(meta: dict[str, int]) -> tuple[int]:
         return (triton.cdiv(m, meta["BLOCK_M"]) * triton.cdiv(n, meta["BLOCK_N"]),)
 
-    tuned_quantized_matmul[grid](
-        a, weights, scales, c, m, n, k, a.stride(0), weights.stride(0), c.stride(0)
-    )
+    tuned_quantized_matmul[grid](a, weights, scales, c, m, n, k, a.stride(0), weights.stride(0), c.stride(0))
     return c
 
 

@@ -185,9 +185,7 @@ def test_a_record_that_cannot_be_written_is_a_warning(
 
 
 @pytest.mark.parametrize("place", ["file/app.manifest", "folder", "/proc/app.manifest"])
-def test_a_place_that_can_be_no_file_is_a_warning(
-    tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_place_that_can_be_no_file_is_a_warning(tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     assert not update(tmp_path / place, Manifest.of([specialization()]))

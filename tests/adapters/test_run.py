@@ -184,8 +184,7 @@ def test_the_users_own_sitecustomize_runs_as_before(program: Callable[..., Path]
 
 def test_off_means_that_nothing_is_there(program: Callable[..., Path]) -> None:
     app = program(
-        "import os, sys\n"
-        "print([n for n in sys.modules if n.startswith('headstart')], 'HEADSTART_RUN' in os.environ)\n"
+        "import os, sys\nprint([n for n in sys.modules if n.startswith('headstart')], 'HEADSTART_RUN' in os.environ)\n"
     )
     for off in ("off", "0", "false", "No"):
         assert run(app, HEADSTART=off).stdout == "[] False\n"

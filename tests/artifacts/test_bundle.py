@@ -206,9 +206,7 @@ def test_a_full_disk_while_writing_leaves_nothing(path: Path) -> None:
     assert os.listdir(path.parent) == []
 
 
-def test_an_index_that_could_not_be_read_back_is_not_written(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_that_could_not_be_read_back_is_not_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "MAX_INDEX_BYTES", 10)
     with pytest.raises(ValueError, match="1 kernels are too many"):
         write(path, entry(A))
@@ -381,9 +379,7 @@ def test_reading_never_unpickles_or_executes(path: Path) -> None:
         artifacts={"cubin": payload},
         request=payload,
     )
-    result = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(write(path, hostile))], capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", WATCHED, str(write(path, hostile))], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 

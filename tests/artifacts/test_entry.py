@@ -44,11 +44,7 @@ def pack(**changes: Any) -> bytes:
 
 def with_header(header: bytes, body: bytes = b"") -> bytes:
     """An entry whose header has the right checksum, whatever is in it."""
-    return (
-        PREFIX.pack(entry_module.MAGIC, entry_module.VERSION, len(header), sha256(header).digest())
-        + header
-        + body
-    )
+    return PREFIX.pack(entry_module.MAGIC, entry_module.VERSION, len(header), sha256(header).digest()) + header + body
 
 
 def header_fields(data: bytes) -> dict[str, Any]:
@@ -58,9 +54,7 @@ def header_fields(data: bytes) -> dict[str, Any]:
 
 
 def changed_header(**changes: Any) -> bytes:
-    return with_header(
-        msgspec.msgpack.encode({**header_fields(VALID), **changes}), b"".join(ARTIFACTS.values())
-    )
+    return with_header(msgspec.msgpack.encode({**header_fields(VALID), **changes}), b"".join(ARTIFACTS.values()))
 
 
 VALID = pack()
@@ -269,9 +263,7 @@ json_values = st.recursive(
 
 @given(st.binary(max_size=100) | st.dictionaries(st.sampled_from(sorted(header_fields(VALID))), json_values))
 def test_random_headers_with_a_right_checksum_are_damage(header: Any) -> None:
-    encoded = (
-        header if isinstance(header, bytes) else msgspec.msgpack.encode({**header_fields(VALID), **header})
-    )
+    encoded = header if isinstance(header, bytes) else msgspec.msgpack.encode({**header_fields(VALID), **header})
     try:
         read_all(with_header(encoded, b"".join(ARTIFACTS.values())))
     except DamagedError:
@@ -283,9 +275,7 @@ def test_random_headers_with_a_right_checksum_are_damage(header: Any) -> None:
     metadata=st.dictionaries(texts, json_values),
     output=texts,
 )
-def test_whatever_is_packed_comes_back(
-    artifacts: dict[str, bytes], metadata: dict[str, Any], output: str
-) -> None:
+def test_whatever_is_packed_comes_back(artifacts: dict[str, bytes], metadata: dict[str, Any], output: str) -> None:
     data = pack(artifacts=artifacts, metadata=metadata, output=output)
     assert read_all(data) == artifacts
     header = Entry.from_bytes(data).header

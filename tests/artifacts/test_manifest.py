@@ -114,9 +114,7 @@ def test_the_layout_is_the_documented_one() -> None:
     assert set(msgspec.msgpack.decode(body)) == {"origins", "specializations", "tunings", "sources"}
 
 
-def test_a_manifest_that_cannot_be_written_leaves_nothing_behind(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_manifest_that_cannot_be_written_leaves_nothing_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full().save(path)
 
     def fail(*_: object) -> None:
@@ -322,9 +320,7 @@ def test_the_later_choice_of_an_autotuner_stands() -> None:
 
 
 def test_choices_for_another_device_are_kept_apart() -> None:
-    made = [
-        Tuning(autotuner="t", key=[1], target=target, configuration={}) for target in ("cuda:90", "hip:gfx942")
-    ]
+    made = [Tuning(autotuner="t", key=[1], target=target, configuration={}) for target in ("cuda:90", "hip:gfx942")]
     assert len(Manifest.of([], made).tunings) == 2
 
 

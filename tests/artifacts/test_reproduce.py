@@ -117,9 +117,7 @@ def test_any_source_comes_back_as_it_was(source: str, filename: str) -> None:
     signature=st.dictionaries(names, st.text(max_size=6), max_size=3) | st.text(max_size=12),
 )
 @patient
-def test_any_arguments_make_the_same_request_again(
-    constants: Any, options: Any, attrs: Any, signature: Any
-) -> None:
+def test_any_arguments_make_the_same_request_again(constants: Any, options: Any, attrs: Any, signature: Any) -> None:
     request = make(constants=constants, options=options, attrs=attrs, signature=signature)
     repeated = again(request)
     assert repeated.components() == request.components()
@@ -146,7 +144,7 @@ def captured(text: str = "def f(x): ...\n", value: Any = math.inf) -> CapturedSo
 
 
 @given(text=sources, value=scalars)
-@example(text="\'\'\'", value=-0.0)
+@example(text="'''", value=-0.0)
 @patient
 def test_a_captured_source_comes_back_as_it_was(text: str, value: Any) -> None:
     request = make("f", captured(text, value))
@@ -179,9 +177,7 @@ def test_the_command_sets_the_environment_and_the_plan_loads_whatever_is_in_it(v
     assert again(request) == request
 
 
-def test_the_command_sets_every_variable_of_the_request(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_command_sets_every_variable_of_the_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in OUTCOME_VARIABLES:
         monkeypatch.setenv(name, "1 2")
     words = shlex.split(write_plan(tmp_path, make()))

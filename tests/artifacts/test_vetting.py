@@ -63,15 +63,10 @@ def body(line: str, decorator: str = "triton.jit") -> str:
         HEAD + KERNEL,
         '"""A docstring."""\nfrom __future__ import annotations\n' + HEAD + KERNEL,
         MANY_IMPORTS,
-        HEAD
-        + "@triton.jit(noinline=True, do_not_specialize=['n'])\ndef k(x: 'tl.tensor', n) -> tl.tensor: return x\n",
-        HEAD
-        + "@triton.constexpr_function\ndef log2(n):\n    return n.bit_length() - 1 if isinstance(n, int) else 0\n",
-        body(
-            "for i in tl.range(B):\n        a = tl.math.exp(x.to(tl.float32))\n        x += triton.cdiv(n, B)"
-        ),
-        HEAD
-        + "@triton.jit\ndef k(input, type):\n    id = tl.program_id(0)\n    tl.store(input + id, type)\n",
+        HEAD + "@triton.jit(noinline=True, do_not_specialize=['n'])\ndef k(x: 'tl.tensor', n) -> tl.tensor: return x\n",
+        HEAD + "@triton.constexpr_function\ndef log2(n):\n    return n.bit_length() - 1 if isinstance(n, int) else 0\n",
+        body("for i in tl.range(B):\n        a = tl.math.exp(x.to(tl.float32))\n        x += triton.cdiv(n, B)"),
+        HEAD + "@triton.jit\ndef k(input, type):\n    id = tl.program_id(0)\n    tl.store(input + id, type)\n",
         body("tl.static_assert(B > 1, f'B is {B}')"),
         body("y = x.dtype.element_ty.primitive_bitwidth; tl.store(x, max(y, n), mask=n < len(B))"),
     ],
@@ -170,10 +165,7 @@ def test_a_plain_request_may_be_compiled(changes: dict[str, Any]) -> None:
         ({"environment": {"LD_PRELOAD": "/tmp/x.so"}}, "environment variable LD_PRELOAD"),
         ({"environment": {"PTXAS_OPTIONS": "-o x"}}, "environment variable PTXAS_OPTIONS"),
         ({"environment": {"TRITON_DUMP_DIR": "/home"}}, "environment variable TRITON_DUMP_DIR"),
-        *(
-            ({"environment": {tool: "/theirs"}}, f"asks for {tool}, which names")
-            for tool in sorted(TOOL_VARIABLES)
-        ),
+        *(({"environment": {tool: "/theirs"}}, f"asks for {tool}, which names") for tool in sorted(TOOL_VARIABLES)),
         ({"module": "triton.language.extra.libdevice"}, "Triton's module"),
     ],
 )
@@ -209,9 +201,7 @@ def test_what_live_kernels_stand_on_may_be_compiled() -> None:
         "cdiv": Member("triton.language.standard", "cdiv"),
         "c": Constexpr(Items("tuple", [Constant(1.0), Dtype("fp32"), Table([(Constant("a"), Constant(2))])])),
         "g": FunctionRef(0),
-        "u": Namespace(
-            "users", {"h": FunctionRef(0), "tl": Import("triton.language"), "v": Namespace("w", {})}
-        ),
+        "u": Namespace("users", {"h": FunctionRef(0), "tl": Import("triton.language"), "v": Namespace("w", {})}),
         "P": NamedTuple("m", "P", ["shape"], [Constant(None)]),
     }
     text = "def f(x):\n    return g(u.h(x)) + u.tl.exp(x) + math.pi + libdevice.tanh(cdiv(x, c[0])) + P(x).shape[0]\n"
@@ -353,7 +343,5 @@ def test_a_function_as_triton_parsed_it_may_be_compiled() -> None:
         ("def k(x): x(A)", {"A": ".incbin '/etc/passwd'"}, "assembly that reads a file"),
     ],
 )
-def test_a_function_that_is_not_what_was_checked_is_refused(
-    text: str, bound: dict[str, Any], reason: str
-) -> None:
+def test_a_function_that_is_not_what_was_checked_is_refused(text: str, bound: dict[str, Any], reason: str) -> None:
     assert reason in str(parsed(text, bound))

@@ -113,9 +113,7 @@ def nothing_is_compiled_twice_without_need(world: World, outcomes: Outcomes) -> 
 
 
 def _is_excused(world: World, moment: float) -> bool:
-    return any(
-        start - LONGEST_COMPILE - LONGEST_PAUSE <= moment <= end + LONGEST_PAUSE for start, end in world.excused
-    )
+    return any(start - LONGEST_COMPILE - LONGEST_PAUSE <= moment <= end + LONGEST_PAUSE for start, end in world.excused)
 
 
 def nobody_is_left(world: World, outcomes: Outcomes) -> Iterator[str]:
@@ -138,5 +136,3 @@ def no_file_is_left_but_the_store_s(world: World) -> Iterator[str]:
         name = str(path.relative_to(world.cache))
         if not _KNOWN.fullmatch(name):
             yield f"left in the cache folder: {name}"
-
-

@@ -1,6 +1,6 @@
 """A client: asks for kernels in batches, and prints a line of JSON for each one that it got an answer for.
 
-    python -m chaos.program MARKS_FOLDER NUMBER NUMBER …
+python -m chaos.program MARKS_FOLDER NUMBER NUMBER …
 """
 
 from __future__ import annotations

@@ -228,8 +228,7 @@ def _is_worker(process: psutil.Process) -> bool:
     try:
         parent = process.parent()
         return _runs(process, "headstart.worker.zygote") and (
-            os.getpgid(process.pid) == process.pid
-            or (parent is not None and _runs(parent, "headstart.worker.zygote"))
+            os.getpgid(process.pid) == process.pid or (parent is not None and _runs(parent, "headstart.worker.zygote"))
         )
     except (psutil.Error, ProcessLookupError):
         return False

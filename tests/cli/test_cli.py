@@ -129,9 +129,7 @@ class FakeCompile:
         self.vouched: list[bool] = []  # of what was submitted
         self.futures: dict[tuple[str, str], LambdaFuture[Any]] = {}
         self.written: list[Path] = []
-        self.bundler = SimpleNamespace(
-            begin_compile=lambda: None, end_compile=lambda: None, collect=self.collect
-        )
+        self.bundler = SimpleNamespace(begin_compile=lambda: None, end_compile=lambda: None, collect=self.collect)
         self.statistics = SimpleNamespace(
             requested=0,
             compiled=0,
@@ -168,9 +166,7 @@ class FakeCompile:
         answer: concurrent.futures.Future[object] = concurrent.futures.Future()
         if name.startswith("bad"):
             self.statistics.failed += 1
-            error = CompileError(
-                "no such type", kernel=name, target=target, stage="ttir", detail="line 3: oops"
-            )
+            error = CompileError("no such type", kernel=name, target=target, stage="ttir", detail="line 3: oops")
             answer.set_exception(error)
         elif name.startswith("unserved"):
             self.statistics.failed += 1
@@ -269,9 +265,7 @@ def test_sizes_read_well(size: int, text: str) -> None:
 
 
 def test_everything_that_a_plan_yields_is_built(fake: list[FakeCompile]) -> None:
-    result = run(
-        "build", specs("a", "b", "kept"), "--target", "cuda:90", "--workers", 3, "--json", "-o", "out.bundle"
-    )
+    result = run("build", specs("a", "b", "kept"), "--target", "cuda:90", "--workers", 3, "--json", "-o", "out.bundle")
     assert result.exit_code == 0
     assert fake[0].requests == [("a", "cuda:90"), ("b", "cuda:90"), ("kept", "cuda:90")]
     fields = outcome(result)
@@ -287,10 +281,7 @@ def test_the_bundle_is_named_for_its_plan_and_lies_here(fake: list[FakeCompile],
     Path("package").mkdir()
     Path("package/__init__.py").touch()
     Path(specs("a")).rename("package/some_plan.py")
-    assert (
-        outcome(run("build", "package.some_plan", "--target", "cuda:90", "--json"))["bundle"]
-        == "some_plan.bundle"
-    )
+    assert outcome(run("build", "package.some_plan", "--target", "cuda:90", "--json"))["bundle"] == "some_plan.bundle"
     assert fake[0].written == [Path("models.v2.bundle")]
 
 
@@ -302,9 +293,7 @@ def test_several_targets_build_every_spec_that_has_none(fake: list[FakeCompile])
             yield KernelSpec("a", name="bound", signature="", target="cuda:80")
         """
     )
-    result = run(
-        "build", path, "--target", "cuda:90", "--target", "hip:gfx942", "--target", "cuda:90", "--json"
-    )
+    result = run("build", path, "--target", "cuda:90", "--target", "hip:gfx942", "--target", "cuda:90", "--json")
     assert fake[0].requests == [("free", "cuda:90"), ("free", "hip:gfx942"), ("bound", "cuda:80")]
     assert outcome(result)["targets"] == ["cuda:90", "hip:gfx942", "cuda:80"]
 
@@ -388,9 +377,7 @@ def test_a_plan_that_raises_half_way_keeps_what_it_yielded(fake: list[FakeCompil
 
 
 def test_a_plan_that_raises_at_once_failed(fake: list[FakeCompile]) -> None:
-    result = run(
-        "build", plan("def kernels():\n    raise RuntimeError('at once')\n    yield\n"), "--target", "cuda:90"
-    )
+    result = run("build", plan("def kernels():\n    raise RuntimeError('at once')\n    yield\n"), "--target", "cuda:90")
     assert result.exit_code == 1
     assert "RuntimeError: at once" in result.stderr
 
@@ -623,6 +610,13 @@ def fill_store(count: int) -> DiskStore:
     return store
 
 
+def recipe_parts(key: str) -> list[bytes]:
+    nothing: dict[str, Any] = dict.fromkeys(("toolchain", "target", "triton_version", "output"), "")
+    times = {"compile_wall_s": 0.0, "compile_cpu_s": 0.0}
+    more = {"components": [], "metadata": {}, "artifacts": {"recipe": b""}, "request": b"", "name": "k"}
+    return pack_entry(key=key, kind="recipe", request_digest=key, **nothing, **times, **more)
+
+
 def test_info_says_where_and_how_much() -> None:
     assert run("cache", "info").stdout.startswith("0 kernels, 0 bytes (limit 10.0 GiB) in ")
     size = fill_store(2).info().bytes
@@ -632,7 +626,10 @@ def test_info_says_where_and_how_much() -> None:
         "entries": 2,
         "bytes": size,
         "limit": 10 * 2**30,
+        "kinds": {"kernel": 2},
     }
+    DiskStore(cache_dir()).publish("ab" * 32, recipe_parts("ab" * 32))
+    assert run("cache", "info").stdout.startswith("2 kernels, 1 recipe, ")
     assert "(no limit)" in run("cache", "info", env={"HEADSTART_CACHE_LIMIT": "none"}).stdout
 
 
@@ -735,9 +732,7 @@ def test_a_version_that_headstart_does_not_know_is_a_warning(tmp_path: Path) -> 
     assert (check.status, check.remedy) == ("warn", "use Triton 3.6 to 3.9")
 
 
-def test_an_assembler_that_is_missing_or_broken_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_assembler_that_is_missing_or_broken_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
     toolchain = fake_toolchain(tmp_path)
     assert [check.status for check in doctor_module.check_ptxas(toolchain)] == ["fail"]
@@ -758,9 +753,7 @@ def test_a_cache_folder_that_cannot_be_used_is_a_failure(monkeypatch: pytest.Mon
         assert "HEADSTART_CACHE_DIR" in check["remedy"]
 
 
-def test_a_runtime_folder_too_long_for_a_socket_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runtime_folder_too_long_for_a_socket_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))

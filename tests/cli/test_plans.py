@@ -264,9 +264,7 @@ def test_a_plan_is_a_module_of_the_current_folder(
 
 
 def test_a_file_is_named_as_it_likes_and_lies_where_it_likes(write: Write, tmp_path: Path) -> None:
-    assert names(
-        write(f"def kernels():\n    yield {SPEC.format(1)}\n", name="mit Leerzeichen/žlutý-1.py")
-    ) == ["k1"]
+    assert names(write(f"def kernels():\n    yield {SPEC.format(1)}\n", name="mit Leerzeichen/žlutý-1.py")) == ["k1"]
     assert names(
         write(f"import json; json.dumps(1)\ndef kernels():\n    yield {SPEC.format(2)}\n", name="json.py")
     ) == ["k2"]
@@ -307,9 +305,7 @@ def test_a_spec_is_handed_over_before_the_plan_goes_on(write: Write) -> None:
 
 
 def test_the_import_guard_of_a_script_stays_closed(write: Write) -> None:
-    plan = write(
-        f"def kernels():\n    yield {SPEC.format(1)}\nif __name__ == '__main__':\n    raise SystemExit(3)\n"
-    )
+    plan = write(f"def kernels():\n    yield {SPEC.format(1)}\nif __name__ == '__main__':\n    raise SystemExit(3)\n")
     assert names(plan) == ["k1"]
 
 
@@ -370,9 +366,7 @@ def test_kernels_must_be_a_function(write: Write) -> None:
 
 
 def test_kernels_takes_no_arguments(write: Write) -> None:
-    assert "without arguments: missing a required argument: 'config'" in refusal(
-        write("def kernels(config): yield\n")
-    )
+    assert "without arguments: missing a required argument: 'config'" in refusal(write("def kernels(config): yield\n"))
 
 
 @pytest.mark.parametrize("body", ["return None", "return 3", "return " + SPEC.format(1)])
@@ -465,7 +459,4 @@ def test_ctrl_c_in_a_plan_is_ctrl_c(write: Write) -> None:
 
 
 def test_a_file_name_for_debug_lines_can_be_given() -> None:
-    assert (
-        KernelSpec(SOURCE, signature="*fp32, i32, 64", filename="/elsewhere/k.py").filename
-        == "/elsewhere/k.py"
-    )
+    assert KernelSpec(SOURCE, signature="*fp32, i32, 64", filename="/elsewhere/k.py").filename == "/elsewhere/k.py"

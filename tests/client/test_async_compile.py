@@ -80,9 +80,7 @@ def test_one_name_with_many_options_is_many_kernels(open_compile: Open) -> None:
     }
 
 
-def test_a_result_that_is_not_there_in_time_can_be_asked_for_again(
-    open_compile: Open, tmp_path: Path
-) -> None:
+def test_a_result_that_is_not_there_in_time_can_be_asked_for_again(open_compile: Open, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     future = open_compile().triton(**gate.kernel())
     with pytest.raises(TimeoutError, match=r"gated is not compiled after 0\.01 s"):
@@ -109,9 +107,7 @@ def test_as_completed_yields_what_is_answered_first(open_compile: Open, tmp_path
     assert list(as_completed([other])) == [other]
 
 
-def test_what_somebody_waits_for_goes_before_what_was_only_kicked_off(
-    open_compile: Open, tmp_path: Path
-) -> None:
+def test_what_somebody_waits_for_goes_before_what_was_only_kicked_off(open_compile: Open, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     async_compile = open_compile(workers=1)
     blocking = async_compile.triton(**gate.kernel())
@@ -250,9 +246,7 @@ with headstart.AsyncCompile("cuda:90", workers=2, bundle=sys.argv[1]) as async_c
 """
 
 
-def test_a_warm_start_from_a_bundle_compiles_nothing_and_starts_nothing(
-    start_client: Start, tmp_path: Path
-) -> None:
+def test_a_warm_start_from_a_bundle_compiles_nothing_and_starts_nothing(start_client: Start, tmp_path: Path) -> None:
     path = tmp_path / "warm.bundle"
     cold = json.loads(start_client(WARM, path).finish())
     assert (cold["services"], cold["compiled"]) == (1, 6)
@@ -283,9 +277,7 @@ def test_what_is_missing_in_a_bundle_is_compiled_and_added_to_it(open_compile: O
         assert len(Bundle.open(path)) == number
 
 
-def test_a_kernel_of_a_bundle_stays_on_offer_when_the_futures_are_forgotten(
-    open_compile: Open, tmp_path: Path
-) -> None:
+def test_a_kernel_of_a_bundle_stays_on_offer_when_the_futures_are_forgotten(open_compile: Open, tmp_path: Path) -> None:
     path = tmp_path / "offer.bundle"
     with open_compile(bundle=path) as async_compile:
         async_compile.triton(**pointwise()).result(PATIENCE)
@@ -395,9 +387,7 @@ def test_a_bundle_in_an_earlier_compile_s_store_needs_no_compile(open_compile: O
     assert len(Bundle.open(tmp_path / "b.bundle")) == 1
 
 
-def test_a_bundle_whose_kernel_was_evicted_meanwhile_is_whole_all_the_same(
-    open_compile: Open, tmp_path: Path
-) -> None:
+def test_a_bundle_whose_kernel_was_evicted_meanwhile_is_whole_all_the_same(open_compile: Open, tmp_path: Path) -> None:
     from headstart.stores.disk import DiskStore
 
     with open_compile(bundle=tmp_path / "b.bundle") as async_compile:
@@ -577,9 +567,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     """What becomes of each of `REFUSED`, all asked for at once, in a client of their own."""
     folder = tmp_path_factory.mktemp("refused")
     folder.chmod(0o700)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "HEADSTART_"))
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "HEADSTART_"))}
     result = subprocess.run(
         [sys.executable, "-c", ASK],
         capture_output=True,

@@ -79,9 +79,7 @@ def test_noting_opens_nothing(bundler: TritonBundler) -> None:
     bundler.put(A, lambda: pytest.fail("opened while it was noted"))
 
 
-def test_a_kernel_noted_twice_is_collected_once_as_it_was_noted_last(
-    bundler: TritonBundler, path: Path
-) -> None:
+def test_a_kernel_noted_twice_is_collected_once_as_it_was_noted_last(bundler: TritonBundler, path: Path) -> None:
     bundler.begin_compile()
     bundler.put(A, opener(A, b"first"))
     bundler.put(A, opener(A, b"second"))
@@ -119,9 +117,7 @@ def test_collecting_does_not_end_the_compile(bundler: TritonBundler, path: Path)
     assert keys_in(path) == [A, B]
 
 
-def test_a_bundle_that_is_read_is_emitted_and_the_answer_is_returned(
-    bundler: TritonBundler, path: Path
-) -> None:
+def test_a_bundle_that_is_read_is_emitted_and_the_answer_is_returned(bundler: TritonBundler, path: Path) -> None:
     bundler.begin_compile()
     bundler.put(A, opener(A))
     bundler.put(B, opener(B))
@@ -207,9 +203,7 @@ def test_a_missing_or_damaged_bundle_is_told_and_not_emitted(path: Path) -> None
         bundler.read_and_emit(path)
 
 
-def test_a_kernel_that_cannot_be_opened_leaves_the_bundle_as_it_was(
-    bundler: TritonBundler, path: Path
-) -> None:
+def test_a_kernel_that_cannot_be_opened_leaves_the_bundle_as_it_was(bundler: TritonBundler, path: Path) -> None:
     bundler.begin_compile()
     bundler.put(A, opener(A))
     bundler.collect(path)

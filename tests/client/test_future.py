@@ -36,9 +36,7 @@ def identity(answer: Any) -> Any:
     return answer
 
 
-def make(
-    pending: FakePending, finish: Callable[[Any], Any] = identity, name: str = "add_kernel"
-) -> LambdaFuture[Any]:
+def make(pending: FakePending, finish: Callable[[Any], Any] = identity, name: str = "add_kernel") -> LambdaFuture[Any]:
     return LambdaFuture(name, pending, finish)
 
 

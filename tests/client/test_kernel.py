@@ -59,9 +59,7 @@ def test_a_kernel_tells_its_name_and_its_identity(kernel: CompiledKernel) -> Non
 def test_binaries_are_bytes_and_the_rest_is_text(kernel: CompiledKernel) -> None:
     assert kernel.asm["cubin"] == b"\x7fELF"
     assert kernel.asm["ptx"] == "// é\n.version 8.0"
-    amd = CompiledKernel(
-        Entry.from_bytes(packed(artifacts={"hsaco": b"\xff", "amdgcn": b"s_endpgm"})), no_rebuild
-    )
+    amd = CompiledKernel(Entry.from_bytes(packed(artifacts={"hsaco": b"\xff", "amdgcn": b"s_endpgm"})), no_rebuild)
     assert dict(amd.asm) == {"hsaco": b"\xff", "amdgcn": "s_endpgm"}
 
 
@@ -130,9 +128,7 @@ def test_a_damaged_artifact_is_rebuilt_and_what_is_whole_is_not(tmp_path: Path) 
 
     def rebuild(error: DamagedError) -> Entry:
         reasons.append(error.reason)
-        return Entry.from_bytes(
-            packed(artifacts={**{n: t.encode() for n, t in ARTIFACTS.items()}, "cubin": b"new"})
-        )
+        return Entry.from_bytes(packed(artifacts={**{n: t.encode() for n, t in ARTIFACTS.items()}, "cubin": b"new"}))
 
     kernel = CompiledKernel(Entry.open(path), rebuild)
     damage(path)

@@ -88,9 +88,7 @@ def _read_all_of(found: Entry) -> None:
 
 def read_bundle(data: bytes) -> None:
     """A bundle; and `data` as the index of one, behind a whole entry."""
-    index = struct.pack(
-        "<QQ32sH8s", len(ENTRY), len(data), sha256(data).digest(), bundle.VERSION, bundle.MAGIC
-    )
+    index = struct.pack("<QQ32sH8s", len(ENTRY), len(data), sha256(data).digest(), bundle.VERSION, bundle.MAGIC)
     for each in (data, ENTRY + data + index):
         with _file(each) as path, _only_reading(), contextlib.suppress(DamagedError):
             found = Bundle.open(path)

@@ -1,6 +1,6 @@
 """torch.compile through headstart on a GPU: what is compiled also runs, and gives what eager gives.
 
-    python -m pytest -m gpu tests/inductor       on a machine with a GPU and a CUDA build of torch
+python -m pytest -m gpu tests/inductor       on a machine with a GPU and a CUDA build of torch
 """
 
 from __future__ import annotations

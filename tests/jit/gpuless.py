@@ -1,9 +1,9 @@
 """Programs that launch @triton.jit kernels on a machine without a GPU: an H100 that runs nothing.
 
-    import gpuless                   # makes the driver active
-    kernel[(1,)](gpuless.Tensor(), …)
-    gpuless.launches                 # what would have run, in order: Triton's CompiledKernel metadata and the arguments
-    gpuless.stages                   # "make_ir" for each time that Triton's pipeline was entered in this process
+import gpuless                   # makes the driver active
+kernel[(1,)](gpuless.Tensor(), …)
+gpuless.launches                 # what would have run, in order: Triton's CompiledKernel metadata and the arguments
+gpuless.stages                   # "make_ir" for each time that Triton's pipeline was entered in this process
 """
 
 from __future__ import annotations

@@ -169,18 +169,14 @@ def compare(found: list[tuple[Any, ...]]) -> list[str]:
     differing = []
     with headstart.AsyncCompile("cuda:90", workers=2, use_store=False) as compiler:
         futures = [
-            compiler.triton(
-                kernel, signature=signature, constants=constants, attrs=attributes, options=options
-            )
+            compiler.triton(kernel, signature=signature, constants=constants, attrs=attributes, options=options)
             for kernel, signature, constants, attributes, options in found
         ]
         for (kernel, signature, constants, attributes, options), future in zip(found, futures, strict=True):
             source = ASTSource(kernel, dict(signature), constants, attributes)
             here = triton.compile(source, target=TARGET, options=options).asm
             there = future.result().asm
-            differing += [
-                f"{kernel.__name__}.{name}" for name in here if name != "sass" and here[name] != there[name]
-            ]
+            differing += [f"{kernel.__name__}.{name}" for name in here if name != "sass" and here[name] != there[name]]
     return differing
 
 

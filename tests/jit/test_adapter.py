@@ -389,9 +389,7 @@ def test_what_a_failing_kernel_raises_is_what_triton_raises(run: Run, tmp_path: 
     assert mine["counts"]["failed"] == 3, "Triton compiled each here once, for its own error"
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"), [("TRITON_ALWAYS_COMPILE", "1"), ("TRITON_KERNEL_DUMP", "1")]
-)
+@pytest.mark.parametrize(("variable", "value"), [("TRITON_ALWAYS_COMPILE", "1"), ("TRITON_KERNEL_DUMP", "1")])
 def test_asking_to_see_compiles_happen_makes_them_happen_here(
     run: Run, tmp_path: Path, variable: str, value: str
 ) -> None:

@@ -58,9 +58,7 @@ def define(monkeypatch: pytest.MonkeyPatch) -> Define:
     def run(text: str, scope: dict[str, Any] | None = None, filename: str = "") -> types.SimpleNamespace:
         filename = filename or f"<cell {next(cells)}>"
         text = HEAD + textwrap.dedent(text)
-        monkeypatch.setitem(
-            linecache.cache, filename, (len(text), None, text.splitlines(keepends=True), filename)
-        )
+        monkeypatch.setitem(linecache.cache, filename, (len(text), None, text.splitlines(keepends=True), filename))
         scope = {"__name__": "__main__"} if scope is None else scope
         exec(compile(text, filename, "exec", dont_inherit=True), scope)
         return types.SimpleNamespace(scope=scope, **scope)
@@ -74,9 +72,7 @@ def kernel_of(kernel: Any) -> CapturedFunction:
 
 def digest(kernel: Any) -> str:
     source = capture(kernel)
-    return CompileRequest.make(
-        source.kernel.name, source, signature={"x": "*fp32"}, target="cuda:90"
-    ).digest()
+    return CompileRequest.make(source.kernel.name, source, signature={"x": "*fp32"}, target="cuda:90").digest()
 
 
 # What names stand for
@@ -563,9 +559,7 @@ class bad:
         ),
     ],
 )
-def test_what_cannot_travel_is_named_with_who_uses_it_and_where(
-    define: Define, text: str, name: str, why: str
-) -> None:
+def test_what_cannot_travel_is_named_with_who_uses_it_and_where(define: Define, text: str, name: str, why: str) -> None:
     before = "@triton.jit\ndef callee(x):\n    return x\n"
     after = "\n\n@triton.jit\ndef user(x):\n    return x + bad\n"
     after += "\n\n@triton.jit\ndef kernel(x):\n    tl.store(x, user(1))\n"

@@ -366,9 +366,7 @@ def test_a_name_that_may_be_the_global_is_there(compare: Compare) -> None:
     assert outcome.worker >= {"branch not taken", "loop", "inner", "default", "not needed", "both"}
 
 
-def test_a_module_of_the_users_is_not_taken_for_one_of_the_standard_library(
-    compare: Compare, tmp_path: Path
-) -> None:
+def test_a_module_of_the_users_is_not_taken_for_one_of_the_standard_library(compare: Compare, tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / "queue.py").write_text(f"import triton.language as tl\nSCALE = tl.constexpr({number})\n")
         outcome = compare(

@@ -21,7 +21,7 @@ Start = Callable[..., Client]
 
 def test_values_of_every_make(compare: Compare) -> None:  # noqa: F811
     outcome = compare(
-        '''
+        """
         import dataclasses, fractions, decimal
         from typing import NamedTuple
 
@@ -165,7 +165,7 @@ def test_values_of_every_make(compare: Compare) -> None:  # noqa: F811
             tl.store(y, NESTED_CONSTEXPR.a.block * 1.0)
 
         case("nested constexpr", of_nested, x, y)
-        '''
+        """
     )
     assert outcome.raised <= {"nan global", "property", "nested constexpr"}  # which of them depends on the Triton
     own = {"number", "frozen", "method", "flag", "both", "nested", "real", "name", "config", "property"}
@@ -176,7 +176,7 @@ def test_values_of_every_make(compare: Compare) -> None:  # noqa: F811
 
 def test_names_wherever_they_are_bound(compare: Compare) -> None:  # noqa: F811
     outcome = compare(
-        '''
+        """
         import math as m
         from math import pi as PI_PLAIN
         SCALE = tl.constexpr(3.0)
@@ -313,7 +313,7 @@ def test_names_wherever_they_are_bound(compare: Compare) -> None:  # noqa: F811
         case("false", cond(False), x, y)
         case("first", first, x, y)
         case("second", twice, x, y)
-        '''
+        """
     )
     # Older Tritons know neither of the last two.
     assert outcome.raised <= {"plain closure", "inner_class", "class_attribute", "tuple_targets", "comprehension"}
@@ -421,7 +421,7 @@ def test_texts_of_every_shape(compare: Compare) -> None:  # noqa: F811
 
 def test_options_and_arguments_of_every_kind(compare: Compare) -> None:  # noqa: F811
     outcome = compare(
-        '''
+        """
         @triton.jit
         def add(x, y, n, BLOCK: tl.constexpr):
             i = tl.arange(0, BLOCK)
@@ -535,7 +535,7 @@ def test_options_and_arguments_of_every_kind(compare: Compare) -> None:  # noqa:
             tl.store(y, tl.reduce(tl.load(x + i), 0, combine))
             tl.store(y + i, tl.associative_scan(tl.load(x + i), 0, combine))
         case("reduce", reduces, x, y)
-        '''
+        """
     )
     assert outcome.raised == {
         *("bad warps", "too few", "bad option", "assert", "plain global", "bad block", "undefined", "wrong type"),

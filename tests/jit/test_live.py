@@ -129,10 +129,7 @@ def test_the_command_that_reproduces_a_failure_needs_nothing_of_the_program(
         open_compile().triton(users.raises, **HOW).result(PATIENCE)
     command = shlex.split(caught.value.reproduce)
     assert command[-3:-1] == ["headstart", "build"]
-    assert (
-        MODULE.partition("@triton.constexpr_function")[2].partition("\n\n\n")[0]
-        in Path(command[-1]).read_text()
-    )
+    assert MODULE.partition("@triton.constexpr_function")[2].partition("\n\n\n")[0] in Path(command[-1]).read_text()
     (tmp_path / "users_kernels.py").unlink()
     done = subprocess.run(
         [
@@ -145,8 +142,7 @@ def test_the_command_that_reproduces_a_failure_needs_nothing_of_the_program(
         ],
         capture_output=True,
         text=True,
-        env={**client_environment()}
-        | {"PATH": "/usr/bin:/bin", "HEADSTART_CACHE_DIR": str(tmp_path / "again")},
+        env={**client_environment()} | {"PATH": "/usr/bin:/bin", "HEADSTART_CACHE_DIR": str(tmp_path / "again")},
     )
     assert "64 is not my number" in done.stdout + done.stderr
 

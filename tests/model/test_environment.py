@@ -73,17 +73,13 @@ def test_a_fingerprint_does_not_depend_on_the_order_in_which_variables_were_set(
         "TRITON_REPRODUCER_PATH",
     ],
 )
-def test_relative_paths_are_those_of_the_client(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_are_those_of_the_client(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, "tools/../ptxas")
     assert fingerprint() == {name: str(tmp_path / "ptxas")}
 
 
-def test_relative_paths_in_a_list_are_those_of_the_client_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_in_a_list_are_those_of_the_client_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRITON_PLUGIN_PATHS", "a.so:/opt/b.so")
     assert fingerprint() == {"TRITON_PLUGIN_PATHS": f"{tmp_path}/a.so:/opt/b.so"}

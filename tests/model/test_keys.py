@@ -13,9 +13,7 @@ from headstart.model import keys
 texts = st.text(max_size=8)
 components = st.lists(st.tuples(texts, texts), max_size=5)
 # Distinct names, as every request has.
-named = st.dictionaries(st.text("abc", min_size=1, max_size=2), texts, max_size=4).map(
-    lambda d: list(d.items())
-)
+named = st.dictionaries(st.text("abc", min_size=1, max_size=2), texts, max_size=4).map(lambda d: list(d.items()))
 
 
 def digested(parts: list[tuple[str, str]]) -> bytes:
@@ -30,9 +28,7 @@ def test_a_digest_is_the_sha256_of_the_length_prefixed_components(parts: list[tu
 
 
 @given(components, components)
-def test_different_components_have_different_digests(
-    one: list[tuple[str, str]], other: list[tuple[str, str]]
-) -> None:
+def test_different_components_have_different_digests(one: list[tuple[str, str]], other: list[tuple[str, str]]) -> None:
     assert (keys.digest(one) == keys.digest(other)) == (one == other)
 
 
@@ -52,9 +48,7 @@ def test_the_order_of_components_counts(parts: list[tuple[str, str]]) -> None:
 
 def test_an_entry_key_depends_on_the_format_the_toolchain_and_the_request() -> None:
     key = keys.entry_key("toolchain", "request")
-    assert key == keys.digest(
-        [("format", keys.KEY_FORMAT), ("toolchain", "toolchain"), ("request", "request")]
-    )
+    assert key == keys.digest([("format", keys.KEY_FORMAT), ("toolchain", "toolchain"), ("request", "request")])
     assert len({key, keys.entry_key("request", "toolchain"), keys.entry_key("toolchain", "other")}) == 3
 
 
@@ -73,9 +67,7 @@ def test_each_difference_is_explained_by_one_line_that_names_it(
 
 
 def test_a_changed_value_is_told_with_both_sides() -> None:
-    assert keys.explain([("target", "cuda:90")], [("target", "hip:gfx942")]) == [
-        "target was cuda:90, now hip:gfx942"
-    ]
+    assert keys.explain([("target", "cuda:90")], [("target", "hip:gfx942")]) == ["target was cuda:90, now hip:gfx942"]
 
 
 def test_added_and_removed_components_are_told_as_such() -> None:

@@ -68,9 +68,7 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "name": draw(names),
         "source": draw(st.text()),
-        "signature": draw(
-            st.dictionaries(names, st.sampled_from(["*fp32", "i32"]), max_size=3) | st.text(max_size=10)
-        ),
+        "signature": draw(st.dictionaries(names, st.sampled_from(["*fp32", "i32"]), max_size=3) | st.text(max_size=10)),
         "constants": draw(st.dictionaries(parameters, values, max_size=3)),
         "attrs": draw(st.dictionaries(parameters, facts, max_size=2)),
         "options": draw(st.dictionaries(names, options, max_size=3)),
@@ -82,9 +80,7 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def test_the_order_of_arguments_does_not_matter() -> None:
-    turned = {
-        name: dict(reversed(value.items())) for name, value in DEFAULTS.items() if isinstance(value, dict)
-    }
+    turned = {name: dict(reversed(value.items())) for name, value in DEFAULTS.items() if isinstance(value, dict)}
     assert digest(**turned) == digest()
 
 
@@ -147,9 +143,7 @@ class Float64(float):
         return f"np.float64({float(self)})"
 
 
-@pytest.mark.parametrize(
-    ("special", "plain"), [(Level.HIGH, 3), (Precision.TF32, "tf32"), (Float64(0.5), 0.5)]
-)
+@pytest.mark.parametrize(("special", "plain"), [(Level.HIGH, 3), (Precision.TF32, "tf32"), (Float64(0.5), 0.5)])
 def test_numbers_and_strings_of_classes_of_their_own_are_refused_and_not_taken_for_plain_ones(
     special: Any, plain: Any
 ) -> None:
@@ -294,9 +288,7 @@ def test_the_environment_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", sorted(TOOL_VARIABLES))
-def test_paths_of_tools_travel_but_are_no_part_of_the_identity(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_of_tools_travel_but_are_no_part_of_the_identity(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = digest()
     monkeypatch.setenv(name, "/opt/tool")
     assert request().environment == {name: "/opt/tool"}
@@ -340,26 +332,14 @@ def refusals() -> Iterator[Any]:
     for name in ("not a name", "", "a.b", "1st", None):
         yield pytest.param({"name": name}, ["name:", "@triton.jit", repr(name)], id=f"name={name!r}")
     yield pytest.param({"source": b"def"}, ["add: source", "Python text", "bytes"], id="source of bytes")
-    yield pytest.param(
-        {"source": "\ud800"}, ["add: source", "not valid text"], id="source with half a character"
-    )
-    yield pytest.param(
-        {"signature": ["*fp32"]}, ["add: signature", "mapping", "'*fp32:16, i32, 1024'"], id="list"
-    )
+    yield pytest.param({"source": "\ud800"}, ["add: source", "not valid text"], id="source with half a character")
+    yield pytest.param({"signature": ["*fp32"]}, ["add: signature", "mapping", "'*fp32:16, i32, 1024'"], id="list")
     yield pytest.param({"signature": None}, ["add: signature", "None"], id="no signature")
-    yield pytest.param(
-        {"signature": {"x": 32}}, ["add: signature", "'x': 32", "a name and a type"], id="type 32"
-    )
-    yield pytest.param(
-        {"signature": {0: "i32"}}, ["add: signature", "0 is not the name of a parameter"], id="name 0"
-    )
-    yield pytest.param(
-        {"constants": {"A": 2**64}}, ["add: constants['A']", str(2**64), "64 bits"], id="too big"
-    )
+    yield pytest.param({"signature": {"x": 32}}, ["add: signature", "'x': 32", "a name and a type"], id="type 32")
+    yield pytest.param({"signature": {0: "i32"}}, ["add: signature", "0 is not the name of a parameter"], id="name 0")
+    yield pytest.param({"constants": {"A": 2**64}}, ["add: constants['A']", str(2**64), "64 bits"], id="too big")
     yield pytest.param({"constants": {"A": -(2**63) - 1}}, ["add: constants['A']", "64 bits"], id="too small")
-    yield pytest.param(
-        {"constants": {"A": [object()]}}, ["add: constants['A']", "object", "travel"], id="object"
-    )
+    yield pytest.param({"constants": {"A": [object()]}}, ["add: constants['A']", "object", "travel"], id="object")
     yield pytest.param({"constants": {"A": b"x"}}, ["add: constants['A']", "bytes", "travel"], id="bytes")
     for alike in (
         type("dtype", (), {"name": "fp16"}),
@@ -371,14 +351,10 @@ def refusals() -> Iterator[Any]:
         )
     yield pytest.param({"options": {"f": len}}, ["add: options['f']", "travel"], id="a function")
     for key in ("not a name", (), ("x",), 1.5, None, True, "\ud800"):
-        yield pytest.param(
-            {"constants": {key: 1}}, ["add: constants", repr(key), "(0,)"], id=f"constant {key!r}"
-        )
+        yield pytest.param({"constants": {key: 1}}, ["add: constants", repr(key), "(0,)"], id=f"constant {key!r}")
         yield pytest.param({"attrs": {key: 16}}, ["add: attrs", repr(key), "(0,)"], id=f"attr {key!r}")
     for value in (True, None, 1.5, "16", [16], [("a", 1, 2)]):
-        yield pytest.param(
-            {"attrs": {"x": value}}, ["add: attrs['x']", "tt.divisibility"], id=f"fact {value!r}"
-        )
+        yield pytest.param({"attrs": {"x": value}}, ["add: attrs['x']", "tt.divisibility"], id=f"fact {value!r}")
 
 
 @pytest.mark.parametrize(("change", "told"), list(refusals()))
@@ -423,9 +399,7 @@ def test_what_is_not_text_is_refused_or_can_travel(change: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", ["PTXAS_OPTIONS", "TRITON_PTXAS_PATH"])
-def test_a_variable_that_is_not_text_is_refused_or_can_travel(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variable_that_is_not_text_is_refused_or_can_travel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, f"/opt/{NOT_TEXT}")
     try:
         sent = request()

@@ -177,9 +177,7 @@ def test_an_edit_that_keeps_the_time_but_not_the_size_misses(install: Install, m
     assert install.toolchain().digest({}, memory) != original
 
 
-def test_a_file_that_replaced_another_of_the_same_size_and_time_misses(
-    install: Install, memory: Path
-) -> None:
+def test_a_file_that_replaced_another_of_the_same_size_and_time_misses(install: Install, memory: Path) -> None:
     original = install.toolchain().digest({}, memory)
     path = install.root / "compiler/code_generator.py"
     before = path.stat()
@@ -208,9 +206,7 @@ def test_a_damaged_memory_is_not_believed(damage: bytes, install: Install, memor
     assert {len(note.read_bytes()) for note in memory.iterdir()} == {64}, "it is mended"
 
 
-def test_without_a_memory_that_can_be_written_the_digest_is_the_same(
-    install: Install, tmp_path: Path
-) -> None:
+def test_without_a_memory_that_can_be_written_the_digest_is_the_same(install: Install, tmp_path: Path) -> None:
     original = install.toolchain().digest({}, tmp_path / "cache")
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -239,9 +235,7 @@ def test_remembering_leaves_nothing_but_notes(install: Install, memory: Path) ->
 
 
 @pytest.mark.usefixtures("_small_is_large")
-def test_large_files_that_are_as_recorded_are_not_read(
-    install: Install, memory: Path, reads: list[str]
-) -> None:
+def test_large_files_that_are_as_recorded_are_not_read(install: Install, memory: Path, reads: list[str]) -> None:
     later(install.record())
     install.toolchain().digest({}, memory)
     assert "ptxas" not in reads
@@ -250,9 +244,7 @@ def test_large_files_that_are_as_recorded_are_not_read(
 
 
 @pytest.mark.usefixtures("_small_is_large")
-def test_the_recorded_digest_is_the_one_that_reading_would_give(
-    install: Install, memory: Path, tmp_path: Path
-) -> None:
+def test_the_recorded_digest_is_the_one_that_reading_would_give(install: Install, memory: Path, tmp_path: Path) -> None:
     read = install.toolchain().digest({}, tmp_path / "first")
     digest = base64.urlsafe_b64encode(hashlib.sha256(PTXAS).digest()).rstrip(b"=").decode()
     line = f"triton/backends/nvidia/bin/ptxas,sha256={digest},{len(PTXAS)}"
@@ -283,9 +275,7 @@ def test_a_large_file_that_is_not_as_recorded_is_read(
 
 
 @pytest.mark.usefixtures("_small_is_large")
-def test_a_file_of_the_age_of_its_record_is_as_recorded(
-    install: Install, memory: Path, reads: list[str]
-) -> None:
+def test_a_file_of_the_age_of_its_record_is_as_recorded(install: Install, memory: Path, reads: list[str]) -> None:
     record = install.record()
     ptxas = install.root / "backends/nvidia/bin/ptxas"
     os.utime(ptxas, ns=(record.stat().st_mtime_ns,) * 2)
@@ -322,9 +312,7 @@ def test_python_files_are_always_read(install: Install, memory: Path, reads: lis
     ],
     ids=lambda line: repr(line[:45]),
 )
-def test_a_record_that_makes_no_sense_is_not_used(
-    line: str, install: Install, memory: Path, tmp_path: Path
-) -> None:
+def test_a_record_that_makes_no_sense_is_not_used(line: str, install: Install, memory: Path, tmp_path: Path) -> None:
     original = install.toolchain().digest({}, tmp_path / "first")
     later(install.record([line]))
     assert install.toolchain().digest({}, memory) == original
@@ -340,9 +328,7 @@ def test_another_packages_record_is_not_used(install: Install, memory: Path, rea
 # Tools from elsewhere
 
 
-def test_the_content_of_a_tool_that_a_variable_names_counts(
-    install: Install, memory: Path, tmp_path: Path
-) -> None:
+def test_the_content_of_a_tool_that_a_variable_names_counts(install: Install, memory: Path, tmp_path: Path) -> None:
     toolchain = install.toolchain()
     tool = tmp_path / "cuda" / "ptxas"
     tool.parent.mkdir()
@@ -355,9 +341,7 @@ def test_the_content_of_a_tool_that_a_variable_names_counts(
     assert toolchain.digest(environment, memory) != with_tool
 
 
-def test_the_same_tool_in_another_place_is_the_same_toolchain(
-    install: Install, memory: Path, tmp_path: Path
-) -> None:
+def test_the_same_tool_in_another_place_is_the_same_toolchain(install: Install, memory: Path, tmp_path: Path) -> None:
     digests = set()
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -366,9 +350,7 @@ def test_the_same_tool_in_another_place_is_the_same_toolchain(
     assert len(digests) == 1
 
 
-def test_one_tool_for_another_purpose_is_another_toolchain(
-    install: Install, memory: Path, tmp_path: Path
-) -> None:
+def test_one_tool_for_another_purpose_is_another_toolchain(install: Install, memory: Path, tmp_path: Path) -> None:
     tool = tmp_path / "ptxas"
     tool.write_bytes(b"12.8")
     names = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")
@@ -385,17 +367,13 @@ def test_every_plugin_of_a_list_counts(install: Install, memory: Path, tmp_path:
     assert install.toolchain().digest(environment, memory) != original
 
 
-def test_a_tool_that_is_not_there_is_an_error_that_names_it(
-    install: Install, memory: Path, tmp_path: Path
-) -> None:
+def test_a_tool_that_is_not_there_is_an_error_that_names_it(install: Install, memory: Path, tmp_path: Path) -> None:
     missing = tmp_path / "no" / "ptxas"
     with pytest.raises(ServiceError, match=r"cannot read .*/no/ptxas, a part of the compiler: No such file"):
         install.toolchain().digest({"TRITON_PTXAS_PATH": str(missing)}, memory)
 
 
-def test_a_tool_that_cannot_be_read_is_an_error_that_names_it(
-    install: Install, memory: Path, tmp_path: Path
-) -> None:
+def test_a_tool_that_cannot_be_read_is_an_error_that_names_it(install: Install, memory: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a-folder"
     folder.mkdir()
     with pytest.raises(ServiceError, match="a-folder"):
@@ -448,17 +426,13 @@ def test_a_triton_whose_path_is_not_text_is_an_error_that_shows_it(
 
 
 @pytest.mark.usefixtures("_no_triton_yet")
-def test_a_triton_that_does_not_tell_its_version_is_usable(
-    install: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_triton_that_does_not_tell_its_version_is_usable(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install.write("__init__.py", b"from ._version import __version__\n")
     monkeypatch.syspath_prepend(str(install.site))
     assert find_toolchain().triton_version == "unknown"
 
 
-@pytest.mark.parametrize(
-    "spec", [None, ModuleSpec("triton", None, is_package=True)], ids=["none", "namespace"]
-)
+@pytest.mark.parametrize("spec", [None, ModuleSpec("triton", None, is_package=True)], ids=["none", "namespace"])
 def test_without_triton_there_is_an_error_that_says_what_to_do(
     spec: ModuleSpec | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

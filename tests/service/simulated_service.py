@@ -260,9 +260,7 @@ class SimulatedService:
         self._land(key, done=False)
         del self.wanted[key]
 
-    def die(
-        self, number: int, status: int = -signal.SIGSEGV, words: str = "", stage: str = ""
-    ) -> list[Action]:
+    def die(self, number: int, status: int = -signal.SIGSEGV, words: str = "", stage: str = "") -> list[Action]:
         worker = self.workers.pop(number)
         self.asked_aside.pop(number, None)
         if worker.key is not None:
@@ -281,9 +279,7 @@ class SimulatedService:
     def swell(self, number: int, evidence: str = "ptxas 9 GiB") -> list[Action]:
         return self._perform(self.plan.over_memory(number, evidence))
 
-    def crash(
-        self, key: str, status: int = -signal.SIGSEGV, words: str = "", stage: str = ""
-    ) -> list[Action]:
+    def crash(self, key: str, status: int = -signal.SIGSEGV, words: str = "", stage: str = "") -> list[Action]:
         return self.die(self.worker_of(key), status, words, stage)
 
     def pass_time(self, seconds: float) -> list[Action]:
@@ -391,8 +387,7 @@ class SimulatedService:
         assert turn == min(map(last_served, classmates)), "another client has waited for longer"
         clients = {t.client for t in chosen.tickets if self.turns.get(t.client, 0) == turn}
         firsts = [
-            min(self._length(w) for w in classmates if client in {t.client for t in w.tickets})
-            for client in clients
+            min(self._length(w) for w in classmates if client in {t.client for t in w.tickets}) for client in clients
         ]
         assert self._length(chosen) in firsts, "its client has a longer one"
         self.assignments += 1

@@ -184,9 +184,7 @@ def test_where_no_process_can_be_started_whoever_asks_is_told(household: Househo
     kind = household.kind("/no/such/python")
     household.describers.prepare(1, kind)
     household.describers.ask(1, 1, kind, b"a")
-    assert household.answers(1) == [
-        (1, "no describer: cannot start /no/such/python: No such file or directory")
-    ]
+    assert household.answers(1) == [(1, "no describer: cannot start /no/such/python: No such file or directory")]
     assert not household.describers.busy
 
 

@@ -138,9 +138,7 @@ def with_debug(kind: Kind) -> Kind:
     return kind._replace(environment=(("TRITON_DEBUG", "1"),))
 
 
-def test_a_fork_that_fails_at_once_is_reported(
-    kind: Kind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_fork_that_fails_at_once_is_reported(kind: Kind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with contextlib.closing(Workplace()) as workplace:
         stage = Stage(lambda loop, told: ProcessPool(loop, told, workplace, lambda: set()))
         stage.executor._zygotes[kind] = None  # type: ignore[attr-defined]

@@ -76,9 +76,7 @@ def failure_of(future: headstart.LambdaFuture[headstart.CompiledKernel]) -> Comp
 
 def reproduce(command: str, folder: Path) -> str:
     """What the command of an error prints; it must fail as the error says."""
-    script = (
-        f"headstart() {{ {sys.executable} -c 'from headstart.cli import main; main()' \"$@\"; }}\n{command}"
-    )
+    script = f"headstart() {{ {sys.executable} -c 'from headstart.cli import main; main()' \"$@\"; }}\n{command}"
     result = subprocess.run(
         ["sh", "-c", script],
         capture_output=True,
@@ -178,9 +176,7 @@ def test_wait_puts_good_kernels_in_place_when_another_has_nothing_to_compile_wit
 
 
 @pytest.mark.usefixtures("either_service")
-def test_one_failure_reaches_everyone_who_waits_as_an_error_of_their_own(
-    open_compile: Open, tmp_path: Path
-) -> None:
+def test_one_failure_reaches_everyone_who_waits_as_an_error_of_their_own(open_compile: Open, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     async_compile = open_compile()
     kernel = gate.kernel()
@@ -333,9 +329,7 @@ def test_somebody_who_waits_for_long_is_told_for_what(
 # A worker is killed
 
 
-def test_a_kernel_whose_worker_is_killed_once_is_compiled_all_the_same(
-    open_compile: Open, tmp_path: Path
-) -> None:
+def test_a_kernel_whose_worker_is_killed_once_is_compiled_all_the_same(open_compile: Open, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     async_compile = open_compile()
     future = async_compile.triton(**gate.kernel())
@@ -348,9 +342,7 @@ def test_a_kernel_whose_worker_is_killed_once_is_compiled_all_the_same(
     assert async_compile.services_started == 1
 
 
-def test_a_kernel_whose_worker_is_killed_twice_is_not_tried_a_third_time(
-    open_compile: Open, tmp_path: Path
-) -> None:
+def test_a_kernel_whose_worker_is_killed_twice_is_not_tried_a_third_time(open_compile: Open, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     async_compile = open_compile()
     future = async_compile.triton(**gate.kernel())
@@ -434,9 +426,7 @@ def test_a_zygote_that_is_killed_under_a_compile_is_replaced(
     assert async_compile.services_started == 1
 
 
-def test_an_idle_zygote_that_is_killed_is_replaced_when_it_is_needed(
-    open_compile: Open, family: Family
-) -> None:
+def test_an_idle_zygote_that_is_killed_is_replaced_when_it_is_needed(open_compile: Open, family: Family) -> None:
     async_compile = open_compile()
     async_compile.triton(**pointwise(1)).result(PATIENCE)
     kill(family.zygote())
@@ -501,9 +491,7 @@ def test_a_kernel_that_ran_both_times_when_the_service_died_is_the_suspect(
     assert error.reproduce
 
 
-def test_an_idle_service_that_is_killed_is_replaced_when_it_is_needed(
-    open_compile: Open, family: Family
-) -> None:
+def test_an_idle_service_that_is_killed_is_replaced_when_it_is_needed(open_compile: Open, family: Family) -> None:
     async_compile = open_compile()
     done = async_compile.triton(**pointwise(1))
     done.result(PATIENCE)
@@ -517,9 +505,7 @@ def test_an_idle_service_that_is_killed_is_replaced_when_it_is_needed(
     assert done.result().asm["cubin"]
 
 
-def test_a_service_that_cannot_live_is_given_up_with_its_last_words(
-    open_compile: Open, runtime_folder: Path
-) -> None:
+def test_a_service_that_cannot_live_is_given_up_with_its_last_words(open_compile: Open, runtime_folder: Path) -> None:
     (runtime_folder / "headstart").mkdir()
     (runtime_folder / "headstart").chmod(0o755)
     async_compile = open_compile()
@@ -610,9 +596,7 @@ def test_ctrl_c_ends_a_client_and_everything_below_it_promptly(
     assert list(runtime_folder.glob("headstart/*")) == []
 
 
-def test_a_program_that_never_closes_ends_without_waiting_for_its_compiles(
-    start_client: Start, tmp_path: Path
-) -> None:
+def test_a_program_that_never_closes_ends_without_waiting_for_its_compiles(start_client: Start, tmp_path: Path) -> None:
     gate, end = Gate(tmp_path / "gate"), Gate(tmp_path / "end")
     client = start_client(
         """
@@ -665,9 +649,7 @@ def test_a_folder_left_by_a_killed_service_goes_with_the_next_start(
     assert not left.exists()
 
 
-def test_closing_abandons_what_is_being_compiled_at_once(
-    open_compile: Open, family: Family, tmp_path: Path
-) -> None:
+def test_closing_abandons_what_is_being_compiled_at_once(open_compile: Open, family: Family, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     async_compile = open_compile()
     future = async_compile.triton(**gate.kernel())

@@ -182,9 +182,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def there_are_at_most_as_many_workers_as_allowed_and_each_has_one_job(self) -> None:
         assert self.service.present <= self.limit
         assert len(set(self.service.running)) == len(self.service.running)
-        assert all(
-            (worker.key is not None) or worker.state != "busy" for worker in self.service.workers.values()
-        )
+        assert all((worker.key is not None) or worker.state != "busy" for worker in self.service.workers.values())
 
     def teardown(self) -> None:
         if not hasattr(self, "service"):

@@ -241,9 +241,7 @@ def test_a_plan_without_workers_wakes_nobody() -> None:
 
 def test_only_as_many_workers_come_back_after_an_idle_time_as_there_are_jobs() -> None:
     simulated = service(limit=4)
-    for number in [
-        action.worker for action in simulated.pass_time(IDLE_TIMEOUT) if isinstance(action, Retire)
-    ]:
+    for number in [action.worker for action in simulated.pass_time(IDLE_TIMEOUT) if isinstance(action, Retire)]:
         simulated.die(number, status=0)
     _, actions = simulated.request("a")
     assert [type(action) for action in actions] == [Fork]
@@ -251,9 +249,7 @@ def test_only_as_many_workers_come_back_after_an_idle_time_as_there_are_jobs() -
 
 def test_a_job_that_was_moved_up_still_needs_only_one_worker() -> None:
     simulated = service(limit=2)
-    for number in [
-        action.worker for action in simulated.pass_time(IDLE_TIMEOUT) if isinstance(action, Retire)
-    ]:
+    for number in [action.worker for action in simulated.pass_time(IDLE_TIMEOUT) if isinstance(action, Retire)]:
         simulated.die(number, status=0)
     simulated.request("a", urgency=BACKGROUND)
     simulated.wait_for("a")

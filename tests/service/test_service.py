@@ -121,9 +121,7 @@ def test_two_clients_one_key_one_compile(open_compile: Open, family: Family, tmp
     assert (second.statistics.compiled, second.statistics.cached) == (1, 1)  # one of its own
 
 
-def test_a_second_client_compiles_what_the_first_did_not_live_to_finish(
-    open_compile: Open, tmp_path: Path
-) -> None:
+def test_a_second_client_compiles_what_the_first_did_not_live_to_finish(open_compile: Open, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     first, second = open_compile(), open_compile()
     first.triton(**gate.kernel())
@@ -165,9 +163,7 @@ def test_kick_off_returns_while_the_service_is_still_starting(
 
     started = threading.Event()
     spawn = launch.spawn
-    monkeypatch.setattr(
-        launch, "spawn", lambda *args, **kwargs: started.wait(PATIENCE) and spawn(*args, **kwargs)
-    )
+    monkeypatch.setattr(launch, "spawn", lambda *args, **kwargs: started.wait(PATIENCE) and spawn(*args, **kwargs))
     async_compile = open_compile()
     futures = [async_compile.triton(**pointwise(number)) for number in range(20)]
     assert async_compile.services_started == 0
@@ -272,9 +268,7 @@ def test_a_fork_gets_its_results_from_a_service_of_its_own_and_leaves_the_parent
     assert async_compile.services_started == 1
 
 
-def test_a_fork_that_ends_without_closing_leaves_the_parent_s_service_alone(
-    open_compile: Open, family: Family
-) -> None:
+def test_a_fork_that_ends_without_closing_leaves_the_parent_s_service_alone(open_compile: Open, family: Family) -> None:
     async_compile = open_compile()
     async_compile.triton(**pointwise(1)).result(PATIENCE)
     in_a_fork(lambda: None)
@@ -704,9 +698,7 @@ with headstart.AsyncCompile("cuda:90", workers=2) as async_compile:
 
 
 @pytest.mark.usefixtures("either_service")
-def test_a_triton_that_cannot_be_imported_is_reported_with_its_traceback(
-    start_client: Start, tmp_path: Path
-) -> None:
+def test_a_triton_that_cannot_be_imported_is_reported_with_its_traceback(start_client: Start, tmp_path: Path) -> None:
     (tmp_path / "broken" / "triton").mkdir(parents=True)
     (tmp_path / "broken" / "triton" / "__init__.py").write_text(
         '__version__ = "3.9.0"\nraise OSError("no such libtriton")\n'
@@ -730,9 +722,7 @@ def test_a_triton_that_cannot_be_imported_is_reported_with_its_traceback(
     assert "OSError: no such libtriton" in said
 
 
-def test_no_interpreter_to_start_is_a_service_error(
-    open_compile: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_interpreter_to_start_is_a_service_error(open_compile: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     error = open_compile().triton(**pointwise()).exception(PATIENCE)
     assert isinstance(error, ServiceError)
@@ -777,9 +767,7 @@ print(sorted(os.listdir(Path(disk, "store", "v2", "tmp"))) if Path(disk, "store"
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
-def test_a_cache_folder_that_is_full_or_read_only_costs_one_warning_and_no_kernel(
-    tmp_path: Path, how: str
-) -> None:
+def test_a_cache_folder_that_is_full_or_read_only_costs_one_warning_and_no_kernel(tmp_path: Path, how: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = 'mount -t tmpfs -o size=64k none "$1" && shift && exec "$@"'

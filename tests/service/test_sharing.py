@@ -290,9 +290,7 @@ SLURM = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_NODEID": "1", "SLURM
         ({}, None),
     ],
 )
-def test_the_ranks_of_a_job_are_known_by_what_starts_them(
-    variables: dict[str, str], expected: str | None
-) -> None:
+def test_the_ranks_of_a_job_are_known_by_what_starts_them(variables: dict[str, str], expected: str | None) -> None:
     assert sharing.job_on_this_host(variables) == expected
 
 

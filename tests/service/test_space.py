@@ -224,9 +224,7 @@ print(os.listdir(os.path.join(place, "headstart")), os.listdir("/dev/shm/headsta
 
 
 @pytest.mark.triton
-def test_a_compile_that_finds_no_space_is_done_elsewhere(
-    runtime_folder: Path, tmp_path: Path
-) -> None:
+def test_a_compile_that_finds_no_space_is_done_elsewhere(runtime_folder: Path, tmp_path: Path) -> None:
     mount = 'mount -t tmpfs -o size=12m none "$XDG_RUNTIME_DIR" && mount -t tmpfs none /dev/shm && exec "$@"'
     within = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
     if not shutil.which("unshare") or subprocess.run([*within, "true"], capture_output=True).returncode:

@@ -195,9 +195,7 @@ held.__enter__()
 """
 
 
-def test_the_runtime_folder_s_lock_is_not_waited_for_without_end(
-    impatient: None, runtime_folder: Path
-) -> None:
+def test_the_runtime_folder_s_lock_is_not_waited_for_without_end(impatient: None, runtime_folder: Path) -> None:
     folder = sharing.user_socket().parent
     with somebody(_LOCKS_A_FOLDER, folder) as holder, stopped(holder.pid):
         with runtime.service_folder() as mine:
@@ -274,7 +272,7 @@ def test_a_shared_service_that_is_stopped_is_left_alone_and_joined_again_later(
 
 
 def test_a_service_that_nobody_knows_why_it_was_silent_is_left_alone_for_a_while(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sharing, "_stuck", {})
     pid = os.getpid()

@@ -269,9 +269,7 @@ def test_a_use_is_written_down_at_most_once_a_minute(disk: OnDisk) -> None:
         assert (disk.path(A).stat().st_mtime > used + 1) is touched
 
 
-def test_a_use_that_cannot_be_written_down_is_still_a_hit(
-    disk: OnDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_use_that_cannot_be_written_down_is_still_a_hit(disk: OnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(disk.store, A)
     disk.last_used(A)
     monkeypatch.setattr(os, "utime", failing(errno.EROFS))
@@ -288,9 +286,7 @@ def test_a_damaged_entry_is_kept_for_people_to_look_at(disk: OnDisk) -> None:
     assert aside.stat().st_mtime > time.time() - 60
 
 
-def test_a_damaged_entry_that_cannot_be_moved_is_removed(
-    disk: OnDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_entry_that_cannot_be_moved_is_removed(disk: OnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.overwrite(A, b"rubbish")
     monkeypatch.setattr(os, "utime", failing(errno.EPERM))
     assert disk.store.find(A) is None
@@ -455,9 +451,7 @@ def test_a_file_size_limit_makes_the_store_unavailable_and_leaves_nothing(disk: 
     publish(disk.store, A)
 
 
-@pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO]
-)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO])
 def test_a_publish_that_fails_at_the_last_step_leaves_nothing(
     disk: OnDisk, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,18 +476,14 @@ def test_a_store_whose_folder_is_a_file_is_unavailable(tmp_path: Path) -> None:
         store.publish(A, parts(A))
 
 
-def test_pruning_a_store_that_cannot_be_written_says_so(
-    disk: OnDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pruning_a_store_that_cannot_be_written_says_so(disk: OnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(disk.store, A)
     monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
     with pytest.raises(StoreUnavailable, match="Read-only file system"):
         disk.store.clear()
 
 
-def test_an_entry_pruned_before_its_publisher_looks_is_none(
-    disk: OnDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_pruned_before_its_publisher_looks_is_none(disk: OnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = Path.replace
 
     def replace_and_prune(self: Path, target: Path) -> Path:

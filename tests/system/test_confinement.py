@@ -243,9 +243,7 @@ def attacks(canary: Path, secret: Path) -> dict[str, CompileRequest]:
             constexpr.format(parameters=": (lambda eval: 1) = 1", line=f'eval("{module}")') + calls
         ),
         "a lambda's parameter in an annotation, captured": request(
-            captured(
-                f"@triton.jit\ndef k(x: (lambda getattr: 1)):\n    getattr(tl.core, 'inspect').{run}\n{BODY}"
-            )
+            captured(f"@triton.jit\ndef k(x: (lambda getattr: 1)):\n    getattr(tl.core, 'inspect').{run}\n{BODY}")
         ),
         "an alias imported twice": request(
             f"from triton.language import core as a\nfrom triton import language as a\n{HEAD}"
@@ -267,11 +265,7 @@ def attacks(canary: Path, secret: Path) -> dict[str, CompileRequest]:
         "a namespace is named like a module that Triton swaps": request(
             captured(
                 f"@triton.jit\ndef k(x):\n    m.core.inspect.{run}\n{BODY}",
-                {
-                    "m": Namespace(
-                        "triton.language.extra.libdevice", {"core": Constant(1), "inspect": Constant(1)}
-                    )
-                },
+                {"m": Namespace("triton.language.extra.libdevice", {"core": Constant(1), "inspect": Constant(1)})},
             )
         ),
         "what is unbound is a builtin": request(
@@ -286,9 +280,7 @@ def attacks(canary: Path, secret: Path) -> dict[str, CompileRequest]:
         "a name of the kernel is a path": request(
             msgspec.structs.replace(captured(f"@triton.jit\ndef k(x):\n{BODY}"), entry_name=str(canary))
         ),
-        "a module of Triton's": request(
-            HEAD + f"@triton.jit\ndef k(x):\n{BODY}", module="triton.language.core"
-        ),
+        "a module of Triton's": request(HEAD + f"@triton.jit\ndef k(x):\n{BODY}", module="triton.language.core"),
         "assembly brings in a file": request(
             f"{HEAD}@triton.jit\ndef k(x):\n    i = tl.arange(0, 64)\n    tl.store(x + i, tl.inline_asm_elementwise("
             f"'.incbin \"{secret}\"', '=v,v', [tl.load(x + i)], dtype=tl.float32, is_pure=False, pack=1))\n",
@@ -309,9 +301,7 @@ ATTACKS = list(attacks(Path("/canary"), Path("/secret")))
 
 
 @needs_confinement
-def test_whatever_a_manifest_carries_runs_nothing_reads_nothing_and_ends(
-    unvouched: Open, tmp_path: Path
-) -> None:
+def test_whatever_a_manifest_carries_runs_nothing_reads_nothing_and_ends(unvouched: Open, tmp_path: Path) -> None:
     canary, secret, tool = tmp_path / "canary", tmp_path / "secret", tmp_path / "tool"
     secret.write_text("the secret 4711")
     tool.write_text(f"#!/bin/sh\ntouch {canary}\n")
@@ -341,9 +331,7 @@ def test_a_file_name_decides_nothing(unvouched: Open, tmp_path: Path, filename: 
     (tmp_path / "evil.py").write_text(f"{HEAD}@triton.jit\ndef k(x):\n    tl.store(x, 2)\n")
     compiler = unvouched(use_store=False)
     plain, odd = (
-        compiler.submit(request(source, filename=name), use_store=False, vouched=False, digest=name).result(
-            PATIENCE
-        )
+        compiler.submit(request(source, filename=name), use_store=False, vouched=False, digest=name).result(PATIENCE)
         for name in ("k.py", filename.format(module=tmp_path / "evil"))
     )
     assert odd.asm["cubin"] == plain.asm["cubin"]
@@ -354,9 +342,7 @@ def test_a_file_name_decides_nothing(unvouched: Open, tmp_path: Path, filename: 
 
 @needs_confinement
 @pytest.mark.parametrize("line", ["m = 10**10**10", "while True: pass"])
-def test_what_never_ends_is_ended_and_says_so(
-    unvouched: Open, monkeypatch: pytest.MonkeyPatch, line: str
-) -> None:
+def test_what_never_ends_is_ended_and_says_so(unvouched: Open, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     monkeypatch.setenv("HEADSTART_COMPILE_TIMEOUT", "1.5")
     source = f"{HEAD}@triton.constexpr_function\ndef f(n):\n    {line}\n    return 1\n"
     source += f"@triton.jit\ndef k(x):\n    n: tl.constexpr = f(1)\n{BODY}"
@@ -392,9 +378,9 @@ def test_what_uses_the_machine_up_is_ended_and_says_so(
     monkeypatch.setenv("HEADSTART_MEMORY_LIMIT", "300MiB")
     before = f"import os, tempfile, time\nfolder = tempfile.gettempdir()\n{USES[what]}\n"
     with pytest.raises(CompileOutOfMemory):
-        unvouched(workers=1).submit(
-            request(f"{before}{HEAD}@triton.jit\ndef k(x):\n{BODY}"), vouched=False
-        ).result(PATIENCE)
+        unvouched(workers=1).submit(request(f"{before}{HEAD}@triton.jit\ndef k(x):\n{BODY}"), vouched=False).result(
+            PATIENCE
+        )
 
 
 @needs_confinement
@@ -468,9 +454,7 @@ def entry(**fields):
         assert (told.raised, told.files, told.reproduce, told.needs_program) == ("", {}, "", False)
     # The service goes on, and so do others.
     assert (
-        compiler.submit(request(f"{HEAD}@triton.jit\ndef k(x):\n{BODY}"), vouched=False)
-        .result(PATIENCE)
-        .asm["cubin"]
+        compiler.submit(request(f"{HEAD}@triton.jit\ndef k(x):\n{BODY}"), vouched=False).result(PATIENCE).asm["cubin"]
     )
 
 
@@ -482,9 +466,7 @@ def test_an_unvouched_kernel_is_the_one_that_triton_makes(unvouched: Open, famil
     kernel = pointwise()
     compiler = unvouched(workers=1)
     confined = [
-        compiler.submit(request(name="pointwise", **_without_name(pointwise(factor))), vouched=False).result(
-            PATIENCE
-        )
+        compiler.submit(request(name="pointwise", **_without_name(pointwise(factor))), vouched=False).result(PATIENCE)
         for factor in (2.0, 3.0)
     ]
     free = compiler.triton(**pointwise(4.0)).result(PATIENCE)
@@ -536,9 +518,7 @@ def test_a_replay_of_what_nobody_vouches_for_is_confined_and_brings_no_tools(
         request(f"import os\n{source.format('reads')}", name="reads"),
     ]
     told = Told()
-    kernels = [
-        Specialization(request=each, digest=each.digest(), last_seen=dt.date(2026, 11, 23)) for each in asks
-    ]
+    kernels = [Specialization(request=each, digest=each.digest(), last_seen=dt.date(2026, 11, 23)) for each in asks]
     replay.Replay(Manifest.of(kernels, [], []), lambda: told, trusted=trusted).run()  # type: ignore[arg-type,return-value]
     everything = [("plain", True), ("plugin", True), ("reads", True), ("tool", True)]
     assert sorted(told.asked) == (everything if trusted else [("plain", False)])
@@ -588,17 +568,13 @@ with headstart.AsyncCompile(vouched=False, workers=1) as compiler:
     print("cubin" in compiler.submit(request).result(60).asm)
 """
     said = start_client(program).finish()
-    assert (
-        "its worker cannot be confined here: this kernel, or the container around, offers no Landlock" in said
-    )
+    assert "its worker cannot be confined here: this kernel, or the container around, offers no Landlock" in said
     assert "if you know where its source comes from, pass --trust" in said
     assert said.endswith("True\n")
 
 
 @needs_confinement
-def test_build_and_doctor_say_that_nothing_can_be_confined(
-    start_client: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_build_and_doctor_say_that_nothing_can_be_confined(start_client: Callable[..., Any], tmp_path: Path) -> None:
     each = request(HEAD + f"@triton.jit\ndef k(x):\n{BODY}")
     path = tmp_path / "app.manifest"
     recorded = Specialization(request=each, digest=each.digest(), last_seen=dt.date(2026, 11, 23))

@@ -27,9 +27,7 @@ def test_the_cache_folder_is_the_platforms(tmp_path: Path, monkeypatch: pytest.M
     assert cache_dir() == tmp_path / "headstart"
 
 
-def test_the_cache_folder_is_the_users_choice_made_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_folder_is_the_users_choice_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     places = {"/var/kernels": "/var/kernels", "~/kernels": "/home/me/kernels", "k": f"{tmp_path}/k"}
@@ -38,16 +36,12 @@ def test_the_cache_folder_is_the_users_choice_made_absolute(
         assert cache_dir() == Path(folder)
 
 
-def test_asking_for_the_cache_folder_does_not_make_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_asking_for_the_cache_folder_does_not_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADSTART_CACHE_DIR", str(tmp_path / "new"))
     assert not cache_dir().exists()
 
 
-def test_the_runtime_folder_is_made_for_its_user_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_runtime_folder_is_made_for_its_user_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     path = runtime_dir()
     assert path == tmp_path / "headstart"
@@ -64,9 +58,7 @@ def test_without_a_session_the_runtime_folder_is_in_a_shared_one_and_carries_its
 
     monkeypatch.setattr(os, "access", lambda path, mode: memory_is_writable)
     monkeypatch.setattr(os, "mkdir", refuse)  # so that nothing is left there
-    with pytest.raises(
-        ServiceError, match=f"folder {shared}/headstart-{os.getuid()}: full; set XDG_RUNTIME_DIR"
-    ):
+    with pytest.raises(ServiceError, match=f"folder {shared}/headstart-{os.getuid()}: full; set XDG_RUNTIME_DIR"):
         runtime_dir()
 
 
@@ -82,9 +74,7 @@ def test_a_runtime_folder_that_others_can_enter_is_refused(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give folders away")
-def test_a_runtime_folder_of_somebody_else_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runtime_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     os.chown(runtime_dir(), 12345, -1)
     with pytest.raises(ServiceError, match="owner 12345"):
@@ -136,9 +126,7 @@ def test_the_runtime_folder_among_others_has_a_plain_name_if_nobody_took_it(tmp_
 
 
 @pytest.mark.parametrize("what", ["link", "dangling link", "file"])
-def test_what_is_not_a_folder_is_no_runtime_folder(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_a_folder_is_no_runtime_folder(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     place, private = tmp_path / "headstart", tmp_path / "private"
     if what == "file":

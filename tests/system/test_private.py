@@ -91,9 +91,7 @@ def test_a_folder_that_only_its_user_can_write_is_relied_on(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("how", ["everybody", "everybody, sticky", "a group", "another user"])
-def test_a_folder_that_others_can_write_is_refused(
-    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_others_can_write_is_refused(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(private, "_is_private_group", lambda gid, uid: False)
     folder = tmp_path / "folder"
     folder.mkdir(0o755)
@@ -223,9 +221,7 @@ def test_a_store_that_others_make_while_it_is_looked_for_is_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize("how", ["everybody", "another user"])
-def test_an_entry_that_others_can_write_is_set_aside(
-    cache: Path, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_entry_that_others_can_write_is_set_aside(cache: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     store = DiskStore(cache)
     entry = store.publish(KEY, parts())
     assert entry is not None

@@ -126,9 +126,7 @@ def test_a_message_is_decoded_as_it_was_encoded(name: str) -> None:
     st.lists(st.integers(0, 3), max_size=5),
     st.lists(st.integers(0, 2000), max_size=8),
 )
-def test_a_stream_gives_the_same_messages_however_it_is_cut(
-    name: str, picks: list[int], cuts: list[int]
-) -> None:
+def test_a_stream_gives_the_same_messages_however_it_is_cut(name: str, picks: list[int], cuts: list[int]) -> None:
     sent = [MESSAGES[name][pick % len(MESSAGES[name])] for pick in picks]
     stream = b"".join(map(wire.frame, sent))
     deframer = Deframer(UNIONS[name])
@@ -199,9 +197,7 @@ def test_random_bytes_never_raise_anything_but_a_protocol_error(name: str, data:
         pass
 
 
-@given(
-    st.sampled_from(list(UNIONS)), st.integers(0, 3), st.integers(0, 5000), st.binary(min_size=1, max_size=8)
-)
+@given(st.sampled_from(list(UNIONS)), st.integers(0, 3), st.integers(0, 5000), st.binary(min_size=1, max_size=8))
 def test_a_damaged_message_never_raises_anything_but_a_protocol_error(
     name: str, pick: int, at: int, noise: bytes
 ) -> None:

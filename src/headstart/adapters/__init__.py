@@ -4,4 +4,6 @@
     triton, inductor       programs that launch `@triton.jit` kernels; torch.compile
     fallback               what is left to the program's own process, counted and said once
     recording, journal     what a program compiled, written down meanwhile; replay: kicked off at its next start
+
+In doubt an adapter falls back, and says so.
 """

@@ -301,9 +301,7 @@ class Enabled:
                 from headstart.adapters.replay import Replay
 
                 choices = self._choices
-                self.replay = Replay(
-                    manifest, lambda: adapter.compiler, trusted=choices.trusted, target=choices.target
-                )
+                self.replay = Replay(manifest, lambda: adapter.compiler, trusted=choices.trusted, target=choices.target)
                 if not self._closed:
                     adapter.compiler.start()
                     self._loaded.set()

@@ -5,4 +5,6 @@
     manifest               what a run compiled; specialization: one of it; comparing: two manifests
     vetting                what of one from elsewhere may be compiled; vetting_words: what it may name
     reproduce              a failed request, as a plan that compiles it again
+
+Decoding any of them runs nothing.
 """

@@ -53,9 +53,7 @@ def compare(before: Manifest, after: Manifest) -> Difference:
     )
 
 
-def _by_name(
-    specializations: Mapping[str, Specialization], others: Container[str]
-) -> dict[str, list[Specialization]]:
+def _by_name(specializations: Mapping[str, Specialization], others: Container[str]) -> dict[str, list[Specialization]]:
     found: dict[str, list[Specialization]] = {}
     own = (each for digest, each in specializations.items() if digest not in others)
     for each in sorted(own, key=lambda each: (each.request.name, each.digest)):

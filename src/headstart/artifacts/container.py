@@ -88,9 +88,7 @@ def check_version(path: str | os.PathLike[str], found: int, supported: int) -> N
             there was one.
     """
     if found > supported:
-        raise FutureVersionError(
-            path, f"format {found} is newer than {supported}, which this headstart reads"
-        )
+        raise FutureVersionError(path, f"format {found} is newer than {supported}, which this headstart reads")
     if 0 < found < supported:
         raise PastVersionError(
             path, f"format {found} is of an older headstart, which could make other kernels than Triton: make it anew"

@@ -141,8 +141,7 @@ def pack_entry(
             components=list(components),
             metadata=dict(metadata),
             artifacts=[
-                ArtifactInfo(artifact, len(data), sha256(data).digest())
-                for artifact, data in artifacts.items()
+                ArtifactInfo(artifact, len(data), sha256(data).digest()) for artifact, data in artifacts.items()
             ],
             compile_wall_s=compile_wall_s,
             compile_cpu_s=compile_cpu_s,
@@ -153,8 +152,7 @@ def pack_entry(
     )
     if len(header) > MAX_HEADER_BYTES:
         raise ValueError(
-            f"{name}: source, metadata and output take {len(header)} bytes; "
-            f"an entry has room for {MAX_HEADER_BYTES}"
+            f"{name}: source, metadata and output take {len(header)} bytes; an entry has room for {MAX_HEADER_BYTES}"
         )
     return [_PREFIX.pack(MAGIC, VERSION, len(header), sha256(header).digest()), header, *artifacts.values()]
 
@@ -357,5 +355,3 @@ def _parse(path: Path | None, snapshot: Snapshot, offset: int, size: int) -> _La
     if len(layout.artifacts) != len(header.artifacts):
         raise DamagedError(place, "two artifacts have the same name")
     return layout
-
-

@@ -14,9 +14,7 @@ NAMES = {
 }
 
 
-DECORATORS = {
-    f"{module}.{name}" for module, names in NAMES.items() for name in names & {"constexpr_function", "jit"}
-}
+DECORATORS = {f"{module}.{name}" for module, names in NAMES.items() for name in names & {"constexpr_function", "jit"}}
 
 
 LANGUAGE = "triton.language"

@@ -177,9 +177,7 @@ class Binder:
         core = reading.core()
         if core is not None:
             if kind is core.constexpr:
-                return Constexpr(
-                    self.bind(self._dependencies.look_up(vars(value), "value"), ITSELF, name, user)
-                )
+                return Constexpr(self.bind(self._dependencies.look_up(vars(value), "value"), ITSELF, name, user))
             if kind is core.dtype:
                 return Dtype(value.name)
         if isinstance(value, tuple) and (fields := named_tuple_fields(kind)) is not None:
@@ -298,9 +296,7 @@ def _member(value: Any) -> Member | None:
         return Member(module.__name__, path)
     if not reading.is_triton(home):
         return None
-    return next(
-        (Member(module.__name__, name) for name, member in vars(module).items() if member is value), None
-    )
+    return next((Member(module.__name__, name) for name, member in vars(module).items() if member is value), None)
 
 
 def _at(module: types.ModuleType, path: str) -> Any:

@@ -188,9 +188,7 @@ class _Capturing:
         for function in (kernel, *arguments):
             self._function(function)
         self._taken.arguments = list(arguments)
-        self._taken.source = CapturedSource(
-            [function for function in self._functions if function is not None]
-        )
+        self._taken.source = CapturedSource([function for function in self._functions if function is not None])
         return self._taken
 
     def _function(self, function: Any) -> int:
@@ -257,9 +255,7 @@ class _Capturing:
                 names[name] = self._binder.bind(value, uses, name, user)
             except CannotTravel as error:
                 # In Triton a name without a meaning is an error, always; Python may have a builtin of it, or catch it.
-                may_go = (
-                    is_jit and name not in reading.BUILTIN_NAMES and (self._lenient or name in parsed.assigned)
-                )
+                may_go = is_jit and name not in reading.BUILTIN_NAMES and (self._lenient or name in parsed.assigned)
                 if not may_go:
                     raise
                 names[name] = Unbound(error.why if error.name == name else str(error))
@@ -269,11 +265,7 @@ class _Capturing:
         given: Iterable[tuple[str, Any]]
         if is_jit:
             parameters = function.signature.parameters.values()
-            given = [
-                (each.name, each.default)
-                for each in parameters
-                if each.default is not inspect.Parameter.empty
-            ]
+            given = [(each.name, each.default) for each in parameters if each.default is not inspect.Parameter.empty]
         else:
             given = python.defaults_of(function.fn)
             for attribute in ("__defaults__", "__kwdefaults__"):

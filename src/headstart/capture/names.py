@@ -316,9 +316,7 @@ def _outside(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.ClassDef):
         yield from (*node.bases, *node.keywords)
     if isinstance(node, _FUNCTIONS):
-        yield from (
-            default for default in (*node.args.defaults, *node.args.kw_defaults) if default is not None
-        )
+        yield from (default for default in (*node.args.defaults, *node.args.kw_defaults) if default is not None)
         yield from (each.annotation for each in _arguments(node.args) if each.annotation is not None)
         if not isinstance(node, ast.Lambda) and node.returns is not None:
             yield node.returns
@@ -333,9 +331,7 @@ def _bound(scope: ast.AST) -> Iterator[str]:
         yield from (part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name))
         return
     body = scope.body if isinstance(scope.body, list) else [scope.body]  # type: ignore[attr-defined]
-    declared = {
-        name for node in _own(body) if isinstance(node, (ast.Global, ast.Nonlocal)) for name in node.names
-    }
+    declared = {name for node in _own(body) if isinstance(node, (ast.Global, ast.Nonlocal)) for name in node.names}
     yield from (name for node in _own(body) for name in _binds(node) if name not in declared)
 
 

@@ -84,9 +84,7 @@ def _facts(code: types.CodeType) -> tuple[Any, ...]:
     """What a code does, its place in a file left out."""
     return (
         code.co_code,
-        tuple(
-            _facts(each) if isinstance(each, types.CodeType) else _constant(each) for each in code.co_consts
-        ),
+        tuple(_facts(each) if isinstance(each, types.CodeType) else _constant(each) for each in code.co_consts),
         code.co_names,
         code.co_varnames,
         code.co_freevars,
@@ -103,9 +101,7 @@ def _constant(value: Any) -> tuple[Any, ...]:
     if isinstance(value, frozenset):
         return (frozenset, *sorted(map(repr, map(_constant, value))))
     if isinstance(value, str):
-        value = value.rpartition("<locals>.")[
-            2
-        ]  # Python 3.10 keeps qualified names of inner functions among constants
+        value = value.rpartition("<locals>.")[2]  # Python 3.10 keeps qualified names of inner functions among constants
     return type(value), repr(value)
 
 

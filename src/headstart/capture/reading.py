@@ -66,14 +66,10 @@ def jit_function(kernel: Any) -> Any:
     if isinstance(kernel, FunctionType):
         raise UsageError(f"{kernel.__name__} is a plain Python function: @triton.jit is missing")
     if type(function).__name__ == "InterpretedFunction":
-        raise UsageError(
-            "TRITON_INTERPRET is set, so @triton.jit makes functions that cannot be compiled; unset it"
-        )
+        raise UsageError("TRITON_INTERPRET is set, so @triton.jit makes functions that cannot be compiled; unset it")
     if type(function).__name__ == "GluonJITFunction":
         raise UsageError(f"{function.__name__} is a Gluon function, which headstart cannot compile yet")
-    raise UsageError(
-        f"expected source text or a @triton.jit function, not {type(kernel).__name__} ({kernel!r:.80})"
-    )
+    raise UsageError(f"expected source text or a @triton.jit function, not {type(kernel).__name__} ({kernel!r:.80})")
 
 
 def kind(value: Any) -> Kind | None:

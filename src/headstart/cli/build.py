@@ -79,9 +79,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Compile what a manifest carries whatever it may do: you know where it comes from.",
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the outcome as one JSON object, the last line of stdout."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON object, the last line of stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 @click.pass_context
 def build(

@@ -64,9 +64,7 @@ class Build:
         self.as_recorded = 0
         self.used: dict[Target, None] = {}
 
-    def run(
-        self, requests: Iterable[KernelSpec | _Recorded], progress: Progress
-    ) -> UsageError | None:
+    def run(self, requests: Iterable[KernelSpec | _Recorded], progress: Progress) -> UsageError | None:
         """Build everything that a plan or a manifest yields; what was wrong with the plan itself is returned."""
         self._progress = progress
         plan_error = None

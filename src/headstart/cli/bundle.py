@@ -46,9 +46,7 @@ def list_(path: Path, as_json: bool) -> None:
     for item in opened:
         size = human_bytes(item.length)
         kind = "" if item.kind == "kernel" else f"  ({printable(item.kind)})"
-        click.echo(
-            f"{item.key[:_SHORT_KEY]}  {printable(item.target):12}  {size:>10}  {printable(item.name)}{kind}"
-        )
+        click.echo(f"{item.key[:_SHORT_KEY]}  {printable(item.target):12}  {size:>10}  {printable(item.name)}{kind}")
     total = human_bytes(sum(item.length for item in opened))
     toolchains = count(len(opened.toolchains), "toolchain")
     kernels = sum(item.kind == "kernel" for item in opened)
@@ -66,9 +64,7 @@ def verify(path: Path) -> None:
     for problem in problems:
         click.echo(printable_lines(str(problem)), err=True)
     if problems:
-        raise Failure(
-            f"{path}: {len(problems)} of {count(len(opened), 'kernel')} damaged; build the bundle again"
-        )
+        raise Failure(f"{path}: {len(problems)} of {count(len(opened), 'kernel')} damaged; build the bundle again")
     click.echo(f"{path}: {count(len(opened), 'kernel')}, all good")
 
 
@@ -102,9 +98,7 @@ def merge(out: Path, paths: Sequence[Path]) -> None:
     check_replaceable(out, BUNDLE)
     with reading(out):
         kernels = merge_bundles(out, *paths)
-    click.echo(
-        f"{out}: {count(kernels, 'kernel')} of {count(len(paths), 'bundle')}, {human_bytes(out.stat().st_size)}"
-    )
+    click.echo(f"{out}: {count(kernels, 'kernel')} of {count(len(paths), 'bundle')}, {human_bytes(out.stat().st_size)}")
 
 
 def item_fields(item: BundleItem) -> dict[str, str | int]:
@@ -127,9 +121,7 @@ def _chosen(opened: Bundle, kernels: Sequence[str]) -> list[BundleItem]:
     for kernel in kernels:
         found = [item for item in opened if item.name == kernel or item.key.startswith(kernel)]
         if not found:
-            raise UsageError(
-                f"no kernel {kernel!r} in {opened.path}; headstart bundle list shows those that are"
-            )
+            raise UsageError(f"no kernel {kernel!r} in {opened.path}; headstart bundle list shows those that are")
         chosen.update((item.key, item) for item in found)
     return list(chosen.values())
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 import msgspec
 
 from headstart.cli import Failure, count, human_bytes
 from headstart.errors import UsageError
 from headstart.stores import open_store
-from headstart.stores.base import PruneReport
+from headstart.stores.base import Listed, PruneReport
 from headstart.stores.disk import DiskStore
 from headstart.system.settings import Settings, parse_size
 
@@ -37,12 +39,14 @@ def cache() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(as_json: bool) -> None:
     """Show where the cache is and how much is in it."""
-    found = _store().info()
+    store = _store()
+    found, kinds = store.info(), _kinds(store)
     if as_json:
-        click.echo(msgspec.json.encode({**msgspec.structs.asdict(found), "path": str(found.path)}))
+        click.echo(msgspec.json.encode({**msgspec.structs.asdict(found), "path": str(found.path), "kinds": kinds}))
         return
     limit = "no limit" if found.limit is None else f"limit {human_bytes(found.limit)}"
-    click.echo(f"{count(found.entries, 'kernel')}, {human_bytes(found.bytes)} ({limit}) in {found.path}")
+    held = ", ".join(count(number, kind) for kind, number in kinds.items())
+    click.echo(f"{held}, {human_bytes(found.bytes)} ({limit}) in {found.path}")
 
 
 @cache.command()
@@ -82,6 +86,12 @@ def retry(kernel: str) -> None:
         click.echo(f"{each.kernel} ({each.target}) will be tried again; {each.failure.summary}")
     if not forgotten:
         raise Failure(f"no failure of {kernel!r} is remembered")
+
+
+def _kinds(store: Listed) -> dict[str, int]:
+    """How many readable entries of each kind there are, kernels first."""
+    found = Counter(entry.header.kind for entry in store.entries())
+    return {"kernel": found.pop("kernel", 0), **dict(sorted(found.items()))}
 
 
 def _store() -> DiskStore:

@@ -167,13 +167,9 @@ def check_ptxas(toolchain: Toolchain) -> Iterator[Check]:
 
 def _check_tool(tool: str, path: Path, remedy: str) -> Check:
     try:
-        run = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=TOOL_TIMEOUT, check=True
-        )
+        run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=TOOL_TIMEOUT, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        return Check(
-            tool, "fail", f"{path} does not run: {error}", f"{remedy}; is its folder mounted noexec?"
-        )
+        return Check(tool, "fail", f"{path} does not run: {error}", f"{remedy}; is its folder mounted noexec?")
     release = re.search(r"release \S+, V(\S+)", run.stdout)
     return Check(tool, "ok", f"{release[1] if release else 'unknown version'}, {path}")
 
@@ -192,9 +188,7 @@ def check_processes() -> Check:
     """Whether processes can be made and watched as the service does it."""
     name = "processes"
     if not sys.executable:
-        return Check(
-            name, "fail", "sys.executable is empty", "run headstart with a Python interpreter, not embedded"
-        )
+        return Check(name, "fail", "sys.executable is empty", "run headstart with a Python interpreter, not embedded")
     try:
         subprocess.run(
             [sys.executable, "-I", "-S", "-c", _PROCESS_TRIAL],
@@ -263,14 +257,10 @@ def check_cache_folder() -> Check:
             file.write(b"headstart")
         free = shutil.disk_usage(existing).free
     except OSError as error:
-        return Check(
-            name, "fail", f"{folder} cannot be written: {error.strerror}; results are not kept", remedy
-        )
+        return Check(name, "fail", f"{folder} cannot be written: {error.strerror}; results are not kept", remedy)
     found = f"{folder}, {human_bytes(free)} free"
     if free < LOW_SPACE:
-        return Check(
-            name, "warn", found, "headstart cache prune --max-size, or set HEADSTART_CACHE_DIR elsewhere"
-        )
+        return Check(name, "warn", found, "headstart cache prune --max-size, or set HEADSTART_CACHE_DIR elsewhere")
     return Check(name, "ok", found if folder.exists() else f"{found}; will be made")
 
 
@@ -279,9 +269,7 @@ def check_store() -> Check:
     try:
         info = open_store(cache_dir()).info()
     except OSError as error:
-        return Check(
-            "store", "fail", f"cannot be read: {error}", "set HEADSTART_CACHE_DIR to a folder of your own"
-        )
+        return Check("store", "fail", f"cannot be read: {error}", "set HEADSTART_CACHE_DIR to a folder of your own")
     return Check("store", "ok", f"{count(info.entries, 'kernel')}, {human_bytes(info.bytes)}")
 
 
@@ -324,9 +312,7 @@ def check_environment() -> Iterator[Check]:
     for variable, effect in _stepping_aside():
         found = True
         value = os.environ[variable]
-        yield Check(
-            "environment", "warn", f"{variable}={value}: {effect}", f"unset {variable} if this is not meant"
-        )
+        yield Check("environment", "warn", f"{variable}={value}: {effect}", f"unset {variable} if this is not meant")
     if not found:
         yield Check("environment", "ok", "no variable makes headstart step aside")
 

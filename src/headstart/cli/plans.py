@@ -95,9 +95,7 @@ class KernelSpec:
         else:
             source, constants = _captured(source_or_fn, constants, signature)
             if name not in (None, source.kernel.name):
-                raise UsageError(
-                    f"name={name!r} was given with the function {source.kernel.name}; leave it out"
-                )
+                raise UsageError(f"name={name!r} was given with the function {source.kernel.name}; leave it out")
             name = source.kernel.name
             if filename is not None:
                 source = source.shown_in(filename)
@@ -227,9 +225,7 @@ def _parse(text: bytes, path: Path, plan: str) -> CodeType:
 
 
 def _import_module(plan: str) -> ModuleType:
-    missing = UsageError(
-        f"no plan {plan!r}: there is no such file, and no such module that can be imported from here"
-    )
+    missing = UsageError(f"no plan {plan!r}: there is no such file, and no such module that can be imported from here")
     if not all(part.isidentifier() for part in plan.split(".")):
         raise missing
     try:

@@ -79,9 +79,7 @@ class Progress:
 class PlainProgress(Progress):
     """Lines for a log file: every few seconds, at each failure, and at the end."""
 
-    def __init__(
-        self, tally: Tally, in_flight: InFlight, stream: TextIO, interval: float = PLAIN_INTERVAL
-    ) -> None:
+    def __init__(self, tally: Tally, in_flight: InFlight, stream: TextIO, interval: float = PLAIN_INTERVAL) -> None:
         self._tally = tally
         self._in_flight = in_flight
         self._stream = stream

@@ -5,4 +5,6 @@
     connection             the socket and its thread; asked, prepared: what is sent; watch, service_death: its end
     launch, sharing        how a service is started, and where a shared one is found; control: what it can be told
     bundler, timeline      reading and writing bundles; what became of the requests
+
+It imports neither `service` nor `worker`.
 """

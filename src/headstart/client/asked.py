@@ -151,6 +151,4 @@ def _error(failure: wire.Failure, request: CompileRequest) -> HeadstartError:
         return ServiceError(f"{request.name} cannot be compiled: {failure.summary}")
     told = msgspec.structs.asdict(failure)
     kind = COMPILE_ERRORS.get(told.pop("kind"), COMPILE_ERRORS["compile"])
-    return kind(
-        told.pop("summary"), kernel=request.name, target=request.target, options=request.options, **told
-    )
+    return kind(told.pop("summary"), kernel=request.name, target=request.target, options=request.options, **told)

@@ -376,9 +376,7 @@ class AsyncCompile:
             )
         return len(usable)
 
-    def _bundled(
-        self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool
-    ) -> KernelFuture:
+    def _bundled(self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool) -> KernelFuture:
         def rebuild(error: DamagedError) -> Entry:
             _log.warning("%s is compiled again: %s", request.name, error)
             return self.client.compile_again(request, self._policy, self._on_answer, vouched)

@@ -211,13 +211,13 @@ class Client:
         )
 
     def _located(self, request: CompileRequest, result: wire.Result) -> Entry | None:
-        return Entry.from_bytes(result.entry) if result.entry else self.store.find(
-            result.key, kind="kernel", request_digest=request.digest()
+        return (
+            Entry.from_bytes(result.entry)
+            if result.entry
+            else self.store.find(result.key, kind="kernel", request_digest=request.digest())
         )
 
-    def compile_again(
-        self, request: CompileRequest, policy: Policy, answered: Answered | None, vouched: bool
-    ) -> Entry:
+    def compile_again(self, request: CompileRequest, policy: Policy, answered: Answered | None, vouched: bool) -> Entry:
         """Wait for the service to compile what was there before and is gone. Arguments as for `submit`.
 
         Raises:

@@ -131,9 +131,7 @@ class ServiceConnection:
         """Set while the describer with these settings, once prepared or asked, answers within milliseconds."""
         return self._prepared.awake(settings)
 
-    def ask(
-        self, name: str, policy: Policy, stamp: str, settings: Settings, question: bytes
-    ) -> DescriberQuestion:
+    def ask(self, name: str, policy: Policy, stamp: str, settings: Settings, question: bytes) -> DescriberQuestion:
         """Ask a describer about the kernel `name`. Never waits, as `submit`; see `DescriberQuestion`."""
         asked = DescriberQuestion(self.want, name, policy, stamp, settings, question)
         self._submit(asked)

@@ -128,9 +128,7 @@ class LambdaFuture(Generic[T]):
                 raise _own(error) from None
 
 
-def as_completed(
-    futures: Iterable[LambdaFuture[T]], timeout: float | None = None
-) -> Iterator[LambdaFuture[T]]:
+def as_completed(futures: Iterable[LambdaFuture[T]], timeout: float | None = None) -> Iterator[LambdaFuture[T]]:
     """Yield each future once, in the order in which the service answers.
 
     Args:

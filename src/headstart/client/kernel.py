@@ -94,9 +94,7 @@ class CompiledKernel:
 
     __slots__ = ("asm", "entry", "key", "log", "metadata", "name")
 
-    def __init__(
-        self, entry: Entry, rebuild: Callable[[DamagedError], Entry], log: CompileLog | None = None
-    ) -> None:
+    def __init__(self, entry: Entry, rebuild: Callable[[DamagedError], Entry], log: CompileLog | None = None) -> None:
         self.name = entry.name
         self.key = entry.key
         self.entry = entry

@@ -4,4 +4,6 @@
     plain                  what decorators are given, as plain data
     recipe                 what a decorator makes of a source; the questions to the describer
     recorder, describer    the process that has torch, and runs decorators
+
+Nothing here imports torch before it is called.
 """

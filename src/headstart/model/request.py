@@ -19,9 +19,7 @@ from headstart.model.target import Target
 from headstart.model.values import MAX_DEPTH, constant, named_tuple_fields, scalar
 
 Attributes = dict[str, list[tuple[str, int | str]]]
-Source: TypeAlias = (
-    str | CapturedSource
-)  # what defines a kernel: Python text, or a live function as plain data
+Source: TypeAlias = str | CapturedSource  # what defines a kernel: Python text, or a live function as plain data
 
 
 class TupleType(msgspec.Struct, frozen=True):
@@ -115,10 +113,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
                 _parameter(name, "attrs", key): _facts(value, f"{name}: attrs[{key!r}]")
                 for key, value in (attrs or {}).items()
             },
-            options={
-                str(key): _option(value, f"{name}: options[{key!r}]")
-                for key, value in (options or {}).items()
-            },
+            options={str(key): _option(value, f"{name}: options[{key!r}]") for key, value in (options or {}).items()},
             target=target,
             environment=fingerprint() if environment is None else dict(environment),
             # Only shown; a path that is no text must not cost the kernel.
@@ -128,9 +123,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
         try:
             msgspec.msgpack.encode(request)
         except UnicodeEncodeError as error:
-            field = next(
-                field for field in msgspec.structs.fields(cls) if not _is_text(getattr(request, field.name))
-            )
+            field = next(field for field in msgspec.structs.fields(cls) if not _is_text(getattr(request, field.name)))
             raise UsageError(f"{name}: {field.name}: not valid text: {error.reason}") from None
         return request
 
@@ -139,9 +132,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
         if isinstance(self.signature, str):
             signature = [("signature", self.signature)]
         else:
-            signature = [
-                (f"signature.{name}", type_text(self.signature[name])) for name in sorted(self.signature)
-            ]
+            signature = [(f"signature.{name}", type_text(self.signature[name])) for name in sorted(self.signature)]
         return [
             ("name", self.name),
             ("target", self.target),
@@ -237,9 +228,7 @@ def _signature(kernel: str, signature: Mapping[str, Any] | str) -> dict[str, str
             raise UsageError(f"{kernel}: signature: {parameter!r} is not the name of a parameter")
     # That a parameter is a constexpr says its constant; naming it here too changes nothing.
     return {
-        parameter: _type(kernel, parameter, given)
-        for parameter, given in signature.items()
-        if given != "constexpr"
+        parameter: _type(kernel, parameter, given) for parameter, given in signature.items() if given != "constexpr"
     }
 
 
@@ -267,9 +256,7 @@ def _parameter(kernel: str, argument: str, key: Any) -> str:
     path = key if isinstance(key, tuple) else (key,)
     if path and all(type(index) is int for index in path):
         return "#" + ".".join(str(index) for index in path)
-    raise UsageError(
-        f"{kernel}: {argument}: expected a parameter's name or position such as (0,), got {key!r}"
-    )
+    raise UsageError(f"{kernel}: {argument}: expected a parameter's name or position such as (0,), got {key!r}")
 
 
 def _facts(value: Any, where: str) -> list[tuple[str, int | str]]:
@@ -278,9 +265,7 @@ def _facts(value: Any, where: str) -> list[tuple[str, int | str]]:
     try:
         return [(str(name), fact if isinstance(fact, int) else str(fact)) for name, fact in value]
     except (TypeError, ValueError):
-        raise UsageError(
-            f"{where}: expected a divisibility, 16, or Triton's [['tt.divisibility', 16]]"
-        ) from None
+        raise UsageError(f"{where}: expected a divisibility, 16, or Triton's [['tt.divisibility', 16]]") from None
 
 
 def _option(value: Any, where: str, depth: int = 1) -> Any:

@@ -9,4 +9,6 @@
     loop, runtime          the selector; the folder that lives as long as a service
     intake                 what of a confined worker's answer is believed
     toolchains, reporting  what is known of clients' toolchains; the state of a service, for people
+
+It imports neither Triton nor torch.
 """

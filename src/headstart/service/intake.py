@@ -45,9 +45,7 @@ def without_what_is_not_identity(request: CompileRequest) -> CompileRequest:
     """
     source = request.source
     if isinstance(source, CapturedSource):
-        functions = [
-            msgspec.structs.replace(function, filename=f"{function.name}.py") for function in source.functions
-        ]
+        functions = [msgspec.structs.replace(function, filename=f"{function.name}.py") for function in source.functions]
         source = msgspec.structs.replace(source, functions=functions)
     return msgspec.structs.replace(request, source=source, filename=f"{request.name}.py")
 

@@ -147,9 +147,7 @@ class ProcessPool:
         """End zygotes and busy workers that somebody has stopped (SIGSTOP) and left so; their jobs begin anew."""
         processes = [zygote.process.pid for zygote in self._zygotes.values()]
         # A confined worker that stops itself would begin anew for ever; it has a time limit.
-        processes += [
-            worker.pid for worker in self.workers.values() if worker.pid and not worker.kind.confined
-        ]
+        processes += [worker.pid for worker in self.workers.values() if worker.pid and not worker.kind.confined]
         self._stopped = {pid: self._stopped.get(pid, now) for pid in processes if machine.stopped(pid)}
         over = {pid for pid, since in self._stopped.items() if now - since >= STOPPED_TIMEOUT}
         for kind, zygote in list(self._zygotes.items()):

@@ -49,9 +49,7 @@ def report(
     describers: int,
 ) -> wire.Report:
     """The state of a service, as of `now`."""
-    memory = {
-        number: machine.own_memory(worker.pid) if worker.pid else 0 for number, worker in workers.items()
-    }
+    memory = {number: machine.own_memory(worker.pid) if worker.pid else 0 for number, worker in workers.items()}
     jobs = plan.jobs()
     running = [
         wire.RunningReport(

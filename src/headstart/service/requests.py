@@ -2,6 +2,8 @@
 
     submit ─▶ Lookup (errand) ─▶ in the store? failed before? ──▶ the answer
                                       └─ no ─▶ Requested ─▶ …  Deliver ─▶ Results (errand) ─▶ answers
+
+Everybody who asks for one kernel while it is under way is answered by the one compile.
 """
 
 from __future__ import annotations

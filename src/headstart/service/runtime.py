@@ -126,5 +126,3 @@ def _remove_folders_of_nobody(parent: Path) -> None:
     for other in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), locked_folder(other, wait=False):
             shutil.rmtree(other, ignore_errors=True)
-
-

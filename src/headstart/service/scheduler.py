@@ -93,9 +93,7 @@ class Plan:
         most_zygotes: how many there may be at once.
     """
 
-    def __init__(
-        self, limit: int, *, idle_timeout: float = IDLE_TIMEOUT, most_zygotes: int = MAX_ZYGOTES
-    ) -> None:
+    def __init__(self, limit: int, *, idle_timeout: float = IDLE_TIMEOUT, most_zygotes: int = MAX_ZYGOTES) -> None:
         self.limit = limit
         self._most_zygotes = most_zygotes
         self.idle_timeout = idle_timeout
@@ -150,9 +148,7 @@ class Plan:
         """
         job = self._jobs.get(key)
         if job is None:
-            job = self._jobs[key] = Job(
-                key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket]
-            )
+            job = self._jobs[key] = Job(key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket])
             self._queue.put(job)
             return self._schedule(now)
         newcomer = all(other.client != ticket.client for other in job.tickets)

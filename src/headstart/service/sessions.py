@@ -2,6 +2,8 @@
 
     peers at the door ─▶ Sessions ─▶ answer(session, message)      for each message of one that is there
                              └─────▶ left(session)                 once it is gone, or was hung up on
+
+A session ends at EOF, when its process does, or when it does not read what it is told.
 """
 
 from __future__ import annotations
@@ -66,9 +68,7 @@ class Sessions:
         left: who has gone; called once for each.
     """
 
-    def __init__(
-        self, loop: Loop, answer: Callable[[Session, Any], None], left: Callable[[Session], None]
-    ) -> None:
+    def __init__(self, loop: Loop, answer: Callable[[Session, Any], None], left: Callable[[Session], None]) -> None:
         self._loop = loop
         self._answer = answer
         self._left = left

@@ -4,6 +4,8 @@
     disk        entries as files; memory: in a dict
     wrappers    read-only, tiered, counting: stores made of stores
     failures    what crashed and is not tried again, beside the entries
+
+`open_store` makes the one that a cache folder has.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ def describe_status(status: int) -> str:
 def likely_cause(status: int) -> str:
     """Why a process of a compiler ends like this; empty if nothing is likely."""
     if status == -signal.SIGKILL:
-        return (
-            "SIGKILL comes from the kernel when memory is exhausted (see dmesg), or from somebody's kill -9"
-        )
+        return "SIGKILL comes from the kernel when memory is exhausted (see dmesg), or from somebody's kill -9"
     if status == -signal.SIGABRT:
         return "SIGABRT is how LLVM and MLIR report a failed assertion; the assertion is in the output"
     if status in (-signal.SIGSEGV, -signal.SIGBUS):

@@ -120,9 +120,7 @@ def _service() -> str:
     if not text or text in ("auto", "private", "shared"):
         return text or "auto"
     if "/" not in text:
-        raise UsageError(
-            f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}"
-        )
+        raise UsageError(f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}")
     return os.path.abspath(expanded(text, "HEADSTART_SERVICE"))
 
 

@@ -7,4 +7,6 @@
     cutoff                 where compiles that have become the same program are one
     output, whole          what a compile printed; whether an assembler's output is all there
     vetting_again          the second look at what nobody vouches for, as Triton parsed it
+
+Nothing of it is ever imported by a client, or by a service.
 """

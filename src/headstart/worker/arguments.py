@@ -21,9 +21,7 @@ def _specialization(
 ) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], list[list[Any]]]]:
     names: list[str] = list(function.arg_names)
     constants = {_path(key, names): values.constant(value) for key, value in request.constants.items()}
-    attributes = {
-        _path(key, names): [list(fact) for fact in facts] for key, facts in request.attributes.items()
-    }
+    attributes = {_path(key, names): [list(fact) for fact in facts] for key, facts in request.attributes.items()}
     if isinstance(request.signature, str):
         types_by_name: dict[str, str | TupleType]
         types_by_name, literals, hints = _ahead_of_time(request.signature, names)
@@ -32,9 +30,7 @@ def _specialization(
         types_by_name = dict(request.signature)
     for name in types_by_name:
         if name not in names:
-            raise signature_failure(
-                f"the signature types {name!r}, no parameter of {_parameters(request, names)}"
-            )
+            raise signature_failure(f"the signature types {name!r}, no parameter of {_parameters(request, names)}")
     for index, parameter in enumerate(function.params):
         given = (index,) in constants or parameter.name in types_by_name
         if not given and parameter.default is not inspect.Parameter.empty:
@@ -60,9 +56,7 @@ def _path(key: str, names: list[str]) -> tuple[int, ...]:
     if key.startswith("#"):
         path = tuple(int(index) for index in key[1:].split("."))
         if not 0 <= path[0] < len(names):
-            raise signature_failure(
-                f"position {path[0]} is no parameter; there are {len(names)}: {', '.join(names)}"
-            )
+            raise signature_failure(f"position {path[0]} is no parameter; there are {len(names)}: {', '.join(names)}")
         return path
     if key not in names:
         raise signature_failure(f"{key!r} is no parameter; the parameters are {', '.join(names)}")
@@ -138,11 +132,7 @@ class _Values:
         if isinstance(given, TupleType):
             members = [each if each == "constexpr" else self.type(each, parameter) for each in given.types]
             # Of a named tuple's class Triton only looks at the fields here.
-            return (
-                tuple(members)
-                if given.fields is None
-                else self._named_tuples("", "Type", given.fields)(*members)
-            )
+            return tuple(members) if given.fields is None else self._named_tuples("", "Type", given.fields)(*members)
         canonical = importlib.import_module("triton._utils").type_canonicalisation_dict
         match = re.fullmatch(r"(\*k?)?(\w+)", given)
         if match is None:
@@ -156,9 +146,7 @@ class _Values:
 
 
 def _options(request: CompileRequest, backend: Any) -> dict[str, Any]:
-    options = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in request.options.items()
-    }
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in request.options.items()}
     known = {field.name for field in dataclasses.fields(backend.parse_options({}))}
     # Triton ignores options that it does not know, and would compile something else than was asked for.
     for name in options:

@@ -221,19 +221,14 @@ class Compiler:
         return stage
 
     def _untouched(self) -> bool:
-        return self._environment == os.environ and all(
-            vars(group) == values for group, values in self._pristine
-        )
+        return self._environment == os.environ and all(vars(group) == values for group, values in self._pristine)
 
     def _failure(self, error: Exception, unbound: Mapping[str, str]) -> Failure:
         tool = _dead_tool(error)
         kind, summary = "compile", f"{type(error).__name__}: {_summary(error)}"
         if tool is not None:
             kind, summary = "crash", tool
-        elif (
-            self._stage in ("source", "signature", "options")
-            or type(error).__module__ == "triton.compiler.errors"
-        ):
+        elif self._stage in ("source", "signature", "options") or type(error).__module__ == "triton.compiler.errors":
             kind = "source"
         advice = ""
         missing = next(
@@ -241,9 +236,7 @@ class Compiler:
             "",
         )
         if missing:
-            advice = (
-                f"{missing} means something in the program that no worker can be given: {unbound[missing]}"
-            )
+            advice = f"{missing} means something in the program that no worker can be given: {unbound[missing]}"
         elif self._stage in ("cubin", "hsaco") and tool is None:
             advice = "the assembler refused what Triton gave it; is it new enough for the target? See headstart doctor"
         return Failure(
@@ -348,8 +341,6 @@ def _user_traceback(error: Exception) -> str:
     here = str(Path(__file__).parent)
     current: traceback.TracebackException | None = frames
     while current is not None:
-        current.stack = traceback.StackSummary.from_list(
-            [f for f in current.stack if not f.filename.startswith(here)]
-        )
+        current.stack = traceback.StackSummary.from_list([f for f in current.stack if not f.filename.startswith(here)])
         current = current.__cause__ or current.__context__
     return "".join(frames.format())

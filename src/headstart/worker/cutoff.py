@@ -158,9 +158,7 @@ class Suffixes:
         if before.keys() - after.keys():
             return  # not what is relied on
         changed = {
-            name: value
-            for name, value in after.items()
-            if name not in before or repr(before[name]) != repr(value)
+            name: value for name, value in after.items() if name not in before or repr(before[name]) != repr(value)
         }
         names = [name for name in entry.artifact_names if name not in cut_point.artifacts]
         suffix = Suffix(entry.key, _digests(entry, names), changed)

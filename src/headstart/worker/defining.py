@@ -95,9 +95,7 @@ def _define(request: CompileRequest, tree: ast.Module, module: types.ModuleType)
     while type(function).__name__ in ("Autotuner", "Heuristics"):
         function = function.fn
     if type(function).__name__ != "JITFunction":
-        defined = sorted(
-            name for name, value in module.__dict__.items() if type(value).__name__ == "JITFunction"
-        )
+        defined = sorted(name for name, value in module.__dict__.items() if type(value).__name__ == "JITFunction")
         found = f"it defines {', '.join(defined)}" if defined else "it defines no @triton.jit function at all"
         raise source_failure(f"the source does not define a @triton.jit function {request.name!r}; {found}")
     return function

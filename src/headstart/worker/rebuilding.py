@@ -77,11 +77,7 @@ class Rebuilt:
         self.functions = [self._function(index) for index in range(len(self._source.functions))]
         for index, made in self._made.items():
             names = self._source.functions[index].names.items()
-            scope = {
-                name: self._value(binding)
-                for name, binding in names
-                if not isinstance(binding, captured.Unbound)
-            }
+            scope = {name: self._value(binding) for name, binding in names if not isinstance(binding, captured.Unbound)}
             made.fn.__globals__.update(scope)
 
     def unbound(self) -> dict[str, str]:
@@ -116,9 +112,7 @@ class Rebuilt:
 
     def _bare(self, function: CapturedFunction) -> types.FunctionType:
         """A Python function of which only the signature and the place mean anything."""
-        code = compile(
-            f"def {function.name}({_signature(function.parameters)}): pass", function.filename, "exec"
-        )
+        code = compile(f"def {function.name}({_signature(function.parameters)}): pass", function.filename, "exec")
         made = self._around(function, _only_code(code).replace(co_firstlineno=function.first_line))
         defaults = {name: self._value(binding) for name, binding in function.defaults.items()}
         by_keyword = {each.name for each in function.parameters if each.kind == "keyword_only"}
@@ -174,9 +168,7 @@ class Rebuilt:
             case captured.FunctionRef(index):
                 return self._function(index)
             case captured.NamedTuple(module, name, fields, defaults):
-                return self._named_tuples(
-                    module, name, fields, [self._value(default) for default in defaults]
-                )
+                return self._named_tuples(module, name, fields, [self._value(default) for default in defaults])
             case captured.NamedTupleValue(cls, items):
                 return self._value(cls)(*(self._value(item) for item in items))
             case captured.Namespace(name, members, is_class, module):
@@ -215,11 +207,7 @@ def _signature(parameters: Sequence[Parameter]) -> str:
     parts: list[str] = []
     kinds = [parameter.kind for parameter in parameters]
     for index, parameter in enumerate(parameters):
-        if (
-            parameter.kind == "keyword_only"
-            and "keyword_only" not in kinds[:index]
-            and "var_positional" not in kinds
-        ):
+        if parameter.kind == "keyword_only" and "keyword_only" not in kinds[:index] and "var_positional" not in kinds:
             parts.append("*")
         parts.append(f"*{parameter.name}" if parameter.kind == "var_positional" else parameter.name)
         if parameter.kind == "positional_only" and "positional_only" not in kinds[index + 1 :]:

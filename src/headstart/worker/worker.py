@@ -174,9 +174,7 @@ def _vet(request: CompileRequest) -> Failure | None:
     return None if reason is None else Failure("source", unvouched(reason), stage="source")
 
 
-def _do(
-    compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool]
-) -> Finished | Failure | StoodAside:
+def _do(compiler: Compiler, output: Output, job: Assign, ask: Callable[[str], bool]) -> Finished | Failure | StoodAside:
     output.begin()
     with _sole_compiler(job) as made_elsewhere:
         if made_elsewhere is not None:

@@ -173,5 +173,3 @@ class Zygote:
         status = reap_group(pid)
         os.close(pidfd)
         _send(self._socket, Reaped(number, status))
-
-

@@ -4,6 +4,8 @@
     Pool.submit ── queue ──────────▶ Source.begin ── Describe, triton() ──▶
     PoolFuture.result (waits) ◀───── Source.done ◀── queue ◀── callbacks ───
     CachingAutotuner.precompile (stock) ─▶ compile: the job's result, in Triton's own form
+
+From there on everything is Inductor's.
 """
 
 from __future__ import annotations
@@ -190,9 +192,7 @@ class Adapter:
             source.leave("this process can start no thread; is there a limit on its processes?")
         return source
 
-    def compile(
-        self, real: Callable[..., Any], src: Any, target: Any = None, options: Any = None, **more: Any
-    ) -> Any:
+    def compile(self, real: Callable[..., Any], src: Any, target: Any = None, options: Any = None, **more: Any) -> Any:
         """In place of `triton.compile`, for Inductor."""
         stem = compat.source_stem(src)
         in_process = functools.partial(real, src, target=target, options=options, **more)

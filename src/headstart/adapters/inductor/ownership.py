@@ -100,6 +100,4 @@ def _literals(source: str) -> frozenset[str]:
         nodes = ast.walk(ast.parse(source))
     except (SyntaxError, ValueError, RecursionError):
         return frozenset()
-    return frozenset(
-        node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
+    return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))

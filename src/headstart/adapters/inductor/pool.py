@@ -2,6 +2,8 @@
 
     AsyncCompile.triton (Inductor's) ─▶ Pool.submit ─▶ Source, shared by all who kick the same source off
                                            └▶ PoolFuture: one for each, so that each consumer has its own autotuner
+
+Whatever else is asked of the pool is asked of Inductor's own.
 """
 
 from __future__ import annotations

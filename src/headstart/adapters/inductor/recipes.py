@@ -82,9 +82,7 @@ class Recipes:
         """Keep a recipe for other processes. A store that cannot be written costs them the describing."""
         self._keep(self._key(described), described.name, _encoder.encode(recipe))
 
-    def scaled(
-        self, described: Describe, recipe: Recipe, registers: tuple[int | None, ...]
-    ) -> list[RecipeJob] | None:
+    def scaled(self, described: Describe, recipe: Recipe, registers: tuple[int | None, ...]) -> list[RecipeJob] | None:
         """What `Rescale` answered earlier."""
         key = self._scaled_key(recipe, registers)
         entry = self._find(key)

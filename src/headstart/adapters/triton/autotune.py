@@ -48,7 +48,6 @@ class Host(Protocol):
     def prefetching(self) -> AbstractContextManager[list[PendingCompile]]: ...
 
 
-
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     """What we do beside an autotuner's own work must not fail it. Returns None then."""
 
@@ -133,9 +132,7 @@ class Autotuning:
         if function is None or step_aside_reason() is not None:
             return None
         if type(tuner.cache) is dict:
-            tuner.cache = ChosenConfigs(
-                tuner.cache, lambda key, config: self._chosen(tuner, function, key, config)
-            )
+            tuner.cache = ChosenConfigs(tuner.cache, lambda key, config: self._chosen(tuner, function, key, config))
             self._watched.add(tuner)
         if "warmup" not in kwargs:  # `Autotuner.warmup`, which compiles one after another and calls no hook
             arguments = tuple(tuner.nargs.values())

@@ -240,9 +240,7 @@ def is_fixed(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(is_fixed, value))
     plain = value is None or isinstance(value, (bool, int, float, str))
-    return (
-        plain or hasattr(value, "data_ptr") or (is_triton(type(value).__module__) and hasattr(value, "name"))
-    )
+    return plain or hasattr(value, "data_ptr") or (is_triton(type(value).__module__) and hasattr(value, "name"))
 
 
 def has_pre_run_hooks(function: Any) -> bool:
