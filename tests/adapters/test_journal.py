@@ -109,7 +109,7 @@ def test_a_file_that_only_has_such_a_name_is_left_alone(path: Path, monkeypatch:
 
 def test_a_child_s_notes_are_on_the_disk_when_note_returns_and_a_save_empties_the_journal(path: Path) -> None:
     recorder = Recorder(path)
-    recorder._after_fork()  # as in a fork of a program that records
+    recorder.after_fork()  # as in a fork of a program that records
     made = request("a")
     recorder.note(made, made.digest())
     assert journals(path)[0].stat().st_size > 0
@@ -126,7 +126,7 @@ def test_what_is_noted_while_a_save_is_under_way_stays_in_the_journal(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(path)
-    recorder._after_fork()
+    recorder.after_fork()
     first, second = request("a"), request("b")
     recorder.note(first, first.digest())
 
@@ -157,7 +157,7 @@ def test_where_a_journal_cannot_be_written_the_record_is(path: Path, monkeypatch
 
     monkeypatch.setattr(journal.os, "write", full)
     recorder = Recorder(path)
-    recorder._after_fork()
+    recorder.after_fork()
     made = request("a")
     recorder.note(made, made.digest())
     monkeypatch.undo()
