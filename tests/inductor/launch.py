@@ -170,7 +170,8 @@ def registers() -> None:
     """What is read from cubins is what the driver says once they are loaded."""
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-    from headstart.adapters.inductor import compat, cubin
+    from headstart.adapters.inductor import compat
+    from headstart.artifacts import cubin
     from headstart.describe import facts
 
     original = CachingAutotuner._make_launchers

@@ -105,6 +105,7 @@ def main() -> None:
             if "index" in ORDER:
                 results["autotuners"] = [_beside_stocks(source) for source in adapter._sources.values()]
             results["services"] = adapter.compiler.services_started
+            results["in_triton_cache"] = len(adapter._jobs._made)
             describers = _describers(adapter)
             results["describers"] = describers
             results["describer"] = _environment(describers[0]) if describers else {}

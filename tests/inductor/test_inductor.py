@@ -126,6 +126,12 @@ def test_row_1_triton_is_called_only_in_worker_processes(everything: dict[str, A
     assert everything["statistics"]["compiled"] == everything["counts"]["jobs"] > 30
 
 
+def test_workers_put_kernels_into_tritons_cache_and_say_how_many_registers_they_take(
+    everything: dict[str, Any],
+) -> None:
+    assert everything["in_triton_cache"] == everything["counts"]["jobs"] > 30
+
+
 def test_row_1_what_rescaling_asks_for_is_foreseen(everything: dict[str, Any]) -> None:
     # Late is what Inductor asks for with no kick-off: the two configurations of the epilogue benchmarked by itself.
     assert everything["counts"]["late"] == 2

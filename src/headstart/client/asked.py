@@ -113,6 +113,7 @@ class Kickoff(Asked[wire.Result]):
         answered: Answered | None,
         background: bool,
         vouched: bool,
+        triton_cache: wire.TritonCache | None = None,
     ) -> None:
         super().__init__(want, request.name, policy)
         self.request = request
@@ -121,6 +122,7 @@ class Kickoff(Asked[wire.Result]):
         self.bundled = bundled
         self.background = background
         self.vouched = vouched
+        self.triton_cache = triton_cache
         self.kicked_off = time.monotonic()
         self.started: float | None = None
         self.finished: float | None = None
@@ -129,7 +131,15 @@ class Kickoff(Asked[wire.Result]):
 
     def message(self) -> wire.Submit:
         toolchain = self.policy.toolchain()
-        return wire.Submit(self.ticket, toolchain, self.request, self.use_store, self.background, self.vouched)
+        return wire.Submit(
+            self.ticket,
+            toolchain,
+            self.request,
+            self.use_store,
+            self.background,
+            self.vouched,
+            self.triton_cache,
+        )
 
     def taken(self, message: wire.Result) -> wire.Result:
         if self.answered is not None:

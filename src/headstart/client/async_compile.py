@@ -187,6 +187,7 @@ class AsyncCompile:
         background: bool = False,
         vouched: bool = True,
         digest: str = "",
+        triton_cache: wire.TritonCache | None = None,
     ) -> KernelFuture:
         """Kick off a compile that is a request already, as one out of a manifest is; otherwise like `triton`.
 
@@ -197,6 +198,7 @@ class AsyncCompile:
             vouched: somebody vouches for its source, which runs while it is compiled: it is this program's own, or its
                 origin is known. Else it is compiled only if it passes `artifacts.vetting`, by a confined worker.
             digest: the request's, for those who have it already.
+            triton_cache: where it is to be as well; what comes out of a bundle is not written there.
         """
         digest = digest or request.digest()
         with self._lock:
@@ -222,7 +224,13 @@ class AsyncCompile:
                 return future
             self.client.missed()
             kickoff = self.client.submit(
-                request, self._policy, self._on_answer, use_store=use_store, background=background, vouched=vouched
+                request,
+                self._policy,
+                self._on_answer,
+                use_store=use_store,
+                background=background,
+                vouched=vouched,
+                triton_cache=triton_cache,
             )
             self._asked.append(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
             if was_unvouched and not background and digest in self._unasked:

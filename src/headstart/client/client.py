@@ -116,6 +116,7 @@ class Client:
         use_store: bool = True,
         background: bool = False,
         vouched: bool = True,
+        triton_cache: wire.TritonCache | None = None,
     ) -> Kickoff:
         """Ask the service for a kernel; see `ServiceConnection.submit`."""
         return self._service().submit(
@@ -126,6 +127,7 @@ class Client:
             bundled=use_store,
             background=background,
             vouched=vouched,
+            triton_cache=triton_cache,
         )
 
     def prepare_describer(self, policy: Policy, stamp: str, settings: tuple[tuple[str, str], ...]) -> None:

@@ -147,6 +147,7 @@ class ServiceConnection:
         bundled: bool = True,
         background: bool = False,
         vouched: bool = True,
+        triton_cache: wire.TritonCache | None = None,
     ) -> Kickoff:
         """Ask for a kernel. Never waits for the service, the socket, or a process to start.
 
@@ -158,8 +159,9 @@ class ServiceConnection:
             bundled: for `answered` to know.
             background: nobody will wait for it soon: everything else goes first.
             vouched: somebody vouches for its source; else a confined worker compiles it.
+            triton_cache: where it is to be as well.
         """
-        kickoff = Kickoff(self.want, request, policy, use_store, bundled, answered, background, vouched)
+        kickoff = Kickoff(self.want, request, policy, use_store, bundled, answered, background, vouched, triton_cache)
         self._submit(kickoff)
         return kickoff
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from headstart import wire
-from headstart.errors import ServiceError
+from headstart.artifacts import triton_cache
+from headstart.errors import DamagedError, ServiceError
 from headstart.model import keys
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
@@ -32,6 +33,7 @@ class Found(msgspec.Struct, frozen=True):
         kind: of the workers that compile it.
         shared: bytes of shared memory that the stored kernel needs; None: it is not in the store.
         seconds: that it took to compile.
+        in_triton_cache, registers: as in `wire.Finished`.
         failure: why it is not to be tried.
     """
 
@@ -40,6 +42,8 @@ class Found(msgspec.Struct, frozen=True):
     kind: Kind | None = None
     shared: int | None = None
     seconds: float = 0.0
+    in_triton_cache: bytes = b""
+    registers: int | None = None
     failure: wire.Failure | None = None
 
 
@@ -112,7 +116,15 @@ class Lookup:
         entry = self.store(preferences).find(key, kind="kernel", request_digest=request.digest())
         if entry is not None:
             shared = int(entry.metadata.get("shared") or 0)
-            return msgspec.structs.replace(found, shared=shared, seconds=entry.header.compile_wall_s)
+            found = msgspec.structs.replace(found, shared=shared, seconds=entry.header.compile_wall_s)
+            if message.triton_cache is not None and message.vouched:
+                try:
+                    artifacts = {name: entry.artifact(name) for name in entry.artifact_names}
+                    folder, registers = triton_cache.keep(message.triton_cache, artifacts, entry.metadata)
+                    return msgspec.structs.replace(found, in_triton_cache=folder, registers=registers)
+                except (DamagedError, OSError):
+                    pass  # the client sees to it, and finds out why
+            return found
         urgency = Urgency.BACKGROUND if message.background else Urgency.EARLY
         time_limit = effective_time_limit(preferences.time_limit, urgency)
         failure = Failures(cache_dir).find(key, time_limit, preferences.memory_limit)

@@ -109,7 +109,14 @@ class Requests:
         if found.shared is not None:
             self.tally.stored += 1
             self._learn(request, found.seconds)
-            result = wire.Result(message.ticket, found.key, cached=True, shared=found.shared)
+            result = wire.Result(
+                message.ticket,
+                found.key,
+                cached=True,
+                shared=found.shared,
+                in_triton_cache=bool(found.in_triton_cache),
+                registers=found.registers,
+            )
             self._sessions.tell(session.number, result)
         elif found.failure is not None:
             self.tally.failed += found.failure.kind != "service"
@@ -128,6 +135,8 @@ class Requests:
     ) -> None:
         job_key = _job_key(found.key, message, session, use_store)
         session.jobs[message.ticket] = job_key
+        if message.triton_cache is not None:
+            session.wanted[message.ticket] = message.triton_cache.folder
         running = self._plan.in_flight(job_key)
         self.tally.joined += running is not None
         if running is not None and running.worker is not None:
@@ -148,6 +157,7 @@ class Requests:
                     preferences,
                     message.toolchain.torch_dir,
                     confined,
+                    message.triton_cache,
                 ),
                 Urgency.BACKGROUND if message.background else Urgency.EARLY,
                 time.monotonic(),
@@ -200,9 +210,10 @@ class Requests:
             session = self._sessions.get(ticket.client)
             if session is not None:
                 session.jobs.pop(ticket.number, None)
+                wanted = session.wanted.pop(ticket.number, b"")
                 if isinstance(outcome, wire.Finished):
                     self._sessions.notify(session, outcome.notice)
-                self._sessions.tell(session.number, answer(ticket.number, payload.key, outcome))
+                self._sessions.tell(session.number, answer(ticket.number, payload.key, outcome, wanted))
 
 
 def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) -> str:

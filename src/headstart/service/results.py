@@ -34,6 +34,7 @@ class CompilePayload(NamedTuple):
         preferences: those of the client that asked first.
         torch_dir: see `Toolchain`.
         confined: nobody vouches for the source.
+        triton_cache: where that client wants it to be as well.
     """
 
     key: str
@@ -43,6 +44,7 @@ class CompilePayload(NamedTuple):
     preferences: wire.Preferences
     torch_dir: str
     confined: bool
+    triton_cache: wire.TritonCache | None = None
 
     @property
     def cache_dir(self) -> str:
@@ -61,6 +63,7 @@ class CompilePayload(NamedTuple):
             prefix,
             self.preferences.trusts_cache_dir,
             self.torch_dir,
+            None if self.confined else self.triton_cache,
         )
 
 
@@ -166,8 +169,8 @@ def _write_down(job: Job, payload: CompilePayload, failure: wire.Failure) -> Non
         failure.reproduce = remembered.reproduce = f"{retry}; {failure.reproduce}"
 
 
-def answer(ticket: int, key: str, outcome: object) -> wire.Result | wire.Failed:
-    """What a client is told of an outcome."""
+def answer(ticket: int, key: str, outcome: object, wanted: bytes = b"") -> wire.Result | wire.Failed:
+    """What a client is told of an outcome; `wanted`: the folder in Triton's cache that it named."""
     if isinstance(outcome, wire.Failure):
         return wire.Failed(ticket, outcome)
     assert isinstance(outcome, wire.Finished)
@@ -181,4 +184,6 @@ def answer(ticket: int, key: str, outcome: object) -> wire.Result | wire.Failed:
         cpu_s=outcome.cpu_s,
         shared=outcome.shared,
         log=outcome.log,
+        in_triton_cache=bool(wanted) and outcome.in_triton_cache == wanted,
+        registers=outcome.registers,
     )

@@ -42,6 +42,7 @@ class Session:
         self.hello: wire.Hello | None = None
         self.since = time.monotonic()
         self.jobs: dict[int, str] = {}  # ticket number: the plan's key of its job
+        self.wanted: dict[int, bytes] = {}  # ticket number: the folder in Triton's cache where the kernel is to be too
         self.looked_up: set[int] = set()  # tickets whose look-up is under way
         self.awaited: set[int] = set()  # of these, what somebody is blocked on
         self.told: set[str] = set()  # notices

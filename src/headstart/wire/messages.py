@@ -129,12 +129,27 @@ class Prepare(msgspec.Struct, tag=True):
     vouched: bool = True
 
 
+class TritonCache(msgspec.Struct, frozen=True):
+    """Where a kernel is to be an entry of Triton's own cache as well: for a program that would write it there itself.
+
+    Attributes:
+        folder: of the entry.
+        hash: Triton's.
+        name: of the kernel, as it is in the binary.
+    """
+
+    folder: bytes
+    hash: str
+    name: str
+
+
 class Submit(msgspec.Struct, tag=True):
     """Compile `request` with `toolchain`; `ticket` is the client's name for the answer.
 
     Attributes:
         background: nobody will wait for it soon.
         vouched: somebody vouches for its source; else a confined worker compiles it.
+        triton_cache: where it is to be as well; not for sources that nobody vouches for.
     """
 
     ticket: int
@@ -143,6 +158,7 @@ class Submit(msgspec.Struct, tag=True):
     use_store: bool
     background: bool = False
     vouched: bool = False
+    triton_cache: TritonCache | None = None
 
 
 class DescriberSpec(msgspec.Struct, frozen=True):
@@ -221,7 +237,10 @@ class Started(msgspec.Struct, tag=True):
 
 
 class Result(msgspec.Struct, tag=True):
-    """The entry of `key` is in the store, or, where the store could not take it, here as `entry`."""
+    """The entry of `key` is in the store, or, where the store could not take it, here as `entry`.
+
+    `in_triton_cache`: it is where `Submit` wanted it to be, too; then `registers` per thread, if its binary says.
+    """
 
     ticket: int
     key: str
@@ -232,6 +251,8 @@ class Result(msgspec.Struct, tag=True):
     finished: float = 0.0
     cpu_s: float = 0.0
     log: CompileLog | None = None  # None: it was compiled before
+    in_triton_cache: bool = False
+    registers: int | None = None
 
 
 class Failed(msgspec.Struct, tag=True):
@@ -321,6 +342,7 @@ class Assign(msgspec.Struct, tag=True):
     prefix: bytes = b""
     trusted: bool = False
     torch_dir: str = ""
+    triton_cache: TritonCache | None = None
 
 
 class Reached(msgspec.Struct, tag=True):
@@ -360,6 +382,8 @@ class Finished(msgspec.Struct, tag=True):
     log: CompileLog | None = None
     notice: str = ""
     taken_over: bool = False  # from the first suffix on that somebody else had made
+    in_triton_cache: bytes = b""  # the folder that it was written to
+    registers: int | None = None
 
 
 # service ⇄ describer

@@ -29,13 +29,15 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
+from headstart.artifacts import triton_cache
 from headstart.artifacts.entry import pack_entry
 from headstart.artifacts.vetting import check_request, unvouched
-from headstart.errors import StoreUnavailable
+from headstart.errors import DamagedError, StoreUnavailable
 from headstart.model import keys
 from headstart.model.environment import TOOL_VARIABLES
 from headstart.model.request import CompileRequest
@@ -205,6 +207,9 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
                 finished=now,
                 cached=True,
                 shared=int(entry.metadata.get("shared") or 0),
+                **_as_tritons(
+                    job, lambda: {name: entry.artifact(name) for name in entry.artifact_names}, entry.metadata
+                ),
             )
         )
 
@@ -301,7 +306,21 @@ def _publish(
         log=log,
         notice=notice,
         taken_over=taken_over,
+        **_as_tritons(job, lambda: compiled.artifacts, compiled.metadata),
     )
+
+
+def _as_tritons(
+    job: Assign, artifacts: Callable[[], Mapping[str, bytes]], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `Finished` says of a kernel that was to be in Triton's cache too. If it is not, its client sees to it."""
+    if job.triton_cache is None:
+        return {}
+    try:
+        folder, registers = triton_cache.keep(job.triton_cache, artifacts(), metadata)
+    except (DamagedError, OSError):
+        return {}
+    return {"in_triton_cache": folder, "registers": registers}
 
 
 class _Meter:

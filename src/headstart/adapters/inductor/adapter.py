@@ -83,7 +83,12 @@ class Adapter:
     def __init__(self, client: Client) -> None:
         # Its workers know what generated sources import of torch. A kernel that needs too much shared memory is
         # Inductor's to refuse: it then tries another configuration.
-        policy = Policy(find=_toolchain, environment=_environment, shows_output=True)
+        policy = Policy(
+            find=_toolchain,
+            environment=_environment,
+            answered=lambda request, result: self._jobs.answered(request, result),
+            shows_output=True,
+        )
         self.compiler = AsyncCompile(client=client, policy=policy, start=False)
         self._policy = policy
         self.recipes = Recipes(
@@ -118,7 +123,7 @@ class Adapter:
         self._sources: dict[Any, Source] = {}
         self._canonical_sources: dict[Any, Source] = {}
         self._jobs = Jobs(self.compiler, self.counts, self.patience_left, self.heard)
-        self.compile_job = self._jobs.compile
+        self.compile_job, self.made = self._jobs.compile, self._jobs.made
         self._loaded_here: set[str] = set()  # stems of sources that were imported before the describer was there
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
         self._started_early = False  # workers and describer, before anything was kicked off

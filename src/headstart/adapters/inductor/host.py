@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from headstart.adapters.inductor.describing import Describing
+from headstart.adapters.inductor.layout import Made
 from headstart.adapters.inductor.recipes import Recipes
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
@@ -35,9 +36,12 @@ class Host(Protocol):
         path: str,
         module: str,
         device: int,
+        root: str,
         variables: dict[str, str],
         use_store: bool,
     ) -> LambdaFuture[CompiledKernel]: ...
+
+    def made(self, job: RecipeJob, variables: dict[str, str]) -> Made | None: ...
 
     def materialize(self, job: RecipeJob, kernel: CompiledKernel, root: str) -> None: ...
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from headstart import wire
 from headstart.adapters.inductor import compat, layout
+from headstart.adapters.inductor.layout import Made
 from headstart.adapters.inductor.pool import NO_WORKER
 from headstart.client.async_compile import AsyncCompile
 from headstart.client.future import LambdaFuture
@@ -24,6 +26,7 @@ class StartedJob(NamedTuple):
     job: RecipeJob
     future: LambdaFuture[CompiledKernel] | None  # None: it was in Triton's cache
     device: int
+    request: CompileRequest | None = None
 
 
 def under(key: str, variables: dict[str, str]) -> tuple[str, str]:
@@ -58,11 +61,24 @@ class Jobs:
         self._lock = threading.Lock()
         self._jobs: dict[tuple[str, str], StartedJob] = {}
         self._devices: dict[str, int] = {}
+        self._made: dict[int, Made] = {}  # by `id` of the request
         self.first: float | None = None
 
     def find(self, key: str, variables: dict[str, str]) -> StartedJob | None:
         """One that was kicked off."""
         return self._jobs.get(under(key, variables))
+
+    def made(self, job: RecipeJob, variables: dict[str, str]) -> Made | None:
+        """What is known of a kernel that a worker has put into Triton's cache; None: it may not be there."""
+        started = self.find(job.key, variables)
+        return None if started is None else self._made.get(id(started.request))
+
+    def answered(self, request: CompileRequest, result: wire.Result) -> None:
+        """The service has answered; called in the connection's thread, before the future is done."""
+        if result.in_triton_cache:
+            self._made[id(request)] = Made(result.registers)
+            if result.log is not None:  # nobody may ask for the kernel itself, and then nobody else would say it
+                self._compiler.client.show(request, result.log)
 
     def compile(
         self,
@@ -72,10 +88,11 @@ class Jobs:
         path: str,
         module: str,
         device: int,
+        root: str,
         variables: dict[str, str],
         use_store: bool,
     ) -> LambdaFuture[CompiledKernel]:
-        """Kick one compile off, unless it is on its way.
+        """Kick one compile off, unless it is on its way; its worker puts the kernel into Triton's cache folder `root`.
 
         Raises:
             HeadstartError: it cannot be asked for.
@@ -96,8 +113,9 @@ class Jobs:
                     module=module,
                     environment=variables,
                 )
-                future = self._compiler.submit(request, use_store=use_store)
-                started = self._jobs[key] = StartedJob(job, future, device)
+                place = layout.place(root, job.hash, job.name)
+                future = self._compiler.submit(request, use_store=use_store, triton_cache=place)
+                started = self._jobs[key] = StartedJob(job, future, device, request)
                 self._devices[Path(path).stem] = device
                 self.first = self.first or time.monotonic()
                 self._counts["jobs"] += 1
@@ -132,7 +150,8 @@ class Jobs:
         """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed, no describer yet."""
         job = job_of(src, target, options)
         device = self._devices.get(stem, 0)
-        if layout.find(compat.triton_folder(device), job.hash, job.name) is not None:
+        root = compat.triton_folder(device)
+        if layout.find(root, job.hash, job.name) is not None:
             return StartedJob(job, None, device)
         with self._lock:
             self._counts["late"] += 1
@@ -143,6 +162,7 @@ class Jobs:
             path=path,
             module=src.fn.__module__,
             device=device,
+            root=root,
             variables=variables,
             use_store=not compat.caches_disabled(),
         )

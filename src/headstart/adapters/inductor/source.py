@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from headstart.adapters.inductor import compat, devices
-from headstart.adapters.inductor.cubin import registers
 from headstart.adapters.inductor.describing import UndescribedError, described, jobs
 from headstart.adapters.inductor.host import Host
 from headstart.adapters.inductor.ownership import is_of_source
+from headstart.artifacts.cubin import registers
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
 from headstart.describe import facts, plain
@@ -200,16 +200,17 @@ class Source:
             path=self._path(),
             module=self._recipe.function.module,
             device=self._index(),
+            root=self._root(),
             variables=self._variables,
             use_store=self._use_store,
         )
 
     def _one_compiled(self, job: RecipeJob, future: LambdaFuture[CompiledKernel]) -> None:
         self.adapter.heard()
-        if future.exception() is None and self._recipe is not None:
+        # Most are in Triton's cache by now. Opening and copying what is not takes this process time.
+        if self.adapter.made(job, self._variables) is None and future.exception() is None:
             # Before anybody asks: a process that benchmarks looks in Triton's cache, not here.
-            root = compat.triton_folder(self._index(), self._environment)
-            write = functools.partial(self.adapter.materialize, job, future.result(), root)
+            write = functools.partial(self.adapter.materialize, job, future.result(), self._root())
             if compat.benchmarks_elsewhere():
                 write()
             else:
@@ -220,7 +221,7 @@ class Source:
 
     def _all_compiled(self) -> None:
         self._finished = time.monotonic()
-        error = next((error for _, future in self._futures if (error := _fatal(future.exception())) is not None), None)
+        error = next((error for started in self._futures if (error := self._fatal(*started)) is not None), None)
         if error is not None:
             self._settle(error)
             return
@@ -228,7 +229,7 @@ class Source:
         if not self._recipe.may_scale or len(self._futures) != len(self._recipe.jobs):
             self._settle()
             return
-        counts = tuple(_registers(future) for _, future in self._futures)
+        counts = tuple(self._registers(*started) for started in self._futures)
         assert self._described is not None
         known = self.adapter.recipes.scaled(self._described, self._recipe, counts) if self._use_store else None
         if known is not None:
@@ -262,6 +263,23 @@ class Source:
             meta["device"] = meta["device"]._replace(index=self._device)
         return arguments
 
+    def _fatal(self, job: RecipeJob, future: LambdaFuture[CompiledKernel]) -> BaseException | None:
+        """What fails the whole source; a configuration that the assembler refuses is one less."""
+        error = None if self.adapter.made(job, self._variables) else future.exception()
+        return None if error is None or is_refused_by_assembler(error) else error
+
+    def _registers(self, job: RecipeJob, future: LambdaFuture[CompiledKernel]) -> int | None:
+        made = self.adapter.made(job, self._variables)
+        if made is not None:
+            return made.registers
+        if future.exception() is not None:
+            return None
+        kernel = future.result()
+        return registers(kernel.asm["cubin"], kernel.metadata["name"]) if "cubin" in kernel.asm else None
+
+    def _root(self) -> str:
+        return compat.triton_folder(self._index(), self._environment)
+
     def _index(self) -> int:
         assert self._recipe is not None
         return self._recipe.device if self._device is None else self._device
@@ -284,14 +302,3 @@ class Source:
 def is_refused_by_assembler(error: BaseException | None) -> bool:
     """Whether an autotuner takes this failure as one configuration less."""
     return isinstance(error, CompileError) and error.summary.startswith("PTXASError")
-
-
-def _fatal(error: BaseException | None) -> BaseException | None:
-    return None if error is None or is_refused_by_assembler(error) else error
-
-
-def _registers(future: LambdaFuture[CompiledKernel]) -> int | None:
-    if future.exception() is not None:
-        return None
-    kernel = future.result()
-    return registers(kernel.asm["cubin"], kernel.metadata["name"]) if "cubin" in kernel.asm else None

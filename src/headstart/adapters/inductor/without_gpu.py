@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from headstart.adapters.inductor import cubin
 from headstart.adapters.triton.dry_run import DryRunDriver
+from headstart.artifacts import cubin
 from headstart.describe import facts
 from headstart.errors import UsageError
 from headstart.model.target import Target
