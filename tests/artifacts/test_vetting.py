@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from headstart.artifacts.vetting import check_parsed, check_request, check_source
+from headstart.artifacts.vetting import check_request, check_source
+from headstart.artifacts.vetting_parsed import check_parsed
 from headstart.artifacts.vetting_words import LANGUAGE_NAMES
 from headstart.model.captured import (
     Binding,

@@ -285,3 +285,8 @@ def _check_name(node: ast.Name, scope: Scope) -> None:
 def described(node: ast.AST) -> str:
     """An expression as it is written, for people."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).lower()
+
+
+def is_tritons(module: str) -> bool:
+    """Whether a module is Triton's own."""
+    return module.partition(".")[0] == "triton"

@@ -26,7 +26,7 @@ from headstart.client.bundler import TritonBundler
 from headstart.client.client import Client
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
-from headstart.client.kernels import CompiledTritonKernels, KernelFuture
+from headstart.client.kernels import Answered, CompiledTritonKernels, KernelFuture, failed_for_the_machine, live
 from headstart.client.policy import Policy
 from headstart.client.timeline import Span, Statistics, TimelineEntry
 from headstart.errors import (
@@ -35,8 +35,6 @@ from headstart.errors import (
     DamagedError,
     HeadstartError,
     OutOfResources,
-    ServiceError,
-    UsageError,
 )
 from headstart.model.captured import CapturedSource
 from headstart.model.environment import bypass_reason
@@ -52,16 +50,6 @@ if TYPE_CHECKING:
 _FOR_REQUESTS = ("kernel", known_failure.KIND)  # entries that answer a request
 
 _log = logging.getLogger("headstart")
-
-
-class _Answered:
-    """What the future of a bundled kernel waits for: nothing."""
-
-    answer: concurrent.futures.Future[None] = concurrent.futures.Future()
-    answer.set_result(None)
-
-    def want(self) -> None:
-        pass
 
 
 class AsyncCompile:
@@ -164,7 +152,7 @@ class AsyncCompile:
             CannotTravel: the function uses something that cannot be described to another process.
         """
         if source is None:
-            name, source, constants = _live(name, signature, constants, filename)
+            name, source, constants = live(name, signature, constants, filename)
         request = CompileRequest.make(
             name,
             source,
@@ -206,7 +194,7 @@ class AsyncCompile:
             was_unvouched = future is not None and vouched and digest in self._unvouched
             if was_unvouched:
                 future = None  # what may be refused, or wrong, is not for those who vouch for it
-            if future is not None and not _failed_for_the_machine(future):
+            if future is not None and not failed_for_the_machine(future):
                 self._deduplicated += 1
                 if digest in self._unasked and not background:
                     self._unasked.discard(digest)
@@ -400,26 +388,9 @@ class AsyncCompile:
             return CompiledKernel(entry, rebuild)
 
         self._asked.append(TimelineEntry(request.name, time.monotonic(), None))
-        return LambdaFuture(request.name, _Answered(), finish)
+        return LambdaFuture(request.name, Answered(), finish)
 
     def after_fork(self) -> None:
         """See `renew_in_forks`."""
         self._lock = threading.RLock()
         self.kernels.after_fork()
-
-
-def _failed_for_the_machine(future: KernelFuture) -> bool:
-    """Whether it says nothing about the kernel: there was no service then, and there may be one now."""
-    return isinstance(future.failure(), ServiceError)
-
-
-def _live(
-    kernel: Any, signature: Mapping[str, str] | str, constants: Mapping[Any, Any] | None, filename: str | None
-) -> tuple[str, CapturedSource, dict[Any, Any]]:
-    """Name and source of a live kernel, and its constants as a request takes them."""
-    if isinstance(kernel, str):
-        raise UsageError(f"{kernel}: its source is missing: triton({kernel!r}, source, …), or triton(function, …)")
-    from headstart.capture.functions import capture_call  # who has only texts needs none of it
-
-    source, plain = capture_call(kernel, constants, signature)
-    return source.kernel.name, source if filename is None else source.shown_in(filename), plain

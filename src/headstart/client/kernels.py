@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import concurrent.futures
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from headstart.errors import ServiceError, UsageError
+from headstart.model.captured import CapturedSource
 from headstart.model.request import CompileRequest
 
 if TYPE_CHECKING:
@@ -65,3 +68,30 @@ class CompiledTritonKernels:
 
     def __len__(self) -> int:
         return len(self._futures)
+
+
+class Answered:
+    """What the future of a bundled kernel waits for: nothing."""
+
+    answer: concurrent.futures.Future[None] = concurrent.futures.Future()
+    answer.set_result(None)
+
+    def want(self) -> None:
+        pass
+
+
+def failed_for_the_machine(future: KernelFuture) -> bool:
+    """Whether it says nothing about the kernel: there was no service then, and there may be one now."""
+    return isinstance(future.failure(), ServiceError)
+
+
+def live(
+    kernel: Any, signature: Mapping[str, str] | str, constants: Mapping[Any, Any] | None, filename: str | None
+) -> tuple[str, CapturedSource, dict[Any, Any]]:
+    """Name and source of a live kernel, and its constants as a request takes them."""
+    if isinstance(kernel, str):
+        raise UsageError(f"{kernel}: its source is missing: triton({kernel!r}, source, …), or triton(function, …)")
+    from headstart.capture.functions import capture_call  # who has only texts needs none of it
+
+    source, plain = capture_call(kernel, constants, signature)
+    return source.kernel.name, source if filename is None else source.shown_in(filename), plain

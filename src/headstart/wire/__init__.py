@@ -12,16 +12,12 @@ from headstart.wire.channel import (
     frame,
     receive_blocking,
 )
+from headstart.wire.describing import Answer, Ask, Awake, DescriberSpec, DescriberState, PrepareDescriber, Question
 from headstart.wire.messages import (
     PROTOCOL,
-    Answer,
-    Ask,
     Assign,
     Await,
-    Awake,
     CompileLog,
-    DescriberSpec,
-    DescriberState,
     Failed,
     Failure,
     Finished,
@@ -38,9 +34,7 @@ from headstart.wire.messages import (
     Notice,
     Preferences,
     Prepare,
-    PrepareDescriber,
     Proceed,
-    Question,
     Reached,
     Ready,
     Reaped,

@@ -16,6 +16,7 @@ import msgspec
 
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
+from headstart.wire.describing import Answer, Ask, Awake, DescriberState, PrepareDescriber, Question
 from headstart.wire.reports import Control, Events, Report, Supersede
 
 PROTOCOL = 5  # raised whenever a message changes its meaning
@@ -161,34 +162,6 @@ class Submit(msgspec.Struct, tag=True):
     triton_cache: TritonCache | None = None
 
 
-class DescriberSpec(msgspec.Struct, frozen=True):
-    """Which process describes sources of torch.compile's.
-
-    Attributes:
-        toolchain: with the torch that it imports.
-        stamp: changes when that torch does.
-        settings: variables of Inductor's that it is started with, in order of their names.
-    """
-
-    toolchain: Toolchain
-    stamp: str
-    settings: tuple[tuple[str, str], ...]
-
-
-class PrepareDescriber(msgspec.Struct, tag=True):
-    """Have a describer ready; answered by a `DescriberState` once it is awake."""
-
-    spec: DescriberSpec
-
-
-class Ask(msgspec.Struct, tag=True):
-    """Have a describer answer `question`, which is the adapter's to encode."""
-
-    ticket: int
-    spec: DescriberSpec
-    question: bytes
-
-
 class Await(msgspec.Struct, tag=True):
     """Somebody is blocked on these."""
 
@@ -260,20 +233,6 @@ class Failed(msgspec.Struct, tag=True):
 
     ticket: int
     failure: Failure
-
-
-class DescriberState(msgspec.Struct, tag=True):
-    """Whether the describer with these settings, which this client asks, answers within milliseconds."""
-
-    settings: tuple[tuple[str, str], ...]
-    awake: bool
-
-
-class Answer(msgspec.Struct, tag=True):
-    """Answer to `Ask`, and to `Question`."""
-
-    ticket: int
-    answer: bytes
 
 
 # service → zygote
@@ -387,17 +346,6 @@ class Finished(msgspec.Struct, tag=True):
 
 
 # service ⇄ describer
-
-
-class Question(msgspec.Struct, tag=True):
-    """What some client asks; `ticket` is the service's name for the answer."""
-
-    ticket: int
-    question: bytes
-
-
-class Awake(msgspec.Struct, tag=True):
-    """torch is imported; from now on answers take milliseconds."""
 
 
 FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | Ask | Control | Supersede

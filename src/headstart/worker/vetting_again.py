@@ -13,7 +13,8 @@ import inspect
 import sys
 from typing import Any
 
-from headstart.artifacts.vetting import check_parsed, unvouched
+from headstart.artifacts.vetting import unvouched
+from headstart.artifacts.vetting_parsed import check_parsed
 
 
 class Unvouched(Exception):
