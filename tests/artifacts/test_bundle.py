@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -56,12 +57,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "my bundles é 核" / "program.hsb"
 
 
-def reseal(data: bytes, items: list[Any]) -> bytes:
-    """The bundle `data` with another index, checksums right."""
+def reseal(data: bytes, items: list[Any], more: bytes = b"") -> bytes:
+    """The bundle `data` with `more` before another index, checksums right."""
     offset = FOOTER.unpack(data[-FOOTER.size :])[0]
+    data = data[:offset] + more
+    offset += len(more)
     index = msgspec.msgpack.encode(items)
     return (
-        data[:offset]
+        data
         + index
         + FOOTER.pack(offset, len(index), sha256(index).digest(), bundle_module.VERSION, bundle_module.MAGIC)
     )
@@ -79,7 +82,7 @@ def test_a_bundle_gives_back_what_went_in(path: Path) -> None:
     assert bundle.toolchains == {"3.6", "3.9"}
     first, second = bundle
     assert (first.key, first.name, first.request_digest) == (A, "kernel_aa", A[::-1])
-    assert (second.toolchain, second.target, second.offset) == ("3.9", "cuda:90", first.length)
+    assert (second.toolchain, second.target, second.offset) == ("3.9", "cuda:90", 8 + first.length)
     for original in (entry(A), entry(B, toolchain="3.9")):
         found = bundle.entry(original.key)
         assert found.header == original.header
@@ -90,11 +93,16 @@ def test_a_bundle_gives_back_what_went_in(path: Path) -> None:
 def test_the_layout_is_the_documented_one(path: Path) -> None:
     data = write(path, entry(A), entry(B)).read_bytes()
     offset, length, digest, version, magic = FOOTER.unpack(data[-58:])
-    assert (version, magic) == (2, b"\x89HSB\r\n\x1a\n")
-    assert data[:offset] == entry(A).raw() + entry(B).raw()
+    assert (version, magic) == (3, b"\x89HSB\r\n\x1a\n")
+    assert data[:8] == magic
+    a, b = Bundle.open(path)
+    assert (a.offset, b.offset, offset) == (8, 8 + a.length, 8 + a.length + b.length)
+    frame = data[a.offset : b.offset]
+    assert zstandard.ZstdDecompressor().decompress(frame) == entry(A).raw()
     index = data[offset:-58]
     assert (len(index), sha256(index).digest()) == (length, digest)
-    assert msgspec.msgpack.decode(index)[0] == [A, "kernel_aa", A[::-1], "3.6", "cuda:90", 0, entry(A).size, "kernel"]
+    named = [A, "kernel_aa", A[::-1], "3.6", "cuda:90", 8, len(frame), "kernel", entry(A).size, ""]
+    assert msgspec.msgpack.decode(index)[0] == [*named, sha256(frame).digest()]
 
 
 def test_a_bundle_may_be_empty(path: Path) -> None:
@@ -130,7 +138,7 @@ def test_opening_reads_the_index_and_no_entry(path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "pread", counting)
     Bundle.open(path)
-    assert len(read) == 2
+    assert len(read) == 3  # the footer, how it begins, the index
     assert sum(read) < 1000
 
 
@@ -310,8 +318,8 @@ def test_a_hostile_index_with_a_right_checksum_is_damage(tmp_path: Path, items: 
 def test_a_newer_version_is_told_before_anything_else_is_interpreted(path: Path) -> None:
     data = write(path, entry(A)).read_bytes()
     for rest in (b"", b"\0" * 100, data[:-10]):
-        path.write_bytes(rest + struct.pack("<H", 3) + bundle_module.MAGIC)
-        with pytest.raises(FutureVersionError, match="format 3 is newer than 2"):
+        path.write_bytes(rest + struct.pack("<H", 4) + bundle_module.MAGIC)
+        with pytest.raises(FutureVersionError, match="format 4 is newer than 3"):
             Bundle.open(path)
 
 
@@ -319,7 +327,7 @@ def test_an_index_that_names_another_kernel_than_lies_there_is_damage(path: Path
     data = write(path, entry(A), entry(B)).read_bytes()
     a, b = Bundle.open(path)
     swapped = [
-        msgspec.structs.replace(a, offset=b.offset, length=b.length),
+        msgspec.structs.replace(a, offset=b.offset, length=b.length, size=b.size, sha256=b.sha256),
         msgspec.structs.replace(b, toolchain="3.9"),
     ]
     path.write_bytes(reseal(data, swapped))
@@ -344,10 +352,13 @@ def test_verify_names_the_damaged_kernel_and_the_others_can_be_read(path: Path) 
 
 
 def test_entries_go_on_working_when_the_bundle_is_written_anew(path: Path) -> None:
-    held = Bundle.open(write(path, entry(A), entry(B))).entry(B)
+    bundle = Bundle.open(write(path, entry(A), entry(B)))
+    held = bundle.entry(B)
     write(path, entry(C), entry(B), entry(A))
-    held.verify()
-    assert held.raw() == entry(B).raw()
+    for _ in range(2):
+        held.verify()
+        assert held.raw() == entry(B).raw()
+        bundle._unpacked.clear()  # what was read last is kept
     write(path, entry(C))
     with pytest.raises(DamagedError, match="replaced while in use by a bundle without kernel_bb"):
         held.verify()
@@ -356,6 +367,7 @@ def test_entries_go_on_working_when_the_bundle_is_written_anew(path: Path) -> No
 WATCHED = """
 import sys
 from pathlib import Path
+import zstandard
 from headstart.artifacts.bundle import Bundle
 from headstart.errors import DamagedError
 
@@ -381,6 +393,110 @@ def test_reading_never_unpickles_or_executes(path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", WATCHED, str(write(path, hostile))], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+# Packing
+
+
+def alike(key: str, number: int) -> Entry:
+    """One of several entries of one name, which have much in common."""
+    text = "".join(f"// line {line} of what all of them have in common: {line * line}\n" for line in range(500))
+    return entry(key, name="alike", artifacts={"ptx": f"{text}// {number}".encode(), "cubin": os.urandom(100)})
+
+
+def test_entries_of_one_name_take_little_more_than_the_first_of_them(path: Path) -> None:
+    entries = [alike(f"{number:x}" * 64, number) for number in range(10)]
+    first, *others = Bundle.open(write(path, *entries))
+    assert first.dictionary == ""
+    assert {item.dictionary for item in others} == {first.key}
+    assert first.length < first.size / 3
+    assert all(item.length < first.length / 3 for item in others)
+    for original in reversed(entries):
+        assert Bundle.open(path).entry(original.key).raw() == original.raw()
+
+
+def test_reading_one_entry_reads_it_and_its_dictionary_and_no_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [alike(f"{number:x}" * 64, number) for number in range(10)]
+    bundle = Bundle.open(write(path, *entries))
+    items = {item.offset: item for item in bundle}
+    read: set[int] = set()
+    pread = os.pread
+
+    def noting(fd: int, count: int, offset: int) -> bytes:
+        read.add(offset)
+        return pread(fd, count, offset)
+
+    monkeypatch.setattr(os, "pread", noting)
+    assert bundle.entry(entries[7].key).artifact("cubin") == entries[7].artifact("cubin")
+    assert {items[offset].key for offset in read} == {entries[0].key, entries[7].key}
+
+
+def test_what_does_not_shrink_lies_there_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "_pack", lambda data, dictionary: data + b"longer")
+    (item,) = Bundle.open(write(path, entry(A)))
+    assert (item.size, item.dictionary, item.length) == (0, "", entry(A).size)
+    assert Bundle.open(path).entry(A).raw() == entry(A).raw()
+
+
+def test_a_bundle_of_before_is_read(path: Path) -> None:
+    raw = [entry(A).raw(), entry(B).raw()]
+    offsets = (0, len(raw[0]))
+    items = [
+        [key, f"kernel_{key[:2]}", key[::-1], "3.6", "cuda:90", offset, len(data), "kernel"]
+        for key, offset, data in zip((A, B), offsets, raw, strict=True)
+    ]
+    index = msgspec.msgpack.encode(items)
+    path.parent.mkdir(exist_ok=True)
+    footer = FOOTER.pack(sum(map(len, raw)), len(index), sha256(index).digest(), 2, bundle_module.MAGIC)
+    path.write_bytes(b"".join(raw) + index + footer)
+    bundle = Bundle.open(path)
+    assert [bundle.entry(key).raw() for key in (A, B)] == raw
+    assert bundle.verify() == []
+    with BundleWriter(path) as writer:  # and becomes one of now when it is written anew
+        for item in bundle:
+            writer.add(bundle.entry(item.key))
+    assert [Bundle.open(path).entry(key).raw() for key in (A, B)] == raw
+
+
+@pytest.mark.parametrize("what", ["cut", "another size", "too much", "a chain", "no dictionary", "a bomb"])
+def test_a_frame_that_is_not_what_the_index_promises_is_damage(path: Path, what: str) -> None:
+    data = write(path, *(alike(f"{number:x}" * 64, number) for number in range(3))).read_bytes()
+    first, second, third = Bundle.open(path)
+    more = b""
+    if what == "cut":
+        frame = data[second.offset :][: second.length - 1]
+        second = msgspec.structs.replace(second, length=len(frame), sha256=sha256(frame).digest())
+    elif what == "another size":
+        second = msgspec.structs.replace(second, size=second.size - 1)
+    elif what == "too much":
+        second = msgspec.structs.replace(second, size=bundle_module.MAX_ENTRY_BYTES + 1)
+    elif what == "a chain":
+        second = msgspec.structs.replace(second, dictionary=third.key)
+    elif what == "no dictionary":
+        second = msgspec.structs.replace(second, dictionary="ff" * 32)
+    else:
+        more = zstandard.ZstdCompressor().compress(bytes(64 << 20))
+        offset = third.offset + third.length
+        digest = sha256(more).digest()
+        second = msgspec.structs.replace(second, offset=offset, length=len(more), sha256=digest, dictionary="")
+    path.write_bytes(reseal(data, [first, second, third], more))
+    bundle = Bundle.open(path)
+    with pytest.raises(DamagedError):
+        bundle.entry(second.key)
+    assert second.key in bundle
+    assert bundle.entry(first.key).artifact("cubin")
+
+
+def test_damage_to_a_dictionary_is_damage_to_those_that_need_it_and_to_no_others(path: Path) -> None:
+    other = entry(A)
+    data = bytearray(write(path, *(alike(f"{n:x}" * 64, n) for n in range(3)), other).read_bytes())
+    first = next(iter(Bundle.open(path)))
+    data[first.offset + first.length // 2] ^= 1
+    path.write_bytes(data)
+    assert len(Bundle.open(path).verify()) == 3
+    assert Bundle.open(path).entry(A).raw() == other.raw()
 
 
 # Extracting and merging

@@ -165,7 +165,8 @@ def test_a_damaged_kernel_of_a_bundle_is_replaced_by_the_one_that_was_compiled_i
     bundler.put(B, opener(B))
     bundler.collect(path)
     data = bytearray(path.read_bytes())
-    data[50 if where == "header" else entry(A).size - 1] ^= 1
+    item = next(iter(Bundle.open(path)))
+    data[item.offset + (50 if where == "header" else item.length - 1)] ^= 1
     path.write_bytes(data)
     assert len(Bundle.open(path).verify()) == 1
     later = TritonBundler(len)

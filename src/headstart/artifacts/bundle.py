@@ -3,7 +3,8 @@
 Layout; numbers are little-endian, offsets count from the start of the file:
 
     bytes  what
-    …      entries back to back, each exactly as `entry.py` packs it
+    8      magic: 89 "HSB" 0D 0A 1A 0A
+    …      entries back to back: each as `entry.py` packs it, or one frame of zstd (RFC 8878) that holds that
     N      index: msgpack array of `BundleItem`, in the order of the entries
     footer, 58 bytes:
       8    offset of the index
@@ -17,8 +18,12 @@ Guarantees:
 A bundle is written forwards and gets its name last, by rename: it is there whole or not at all, and an older
 bundle of that name stays until then.
 
-Opening reads the footer and the index, and verifies both. An entry is verified as `entry.py` says, and must be
-the one that the index names, so nobody gets another kernel than the one asked for.
+Opening reads the footer and the index, and verifies both. The bytes of an entry must be those that the index has the
+SHA-256 of, and what they hold is verified as `entry.py` says, and must be what the index names: so nobody gets another
+kernel than the one asked for.
+
+Entries of one name have much in common. The first of a name is the dictionary of the others (raw content): to read one,
+at most that one is unpacked besides. Nothing unpacks to more bytes than the index says, nor than `MAX_ENTRY_BYTES`.
 
 Nothing is executed or unpickled. Names in a bundle are not trusted: `extract` writes below its folder only.
 
@@ -34,19 +39,26 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
-from headstart.artifacts.container import Snapshot, check_version, decode, snapshot_of
+from headstart.artifacts.container import InMemory, Snapshot, check_version, decode, snapshot_of
 from headstart.artifacts.entry import Entry, EntryHeader, Key, Size
 from headstart.errors import DamagedError
 from headstart.system.files import BUNDLE, Replacement, write_new
 
 MAGIC = BUNDLE.ends[0]
-VERSION = 2  # what is of before may hold kernels that are not Triton's
+VERSION = 3  # of what is written
+_UNPACKED_VERSION = 2  # without zstd; what is of before may hold kernels that are not Triton's
+MAX_ENTRY_BYTES = 512 * 2**20
+_LEVEL = 9  # of zstd; more takes much longer and saves little
+_MAX_DICTIONARIES = 64 * 2**20  # bytes that a writer keeps of entries that are dictionaries
+_KEPT = 16  # dictionaries and entries that a reader keeps unpacked
 MAX_INDEX_BYTES = 256 * 2**20  # about 700,000 kernels
 
 _FOOTER = struct.Struct("<QQ32sH8s")
@@ -65,9 +77,25 @@ class BundleItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     offset: Size
     length: Size
     kind: str = "kernel"
+    size: Size = 0  # of the entry, if `length` is what it takes as a frame of zstd; 0: it lies there as it is
+    dictionary: str = ""  # key of the entry that is its dictionary, if any
+    sha256: bytes = b""  # of the bytes there; empty in what was written before
+
+    @property
+    def entry_size(self) -> int:
+        """Bytes of the entry, unpacked."""
+        return self.size or self.length
 
     @classmethod
-    def of(cls, header: EntryHeader, offset: int, length: int) -> BundleItem:
+    def of(
+        cls,
+        header: EntryHeader,
+        offset: int,
+        length: int,
+        size: int = 0,
+        dictionary: str = "",
+        sha256: bytes = b"",
+    ) -> BundleItem:
         """The line for the entry with this header, at `offset`."""
         return cls(
             header.key,
@@ -78,6 +106,9 @@ class BundleItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
             offset,
             length,
             header.kind,
+            size,
+            dictionary,
+            sha256,
         )
 
 
@@ -100,9 +131,11 @@ class BundleWriter:
         self.path = Path(path).resolve()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._items: dict[str, BundleItem] = {}
-        self._end = 0
+        self._dictionaries: dict[tuple[str, str], tuple[str, Any]] = {}  # by kind and name: key, and the entry
+        self._room = _MAX_DICTIONARIES
         self._replacement = Replacement(self.path, BUNDLE)
         self._file = self._replacement.file
+        self._end = self._file.write(MAGIC)
 
     def add(self, entry: Entry) -> bool:
         """Copy an entry, artifacts unverified; False if its key is there already.
@@ -113,9 +146,19 @@ class BundleWriter:
         if entry.key in self._items:
             return False
         data = entry.raw()
-        self._file.write(data)
-        self._items[entry.key] = BundleItem.of(entry.header, self._end, len(data))
-        self._end += len(data)
+        alike = entry.header.kind, entry.name
+        key, dictionary = self._dictionaries.get(alike, ("", None))
+        if not key and len(data) <= self._room:
+            self._dictionaries[alike] = entry.key, _dictionary(data)
+            self._room -= len(data)
+        packed = _pack(data, dictionary)
+        size = len(data)
+        if len(packed) >= len(data):
+            packed, size, key = data, 0, ""
+        self._file.write(packed)
+        digest = sha256(packed).digest()
+        self._items[entry.key] = BundleItem.of(entry.header, self._end, len(packed), size, key, digest)
+        self._end += len(packed)
         return True
 
     def __contains__(self, key: object) -> bool:
@@ -165,6 +208,9 @@ class Bundle:
         """Use `open`."""
         self.path = path
         self._items = items
+        # The latest last. Several threads may read at once: what one of them drops another has in its hands.
+        self._unpacked: dict[str, bytes] = {}
+        self._dictionaries: dict[bytes, Any] = {}  # by SHA-256 of what lies there
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -201,13 +247,16 @@ class Bundle:
             OSError: the file cannot be read.
         """
         item = self._items[key]
-        entry = Entry.open(
-            self.path,
-            offset=item.offset,
-            length=item.length,
-            locate=lambda snapshot: self._locate(item, snapshot),
-        )
-        if BundleItem.of(entry.header, item.offset, item.length) != item:
+        if item.sha256:
+            entry = Entry.of(self.path, lambda: self._unpacking(key))
+        else:
+            entry = Entry.open(
+                self.path,
+                offset=item.offset,
+                length=item.length,
+                locate=lambda snapshot: self._locate(item, snapshot),
+            )
+        if BundleItem.of(entry.header, item.offset, item.length, item.size, item.dictionary, item.sha256) != item:
             raise DamagedError(self.path, f"{entry!r} lies where the index says {item.name} ({key[:12]})")
         return entry
 
@@ -240,8 +289,46 @@ class Bundle:
     def _locate(self, wanted: BundleItem, snapshot: Snapshot) -> tuple[int, int]:
         item = _read_index(self.path, snapshot).get(wanted.key)
         if item is None:
-            raise DamagedError(self.path, f"replaced while in use by a bundle without {wanted.name}")
+            raise _gone(self.path, wanted)
         return item.offset, item.length
+
+    @contextmanager
+    def _unpacking(self, key: str) -> Iterator[Snapshot]:
+        """The bytes of an entry that is packed: those that were unpacked last are kept."""
+        data = self._unpacked.get(key)
+        if data is None:
+            with snapshot_of(self.path) as snapshot:
+                data = self._unpack(self._items, key, snapshot)
+                if data is None:  # another bundle may have its name by now
+                    items = _read_index(self.path, snapshot)
+                    if key not in items:
+                        raise _gone(self.path, self._items[key])
+                    data = self._unpack(items, key, snapshot)
+            if data is None:
+                raise DamagedError(self.path, f"{self._items[key].name} ({key[:12]}) is not what the index says")
+            _keep(self._unpacked, key, data)
+        yield InMemory(data)
+
+    def _unpack(self, items: dict[str, BundleItem], key: str, snapshot: Snapshot) -> bytes | None:
+        """The entry of a key as it is packed where `items` say; None if nothing of the kind lies there."""
+        item = items.get(key)
+        packed = None if item is None else _packed(item, snapshot)
+        if item is None or packed is None or not item.size:
+            return packed
+        dictionary = None
+        if item.dictionary:
+            first = items.get(item.dictionary)
+            if first is None or first.dictionary:  # a dictionary has none itself, so that no chain has to be followed
+                return None
+            # By its bytes, not its key: another bundle that has the name now may have others.
+            dictionary = self._dictionaries.get(first.sha256)
+            if dictionary is None:
+                data = self._unpack(items, item.dictionary, snapshot)
+                if data is None:
+                    return None
+                dictionary = _dictionary(data)
+                _keep(self._dictionaries, first.sha256, dictionary)
+        return _unpack(packed, item.size, dictionary)
 
     def _problem(self, key: str) -> DamagedError | None:
         try:
@@ -275,7 +362,11 @@ def _read_index(path: Path, snapshot: Snapshot) -> dict[str, BundleItem]:
     if not footer.endswith(MAGIC):
         raise DamagedError(path, "truncated, or not a bundle: it does not end like one")
     if len(footer) >= _ENDING.size:
-        check_version(path, _ENDING.unpack(footer[-_ENDING.size :])[0], VERSION)
+        version = _ENDING.unpack(footer[-_ENDING.size :])[0]
+        if version != _UNPACKED_VERSION:
+            check_version(path, version, VERSION)
+            if snapshot.read(0, len(MAGIC)) != MAGIC:
+                raise DamagedError(path, "altered, or not a bundle: it does not begin like one")
     if len(footer) < _FOOTER.size:
         raise DamagedError(path, f"truncated: {size} bytes")
 
@@ -286,6 +377,47 @@ def _read_index(path: Path, snapshot: Snapshot) -> dict[str, BundleItem]:
     if sha256(index).digest() != digest:
         raise DamagedError(path, "the index's checksum is wrong")
     return {item.key: item for item in decode(path, _decoder, index)}
+
+
+def _gone(path: Path, item: BundleItem) -> DamagedError:
+    return DamagedError(path, f"replaced while in use by a bundle without {item.name}")
+
+
+def _packed(item: BundleItem, snapshot: Snapshot) -> bytes | None:
+    data = snapshot.read(item.offset, item.length)
+    return data if sha256(data).digest() == item.sha256 else None
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    kept[key] = value
+    for old in list(kept)[:-_KEPT]:
+        kept.pop(old, None)
+
+
+def _dictionary(data: bytes) -> Any:
+    import zstandard  # only those who write or read what is packed need it
+
+    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _pack(data: bytes, dictionary: Any) -> bytes:
+    import zstandard  # as above
+
+    return zstandard.ZstdCompressor(level=_LEVEL, dict_data=dictionary, write_dict_id=False).compress(data)
+
+
+def _unpack(packed: bytes, size: int, dictionary: Any) -> bytes | None:
+    """What `_pack` packed into exactly `size` bytes; None if it is nothing of the kind."""
+    import zstandard  # as above
+
+    try:
+        # Whatever else it says, no frame gets more room than the index promises.
+        if size > MAX_ENTRY_BYTES or zstandard.frame_content_size(packed) != size:
+            return None
+        data: bytes = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(packed, max_output_size=size)
+    except (zstandard.ZstdError, MemoryError):
+        return None
+    return data if len(data) == size else None
 
 
 def _extract(entry: Entry, folder: Path) -> Path:

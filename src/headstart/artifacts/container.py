@@ -69,7 +69,7 @@ class _OpenFile:
         return data
 
 
-class _InMemory:
+class InMemory:
     __slots__ = ("_data", "size")
 
     def __init__(self, data: bytes) -> None:

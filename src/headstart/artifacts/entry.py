@@ -43,7 +43,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from headstart.artifacts.container import Snapshot, _InMemory, _place, check_version, decode, snapshot_of
+from headstart.artifacts.container import InMemory, Snapshot, _place, check_version, decode, snapshot_of
 from headstart.errors import DamagedError
 from headstart.system.files import ENTRY
 
@@ -223,9 +223,20 @@ class Entry:
         Raises:
             DamagedError: as `open` does.
         """
-        snapshot = _InMemory(data)
+        snapshot = InMemory(data)
         layout = _parse(None, snapshot, 0, snapshot.size)
         return cls(None, layout, lambda: nullcontext(snapshot), lambda snapshot: (0, snapshot.size))
+
+    @classmethod
+    def of(cls, path: Path, snapshot: Callable[[], AbstractContextManager[Snapshot]]) -> Entry:
+        """The entry that is all of what `snapshot` gives, whenever it is called; `path` is where that comes from.
+
+        Raises:
+            DamagedError: as `open` does, and whatever `snapshot` raises.
+        """
+        with snapshot() as now:
+            layout = _parse(path, now, 0, now.size)
+        return cls(path, layout, snapshot, lambda now: (0, now.size))
 
     @property
     def key(self) -> str:

@@ -44,10 +44,10 @@ def list_(path: Path, as_json: bool) -> None:
             click.echo(json_line(item_fields(item)))
         return
     for item in opened:
-        size = human_bytes(item.length)
+        size = human_bytes(item.entry_size)
         kind = "" if item.kind == "kernel" else f"  ({printable(item.kind)})"
         click.echo(f"{item.key[:_SHORT_KEY]}  {printable(item.target):12}  {size:>10}  {printable(item.name)}{kind}")
-    total = human_bytes(sum(item.length for item in opened))
+    total = human_bytes(sum(item.entry_size for item in opened))
     toolchains = count(len(opened.toolchains), "toolchain")
     kernels = sum(item.kind == "kernel" for item in opened)
     others = f" and {len(opened) - kernels} of other kinds" if kernels < len(opened) else ""
@@ -109,7 +109,7 @@ def item_fields(item: BundleItem) -> dict[str, str | int]:
         "target": item.target,
         "toolchain": item.toolchain,
         "request_digest": item.request_digest,
-        "bytes": item.length,
+        "bytes": item.entry_size,
         "kind": item.kind,
     }
 

@@ -50,7 +50,9 @@ class Format(NamedTuple):
 
 # Here rather than with those who write them, so that a name is checked without loading all that writing takes.
 ENTRY = Format("an entry", begins=(b"\x89HSE\r\n\x1a\n",))
-BUNDLE = Format("a bundle", begins=ENTRY.begins, ends=(b"\x89HSB\r\n\x1a\n",))  # truncated, it begins like one
+_BUNDLE = b"\x89HSB\r\n\x1a\n"
+# Truncated, it begins like one; those of before began like an entry.
+BUNDLE = Format("a bundle", begins=(_BUNDLE, *ENTRY.begins), ends=(_BUNDLE,))
 MANIFEST = Format("a manifest", begins=(b"\x89HSM\r\n\x1a\n",))
 
 
