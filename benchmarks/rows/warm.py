@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks import workloads
-from benchmarks.measure import Bench, Series
+from benchmarks.measure import Bench, Figure, Series
 from benchmarks.report import Line
+from headstart.artifacts.bundle import Bundle
 
 NUMBERS = (6,)
 
@@ -73,6 +74,13 @@ def measure(bench: Bench) -> Iterator[Line]:
         total / triton.said("total_s"),
         goal=_TRITON_GOAL,
         note=f"{milli(bundled, 'total_s')} and {milli(triton, 'total_s')}",
+    )
+    size, entries = bundle.stat().st_size, sum(item.entry_size for item in Bundle.open(bundle))
+    yield Line(
+        6,
+        f"bundle of {bundled[0]['kernels']} kernels: bytes : their entries'",
+        Figure.of([size / entries]),
+        note=f"{size / 1e6:.2f} MB and {entries / 1e6:.2f} MB; counted once, it does not vary",
     )
     if {run["digest"] for run in [*bundled, *brought, *triton]} != {bundled[0]["digest"]}:
         raise RuntimeError("the bundle and Triton's cache hold different binaries")
