@@ -366,6 +366,7 @@ READ = """
 import sys
 happened = []
 watched = ("exec", "compile", "import", "marshal.loads", "os.exec", "os.system", "pickle.find_class")
+import zstandard  # the library that unpacks is loaded when it is first needed
 from headstart import wire
 from headstart.artifacts.bundle import Bundle
 from headstart.artifacts.entry import Entry
