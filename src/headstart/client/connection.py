@@ -15,8 +15,7 @@ Guarantees:
 * A service that does not answer is left: after `STOPPED_TIMEOUT` if it has been stopped, after `SILENT_TIMEOUT` if
   nobody can tell why. What is pending fails with a `ServiceError` that names it; it is not joined again for a while.
 * Where no thread can be started, what is kicked off fails with a `ServiceError`; the next kick-off tries again.
-* A fork of the process (multiprocessing, DataLoader) lets go of the connection without disturbing it. What was pending
-  is asked for again, of a service of its own, when the fork waits for it.
+* A fork of the process lets go of the connection without disturbing it, and asks again when it waits.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ import selectors
 import threading
 import weakref
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -38,9 +36,10 @@ from headstart import wire
 from headstart.client import sharing, watch
 from headstart.client.asked import Answered, Asked, DescriberQuestion, Kickoff
 from headstart.client.launch import Launched
+from headstart.client.outstanding import Outstanding
 from headstart.client.policy import Policy
 from headstart.client.prepared import Prepared, Settings
-from headstart.client.service_death import blame, check_fruitless, crash_of
+from headstart.client.service_death import blame, check_fruitless, crash_of, no_thread
 from headstart.client.watch import Stuck, Watch
 from headstart.errors import HeadstartError, ServiceError
 from headstart.model.request import CompileRequest
@@ -71,7 +70,6 @@ class ServiceConnection:
         self._launch = launch
         self._reproduce = reproduce
         self._preferences = preferences
-        self._tickets = count(1)
         self._prepared = Prepared()
         self.launches = 0  # services started or joined so far
         self._reset()
@@ -80,8 +78,7 @@ class ServiceConnection:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._pending: dict[int, Asked[Any]] = {}
-        self._awaited: set[int] = set()  # tickets of what somebody is blocked on
+        self._outstanding = Outstanding(self._lock)
         self._channel: wire.Channel | None = None
         self._launched: Launched | None = None
         self._thread: threading.Thread | None = None
@@ -106,12 +103,7 @@ class ServiceConnection:
                 self._thread = None
                 if self._wakeup >= 0:
                     self._leave()
-                self._fail_pending(
-                    ServiceError(
-                        f"no compile service: this process can start no thread ({error}); is there a limit on its "
-                        "processes (ulimit -u, pids.max) or open files (ulimit -n)?"
-                    )
-                )
+                self._outstanding.fail(no_thread(error))
 
     def prepare(self, policy: Policy, vouched: bool) -> None:
         """Start the service as `start` does, and have it get workers ready for `policy`; without waiting."""
@@ -171,18 +163,17 @@ class ServiceConnection:
             if kickoff.answer.done():
                 return
             kickoff.wanted = True
-            if kickoff.ticket not in self._pending:
+            if kickoff not in self._outstanding:
                 self._submit(kickoff)  # kicked off before this process was forked
             if not kickoff.answer.done():
-                self._awaited.add(kickoff.ticket)
+                self._outstanding.want(kickoff)
                 self._send(wire.Await([kickoff.ticket]))
                 self._wake()  # from now on the service is watched
 
     def in_flight(self) -> list[Kickoff]:
         """What workers are compiling now."""
         with self._lock:
-            pending = list(self._pending.values())
-        return [asked for asked in pending if isinstance(asked, Kickoff) and asked.started is not None]
+            return self._outstanding.in_flight()
 
     def close(self) -> None:
         """End the service, and fail whatever is still pending."""
@@ -192,10 +183,10 @@ class ServiceConnection:
         if thread is not None and thread is not threading.current_thread():
             self._wake()
             thread.join(_CLOSE_TIMEOUT)
-        self._fail_pending(ServiceError("headstart was closed before this kernel was compiled"))
+        self._outstanding.fail(ServiceError("headstart was closed before this kernel was compiled"))
 
     def abandon(self) -> None:
-        """As `close`, without waiting: for when nobody holds the connection any more, in whatever thread that shows."""
+        """As `close`, without waiting: nobody holds the connection any more."""
         self._closing = True
         self._wake()
 
@@ -203,8 +194,7 @@ class ServiceConnection:
         with self._lock:
             if self._closing:
                 raise ServiceError(f"{kickoff.name}: this AsyncCompile is closed")
-            kickoff.ticket = next(self._tickets)
-            self._pending[kickoff.ticket] = kickoff
+            self._outstanding.add(kickoff)
             if self._channel is not None:
                 self._send_kickoff(kickoff)
             self.start()
@@ -216,11 +206,9 @@ class ServiceConnection:
 
     def _send_kickoff(self, kickoff: Asked[Any]) -> None:
         try:
-            message = kickoff.message()
+            self._send(kickoff.message())
         except ServiceError as error:  # nothing could compile it
-            self._settle(kickoff, error)
-        else:
-            self._send(message)
+            self._outstanding.settle(kickoff, error)
 
     def _send(self, message: msgspec.Struct) -> None:
         # Without a channel there is nothing to do: all that is pending is sent when there is one.
@@ -253,7 +241,7 @@ class ServiceConnection:
         with self._lock:
             if failure is not None:
                 self._fruitless = 0
-                self._fail_pending(failure)
+                self._outstanding.fail(failure)
             self._leave()
 
     def _leave(self) -> None:
@@ -264,7 +252,7 @@ class ServiceConnection:
     def _serve(self) -> bool:
         """From the start of one service to its end. Returns whether there is anything left to ask another for."""
         with self._lock:
-            policies = {asked.policy for asked in self._pending.values()}
+            policies = self._outstanding.policies()
         self._prepared.find_toolchains(policies)
         launched = self._launch()
         channel = wire.Channel(launched.socket, wire.FromService)
@@ -275,9 +263,9 @@ class ServiceConnection:
             self._channel, self._launched = channel, launched
             self._send(wire.Hello(wire.PROTOCOL, self._preferences))
             self._send_prepared()
-            for kickoff in list(self._pending.values()):
-                self._send_kickoff(kickoff)
-            self._send(wire.Await([kickoff.ticket for kickoff in self._pending.values() if kickoff.wanted]))
+            for asked in self._outstanding.all():
+                self._send_kickoff(asked)
+            self._send(wire.Await([asked.ticket for asked in self._outstanding.all() if asked.wanted]))
         timeout = _END_TIMEOUT
         try:
             self._converse(channel)
@@ -299,7 +287,7 @@ class ServiceConnection:
                 kickoff.started = None
         else:
             self._on_service_death(launched.status, words)
-        return bool(self._pending)
+        return bool(self._outstanding)
 
     def _was_too_late(self) -> bool:
         """Whether this looks like a service that ended, its last client gone, while we were connecting."""
@@ -316,10 +304,10 @@ class ServiceConnection:
                 with self._lock:
                     events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.has_unsent else 0)
                 selector.modify(channel, events)
-                happened = selector.select(watch.QUIET if self._awaited else None)
+                happened = selector.select(watch.QUIET if self._outstanding.is_awaited else None)
                 if any(event.fileobj is channel and mask & selectors.EVENT_READ for event, mask in happened):
                     silence.heard()
-                elif self._awaited and silence.wants_to_ask(self._service_pid):
+                elif self._outstanding.is_awaited and silence.wants_to_ask(self._service_pid):
                     with self._lock:
                         self._send(wire.Control("status"))
                 for event, mask in happened:
@@ -356,7 +344,7 @@ class ServiceConnection:
         if isinstance(message, wire.DescriberState):
             self._prepared.heard(message)
             return
-        asked = self._pending.get(message.ticket)
+        asked = self._outstanding.get(message.ticket)
         if asked is None:
             return
         if isinstance(message, wire.Started):
@@ -365,25 +353,14 @@ class ServiceConnection:
             return
         self._fruitless = 0
         if isinstance(message, wire.Failed):
-            self._settle(asked, asked.error(message.failure))
+            self._outstanding.settle(asked, asked.error(message.failure))
             return
         try:
             answer = asked.taken(message)
         except HeadstartError as error:
-            self._settle(asked, error)
+            self._outstanding.settle(asked, error)
         else:
-            self._settle(asked, answer)
-
-    def _settle(self, kickoff: Asked[Any], outcome: Any) -> None:
-        kickoff.settled()
-        # Settled first and forgotten second: see `after_fork`.
-        if isinstance(outcome, HeadstartError):
-            kickoff.answer.set_exception(outcome)
-        else:
-            kickoff.answer.set_result(outcome)
-        with self._lock:
-            self._pending.pop(kickoff.ticket, None)
-            self._awaited.discard(kickoff.ticket)
+            self._outstanding.settle(asked, answer)
 
     # Failures
 
@@ -392,19 +369,13 @@ class ServiceConnection:
         _log.warning("the compile service died (status %s)%s", status, f":\n{words}" if words else "")
         suspects = blame(self.in_flight())
         for kickoff in suspects:
-            self._settle(kickoff, crash_of(kickoff, status, words, self._reproduce))
-        self._fruitless = 0 if suspects else self._fruitless + bool(self._pending)
+            self._outstanding.settle(kickoff, crash_of(kickoff, status, words, self._reproduce))
+        self._fruitless = 0 if suspects else self._fruitless + bool(self._outstanding)
         check_fruitless(self._fruitless, status, words)
-
-    def _fail_pending(self, error: HeadstartError) -> None:
-        for kickoff in list(self._pending.values()):
-            self._settle(kickoff, error)
-
-    # Forks of the client
 
     def after_fork(self) -> None:
         """See `renew_in_forks`."""
-        pending, launched, wakeup = list(self._pending.values()), self._launched, self._wakeup
+        pending, launched, wakeup = self._outstanding.all(), self._launched, self._wakeup
         closing = self._closing
         self._reset()
         self._closing = closing

@@ -47,3 +47,11 @@ def check_fruitless(deaths: int, status: int | None, words: str) -> None:
             f"the compile service died {deaths} times in a row before it had compiled anything (status {status}); its "
             f"last words: {words or 'none'}"
         )
+
+
+def no_thread(error: Exception) -> ServiceError:
+    """What is pending is told where this process can start no thread for the connection."""
+    return ServiceError(
+        f"no compile service: this process can start no thread ({error}); is there a limit on its "
+        "processes (ulimit -u, pids.max) or open files (ulimit -n)?"
+    )

@@ -4,7 +4,8 @@
     compat                 what is relied on of Triton's objects; patches: what is replaced; integrity: by others
     entries, relay         Triton's own cache; what a worker printed, warned of and raised, given again here
     autotune               autotuners: configurations kicked off together, winners recorded and reused
-    for_bundle, dry_run    what only the bundle needs; a driver that answers a target and launches nothing
+    for_bundle, durations  what only the bundle needs; how long compiles took
+    dry_run                a driver that answers a target and launches nothing
 
 Nothing here imports Triton before the program does.
 """

@@ -35,6 +35,7 @@ from headstart.adapters.recording import Recorder
 from headstart.adapters.triton import compat, relay
 from headstart.adapters.triton.asks import PendingCompile, asked_by
 from headstart.adapters.triton.autotune import Autotuning
+from headstart.adapters.triton.durations import Durations
 from headstart.adapters.triton.entries import Entries
 from headstart.adapters.triton.for_bundle import ForBundle
 from headstart.adapters.triton.integrity import Integrity
@@ -63,7 +64,7 @@ from headstart.system.imports import when_imported
 from headstart.system.variables import Mode, mode
 
 if TYPE_CHECKING:
-    from headstart import wire
+    pass
 
 # What a compile in this process would not survive, or that has no end here either.
 _NOT_HERE = (CompilerCrashed, CompileTimeout, CompileOutOfMemory)
@@ -98,8 +99,9 @@ class Adapter:
         tunings: Mapping[str, Tuning] | None = None,
     ) -> None:
         self.recorder = recorder
+        self._durations = Durations(lambda: self.recorder)
         # Limits are checked, and output is printed, where Triton would: see `relay`.
-        self.compiler = AsyncCompile(client=client, policy=Policy(answered=self._finished), start=False)
+        self.compiler = AsyncCompile(client=client, policy=Policy(answered=self._durations.answered), start=False)
         self.counts = dict.fromkeys(
             (
                 *("asked", "kicked_off", "from_cache", "late", "in_process", "failed", "refuted"),
@@ -115,8 +117,6 @@ class Adapter:
         self._patch = Compiles(self._compile, self._is_prefetching, self._prefetch)
         self._integrity = Integrity()
         self._asks: dict[str, PendingCompile] = {}  # by Triton's hash
-        self._durations: dict[str, float] = {}  # of requests, by digest; only while recording
-        self._recorded: set[str] = set()  # digests
         self._immobile: dict[int, tuple[Any, str]] = {}  # functions by `id`, which no worker can compile, and why
         self._broken: dict[int, tuple[Any, Exception]] = {}  # by `id`, those of which hashing raised while prefetching
         self._forget_import: Callable[[], None] = lambda: None
@@ -183,14 +183,9 @@ class Adapter:
             request = self._request(ask)
         except UsageError:
             return  # what cannot travel cannot be recorded; who launches it is told
-        self._recorded.add(ask.digest)
-        self.recorder.note(
-            request,
-            ask.digest,
-            duration_s=self._durations.get(ask.digest, 0.0),
-            asked_by=asked_by(sys._getframe()),
-            winner=winner,
-        )
+        duration = self._durations.noted(ask.digest)
+        asked_from = asked_by(sys._getframe())
+        self.recorder.note(request, ask.digest, duration_s=duration, asked_by=asked_from, winner=winner)
 
     # What Triton calls
 
@@ -389,15 +384,6 @@ class Adapter:
                 self.recorder.note(request, ask.digest, failed=error.raised)
         except Exception:  # noqa: BLE001 - what the program sees is its kernel's failure
             _log.debug("a failure is not noted", exc_info=True)
-
-    def _finished(self, request: CompileRequest, result: wire.Result) -> None:
-        """In the connection's thread."""
-        seconds = result.finished - result.started
-        if self.recorder is not None and seconds > 0.0:
-            digest = request.digest()
-            self._durations[digest] = seconds
-            if digest in self._recorded:
-                self.recorder.note(request, digest, duration_s=seconds)
 
     def _in_process(self, function: Any, reason: str) -> None:
         """Triton compiles one kernel here. Raises `ServiceError`: `HEADSTART=require`."""
