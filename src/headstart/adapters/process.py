@@ -246,7 +246,7 @@ class Enabled:
                 adapter.start_early()
 
     def _adapter(self) -> Adapter | None:
-        """The adapter, made by whoever is first: the importing thread or the replay's."""
+        """The adapter, made by the first thread: the importing one or the replay's."""
         with self._lock:
             if self.jit is None and not self._closed:
                 from headstart.adapters.triton.adapter import Adapter

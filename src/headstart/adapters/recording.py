@@ -184,7 +184,7 @@ class Recorder:
         """The program asked for a kernel. It may be noted again, when its duration or an autotuner's choice is known.
 
         Args:
-            digest: of the request; whoever asks for a compile has it already.
+            digest: of the request; the adapter that asks for a compile has it already.
             failed: see `Specialization`.
         """
         self._keep(

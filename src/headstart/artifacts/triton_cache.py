@@ -1,6 +1,6 @@
 """A kernel as an entry of Triton's own cache: what Inductor's launchers, its bundler and other processes look for.
 
-A folder is written whole or not at all, whoever else writes it at the same time, Triton included.
+A folder is written whole or not at all, whatever else writes it at the same time, Triton included.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def keep(place: TritonCache, artifacts: Mapping[str, bytes], metadata: Mapping[s
     Raises:
         DamagedError, OSError: as `write`.
     """
-    # As whoever reads it out of an entry has it: the files are the same, whoever writes them.
+    # As a reader of the entry has it: the files are the same, whichever process writes them.
     plain = msgspec.msgpack.decode(msgspec.msgpack.encode(metadata))
     write(os.fsdecode(place.folder), place.hash, place.name, artifacts, plain)
     return place.folder, registers(artifacts["cubin"], plain["name"]) if "cubin" in artifacts else None

@@ -201,7 +201,7 @@ class _Capturing:
         try:
             self._functions[index] = self._describe(function)
         except CannotTravel:
-            # Whoever called it may go on without it: nothing of it is to stay.
+            # The caller may go on without it: nothing of it is to stay.
             del self._functions[index:]
             for each in [each for each, other in self._indices.items() if other >= index]:
                 del self._indices[each]

@@ -144,7 +144,7 @@ def count(number: int, noun: str) -> str:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say which file it was; what is wrong with it is said by whoever found out."""
+    """Say which file it was; what is wrong with it the error says."""
     try:
         yield
     except DamagedError as error:

@@ -77,7 +77,7 @@ def retry(kernel: str) -> None:
     """Have KERNEL tried again, which crashed the compiler or took too long twice.
 
     KERNEL is a kernel's name, or the beginning of a key. A kernel that failed so is remembered, for the Triton that it
-    failed with, and whoever asks for it gets the same error at once.
+    failed with, and a program that asks for it gets the same error at once.
     """
     from headstart.stores.failures import Failures
 

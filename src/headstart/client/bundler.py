@@ -90,7 +90,7 @@ class TritonBundler:
             except FileNotFoundError:
                 pass
             except DamagedError as error:
-                _log.info("the bundle is written anew: %s", error)  # whoever read it has warned
+                _log.info("the bundle is written anew: %s", error)  # the client that read it has warned
             return self._write(path, bundles)
 
     def _write(self, path: str | os.PathLike[str], bundles: list[Bundle]) -> Path:

@@ -4,7 +4,7 @@
     AsyncCompile of jit.Adapter ────────┼─▶ Client ─▶ ServiceConnection ─▶ one service
     AsyncCompile of inductor.Adapter ───┘      └─▶ TritonBundler, DiskStore
 
-Whoever makes a Client closes it. What differs between those who share one is their `Policy`.
+The maker of a Client closes it. What differs between those who share one is their `Policy`.
 """
 
 from __future__ import annotations
@@ -272,11 +272,11 @@ def acquire(
     workers: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Client:
-    """The client that this process's adapters share, made for whoever comes first; each gives it back by `release`.
+    """The client that this process's adapters share, made for the first of them; each gives it back by `release`.
 
     Args:
-        bundle: as for `AsyncCompile`; of whoever first names one.
-        workers, cache_dir: as for `AsyncCompile`; of whoever comes first.
+        bundle: as for `AsyncCompile`; of the first adapter that names one.
+        workers, cache_dir: as for `AsyncCompile`; of the first adapter.
 
     Raises:
         UsageError: as `AsyncCompile`.

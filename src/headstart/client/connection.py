@@ -234,7 +234,7 @@ class ServiceConnection:
                 pass
         except HeadstartError as error:
             failure = error
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+        except Exception as error:  # noqa: BLE001 - those who wait must hear of it
             _log.exception("headstart's own thread failed; this is a bug")
             failure = ServiceError(f"headstart's own thread failed: {type(error).__name__}: {error}")
         # In one step, so that a kick-off finds either this thread or none.
@@ -336,7 +336,7 @@ class ServiceConnection:
         if isinstance(message, wire.Welcome | wire.Leaving | wire.Report):
             self._welcomed = True
             if isinstance(message, wire.Welcome):
-                self._service_pid = message.pid  # a socket names whoever listened there first, which may be a client
+                self._service_pid = message.pid  # a socket names its first listener, which may be a client
             self._dismissed = isinstance(message, wire.Leaving)
             if isinstance(message, wire.Leaving) and message.why:
                 _log.info("the compile service hung up, and is asked again: %s", message.why)

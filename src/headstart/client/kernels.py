@@ -1,4 +1,4 @@
-"""The future cache: one future for each request of a process, whoever asks for it."""
+"""The future cache: one future for each request of a process."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Prepared:
         self._describer = policy, stamp, settings
 
     def messages(self) -> Iterator[msgspec.Struct]:
-        """What a service is told. Whoever then asks in vain for a kernel is told why."""
+        """What a service is told. A request that is then in vain says why."""
         for policy, vouched in self._policies.items():
             with contextlib.suppress(ServiceError):
                 yield wire.Prepare(policy.toolchain(), policy.environment(), vouched)

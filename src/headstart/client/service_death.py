@@ -34,7 +34,7 @@ def crash_of(
         options=kickoff.request.options,
         detail=f"it is the suspect because it ran each time; it is not tried again (status {status})",
         output=words,
-        # Whoever ran a plan with a strange source would vouch for it.
+        # A person who ran a plan with a strange source would vouch for it.
         reproduce=reproduce(kickoff.request) if kickoff.vouched else "",
         advice="compile it alone (headstart build) and watch the memory: dmesg names what was killed",
     )

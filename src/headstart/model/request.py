@@ -66,7 +66,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
     module: str = ""
 
     def __post_init__(self) -> None:
-        # Its identity is computed by whoever receives it, whom a stranger's data must not bring down.
+        # The process that receives it computes its identity: a stranger's data must not bring that down.
         if not self.name.isidentifier():  # it becomes part of file names
             raise ValueError(f"name: {self.name!r} is no name of a function")
         check_plain(self.constants, "constants")
@@ -160,7 +160,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
 
 
 def check_plain(value: Any, where: str, depth: int = 0) -> None:
-    """Whether a dict or list that was decoded has names for keys and an end, as whoever computes its identity expects.
+    """Whether a dict or list that was decoded has names for keys and an end, as computing its identity expects.
 
     Raises:
         ValueError: it is not.

@@ -21,7 +21,7 @@ class Claims:
         return self._doing.setdefault(suffix, job) is job
 
     def stand_aside(self, suffix: str, job: Job) -> bool:
-        """Have `job` wait for whoever is at `suffix`; False: nobody is any more."""
+        """Have `job` wait for the job at `suffix`; False: there is none any more."""
         if suffix in self._doing:
             self._standing[job] = suffix
         return suffix in self._doing

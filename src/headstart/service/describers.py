@@ -4,7 +4,7 @@
     client ◀─ Answer ────────  Describers ◀─ Answer ────┘
 
 What is asked and answered is bytes here: only the adapter and the describer know what they mean. A question that is on
-its way is asked once, whoever asks; an answer is kept for as long as the process that gave it lives.
+its way is asked once, whichever client asks; an answer is kept for as long as the process that gave it lives.
 
 A describer that dies is started again and asked again. The question that it was at both times is the suspect and fails;
 one that dies twice before it was awake cannot be used, and what was asked of it fails.
@@ -114,7 +114,7 @@ class Describers:
                     self._end(other)
         try:
             self._of(client, kind)
-        except ServiceError as error:  # whoever asks is told
+        except ServiceError as error:  # the client that asks is told
             _log.warning("%s", error)
 
     def ask(self, client: int, ticket: int, kind: DescriberKind, body: bytes) -> None:

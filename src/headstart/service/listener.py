@@ -62,7 +62,7 @@ class Listener:
         return None
 
     def close(self, last_word: bytes) -> None:
-        """Turn away whoever has not been let in, with a word; the next client starts another service."""
+        """Turn away clients in the backlog, with a word; the next client starts another service."""
         with contextlib.suppress(OSError), locked_folder(self._path.parent):
             with contextlib.suppress(OSError):
                 while True:

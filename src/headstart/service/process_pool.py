@@ -234,7 +234,7 @@ class ProcessPool:
         self._end_orphans()
 
     def _end_orphans(self) -> None:
-        """Whoever is our child, and not known, has lost its parent: a worker that was just being forked, or something
+        """A child of this process that is not known has lost its parent: a worker that was being forked, or something
         that a compile started and let go of."""
         while orphans := self._orphans():
             for pid in orphans:

@@ -62,7 +62,7 @@ class Job:
         exclusive_until: it has failed once and is to run by itself; monotonic seconds until which others stand back.
         moved: whether it was begun anew for lack of space in its worker's folder.
         prefix: what its worker had made when it stood aside for another job's suffix, unread.
-        whole: it is to be compiled from start to end, whoever else is at the same.
+        whole: it is to be compiled from start to end, whatever other jobs are at.
     """
 
     key: str

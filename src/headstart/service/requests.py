@@ -217,5 +217,5 @@ class Requests:
 
 
 def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) -> str:
-    """Whoever vouches for a source is not served by what somebody has under way who does not."""
+    """A client that vouches for a source is not served by a compile of one that nobody vouches for."""
     return f"{key} {session.cache_dir if use_store else 'unstored'}{'' if message.vouched else ' confined'}"

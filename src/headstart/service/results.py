@@ -94,7 +94,7 @@ class Results:
         """
         if payload.confined:
             outcome = self._taken_in(payload, outcome, started)
-        # Whoever ran a plan with a strange source would vouch for it.
+        # A person who ran a plan with a strange source would vouch for it.
         if isinstance(outcome, wire.Failure) and outcome.kind != "service" and not payload.confined:
             _write_down(job, payload, outcome)
         return outcome
@@ -113,7 +113,7 @@ class Results:
             try:
                 store.prune()
             except StoreUnavailable:
-                pass  # whoever publishes says so
+                pass  # the worker that publishes says so
 
     def _taken_in(self, payload: CompilePayload, outcome: object, started: float) -> wire.Finished | wire.Failure:
         """What a confined worker made, checked, and put into the store."""

@@ -105,7 +105,7 @@ def service_folder(parent: Path | None = None) -> Iterator[Path]:
     with contextlib.ExitStack() as mine:
         # Held while a folder is made and locked, so that nobody takes a folder for abandoned in between.
         with contextlib.ExitStack() as turn:
-            with contextlib.suppress(TimeoutError):  # whoever has it is stuck, and removes nothing
+            with contextlib.suppress(TimeoutError):  # its holder is stuck, and removes nothing
                 turn.enter_context(locked_folder(parent))
                 _remove_folders_of_nobody(parent)
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))

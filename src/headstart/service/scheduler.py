@@ -253,7 +253,7 @@ class Plan:
         return [*forks, *self._schedule(now)]
 
     def zygote_unable(self, kind: Kind, why: str, now: float) -> list[Action]:
-        """Nothing of this kind can be compiled; whoever wants it is told why, and may try again later."""
+        """Nothing of this kind can be compiled; its clients are told why, and may try again later."""
         self._zygotes.pop(kind, None)
         return [*self._give_up(kind, why), *self._schedule(now)]
 
@@ -360,7 +360,7 @@ class Plan:
         job.prefix = prefix
         rest = self._rest(found, now) if found.state is _State.BUSY else []
         if job.tickets and self._claims.stand_aside(suffix, job):
-            self._raise(job, job.urgency)  # whoever it waits for is as urgent from now on
+            self._raise(job, job.urgency)  # the job that it waits for is as urgent from now on
         else:
             self._requeue(job)
         return [*rest, *self._schedule(now)]

@@ -149,7 +149,7 @@ class Sessions:
         return _PAUSE if self._paused_since < float("inf") else None
 
     def look_around(self, now: float) -> None:
-        """Ask in again whoever had to stay outside."""
+        """Accept clients again after a pause."""
         if self._listener is not None and now > self._paused_since + _PAUSE:
             self._paused_since = float("inf")
             self._loop.watch(self._listener, self._accept)
@@ -159,7 +159,7 @@ class Sessions:
         try:
             peer = self._listener.accept()
         except OSError:
-            # Whoever is outside would wake us again and again while there is nothing that we could do.
+            # Clients in the backlog would wake the service again and again while there is nothing that it could do.
             self._loop.unwatch(self._listener)
             self._paused_since = time.monotonic()
             return

@@ -57,7 +57,7 @@ class Store(Protocol):
         """Make a damaged entry a miss and warn, once. For those who find out when they read an artifact."""
 
     def claim(self, key: str) -> AbstractContextManager[None]:
-        """The right to compile `key`, among all who can be kept from it; waits for whoever has it."""
+        """The right to compile `key`, among all who can be kept from it; waits for its holder."""
 
     def prune(self, limit_bytes: int | None = None) -> PruneReport:
         """Remove the entries used longest ago until at most `limit_bytes` are left; by default the store's limit.

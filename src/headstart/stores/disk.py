@@ -5,8 +5,8 @@ What lies where, under the cache folder:
     store/v2/3f/3f…e2.hse    an entry; its mtime says when it was last of use
     store/v2/tmp/            being written
     store/v2/damaged/        set aside, for people to look at
-    store/v2/prune.lock      whoever holds its flock prunes
-    store/v2/compiling.lock  byte number `key` is locked by whoever compiles that key
+    store/v2/prune.lock      the process that holds its flock prunes
+    store/v2/compiling.lock  byte number `key` is locked by the process that compiles that key
 
 Guarantees:
 
@@ -134,7 +134,7 @@ class DiskStore:
 
     @contextmanager
     def claim(self, key: str) -> Iterator[None]:
-        """Hold the right to compile `key`, among all processes that use this store; wait for whoever has it.
+        """Hold the right to compile `key`, among all processes that use this store; wait for its holder.
 
         However its holder ends, the kernel gives the right back. Where no lock can be had, or its holder is stopped
         or takes longer than `headstart.system.locks.PATIENCE`, two may compile the same.

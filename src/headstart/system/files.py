@@ -134,7 +134,7 @@ class Replacement:
         """Give the file its name.
 
         Args:
-            close: False: the file stays open for whoever goes on writing to it.
+            close: False: the file stays open for the caller to go on writing.
 
         Raises:
             UsageError: a file of somebody else has appeared there meanwhile. What was written is gone.

@@ -91,7 +91,7 @@ def lock_byte(fd: int, offset: int, patience: float = PATIENCE) -> bool:
     Args:
         fd: of the file, open for writing.
         offset: of the byte, which need not exist.
-        patience: seconds to wait for whoever has it; somebody who is stopped is not waited for.
+        patience: seconds to wait for its holder; a process that is stopped is not waited for.
 
     Returns:
         Whether it is locked now.

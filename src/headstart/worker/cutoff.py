@@ -3,8 +3,8 @@
     source ─▶ ttir ─▶ ttgir ─┊─▶ llir ─▶ ptx ─┊─▶ cubin          ┊  a cut point; what lies behind it is a *suffix*
               front end      ┊                ┊
 
-A suffix is known by its key: everything that its stages read. Whoever compiles in full keeps, for each cut point, a
-small entry that names the entry with the artifacts (`Suffix`). Whoever reaches a cut point whose suffix is known is
+A suffix is known by its key: everything that its stages read. A full compile keeps, for each cut point, a small
+entry that names the entry with the artifacts (`Suffix`). A compile that reaches a cut point whose suffix is known is
 done: its own *prefix*, what it has made so far, and the other's suffix are what the whole pipeline would have given.
 
 What is relied on:
@@ -149,7 +149,7 @@ class Suffixes:
             StoreUnavailable: they cannot be written.
         """
         for cut_point in cut_points:
-            # Whoever takes over a suffix would miss what its stages print.
+            # A compile that takes over a suffix would miss what its stages print.
             if cut_point.printed == printed:
                 self._keep(entry, cut_point)
 

@@ -2,7 +2,7 @@
 
 Of torch, `TORCH_FILES` end up in what is compiled: they are loaded under their real names and paths. All other modules
 below `torch` are stand-ins, whose attributes can be called, subscripted and used as a decorator that returns the kernel
-as it is: what a decorator of Inductor's would make of a kernel matters to whoever launches it, not to the compiler.
+as it is: what a decorator of Inductor's would make of a kernel matters where it is launched, not to the compiler.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def run(sock: socket.socket, folder: str, *, confined: bool = False) -> None:
             sock.sendall(frame(done))
             _empty(folder)
     except ConnectionError:
-        return  # the service is gone, and with it whoever wanted this
+        return  # the service is gone, and with it the clients that wanted this
 
 
 def _empty(folder: str) -> None:
@@ -160,7 +160,7 @@ def _may_lack_space(failure: Failure, folder: str) -> bool:
 
 
 def _confine(folder: str, descriptors: list[int]) -> Failure | None:
-    """Confine this process; why that failed, for whoever wants something compiled."""
+    """Confine this process; why that failed, for the client that wants something compiled."""
     packages = [os.path.dirname(str(sys.modules[name].__file__)) for name in ("triton", "headstart", "msgspec")]
     try:
         vetting_again.install()
@@ -223,7 +223,7 @@ def _compile(
 ) -> Finished | Failure | StoodAside:
     meter = _Meter()
     cutter = None
-    # Whoever has stood aside once, for nothing, is not to do so again.
+    # A job that has stood aside once, for nothing, is not to do so again.
     if job.early_cutoff and not job.prefix:
         suffixes = Suffixes(_store_of(job))
         cutter = Cutter(

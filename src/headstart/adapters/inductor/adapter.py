@@ -73,7 +73,7 @@ class Adapter:
     """One per process.
 
     Args:
-        client: asks the service; whoever made it closes it.
+        client: asks the service; its maker closes it.
 
     Attributes:
         counts: for tests and people: sources kicked off, jobs, jobs that were wanted before they were foreseen
@@ -253,7 +253,7 @@ class Adapter:
                     del known[key]
 
     def materialize(self, job: RecipeJob, kernel: CompiledKernel, root: str) -> None:
-        """Write Triton's cache entry, if it can be. Whoever asks for the kernel before does so himself."""
+        """Write Triton's cache entry, if it can be. `compile` does so itself if it is asked before."""
         try:
             layout.write(root, job.hash, job.name, kernel)
         except (OSError, DamagedError) as error:
@@ -326,7 +326,7 @@ class Adapter:
 
     @staticmethod
     def _start_describer(describing: Describing) -> None:
-        with contextlib.suppress(ServiceError):  # the program has ended, or whoever asks is told
+        with contextlib.suppress(ServiceError):  # the program has ended, or the source that asks is told
             describing.start()
 
     def after_fork(self) -> None:

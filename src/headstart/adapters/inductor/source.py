@@ -141,7 +141,7 @@ class Source:
                 step(*arguments)
             except (UndescribedError, HeadstartError, plain.NotPlainDataError) as error:
                 self._settle(str(error))
-            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+            except Exception as error:  # noqa: BLE001 - those who wait must hear of it
                 self._settle(error)
 
         return run

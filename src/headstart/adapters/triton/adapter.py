@@ -76,8 +76,8 @@ class Adapter:
     """One per process.
 
     Args:
-        client: asks the service; whoever made it closes it.
-        recorder: told what the program asks for; whoever made it closes it.
+        client: asks the service; its maker closes it.
+        recorder: told what the program asks for; its maker closes it.
         tunings: choices of autotuners to be reused, by `Tuning.digest()`.
 
     Attributes:

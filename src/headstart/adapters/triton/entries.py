@@ -35,7 +35,7 @@ class Entries:
         self._key_thread: threading.Thread | None = None
 
     def compute_key_early(self) -> None:
-        """Whoever asks Triton's cache first waits for its key, in a program without headstart too: compute it now."""
+        """The first look into Triton's cache waits for its key, in a program without headstart too: compute it now."""
         self._key_thread = threading.Thread(target=compat.compute_key, name="headstart-jit", daemon=True)
         with contextlib.suppress(RuntimeError):  # no more threads: then it is computed when it is needed
             self._key_thread.start()
