@@ -188,6 +188,20 @@ def test_where_no_process_can_be_started_whoever_asks_is_told(household: Househo
     assert not household.describers.busy
 
 
+def test_those_that_are_idle_end_when_the_service_is_quiesced_and_come_back_when_they_are_asked(
+    household: Household,
+) -> None:
+    kind = household.kind()
+    household.describers.prepare(1, kind)
+    household.until(lambda: household.awake(1))
+    household.describers.ask(1, 1, household.kind(TORCHINDUCTOR_ENABLE_PDL="1"), b"a")  # somebody waits for this one
+    household.describers.end_idle()
+    assert len(household.describers) == 1
+    assert not household.awake(1)
+    household.describers.ask(1, 2, kind, b"b")
+    household.until(lambda: len(household.answers(1)) == 2)
+
+
 def test_who_has_left_is_not_told(household: Household) -> None:
     kind = household.kind()
     household.describers.ask(1, 1, kind, b"a")

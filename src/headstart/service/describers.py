@@ -155,6 +155,15 @@ class Describers:
             elif now - describer.stopped >= STOPPED_TIMEOUT:
                 process.kill()  # which is seen, and another is started
 
+    def end_idle(self) -> None:
+        """Give the memory back: end those of which nobody waits for an answer."""
+        for kind, describer in list(self._describers.items()):
+            if not describer.questions:
+                was_awake = describer.awake
+                self._end(kind)
+                if was_awake:
+                    self._announce(kind, describer)
+
     def end(self) -> None:
         """End them all; what was asked is not answered."""
         for kind in list(self._describers):

@@ -235,6 +235,7 @@ class Server:
         if command in ("quiesce", "quiesce now"):
             self._draining.append(session)  # it is answered when there are no workers any more
             self._engine.happened(events.Quiesced(command == "quiesce now"))
+            self._describers.end_idle()
             return
         if command == "events":
             self._loop.send(session.channel, wire.Events(now, self._engine.history.latest()))
