@@ -5,6 +5,7 @@ Kernels are compiled in dry runs, since there is no GPU here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -370,11 +371,64 @@ def test_with_a_bundle_nothing_is_compiled_and_no_service_starts(program: Callab
     before = bundle.read_bytes()
     for folder in ("TRITON_CACHE_DIR", "HEADSTART_CACHE_DIR"):
         subprocess.run(["rm", "-rf", os.environ[folder]], check=True)
-    told = said(run("--bundle", bundle, *DRY, app))
+    done = run("--bundle", bundle, *DRY, app)
+    assert "kernels from" not in done.stderr  # which is no terminal
+    told = said(done)
     assert told["services"] == 0
     assert [origin for _, origin, *_ in told["spans"]] == ["bundle"] * 2
     assert told["counts"]["in_process"] == 0
     assert bundle.read_bytes() == before
+
+
+@pytest.mark.triton
+def test_what_of_a_bundle_was_used_is_said_at_the_end(program: Callable[..., Path], tmp_path: Path) -> None:
+    app = program("warm_up(32, 64)\nreport()\n", factor=2.0)
+    bundle = tmp_path / "app.bundle"
+    told = [run("-v", "--bundle", bundle, "--no-record", *DRY, app).stderr]
+    for folder in ("TRITON_CACHE_DIR", "HEADSTART_CACHE_DIR"):
+        subprocess.run(["rm", "-rf", os.environ[folder]], check=True)
+    told.append(run("-v", "--bundle", bundle, "--no-record", *DRY, app).stderr)
+    app.write_text(app.read_text().replace("warm_up(32, 64)", "warm_up(32, 64, 128)"))
+    subprocess.run(["rm", "-rf", os.environ["TRITON_CACHE_DIR"]], check=True)
+    told.append(run("-v", "--bundle", bundle, "--no-record", *DRY, app).stderr)
+    said = [line for text in told for line in text.splitlines() if "kernels from app.bundle" in line]
+    assert said == [
+        "headstart: 0 of 2 kernels from app.bundle, 2 compiled",
+        "headstart: 2 of 2 kernels from app.bundle, 0 compiled",
+        "headstart: 2 of 3 kernels from app.bundle, 1 compiled",
+    ]
+
+
+@pytest.mark.triton
+def test_on_a_terminal_the_use_of_a_bundle_is_said_unless_it_is_to_be_quiet(
+    program: Callable[..., Path], tmp_path: Path
+) -> None:
+    import pty
+
+    app = program("warm_up(32)\n", factor=2.0)
+    for option, lines in ((), 1), (("--quiet",), 0):
+        ours, theirs = pty.openpty()
+        command = [
+            sys.executable,
+            "-m",
+            "headstart",
+            "run",
+            *option,
+            "--bundle",
+            str(tmp_path / "app.bundle"),
+            *DRY,
+            app,
+        ]
+        environment = {**os.environ, **client_environment()}
+        done = subprocess.run(command, stderr=theirs, stdout=subprocess.PIPE, env=environment, timeout=PATIENCE)
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+            while part := os.read(ours, 1 << 16):
+                said += part
+        os.close(ours)
+        assert done.returncode == 0, said
+        assert said.decode().count("kernels from app.bundle") == lines
 
 
 @pytest.mark.triton

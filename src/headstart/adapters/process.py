@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from headstart.adapters.replay import Replay
     from headstart.adapters.triton.adapter import Adapter
     from headstart.artifacts.manifest import Manifest
+    from headstart.client.async_compile import AsyncCompile
     from headstart.client.client import Client
 
 _TORCH_COMPILE = "torch._inductor.async_compile"  # imported when torch.compile first makes code
@@ -59,6 +60,7 @@ class EnableOptions(NamedTuple):
         torch_when_used: whether torch.compile's processes wait until the program uses it, or the manifest says that it
             will; else they start at once.
         report: told at the end what became of the replay.
+        tell_use: told at the end what of the bundle was used, if there is one.
     """
 
     manifest: StrPath | None = None
@@ -74,6 +76,7 @@ class EnableOptions(NamedTuple):
     replays: bool = True
     torch_when_used: bool = False
     report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")
+    tell_use: Callable[[str], None] = functools.partial(_log.info, "%s")
 
 
 def enable(
@@ -212,6 +215,7 @@ class Enabled:
             self._thread.join(_END_OF_REPLAY)
         if self.replay is not None and self.jit is not None:
             choices.report(self.replay.report(self.jit.compiler.used_early, self.jit.had()))
+        compilers = self._compilers()
         if self.jit is not None:
             self.jit.close()
         torch_version = self._end_torch()
@@ -221,6 +225,8 @@ class Enabled:
             from headstart.client.client import release
 
             release()
+        if choices.bundle is not None and compilers:
+            choices.tell_use(_use_of(choices.bundle, compilers))
         if torch_version and (recorder := self._record()) is not None:
             recorder.note_torch(torch_version)
         if self._recorder is not None:
@@ -325,6 +331,12 @@ class Enabled:
                 choices = self._choices
                 inductor.enable(bundle=choices.bundle, workers=choices.workers, cache_dir=choices.cache_dir)
 
+    def _compilers(self) -> list[AsyncCompile]:
+        """Of the adapters that were of use."""
+        module: Any = sys.modules.get("headstart.adapters.inductor")
+        torchs = None if module is None else module.current()
+        return [adapter.compiler for adapter in (self.jit, torchs) if adapter is not None]
+
     def _end_torch(self) -> str:
         """Returns the version of the program's torch, if it used torch.compile."""
         module: Any = sys.modules.get("headstart.adapters.inductor")
@@ -350,6 +362,15 @@ class Enabled:
     def _after_fork(self) -> None:
         self._start_over()
         self.replay = None  # the parent's
+
+
+def _use_of(bundle: StrPath, compilers: Sequence[AsyncCompile]) -> str:
+    """What of a bundle was used, in a sentence: many carry one along that is never read, and do not know."""
+    used = sum(compiler.use.kernels for compiler in compilers)
+    compiled = sum(compiler.statistics.compiled for compiler in compilers)
+    saved = sum(compiler.use.saved_s for compiler in compilers)
+    said = f"{used} of {used + compiled} kernels from {os.path.basename(bundle)}, {compiled} compiled"
+    return f"{said}; about {saved:.0f} s of compiling saved" if saved >= 1.0 else said
 
 
 def _guarded(act: Callable[[], None]) -> None:

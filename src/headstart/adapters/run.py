@@ -45,7 +45,8 @@ class RunConfig(NamedTuple):
         reuse_tuning: whether autotuners take the choices in `replay` without benchmarking.
         workers: compiles at a time; None: the default.
         target: of a dry run; None: this is none.
-        verbose: whether to say at the end what became of the replay.
+        verbose: whether to say at the end what became of the replay, and of the bundle.
+        quiet: whether not to say it of the bundle either, which is said where stderr is a terminal.
     """
 
     pid: int
@@ -58,6 +59,7 @@ class RunConfig(NamedTuple):
     workers: int | None = None
     target: str | None = None
     verbose: bool = False
+    quiet: bool = False
 
     def encode(self) -> str:
         """As the value of an environment variable."""
@@ -107,6 +109,8 @@ def _carry_out(orders: RunConfig) -> None:
     )
     if orders.verbose and is_main:
         choices = choices._replace(report=_say)
+    if is_main and (orders.verbose or (not orders.quiet and sys.stderr is not None and sys.stderr.isatty())):
+        choices = choices._replace(tell_use=_say)
     begin(choices)
 
 

@@ -58,7 +58,8 @@ from headstart.system.variables import Mode, mode
     metavar="N",
     help="Compiles at a time. Default: HEADSTART_WORKERS, or one per core.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Say at the end what became of the replay.")
+@click.option("-v", "--verbose", is_flag=True, help="Say at the end what became of the replay, and of the bundle.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not say what came from the bundle, as on a terminal.")
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
@@ -74,6 +75,7 @@ def run(
     target: str | None,
     workers: int | None,
     verbose: bool,
+    quiet: bool,
     program: str,
     arguments: Sequence[str],
 ) -> None:
@@ -90,6 +92,8 @@ def run(
     command = ["-m", program, *arguments] if as_module else [program, *arguments]
     if no_record and record is not None:
         raise UsageError("--record and --no-record exclude each other")
+    if verbose and quiet:
+        raise UsageError("--verbose and --quiet exclude each other")
     if no_prefetch and manifest is not None:
         raise UsageError("--manifest and --no-prefetch exclude each other")
     if dry_run != (target is not None):
@@ -119,6 +123,7 @@ def run(
                 workers=workers,
                 target=None if target is None else str(Target.parse(target)),
                 verbose=verbose,
+                quiet=quiet,
             )
         )
     try:

@@ -22,7 +22,7 @@ from headstart.artifacts import known_failure
 from headstart.artifacts.bundle import Bundle, BundleItem
 from headstart.artifacts.entry import Entry
 from headstart.client import timeline
-from headstart.client.bundler import TritonBundler
+from headstart.client.bundler import BundleUse, TritonBundler
 from headstart.client.client import Client
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
@@ -99,6 +99,7 @@ class AsyncCompile:
         self._deduplicated = 0
         self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
         self._unvouched: set[str] = set()  # digests of futures that nobody vouches for
+        self.use = BundleUse()
         self.used_early: set[str] = set()  # digests of what was asked for, and was there for the background's sake
         self.kernels = CompiledTritonKernels()
         renew_in_forks(self)
@@ -209,6 +210,7 @@ class AsyncCompile:
                 self._unvouched.add(digest)
             future = self.kernels.request_emitted(digest, request, vouched) if use_store else None
             if future is not None:
+                self.use.kernels += 1
                 return future
             self.client.missed()
             kickoff = self.client.submit(
@@ -380,6 +382,7 @@ class AsyncCompile:
         def finish(_: object) -> CompiledKernel:
             try:
                 entry = bundle.entry(item.key)
+                self.use.saved_s += entry.header.compile_wall_s
                 if item.kind == known_failure.KIND:
                     failure = known_failure.unpack(entry, request)
                     raise failure

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from headstart.artifacts.bundle import Bundle, BundleWriter
@@ -22,6 +23,19 @@ from headstart.system.locks import locked
 _log = logging.getLogger("headstart")
 
 Opener = Callable[[], Entry]
+
+
+@dataclass
+class BundleUse:
+    """What came out of bundles.
+
+    Attributes:
+        kernels: that were asked for and not compiled.
+        saved_s: seconds that they took to compile, as far as they have been looked at.
+    """
+
+    kernels: int = 0
+    saved_s: float = 0.0
 
 
 class TritonBundler:
