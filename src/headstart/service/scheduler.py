@@ -25,63 +25,28 @@ the loss of the zygote; after `StartZygote`, `ZygoteReady`, `ZygoteUnable` or `Z
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import count
 
 from headstart.service import events
 from headstart.service.actions import (
     Action,
     Assign,
-    Deliver,
-    EndZygote,
-    Fork,
     Kill,
     MoveOn,
     Proceed,
-    Retire,
     StandAside,
-    StartZygote,
 )
-from headstart.service.claims import Claims
-from headstart.service.queue import Job, Kind, Queue, Ticket, Urgency
-from headstart.system.deaths import describe_status, likely_cause
+from headstart.service.backlog import Backlog
+from headstart.service.blame import failure_of_death
+from headstart.service.queue import Job, Kind, Ticket, Urgency
+from headstart.service.workforce import MAX_ZYGOTES, PooledWorker, WorkerState, Workforce
 from headstart.wire import Failure
 
 MAX_ATTEMPTS = 2  # a kernel that killed its worker twice, or ran out of time twice, is not tried again
 BACKGROUND_TIME_LIMIT = 300.0  # seconds for what nobody waits for, unless the client sets its own limit
 EXCLUSIVE_TIMEOUT = 10.0  # seconds for which others wait for a second attempt to begin, and again while it runs
-MAX_ZYGOTES = 8  # each has a Triton in memory
 MAX_ZYGOTE_LOSSES = 3  # in a row, with nothing compiled between
 IDLE_TIMEOUT = 60.0  # seconds until an idle worker leaves
-
-
-class _State(enum.Enum):
-    FORKING = enum.auto()
-    IDLE = enum.auto()
-    BUSY = enum.auto()
-    LEAVING = enum.auto()
-
-
-@dataclass(eq=False)
-class _Worker:
-    number: int
-    kind: Kind
-    state: _State = _State.FORKING
-    job: Job | None = None
-    since: float = 0.0  # when it began its job, or became idle
-    timed_out: float | None = None  # the limit that it was killed for
-    over_memory: tuple[int, str] | None = None  # the limit that it was killed for, and what used how much
-    done: bool = False  # it has had the one job that a confined worker has, and was killed
-    outmoded: bool = False  # it has its folder where there is no space: it leaves after its job
-    recalled: bool = False  # killed so that its job goes back into the queue
-
-
-@dataclass(eq=False)
-class _Zygote:
-    ready: bool = False
-    losses: int = 0
 
 
 class Plan:
@@ -94,19 +59,15 @@ class Plan:
     """
 
     def __init__(self, limit: int, *, idle_timeout: float = IDLE_TIMEOUT, most_zygotes: int = MAX_ZYGOTES) -> None:
-        self.limit = limit
-        self._most_zygotes = most_zygotes
         self.idle_timeout = idle_timeout
         self.quiesced = False
-        self._crowded = False  # the last fork failed: until one succeeds, those who are dying still take room
-        self._jobs: dict[str, Job] = {}
-        self._queue = Queue()
-        self._claims = Claims()
-        self._announced: dict[int, set[Kind]] = {}  # what each client will mostly ask for
-        self._exclusive: set[Job] = set()  # those with an `exclusive_until` that is not over
-        self._workers: dict[int, _Worker] = {}
-        self._zygotes: dict[Kind, _Zygote] = {}
-        self._numbers = count(1)
+        self._backlog = Backlog()
+        self._workforce = Workforce(limit, most_zygotes, self._backlog.kinds)
+
+    @property
+    def limit(self) -> int:
+        """How many workers there may be now."""
+        return self._workforce.limit
 
     def handle(self, event: events.Event) -> list[Action]:
         """What is to be done about an event. The methods below say what each means."""
@@ -117,8 +78,8 @@ class Plan:
 
     def announced(self, kind: Kind, client: int) -> list[Action]:
         """A client that will ask for jobs of `kind` has come: get workers ready before it does."""
-        self._announced.setdefault(client, set()).add(kind)
-        return self._start_zygote(kind)
+        self._workforce.announced.setdefault(client, set()).add(kind)
+        return self._workforce.start_zygote(kind)
 
     def requested(
         self,
@@ -146,10 +107,12 @@ class Plan:
             time_limit: seconds that the client lets it take; None: no limit, but for background work.
             memory_limit: bytes that the client lets it use; None: no limit.
         """
-        job = self._jobs.get(key)
+        job = self._backlog.jobs.get(key)
         if job is None:
-            job = self._jobs[key] = Job(key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket])
-            self._queue.put(job)
+            job = self._backlog.jobs[key] = Job(
+                key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket]
+            )
+            self._backlog.queue.put(job)
             return self._schedule(now)
         newcomer = all(other.client != ticket.client for other in job.tickets)
         job.tickets.append(ticket)
@@ -158,39 +121,39 @@ class Plan:
         if memory_limit is None or (job.memory_limit is not None and job.memory_limit < memory_limit):
             job.memory_limit = memory_limit
         if job.waiting and newcomer:
-            self._queue.join(job, ticket.client)
-        self._raise(job, urgency)
+            self._backlog.queue.join(job, ticket.client)
+        self._backlog.raise_to(job, urgency)
         return self._schedule(now)
 
     def in_flight(self, key: str) -> Job | None:
         """The queued or running job of `key`."""
-        return self._jobs.get(key)
+        return self._backlog.jobs.get(key)
 
     def jobs(self) -> list[Job]:
         """All that are queued or running."""
-        return list(self._jobs.values())
+        return list(self._backlog.jobs.values())
 
     @property
     def workers(self) -> int:
         """How many there are."""
-        return len(self._workers)
+        return len(self._workforce.workers)
 
     def awaited(self, key: str, now: float) -> list[Action]:
         """Somebody is now blocked on `key`."""
-        job = self._jobs.get(key)
+        job = self._backlog.jobs.get(key)
         if job is not None:
-            self._raise(job, Urgency.AWAITED)
+            self._backlog.raise_to(job, Urgency.AWAITED)
         return self._schedule(now)
 
     def client_left(self, client: int, now: float) -> list[Action]:
         """Forget a client's tickets. What nobody else wants is dropped, unless it has begun."""
-        self._queue.leave(client)
-        self._announced.pop(client, None)
-        for job in list(self._jobs.values()):
+        self._backlog.queue.leave(client)
+        self._workforce.announced.pop(client, None)
+        for job in list(self._backlog.jobs.values()):
             job.tickets = [ticket for ticket in job.tickets if ticket.client != client]
             if not job.tickets and job.worker is None:
-                self._forget(job)
-        return [*self._schedule(now), *self._end_unused_zygotes()]
+                self._backlog.forget(job)
+        return [*self._schedule(now), *self._workforce.end_unused_zygotes()]
 
     # What the user says
 
@@ -198,11 +161,11 @@ class Plan:
         """Start nothing, and let workers leave as they finish; with `kill`, running jobs are queued again at once."""
         self.quiesced = True
         actions: list[Action] = []
-        for worker in self._workers.values():
-            if worker.state is _State.IDLE:
-                actions.append(self._retire(worker))
-            elif worker.state is _State.BUSY and kill:
-                worker.state, worker.recalled = _State.LEAVING, True
+        for worker in self._workforce.workers.values():
+            if worker.state is WorkerState.IDLE:
+                actions.append(self._workforce.retire(worker))
+            elif worker.state is WorkerState.BUSY and kill:
+                worker.state, worker.recalled = WorkerState.LEAVING, True
                 actions.append(Kill(worker.number))
         return actions
 
@@ -213,119 +176,119 @@ class Plan:
 
     def resize(self, limit: int, now: float) -> list[Action]:
         """There may be more workers, or fewer: then idle ones leave, and busy ones when they are done."""
-        self.limit = limit
-        idle = [worker for worker in self._workers.values() if worker.state is _State.IDLE]
-        leaving = [self._retire(worker) for worker in idle[: max(0, self._surplus())]]
+        self._workforce.limit = limit
+        idle = [worker for worker in self._workforce.workers.values() if worker.state is WorkerState.IDLE]
+        leaving = [self._workforce.retire(worker) for worker in idle[: max(0, self._workforce.surplus())]]
         return [*leaving, *self._schedule(now)]
 
     def memory_limits(self) -> dict[int, int]:
         """Which workers' memory is to be watched, and the most that each may use, bytes."""
         return {
             worker.number: worker.job.memory_limit
-            for worker in self._workers.values()
-            if worker.state is _State.BUSY and worker.job is not None and worker.job.memory_limit is not None
+            for worker in self._workforce.workers.values()
+            if worker.state is WorkerState.BUSY and worker.job is not None and worker.job.memory_limit is not None
         }
 
     def over_memory(self, worker: int, evidence: str) -> list[Action]:
         """A worker uses more memory than its job may; `evidence` says what uses how much."""
-        found = self._workers.get(worker)
-        if found is None or found.state is not _State.BUSY or found.job is None or found.job.memory_limit is None:
+        found = self._workforce.workers.get(worker)
+        if found is None or found.state is not WorkerState.BUSY or found.job is None or found.job.memory_limit is None:
             return []
         found.over_memory = found.job.memory_limit, evidence
-        found.state = _State.LEAVING
+        found.state = WorkerState.LEAVING
         return [Kill(worker)]
 
     def stalled(self, worker: int) -> list[Action]:
         """A worker has been stopped from outside: its job is queued again, and nobody is to blame."""
-        found = self._workers.get(worker)
-        if found is None or found.state is not _State.BUSY:
+        found = self._workforce.workers.get(worker)
+        if found is None or found.state is not WorkerState.BUSY:
             return []
-        found.state, found.recalled = _State.LEAVING, True
+        found.state, found.recalled = WorkerState.LEAVING, True
         return [Kill(worker)]
 
     # What happens to processes
 
     def zygote_ready(self, kind: Kind, now: float) -> list[Action]:
         """Workers can be forked; as many as there may be are, since somebody is about to ask."""
-        self._zygotes[kind].ready = True
-        free = 0 if self.quiesced else self._free()
-        forks = [self._fork(kind) for _ in range(free)]
+        self._workforce.zygotes[kind].ready = True
+        free = 0 if self.quiesced else self._workforce.free()
+        forks = [self._workforce.fork(kind) for _ in range(free)]
         return [*forks, *self._schedule(now)]
 
     def zygote_unable(self, kind: Kind, why: str, now: float) -> list[Action]:
         """Nothing of this kind can be compiled; its clients are told why, and may try again later."""
-        self._zygotes.pop(kind, None)
-        return [*self._give_up(kind, why), *self._schedule(now)]
+        self._workforce.zygotes.pop(kind, None)
+        return [*self._backlog.give_up(kind, why), *self._schedule(now)]
 
     def zygote_lost(self, kind: Kind, why: str, now: float) -> list[Action]:
         """A zygote died, and its workers with it."""
-        zygote = self._zygotes.pop(kind, None)
+        zygote = self._workforce.zygotes.pop(kind, None)
         if zygote is None:
             return []
         zygote.losses += 1
-        for worker in [w for w in self._workers.values() if w.kind == kind]:
-            del self._workers[worker.number]
+        for worker in [w for w in self._workforce.workers.values() if w.kind == kind]:
+            del self._workforce.workers[worker.number]
             if worker.job is not None:
-                self._try_again(worker.job)
+                self._backlog.try_again(worker.job)
         actions: list[Action] = []
         if zygote.losses >= MAX_ZYGOTE_LOSSES:
-            actions = self._give_up(kind, f"{why}; it happened {zygote.losses} times in a row")
-        elif self._queue.waiting(kind):
-            actions = self._start_zygote(kind)
-            self._zygotes[kind].losses = zygote.losses
+            actions = self._backlog.give_up(kind, f"{why}; it happened {zygote.losses} times in a row")
+        elif self._backlog.queue.waiting(kind):
+            actions = self._workforce.start_zygote(kind)
+            self._workforce.zygotes[kind].losses = zygote.losses
         return [*actions, *self._schedule(now)]
 
     def worker_forked(self, worker: int, now: float) -> list[Action]:
         """A worker waits for its first job."""
-        found = self._workers.get(worker)
+        found = self._workforce.workers.get(worker)
         if found is None:  # its zygote was ended meanwhile
             return []
-        self._crowded = False
+        self._workforce.crowded = False
         return [*self._rest(found, now), *self._schedule(now)]
 
     def fork_failed(self, worker: int, why: str, now: float) -> list[Action]:
         """The machine gives no more processes: make do with the workers there are, or give up."""
-        found = self._workers.pop(worker, None)
+        found = self._workforce.workers.pop(worker, None)
         if found is None:
             return []
-        self._crowded = True
-        if self._workers:
-            self.limit = len(self._workers)
+        self._workforce.crowded = True
+        if self._workforce.workers:
+            self._workforce.limit = len(self._workforce.workers)
             return self._schedule(now)
-        return [*self._give_up(found.kind, f"no worker could be started: {why}"), *self._schedule(now)]
+        return [*self._backlog.give_up(found.kind, f"no worker could be started: {why}"), *self._schedule(now)]
 
     def finished(self, worker: int, outcome: object, now: float) -> list[Action]:
         """A worker is done with its job, one way or the other."""
-        found = self._workers.get(worker)
+        found = self._workforce.workers.get(worker)
         return [] if found is None or found.job is None else self._after_job(found, found.job, outcome, now)
 
-    def _after_job(self, worker: _Worker, job: Job, outcome: object, now: float) -> list[Action]:
+    def _after_job(self, worker: PooledWorker, job: Job, outcome: object, now: float) -> list[Action]:
         worker.job = None
         if isinstance(outcome, Failure) and outcome.kind == "space":
             if worker.kind.confined:  # which is not believed: nobody else moves for it
                 outcome.kind = "service"
-                rest = self._rest(worker, now) if worker.state is _State.BUSY else []
-                return [self._deliver(job, outcome), *rest, *self._schedule(now)]
+                rest = self._rest(worker, now) if worker.state is WorkerState.BUSY else []
+                return [self._backlog.deliver(job, outcome), *rest, *self._schedule(now)]
             return self._after_lack_of_space(worker, job, outcome, now)
-        rest = self._rest(worker, now) if worker.state is _State.BUSY else []
-        self._zygotes[worker.kind].losses = 0
+        rest = self._rest(worker, now) if worker.state is WorkerState.BUSY else []
+        self._workforce.zygotes[worker.kind].losses = 0
         if isinstance(outcome, Failure) and outcome.kind == "crash":
             # A tool died under a worker that lives: that is no more the kernel's fault than a worker's death.
             return [*rest, *self._after_crash(job, outcome, now), *self._schedule(now)]
-        return [self._deliver(job, outcome), *rest, *self._schedule(now)]
+        return [self._backlog.deliver(job, outcome), *rest, *self._schedule(now)]
 
-    def _after_lack_of_space(self, worker: _Worker, job: Job, failure: Failure, now: float) -> list[Action]:
+    def _after_lack_of_space(self, worker: PooledWorker, job: Job, failure: Failure, now: float) -> list[Action]:
         """A job is to be tried once more, elsewhere. It says nothing about the kernel."""
         leave: list[Action] = [MoveOn(worker.number)]
-        for each in self._workers.values():
+        for each in self._workforce.workers.values():
             each.outmoded = True
-            if each.state is _State.IDLE or (each is worker and each.state is _State.BUSY):
-                leave.append(self._retire(each))
+            if each.state is WorkerState.IDLE or (each is worker and each.state is WorkerState.BUSY):
+                leave.append(self._workforce.retire(each))
         if job.moved:
             failure.kind = "service"
-            return [*leave, self._deliver(job, failure), *self._schedule(now)]
+            return [*leave, self._backlog.deliver(job, failure), *self._schedule(now)]
         job.moved = True
-        self._try_again(job)
+        self._backlog.try_again(job)
         return [*leave, *self._schedule(now)]
 
     def _after_crash(self, job: Job, failure: Failure, now: float) -> list[Action]:
@@ -335,34 +298,34 @@ class Plan:
         hopeless = job.kind.confined and failure.kind in ("timeout", "memory")
         if job.attempts < MAX_ATTEMPTS and not hopeless:
             job.exclusive_until = now + EXCLUSIVE_TIMEOUT
-            self._exclusive.add(job)
-            self._try_again(job)
+            self._backlog.exclusive.add(job)
+            self._backlog.try_again(job)
             return []
         if job.attempts > 1:
             failure.summary = f"{failure.summary}, {job.attempts} times"
-        return [self._deliver(job, failure)]
+        return [self._backlog.deliver(job, failure)]
 
     def reached(self, worker: int, suffix: str) -> list[Action]:
         """A worker's compile has come to a cut point, and waits to be told whether somebody is at what lies behind."""
-        found = self._workers.get(worker)
-        if found is None or found.job is None or found.state is not _State.BUSY:
+        found = self._workforce.workers.get(worker)
+        if found is None or found.job is None or found.state is not WorkerState.BUSY:
             return []
-        alone = self._claims.claim(suffix, found.job)
+        alone = self._backlog.claims.claim(suffix, found.job)
         return [Proceed(worker) if alone else StandAside(worker)]
 
     def stood_aside(self, worker: int, suffix: str, prefix: bytes, now: float) -> list[Action]:
         """A worker has given its compile back, to be taken up with `prefix` once somebody is done with `suffix`."""
-        found = self._workers.get(worker)
+        found = self._workforce.workers.get(worker)
         if found is None or found.job is None:
             return []
         job = found.job
         found.job = job.worker = None
         job.prefix = prefix
-        rest = self._rest(found, now) if found.state is _State.BUSY else []
-        if job.tickets and self._claims.stand_aside(suffix, job):
-            self._raise(job, job.urgency)  # the job that it waits for is as urgent from now on
+        rest = self._rest(found, now) if found.state is WorkerState.BUSY else []
+        if job.tickets and self._backlog.claims.stand_aside(suffix, job):
+            self._backlog.raise_to(job, job.urgency)  # the job that it waits for is as urgent from now on
         else:
-            self._requeue(job)
+            self._backlog.requeue(job)
         return [*rest, *self._schedule(now)]
 
     def worker_gone(self, worker: int, status: int, stage: str, last_words: str, now: float) -> list[Action]:
@@ -375,55 +338,28 @@ class Plan:
             last_words: the end of what it and its tools printed.
             now: monotonic seconds.
         """
-        found = self._workers.pop(worker, None)
+        found = self._workforce.workers.pop(worker, None)
         if found is None:
             return []
         answer: list[Action] = []
         if found.job is not None:
             answer = self._after_death(found, found.job, status, stage, last_words, now)
-        return [*answer, *self._schedule(now), *self._end_unused_zygotes()]
+        return [*answer, *self._schedule(now), *self._workforce.end_unused_zygotes()]
 
     def _after_death(
-        self, worker: _Worker, job: Job, status: int, stage: str, last_words: str, now: float
+        self, worker: PooledWorker, job: Job, status: int, stage: str, last_words: str, now: float
     ) -> list[Action]:
         if worker.recalled:
-            self._try_again(job)
+            self._backlog.try_again(job)
             return []
-        if worker.timed_out is not None:
-            failure = Failure(
-                "timeout",
-                f"it took longer than {worker.timed_out:g} s",
-                stage=stage,
-                output=last_words,
-                advice="raise HEADSTART_COMPILE_TIMEOUT (seconds), or make the kernel smaller: less unrolling",
-            )
-        elif worker.over_memory is not None:
-            limit, evidence = worker.over_memory
-            failure = Failure(
-                "memory",
-                f"it used more than {_mebibytes(limit)} of memory",
-                stage=stage,
-                detail=evidence,
-                output=last_words,
-                advice="raise HEADSTART_MEMORY_LIMIT (16GiB, say), or make the kernel smaller: less unrolling",
-            )
-        else:
-            failure = Failure(
-                "crash",
-                f"the compiler process {describe_status(status)}",
-                stage=stage,
-                detail=likely_cause(status),
-                output=last_words,
-                advice="run the command below; if it crashes alone, it is a bug in Triton, LLVM or ptxas to report",
-            )
-        return self._after_crash(job, failure, now)
+        return self._after_crash(job, failure_of_death(worker, status, stage, last_words), now)
 
     # What time does
 
     def next_deadline(self) -> float | None:
         """When `tick` should be called; None: nothing is due."""
         deadlines = [deadline for _, deadline in self._deadlines()]
-        deadlines += [job.exclusive_until for job in self._exclusive if job.exclusive_until is not None]
+        deadlines += [job.exclusive_until for job in self._backlog.exclusive if job.exclusive_until is not None]
         return min(deadlines, default=None)
 
     def tick(self, now: float) -> list[Action]:
@@ -432,25 +368,27 @@ class Plan:
         for worker, deadline in list(self._deadlines()):
             if deadline > now:
                 continue
-            if worker.state is _State.BUSY:
+            if worker.state is WorkerState.BUSY:
                 worker.timed_out = deadline - worker.since
-                worker.state = _State.LEAVING
+                worker.state = WorkerState.LEAVING
                 actions.append(Kill(worker.number))
             else:
-                actions.append(self._retire(worker))
-        over = {job for job in self._exclusive if job.exclusive_until is not None and job.exclusive_until <= now}
+                actions.append(self._workforce.retire(worker))
+        over = {
+            job for job in self._backlog.exclusive if job.exclusive_until is not None and job.exclusive_until <= now
+        }
         if over:
-            self._exclusive -= over
+            self._backlog.exclusive -= over
             actions += self._schedule(now)
         return actions
 
-    def _deadlines(self) -> Iterable[tuple[_Worker, float]]:
-        for worker in self._workers.values():
-            if worker.state is _State.BUSY and worker.job is not None:
+    def _deadlines(self) -> Iterable[tuple[PooledWorker, float]]:
+        for worker in self._workforce.workers.values():
+            if worker.state is WorkerState.BUSY and worker.job is not None:
                 limit = effective_time_limit(worker.job.time_limit, worker.job.urgency)
                 if limit is not None:
                     yield worker, worker.since + limit
-            elif worker.state is _State.IDLE:
+            elif worker.state is WorkerState.IDLE:
                 yield worker, worker.since + self.idle_timeout
 
     # Deciding
@@ -458,163 +396,61 @@ class Plan:
     def _schedule(self, now: float) -> list[Action]:
         actions: list[Action] = []
         blocked: set[Kind] = set()
-        while not self.quiesced and (job := self._queue.first(blocked)) is not None:
+        while not self.quiesced and (job := self._backlog.queue.first(blocked)) is not None:
             if self._must_wait(job):
                 break
-            worker = self._idle_worker(job.kind)
+            worker = self._workforce.idle(job.kind)
             if worker is None:
                 blocked.add(job.kind)
                 actions += self._make_room(job.kind)
-                if job in self._exclusive:
+                if job in self._backlog.exclusive:
                     break
                 continue
-            self._queue.take(job)
-            worker.state, worker.since = _State.BUSY, now
+            self._backlog.queue.take(job)
+            worker.state, worker.since = WorkerState.BUSY, now
             worker.job, job.worker = job, worker.number
-            if job in self._exclusive:
+            if job in self._backlog.exclusive:
                 job.exclusive_until = now + EXCLUSIVE_TIMEOUT
             actions.append(Assign(worker.number, job))
         return actions
 
     def _must_wait(self, job: Job) -> bool:
-        running = [worker.job for worker in self._workers.values() if worker.job is not None]
-        if job in self._exclusive:
+        running = [worker.job for worker in self._workforce.workers.values() if worker.job is not None]
+        if job in self._backlog.exclusive:
             return bool(running)
-        return any(other in self._exclusive for other in running)
-
-    def _idle_worker(self, kind: Kind) -> _Worker | None:
-        idle = (w for w in self._workers.values() if w.state is _State.IDLE and w.kind == kind)
-        return next(idle, None)
+        return any(other in self._backlog.exclusive for other in running)
 
     def _make_room(self, kind: Kind) -> list[Action]:
-        zygote = self._zygotes.get(kind)
+        zygote = self._workforce.zygotes.get(kind)
         if zygote is None:
-            return self._start_zygote(kind)
+            return self._workforce.start_zygote(kind)
         if not zygote.ready:
             return []
-        coming = sum(w.state is _State.FORKING and w.kind == kind for w in self._workers.values())
-        wanted = max(0, self._queue.waiting(kind) - coming)
-        actions: list[Action] = [self._fork(kind) for _ in range(min(wanted, self._free()))]
-        leaving = any(w.state is _State.LEAVING for w in self._workers.values())
+        coming = sum(w.state is WorkerState.FORKING and w.kind == kind for w in self._workforce.workers.values())
+        wanted = max(0, self._backlog.queue.waiting(kind) - coming)
+        actions: list[Action] = [self._workforce.fork(kind) for _ in range(min(wanted, self._workforce.free()))]
+        leaving = any(w.state is WorkerState.LEAVING for w in self._workforce.workers.values())
         if wanted and not actions and not leaving:
             # All places are taken; an idle worker, which must be of another kind, gives up its own.
-            idle = next((w for w in self._workers.values() if w.state is _State.IDLE), None)
+            idle = next((w for w in self._workforce.workers.values() if w.state is WorkerState.IDLE), None)
             if idle is not None:
-                actions.append(self._retire(idle))
+                actions.append(self._workforce.retire(idle))
         return actions
 
-    def _free(self) -> int:
-        """How many workers there is room for. Those that were killed after their job are as good as gone."""
-        return self.limit - sum(self._crowded or not worker.done for worker in self._workers.values())
-
-    def _start_zygote(self, kind: Kind) -> list[Action]:
-        if kind in self._zygotes:
-            return []
-        ended: list[Action] = []
-        if len(self._zygotes) >= self._most_zygotes:
-            spare = self._spare_zygote()
-            if spare is None:
-                return []  # whatever makes one spare has jobs scheduled again
-            ended = [self._end_zygote(spare)]
-        self._zygotes[kind] = _Zygote()
-        return [*ended, StartZygote(kind)]
-
-    def _spare_zygote(self) -> Kind | None:
-        """One that could make way: it does nothing, and nobody has asked it for anything; announced ones last."""
-        needed = {job.kind for job in self._jobs.values()}
-        needed |= {w.kind for w in self._workers.values() if w.state is _State.FORKING or w.job is not None}
-        spare = [kind for kind, zygote in self._zygotes.items() if zygote.ready and kind not in needed]
-        expected = self._expected()
-        return min(spare, key=lambda kind: kind in expected, default=None)
-
-    def _expected(self) -> set[Kind]:
-        """What the clients that are here have announced."""
-        return {kind for kinds in self._announced.values() for kind in kinds}
-
-    def _end_zygote(self, kind: Kind) -> EndZygote:
-        del self._zygotes[kind]
-        for worker in [worker for worker in self._workers.values() if worker.kind == kind]:
-            del self._workers[worker.number]
-        return EndZygote(kind)
-
-    def _end_unused_zygotes(self) -> list[Action]:
-        used = {worker.kind for worker in self._workers.values()} | {job.kind for job in self._jobs.values()}
-        used |= self._expected()
-        unused = [kind for kind, zygote in self._zygotes.items() if zygote.ready and kind not in used]
-        # The last one stays, so that the next job finds a zygote; others were for clients and environments of the past.
-        if len(unused) == len(self._zygotes):
-            del unused[-1:]
-        return [self._end_zygote(kind) for kind in unused]
-
-    def _fork(self, kind: Kind) -> Fork:
-        number = next(self._numbers)
-        self._workers[number] = _Worker(number, kind)
-        return Fork(number, kind)
-
-    def _rest(self, worker: _Worker, now: float) -> list[Action]:
+    def _rest(self, worker: PooledWorker, now: float) -> list[Action]:
         """A worker has nothing to do: it waits for more, or leaves if there is to be none.
 
         A confined one that has had its job is not asked to leave, which it need not do.
         """
-        if worker.kind.confined and worker.state is _State.BUSY:
-            worker.state, worker.done = _State.LEAVING, True
+        if worker.kind.confined and worker.state is WorkerState.BUSY:
+            worker.state, worker.done = WorkerState.LEAVING, True
             return [Kill(worker.number)]
-        worker.state, worker.since = _State.IDLE, now
-        return [self._retire(worker)] if self.quiesced or worker.outmoded or self._surplus() > 0 else []
-
-    def _retire(self, worker: _Worker) -> Retire:
-        worker.state = _State.LEAVING
-        return Retire(worker.number)
-
-    def _surplus(self) -> int:
-        return sum(worker.state is not _State.LEAVING for worker in self._workers.values()) - self.limit
-
-    def _try_again(self, job: Job) -> None:
-        job.worker = None
-        self._release(job, done=False)
-        self._compile_whole(job)
-
-    def _compile_whole(self, job: Job) -> None:
-        job.prefix, job.whole = b"", True
-        self._requeue(job)
-
-    def _requeue(self, job: Job) -> None:
-        if job.tickets:
-            self._queue.put(job)  # where it was
-        else:
-            self._forget(job)
-
-    def _raise(self, job: Job, urgency: Urgency) -> None:
-        if urgency < job.urgency:
-            job.urgency = urgency
-            if job.waiting:
-                self._queue.put(job)
-        before = self._claims.before(job)
-        if before is not None:
-            self._raise(before, urgency)
-
-    def _deliver(self, job: Job, outcome: object) -> Deliver:
-        self._release(job, done=not isinstance(outcome, Failure))
-        self._forget(job)
-        return Deliver(job, outcome)
-
-    def _release(self, job: Job, *, done: bool) -> None:
-        """Those who stood aside for a job go on: with what it made, or without."""
-        for other in self._claims.release(job):
-            if done:
-                self._requeue(other)
-            else:
-                self._compile_whole(other)
-
-    def _forget(self, job: Job) -> None:
-        self._release(job, done=False)
-        self._queue.drop(job)
-        self._exclusive.discard(job)
-        del self._jobs[job.key]
-
-    def _give_up(self, kind: Kind, why: str) -> list[Action]:
-        jobs = [job for job in self._jobs.values() if job.kind == kind and job.worker is None]
-        return [self._deliver(job, Failure("service", why)) for job in jobs]
+        worker.state, worker.since = WorkerState.IDLE, now
+        return (
+            [self._workforce.retire(worker)]
+            if self.quiesced or worker.outmoded or self._workforce.surplus() > 0
+            else []
+        )
 
 
 _METHODS: dict[type[events.Event], str] = {
@@ -643,7 +479,3 @@ _METHODS: dict[type[events.Event], str] = {
 def effective_time_limit(wanted: float | None, urgency: Urgency) -> float | None:
     """Seconds that a compile may take; None: as long as it likes."""
     return BACKGROUND_TIME_LIMIT if wanted is None and urgency is Urgency.BACKGROUND else wanted
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,83 @@
+"""All jobs that are queued or running, and what becomes of each. Part of the scheduler, and as pure."""
+
+from __future__ import annotations
+
+from headstart.service.actions import Action, Deliver
+from headstart.service.claims import Claims
+from headstart.service.queue import Job, Kind, Queue, Urgency
+from headstart.wire import Failure
+
+
+class Backlog:
+    """The jobs of one service.
+
+    Attributes:
+        jobs: by key.
+        queue: those that wait for a worker.
+        claims: who is at which suffix.
+        exclusive: those with an `exclusive_until` that is not over.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.queue = Queue()
+        self.claims = Claims()
+        self.exclusive: set[Job] = set()
+
+    def kinds(self) -> set[Kind]:
+        """What the jobs are compiled by."""
+        return {job.kind for job in self.jobs.values()}
+
+    def try_again(self, job: Job) -> None:
+        """A job begins anew, from its start."""
+        job.worker = None
+        self.release(job, done=False)
+        self.compile_whole(job)
+
+    def compile_whole(self, job: Job) -> None:
+        """A job is compiled from its start, whatever others are at."""
+        job.prefix, job.whole = b"", True
+        self.requeue(job)
+
+    def requeue(self, job: Job) -> None:
+        """A job waits again, where it was, or is dropped if nobody wants it."""
+        if job.tickets:
+            self.queue.put(job)  # where it was
+        else:
+            self.forget(job)
+
+    def raise_to(self, job: Job, urgency: Urgency) -> None:
+        """A job is at least this urgent from now on, and so is what it waits for."""
+        if urgency < job.urgency:
+            job.urgency = urgency
+            if job.waiting:
+                self.queue.put(job)
+        before = self.claims.before(job)
+        if before is not None:
+            self.raise_to(before, urgency)
+
+    def deliver(self, job: Job, outcome: object) -> Deliver:
+        """A job is over."""
+        self.release(job, done=not isinstance(outcome, Failure))
+        self.forget(job)
+        return Deliver(job, outcome)
+
+    def release(self, job: Job, *, done: bool) -> None:
+        """Those who stood aside for a job go on: with what it made, or without."""
+        for other in self.claims.release(job):
+            if done:
+                self.requeue(other)
+            else:
+                self.compile_whole(other)
+
+    def forget(self, job: Job) -> None:
+        """A job is dropped."""
+        self.release(job, done=False)
+        self.queue.drop(job)
+        self.exclusive.discard(job)
+        del self.jobs[job.key]
+
+    def give_up(self, kind: Kind, why: str) -> list[Action]:
+        """Nothing of a kind can be compiled."""
+        jobs = [job for job in self.jobs.values() if job.kind == kind and job.worker is None]
+        return [self.deliver(job, Failure("service", why)) for job in jobs]
