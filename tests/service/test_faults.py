@@ -515,19 +515,22 @@ def test_a_service_that_cannot_live_is_given_up_with_its_last_words(open_compile
     assert async_compile.services_started <= 2
 
 
-def test_a_hanging_tool_ends_when_the_service_is_killed(
-    open_compile: Open, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_hanging_tool_ends_when_the_service_is_killed_and_the_next_one_removes_its_folder(
+    open_compile: Open, family: Family, runtime_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_all(monkeypatch, hanging_ptxas(tmp_path / "tool"))
     async_compile = open_compile()
     async_compile.triton(**pointwise(name="hangs"))
     tool, zygote = hanging_tool(tmp_path / "tool"), family.zygote()
+    (folder,) = runtime_folder.glob("headstart/service-*")
     # The zygote is busy, or slow, at the moment when the service dies.
     zygote.suspend()
     kill(family.service())
     with suppress(psutil.NoSuchProcess):
         zygote.resume()
     assert not lasting(lambda: [tool] if is_alive(tool) else [], PROMPT)
+    # The kernel is not given up, so there is a next service. It has to have come: the client's end would keep it from that.
+    wait_until(lambda: not folder.exists())
 
 
 def test_a_worker_s_tool_ends_when_the_zygote_is_killed(
