@@ -19,10 +19,12 @@ from typing import Any
 import pytest
 
 from conftest import PATIENCE, client_environment, descendants, lasting
+from headstart.adapters.bundle_use import UseTally, report
 from headstart.adapters.recording import record_path, script_program
 from headstart.adapters.run import STARTUP, VARIABLE, RunConfig, find_module
 from headstart.artifacts.bundle import Bundle
 from headstart.artifacts.manifest import Manifest
+from headstart.client.bundler import BundleUse
 
 DRY = ("--dry-run", "--target", "cuda:90")
 COMMAND = (sys.executable, "-m", "headstart", "run")
@@ -397,6 +399,54 @@ def test_what_of_a_bundle_was_used_is_said_at_the_end(program: Callable[..., Pat
         "headstart: 2 of 2 kernels from app.bundle, 0 compiled",
         "headstart: 2 of 3 kernels from app.bundle, 1 compiled",
     ]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_what_children_took_from_a_bundle_is_said_by_the_program_and_counted_once(
+    program: Callable[..., Path], tmp_path: Path, method: str
+) -> None:
+    app = program(CHILD.format(method=method), factor=2.0)
+    bundle = tmp_path / "app.bundle"
+    said = []
+    for _ in range(2):
+        errors = run("-v", "--bundle", bundle, "--no-record", *DRY, app).stderr
+        said += [line for line in errors.splitlines() if "from app.bundle" in line]
+        for folder in ("TRITON_CACHE_DIR", "HEADSTART_CACHE_DIR"):
+            subprocess.run(["rm", "-rf", os.environ[folder]], check=True)
+    assert said == [
+        "headstart: 0 of 2 kernels from app.bundle, 2 compiled",
+        "headstart: 2 of 2 kernels from app.bundle, 0 compiled",
+    ]
+
+
+def test_a_program_that_asks_for_no_kernel_is_told_that_its_bundle_was_not_used(
+    program: Callable[..., Path], tmp_path: Path
+) -> None:
+    errors = run("-v", "--bundle", tmp_path / "app.bundle", program("print(1)\n")).stderr
+    assert "app.bundle was not used: no kernel was asked for" in errors
+
+
+def test_a_child_that_outlives_the_program_writes_into_no_file_of_others(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    with other.open("a") as file:
+        report(f"/proc/{os.getpid()}/fd/{file.fileno()}", BundleUse(1, 1, 1.0))
+    report("/proc/0/fd/3", BundleUse(1, 1, 1.0))
+    assert other.read_text() == "theirs"
+
+
+def test_a_program_that_closed_all_files_reads_none_of_its_own_as_a_tally(tmp_path: Path) -> None:
+    tally = UseTally()
+    report(tally.path, BundleUse(2, 1, 0.5))
+    assert tally.total(BundleUse(1, 0, 0.25)) == BundleUse(3, 1, 0.75)
+    other = tmp_path / "other"
+    other.write_text('{"kernels": 5}')
+    with other.open() as file:
+        number = int(tally.path.rpartition("/")[2])
+        os.dup2(file.fileno(), number)
+        assert tally.total(BundleUse(1, 0, 0.25)) == BundleUse(1, 0, 0.25)
+        os.close(number)
 
 
 @pytest.mark.triton

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headstart.artifacts import bundle as bundle_module
+from headstart.artifacts import packing
 from headstart.artifacts.bundle import Bundle, BundleWriter, merge_bundles
 from headstart.artifacts.entry import Entry, pack_entry
 from headstart.errors import DamagedError, FutureVersionError
@@ -434,7 +435,7 @@ def test_reading_one_entry_reads_it_and_its_dictionary_and_no_other(
 
 
 def test_what_does_not_shrink_lies_there_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "_pack", lambda data, dictionary: data + b"longer")
+    monkeypatch.setattr(packing, "pack", lambda data, dictionary: data + b"longer")
     (item,) = Bundle.open(write(path, entry(A)))
     assert (item.size, item.dictionary, item.length) == (0, "", entry(A).size)
     assert Bundle.open(path).entry(A).raw() == entry(A).raw()
@@ -471,7 +472,7 @@ def test_a_frame_that_is_not_what_the_index_promises_is_damage(path: Path, what:
     elif what == "another size":
         second = msgspec.structs.replace(second, size=second.size - 1)
     elif what == "too much":
-        second = msgspec.structs.replace(second, size=bundle_module.MAX_ENTRY_BYTES + 1)
+        second = msgspec.structs.replace(second, size=packing.MAX_BYTES + 1)
     elif what == "a chain":
         second = msgspec.structs.replace(second, dictionary=third.key)
     elif what == "no dictionary":

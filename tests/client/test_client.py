@@ -80,14 +80,22 @@ def test_a_bundle_that_only_the_second_names_is_read_and_extended(tmp_path: Path
     assert len(Bundle.open(path)) == 2
 
 
+@pytest.mark.parametrize(
+    ("changed", "made"),
+    [
+        ({"python_version": "3.0"}, "another build of Triton {here}, another torch or another Python"),
+        ({"python_version": "3.0", "triton_version": "3.1.0"}, "Triton {here} (this is 3.1.0)"),
+    ],
+)
 def test_a_bundle_that_is_for_none_of_them_is_named_once_when_something_is_compiled(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: dict[str, str], made: str
 ) -> None:
+    made = made.format(here=find_toolchain().triton_version)
     path = tmp_path / "a.bundle"
     with AsyncCompile("cuda:90", workers=1, bundle=path) as writer:
         writer.triton(**pointwise()).result(PATIENCE)
     shared = client.acquire(workers=1, bundle=path)
-    other = Policy(find=lambda: msgspec.structs.replace(find_toolchain(), python_version="3.0"))
+    other = Policy(find=lambda: msgspec.structs.replace(find_toolchain(), **changed))
     one = AsyncCompile("cuda:90", client=shared, policy=other)
     assert "its kernels were made" not in caplog.text
     assert shared.services_started == 0, "others may use it"
@@ -96,7 +104,7 @@ def test_a_bundle_that_is_for_none_of_them_is_named_once_when_something_is_compi
         one.submit(request).exception(PATIENCE)
         one.submit(CompileRequest.make(**pointwise(5.0), target="cuda:90")).exception(PATIENCE)
     assert [record.message for record in caplog.records].count(
-        f"{path}: its kernels were made for another Triton, torch or Python"
+        f"{path} was not used: its kernels were made for {made}"
     ) == 1
 
 

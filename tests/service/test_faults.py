@@ -529,7 +529,7 @@ def test_a_hanging_tool_ends_when_the_service_is_killed_and_the_next_one_removes
     with suppress(psutil.NoSuchProcess):
         zygote.resume()
     assert not lasting(lambda: [tool] if is_alive(tool) else [], PROMPT)
-    # The kernel is not given up, so there is a next service. It has to have come: the client's end would keep it from that.
+    # The kernel is not given up, so there is a next service; it is not kept from coming by the client's end.
     wait_until(lambda: not folder.exists())
 
 

@@ -48,6 +48,13 @@ _said: set[str] = set()
 StrPath = str | os.PathLike[str]
 
 
+def _log_use(compilers: Sequence[AsyncCompile]) -> None:
+    if compilers:
+        from headstart.adapters.bundle_use import use_of
+
+        _log.info("of the bundle: %s", use_of(compilers))
+
+
 class EnableOptions(NamedTuple):
     """What was asked for. `enable` says what the first six mean.
 
@@ -60,7 +67,7 @@ class EnableOptions(NamedTuple):
         torch_when_used: whether torch.compile's processes wait until the program uses it, or the manifest says that it
             will; else they start at once.
         report: told at the end what became of the replay.
-        tell_use: told at the end what of the bundle was used, if there is one.
+        tell_use: given at the end, if there is a bundle, those that may have used it.
     """
 
     manifest: StrPath | None = None
@@ -76,7 +83,7 @@ class EnableOptions(NamedTuple):
     replays: bool = True
     torch_when_used: bool = False
     report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")
-    tell_use: Callable[[str], None] = functools.partial(_log.info, "%s")
+    tell_use: Callable[[Sequence[AsyncCompile]], None] = _log_use
 
 
 def enable(
@@ -225,8 +232,8 @@ class Enabled:
             from headstart.client.client import release
 
             release()
-        if choices.bundle is not None and compilers:
-            choices.tell_use(_use_of(choices.bundle, compilers))
+        if choices.bundle is not None:
+            choices.tell_use(compilers)
         if torch_version and (recorder := self._record()) is not None:
             recorder.note_torch(torch_version)
         if self._recorder is not None:
@@ -273,14 +280,14 @@ class Enabled:
             return None
         with self._lock:
             if self._recorder is None:
-                from headstart.adapters.recording import Recorder
+                from headstart.adapters.recording import DryRecorder, Recorder
                 from headstart.model.toolchain import find_toolchain
 
                 try:
                     version = find_toolchain().triton_version
                 except ServiceError:
                     version = ""
-                kind = Recorder if choices.target is None else _dry_recorder()
+                kind = Recorder if choices.target is None else DryRecorder
                 self._recorder = kind(
                     choices.record, program=choices.program, triton_version=version, kept_days=choices.kept_days
                 )
@@ -364,15 +371,6 @@ class Enabled:
         self.replay = None  # the parent's
 
 
-def _use_of(bundle: StrPath, compilers: Sequence[AsyncCompile]) -> str:
-    """What of a bundle was used, in a sentence: many carry one along that is never read, and do not know."""
-    used = sum(compiler.use.kernels for compiler in compilers)
-    compiled = sum(compiler.statistics.compiled for compiler in compilers)
-    saved = sum(compiler.use.saved_s for compiler in compilers)
-    said = f"{used} of {used + compiled} kernels from {os.path.basename(bundle)}, {compiled} compiled"
-    return f"{said}; about {saved:.0f} s of compiling saved" if saved >= 1.0 else said
-
-
 def _guarded(act: Callable[[], None]) -> None:
     """An import by the program must not fail for what we do after it, unless it shall."""
     try:
@@ -381,21 +379,6 @@ def _guarded(act: Callable[[], None]) -> None:
         if required():
             raise
         _log.warning("the program runs without headstart: %s", error)
-
-
-def _dry_recorder() -> type[Recorder]:
-    from headstart.adapters.recording import Recorder
-
-    class DryRecorder(Recorder):
-        """Records no choices: in a dry run nothing was measured."""
-
-        def note_tuning(self, tuning: Any) -> None:
-            pass
-
-        def note(self, *arguments: Any, winner: bool = False, **keywords: Any) -> None:
-            super().note(*arguments, **keywords)
-
-    return DryRecorder
 
 
 _everyone: weakref.WeakSet[Enabled] = weakref.WeakSet()

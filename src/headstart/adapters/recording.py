@@ -29,6 +29,7 @@ import time
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -313,6 +314,16 @@ class Recorder:
             self._journal.let_go()
         self._start_empty()
         self._closed, self._forked = closed, True
+
+
+class DryRecorder(Recorder):
+    """Records no choices: in a dry run nothing was measured."""
+
+    def note_tuning(self, tuning: Any) -> None:
+        pass
+
+    def note(self, *arguments: Any, winner: bool = False, **keywords: Any) -> None:
+        super().note(*arguments, **keywords)
 
 
 def _existing(path: Path) -> Manifest:

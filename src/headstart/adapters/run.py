@@ -19,12 +19,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from headstart.adapters.bundle_use import UseTally, report, sentence, use_of
 from headstart.errors import UsageError
 from headstart.system.variables import required
+
+if TYPE_CHECKING:
+    from headstart.client.async_compile import AsyncCompile
 
 VARIABLE = "HEADSTART_RUN"
 VERSION = 1  # of the orders: those of another headstart are not understood
@@ -47,6 +51,7 @@ class RunConfig(NamedTuple):
         target: of a dry run; None: this is none.
         verbose: whether to say at the end what became of the replay, and of the bundle.
         quiet: whether not to say it of the bundle either, which is said where stderr is a terminal.
+        tally: where processes tell what they took from the bundle; see `headstart.adapters.bundle_use`.
     """
 
     pid: int
@@ -60,6 +65,7 @@ class RunConfig(NamedTuple):
     target: str | None = None
     verbose: bool = False
     quiet: bool = False
+    tally: str | None = None
 
     def encode(self) -> str:
         """As the value of an environment variable."""
@@ -109,9 +115,32 @@ def _carry_out(orders: RunConfig) -> None:
     )
     if orders.verbose and is_main:
         choices = choices._replace(report=_say)
-    if is_main and (orders.verbose or (not orders.quiet and sys.stderr is not None and sys.stderr.isatty())):
-        choices = choices._replace(tell_use=_say)
+    if orders.bundle is not None:
+        choices = choices._replace(tell_use=_teller(orders))
     begin(choices)
+
+
+def _teller(orders: RunConfig) -> Callable[[Sequence[AsyncCompile]], None]:
+    """For the end of this process and its forks: the program's own process says what all took from the bundle."""
+    is_said = orders.verbose or (not orders.quiet and sys.stderr is not None and sys.stderr.isatty())
+    tally: UseTally | None = None
+    if os.getpid() == orders.pid and is_said:
+        with contextlib.suppress(OSError, AttributeError):  # no such files here: then it says its own
+            tally = UseTally()
+            orders = orders._replace(tally=tally.path)
+            os.environ[VARIABLE] = orders.encode()
+
+    def tell(compilers: Sequence[AsyncCompile]) -> None:
+        if not compilers and os.getpid() != orders.pid:
+            return  # it is much to load for nothing
+        use = use_of(compilers)
+        if os.getpid() == orders.pid:
+            if is_said:
+                _say(sentence(str(orders.bundle), use if tally is None else tally.total(use)))
+        elif orders.tally is not None:
+            report(orders.tally, use)
+
+    return tell
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
     container              what their formats have in common
     entry, bundle          one kernel; many in one file; known_failure: a failure that a bundle carries
+    packing, extracting    zstd as bundles use it; what is in an entry as files
     manifest               what a run compiled; specialization: one of it; comparing: two manifests
     vetting                what of one from elsewhere may be compiled; vetting_words: what it may name
     reproduce              a failed request, as a plan that compiles it again

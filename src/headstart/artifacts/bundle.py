@@ -23,7 +23,7 @@ SHA-256 of, and what they hold is verified as `entry.py` says, and must be what 
 kernel than the one asked for.
 
 Entries of one name have much in common. The first of a name is the dictionary of the others (raw content): to read one,
-at most that one is unpacked besides. Nothing unpacks to more bytes than the index says, nor than `MAX_ENTRY_BYTES`.
+at most that one is unpacked besides. Nothing unpacks to more bytes than the index says, nor than `packing.MAX_BYTES`.
 
 Nothing is executed or unpickled. Names in a bundle are not trusted: `extract` writes below its folder only.
 
@@ -47,23 +47,22 @@ from typing import Any
 
 import msgspec
 
+from headstart.artifacts import packing
 from headstart.artifacts.container import InMemory, Snapshot, check_version, decode, snapshot_of
 from headstart.artifacts.entry import Entry, EntryHeader, Key, Size
+from headstart.artifacts.extracting import extract_entry
 from headstart.errors import DamagedError
-from headstart.system.files import BUNDLE, Replacement, write_new
+from headstart.system.files import BUNDLE, Replacement
 
 MAGIC = BUNDLE.ends[0]
 VERSION = 3  # of what is written
 _UNPACKED_VERSION = 2  # without zstd; what is of before may hold kernels that are not Triton's
-MAX_ENTRY_BYTES = 512 * 2**20
-_LEVEL = 9  # of zstd; more takes much longer and saves little
 _MAX_DICTIONARIES = 64 * 2**20  # bytes that a writer keeps of entries that are dictionaries
 _KEPT = 16  # dictionaries and entries that a reader keeps unpacked
 MAX_INDEX_BYTES = 256 * 2**20  # about 700,000 kernels
 
 _FOOTER = struct.Struct("<QQ32sH8s")
 _ENDING = struct.Struct("<H8s")
-_MAX_NAME = 100  # characters of a kernel's or an artifact's name in the name of an extracted file
 
 
 class BundleItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -149,9 +148,9 @@ class BundleWriter:
         alike = entry.header.kind, entry.name
         key, dictionary = self._dictionaries.get(alike, ("", None))
         if not key and len(data) <= self._room:
-            self._dictionaries[alike] = entry.key, _dictionary(data)
+            self._dictionaries[alike] = entry.key, packing.dictionary_of(data)
             self._room -= len(data)
-        packed = _pack(data, dictionary)
+        packed = packing.pack(data, dictionary)
         size = len(data)
         if len(packed) >= len(data):
             packed, size, key = data, 0, ""
@@ -272,7 +271,7 @@ class Bundle:
         """Write artifacts and metadata as files: a folder `NAME-KEY` per kernel, in it `NAME.cubin` and so on.
 
         Args:
-            folder: made if need be; existing files in it are overwritten.
+            folder: made if need be; a file in it that is another one stays, and is an error.
             keys: which kernels; all by default.
 
         Returns:
@@ -284,7 +283,7 @@ class Bundle:
             OSError: a file cannot be written.
         """
         wanted = self._items if keys is None else keys
-        return [_extract(self.entry(key), Path(folder)) for key in wanted]
+        return [extract_entry(self.entry(key), Path(folder)) for key in wanted]
 
     def _locate(self, wanted: BundleItem, snapshot: Snapshot) -> tuple[int, int]:
         item = _read_index(self.path, snapshot).get(wanted.key)
@@ -326,9 +325,9 @@ class Bundle:
                 data = self._unpack(items, item.dictionary, snapshot)
                 if data is None:
                     return None
-                dictionary = _dictionary(data)
+                dictionary = packing.dictionary_of(data)
                 _keep(self._dictionaries, first.sha256, dictionary)
-        return _unpack(packed, item.size, dictionary)
+        return packing.unpack(packed, item.size, dictionary)
 
     def _problem(self, key: str) -> DamagedError | None:
         try:
@@ -392,48 +391,3 @@ def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
     kept[key] = value
     for old in list(kept)[:-_KEPT]:
         kept.pop(old, None)
-
-
-def _dictionary(data: bytes) -> Any:
-    import zstandard  # only those who write or read what is packed need it
-
-    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-
-
-def _pack(data: bytes, dictionary: Any) -> bytes:
-    import zstandard  # as above
-
-    return zstandard.ZstdCompressor(level=_LEVEL, dict_data=dictionary, write_dict_id=False).compress(data)
-
-
-def _unpack(packed: bytes, size: int, dictionary: Any) -> bytes | None:
-    """What `_pack` packed into exactly `size` bytes; None if it is nothing of the kind."""
-    import zstandard  # as above
-
-    try:
-        # Whatever else it says, no frame gets more room than the index promises.
-        if size > MAX_ENTRY_BYTES or zstandard.frame_content_size(packed) != size:
-            return None
-        data: bytes = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(packed, max_output_size=size)
-    except (zstandard.ZstdError, MemoryError):
-        return None
-    return data if len(data) == size else None
-
-
-def _extract(entry: Entry, folder: Path) -> Path:
-    name = _file_name(entry.name)
-    destination = folder / f"{name}-{entry.key[:12]}"
-    destination.mkdir(parents=True, exist_ok=True)
-    for artifact in entry.artifact_names:
-        write_new(destination / f"{name}.{_file_name(artifact)}", entry.artifact(artifact))
-    import json  # as above: only those who extract need it
-
-    metadata = json.dumps(entry.metadata, indent=2, skipkeys=True, default=repr)
-    write_new(destination / "metadata.json", f"{metadata}\n".encode())
-    return destination
-
-
-def _file_name(text: str) -> str:
-    from urllib.parse import quote  # not worth loading for those who only look kernels up
-
-    return quote(text, safe="")[:_MAX_NAME] or "_"

@@ -99,7 +99,7 @@ class AsyncCompile:
         self._deduplicated = 0
         self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
         self._unvouched: set[str] = set()  # digests of futures that nobody vouches for
-        self.use = BundleUse()
+        self.use = BundleUse()  # of this process
         self.used_early: set[str] = set()  # digests of what was asked for, and was there for the background's sake
         self.kernels = CompiledTritonKernels()
         renew_in_forks(self)
@@ -212,7 +212,7 @@ class AsyncCompile:
             if future is not None:
                 self.use.kernels += 1
                 return future
-            self.client.missed()
+            self.client.missed(self._policy)
             kickoff = self.client.submit(
                 request,
                 self._policy,
@@ -317,6 +317,7 @@ class AsyncCompile:
 
     def _answered(self, kickoff: Kickoff, result: wire.Result) -> None:
         """In the connection's thread, before the future is done."""
+        self.use.compiled += not result.cached
         if self._policy.checks_limits:
             self._check_limits(kickoff, result)
         if kickoff.bundled:
@@ -384,8 +385,7 @@ class AsyncCompile:
                 entry = bundle.entry(item.key)
                 self.use.saved_s += entry.header.compile_wall_s
                 if item.kind == known_failure.KIND:
-                    failure = known_failure.unpack(entry, request)
-                    raise failure
+                    raise known_failure.unpack(entry, request)
             except DamagedError as error:
                 entry = rebuild(error)
             return CompiledKernel(entry, rebuild)
@@ -396,4 +396,5 @@ class AsyncCompile:
     def after_fork(self) -> None:
         """See `renew_in_forks`."""
         self._lock = threading.RLock()
+        self.use = BundleUse()
         self.kernels.after_fork()

@@ -8,12 +8,14 @@ The life cycle is that of Inductor's TritonBundler; here a bundle is one file (s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from headstart.artifacts.bundle import Bundle, BundleWriter
 from headstart.artifacts.entry import Entry
@@ -25,17 +27,21 @@ _log = logging.getLogger("headstart")
 Opener = Callable[[], Entry]
 
 
-@dataclass
-class BundleUse:
+class BundleUse(msgspec.Struct):
     """What came out of bundles.
 
     Attributes:
         kernels: that were asked for and not compiled.
-        saved_s: seconds that they took to compile, as far as they have been looked at.
+        compiled: how many were compiled all the same.
+        saved_s: seconds that `kernels` took to compile, as far as they have been looked at.
     """
 
     kernels: int = 0
+    compiled: int = 0
     saved_s: float = 0.0
+
+    def __add__(self, other: BundleUse) -> BundleUse:
+        return BundleUse(self.kernels + other.kernels, self.compiled + other.compiled, self.saved_s + other.saved_s)
 
 
 class TritonBundler:
@@ -63,6 +69,15 @@ class TritonBundler:
     def holds_any(self) -> bool:
         """Whether there is anything in the bundles that were read."""
         return any(map(len, self._bundles.values()))
+
+    def triton_version(self) -> str:
+        """That made the bundles that were read, by the first kernel that says it; empty if none can be read."""
+        for bundle in self._bundles.values():
+            for item in bundle:
+                with contextlib.suppress(DamagedError, OSError):
+                    if version := bundle.entry(item.key).header.triton_version:
+                        return version
+        return ""
 
     def begin_compile(self) -> None:
         """Start noting. What was noted before is forgotten."""

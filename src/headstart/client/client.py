@@ -254,16 +254,32 @@ class Client:
         """Somebody can use something of the bundle."""
         self._useful = True
 
-    def missed(self) -> None:
-        """Somebody asks the service for a kernel. If nobody could use anything of the bundle, say so, once."""
+    def missed(self, policy: Policy) -> None:
+        """Somebody asks the service for a kernel. If nobody could use anything of the bundle, say so and why, once."""
         if self.bundle is not None and not (self._useful or self._judged):
             self._judged = True
             if self.bundler.holds_any():
-                _log.warning("%s: its kernels were made for another Triton, torch or Python", self.bundle)
+                made, here = self.bundler.triton_version(), _triton_version(policy)
+                why = "made for another Triton, torch or Python"
+                if "" not in (made, here):
+                    # The toolchain is known by content; a version is only what people call it.
+                    why = (
+                        f"made for Triton {made} (this is {here})"
+                        if made != here
+                        else f"made for another build of Triton {here}, another torch or another Python"
+                    )
+                _log.warning("%s was not used: its kernels were %s", self.bundle, why)
 
     def after_fork(self) -> None:
         """In a fork of the process."""
         self.bundler.after_fork()
+
+
+def _triton_version(policy: Policy) -> str:
+    try:
+        return policy.toolchain().triton_version
+    except ServiceError:
+        return ""
 
 
 def acquire(
