@@ -461,6 +461,14 @@ def test_a_bundle_of_before_is_read(path: Path) -> None:
     assert [Bundle.open(path).entry(key).raw() for key in (A, B)] == raw
 
 
+def test_an_index_that_lists_a_kernel_twice_is_damage(path: Path) -> None:
+    data = write(path, entry(A), entry(B)).read_bytes()
+    first, second = Bundle.open(path)
+    path.write_bytes(reseal(data, [first, second, msgspec.structs.replace(second, key=first.key)]))
+    with pytest.raises(DamagedError, match="twice"):
+        Bundle.open(path)
+
+
 @pytest.mark.parametrize("what", ["cut", "another size", "too much", "a chain", "no dictionary", "a bomb"])
 def test_a_frame_that_is_not_what_the_index_promises_is_damage(path: Path, what: str) -> None:
     data = write(path, *(alike(f"{number:x}" * 64, number) for number in range(3))).read_bytes()

@@ -375,7 +375,11 @@ def _read_index(path: Path, snapshot: Snapshot) -> dict[str, BundleItem]:
     index = snapshot.read(offset, length)
     if sha256(index).digest() != digest:
         raise DamagedError(path, "the index's checksum is wrong")
-    return {item.key: item for item in decode(path, _decoder, index)}
+    items: dict[str, BundleItem] = {}
+    for item in decode(path, _decoder, index):
+        if items.setdefault(item.key, item) is not item:
+            raise DamagedError(path, f"its index lists {item.name} ({item.key[:12]}) twice")
+    return items
 
 
 def _gone(path: Path, item: BundleItem) -> DamagedError:
