@@ -566,6 +566,29 @@ def test_a_model_built_without_a_gpu_needs_no_compile_where_there_is_one(program
     assert result["statistics"]["compiled"] == result["services"] == 0
 
 
+ENDS = """
+import sys
+from headstart.adapters import process
+
+told = lambda compilers: print(len(compilers))
+process.begin(process.EnableOptions(bundle=sys.argv[1], torch_when_used=True, tell_use=told))
+import triton
+import torch._inductor.async_compile
+"""
+
+
+def test_torch_compile_that_began_late_is_there_when_the_end_looks_what_was_used(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(headstart.__file__).parent.parent),
+        "HEADSTART_CACHE_DIR": str(tmp_path / "headstart"),
+    }
+    command = [sys.executable, "-c", ENDS, str(tmp_path / "a.bundle")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2\n", done.stderr  # that of torch.compile, and that of `@triton.jit`
+
+
 @functools.cache
 def _registered() -> bool:
     from importlib.metadata import entry_points

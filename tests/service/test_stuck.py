@@ -290,6 +290,9 @@ def test_a_command_says_that_the_service_is_stopped(
     monkeypatch.setenv("HEADSTART_SERVICE", "shared")
     mine = launch.launch(Settings.load(workers=1))
     mine.socket.sendall(wire.frame(wire.Control("status")))
+    # Until it has begun to listen itself, the kernel says that its launcher does.
+    mine.socket.settimeout(PATIENCE)
+    assert next(wire.receive_blocking(mine.socket, wire.Deframer(wire.FromService)))
     (service,) = services_of(runtime_folder)
     with stopped(service.pid), pytest.raises(ServiceError, match=f"process {service.pid}.* is stopped"):
         control.ask(sharing.user_socket(), command)

@@ -243,6 +243,12 @@ class Enabled:
 
             gather(choices.record, kept_days=choices.kept_days)
 
+    @staticmethod
+    def _end_first() -> None:
+        """Last in, first out: `disable` runs before what the modules that were loaded just now do at the end."""
+        atexit.unregister(disable)
+        atexit.register(disable)
+
     # Triton
 
     def _triton_is_here(self) -> None:
@@ -269,9 +275,7 @@ class Enabled:
                 tunings = self._manifest.tunings if choices.reuse_tuning else None
                 self._client = acquire(bundle=choices.bundle, workers=choices.workers, cache_dir=choices.cache_dir)
                 self.jit = Adapter(self._client, recorder=self._record(), tunings=tunings)
-                # Last in, first out: before the handlers of the modules that were loaded just now.
-                atexit.unregister(disable)
-                atexit.register(disable)
+                self._end_first()
             return self.jit
 
     def _record(self) -> Recorder | None:
@@ -337,6 +341,7 @@ class Enabled:
             if not self._closed:
                 choices = self._choices
                 inductor.enable(bundle=choices.bundle, workers=choices.workers, cache_dir=choices.cache_dir)
+                self._end_first()  # `inductor` has registered an end of its own
 
     def _compilers(self) -> list[AsyncCompile]:
         """Of the adapters that were of use."""
