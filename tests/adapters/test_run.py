@@ -393,11 +393,15 @@ def test_what_of_a_bundle_was_used_is_said_at_the_end(program: Callable[..., Pat
     app.write_text(app.read_text().replace("warm_up(32, 64)", "warm_up(32, 64, 128)"))
     subprocess.run(["rm", "-rf", os.environ["TRITON_CACHE_DIR"]], check=True)
     told.append(run("-v", "--bundle", bundle, "--no-record", *DRY, app).stderr)
+    bundle.unlink()
+    subprocess.run(["rm", "-rf", os.environ["TRITON_CACHE_DIR"]], check=True)
+    told.append(run("-v", "--bundle", bundle, "--no-record", *DRY, app).stderr)
     said = [line for text in told for line in text.splitlines() if "kernels from app.bundle" in line]
     assert said == [
         "headstart: 0 of 2 kernels from app.bundle, 2 compiled",
         "headstart: 2 of 2 kernels from app.bundle, 0 compiled",
         "headstart: 2 of 3 kernels from app.bundle, 1 compiled",
+        "headstart: 0 of 3 kernels from app.bundle, 2 compiled, 1 from headstart's cache",
     ]
 
 
@@ -431,21 +435,21 @@ def test_a_child_that_outlives_the_program_writes_into_no_file_of_others(tmp_pat
     other = tmp_path / "other"
     other.write_text("theirs")
     with other.open("a") as file:
-        report(f"/proc/{os.getpid()}/fd/{file.fileno()}", BundleUse(1, 1, 1.0))
-    report("/proc/0/fd/3", BundleUse(1, 1, 1.0))
+        report(f"/proc/{os.getpid()}/fd/{file.fileno()}", BundleUse(1, 1, 1, 1.0))
+    report("/proc/0/fd/3", BundleUse(1, 1, 1, 1.0))
     assert other.read_text() == "theirs"
 
 
 def test_a_program_that_closed_all_files_reads_none_of_its_own_as_a_tally(tmp_path: Path) -> None:
     tally = UseTally()
-    report(tally.path, BundleUse(2, 1, 0.5))
-    assert tally.total(BundleUse(1, 0, 0.25)) == BundleUse(3, 1, 0.75)
+    report(tally.path, BundleUse(2, 1, 4, 0.5))
+    assert tally.total(BundleUse(1, 0, 0, 0.25)) == BundleUse(3, 1, 4, 0.75)
     other = tmp_path / "other"
     other.write_text('{"kernels": 5}')
     with other.open() as file:
         number = int(tally.path.rpartition("/")[2])
         os.dup2(file.fileno(), number)
-        assert tally.total(BundleUse(1, 0, 0.25)) == BundleUse(1, 0, 0.25)
+        assert tally.total(BundleUse(1, 0, 0, 0.25)) == BundleUse(1, 0, 0, 0.25)
         os.close(number)
 
 

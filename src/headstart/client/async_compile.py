@@ -317,6 +317,7 @@ class AsyncCompile:
 
     def _answered(self, kickoff: Kickoff, result: wire.Result) -> None:
         """In the connection's thread, before the future is done."""
+        self.use.cached += result.cached
         self.use.compiled += not result.cached
         if self._policy.checks_limits:
             self._check_limits(kickoff, result)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import threading
 from collections.abc import Callable
@@ -33,15 +34,18 @@ class BundleUse(msgspec.Struct):
     Attributes:
         kernels: that were asked for and not compiled.
         compiled: how many were compiled all the same.
+        cached: how many came from headstart's cache instead.
         saved_s: seconds that `kernels` took to compile, as far as they have been looked at.
     """
 
     kernels: int = 0
     compiled: int = 0
+    cached: int = 0
     saved_s: float = 0.0
 
     def __add__(self, other: BundleUse) -> BundleUse:
-        return BundleUse(self.kernels + other.kernels, self.compiled + other.compiled, self.saved_s + other.saved_s)
+        mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
+        return BundleUse(*map(operator.add, mine, others))
 
 
 class TritonBundler:

@@ -1,4 +1,4 @@
-"""What the plan has done: the one way out of it. An executor carries out all but `Deliver`, which answers clients."""
+"""What the scheduler has done: its one way out. An executor carries out all but `Deliver`, which answers clients."""
 
 from __future__ import annotations
 
