@@ -12,6 +12,8 @@ torch_compile.json into $OUT.
     cached      stock again, with the caches that `stock` left
     headstart   enable() before `import torch`; nothing waits for the workers
     warm        headstart again, Inductor's and Triton's caches empty, from the bundle that `headstart` left
+    artifacts   stock, every cache empty, that loads what `stock` saved by torch.compiler.save_cache_artifacts; the
+                time for that counts
     ready       as headstart, and the first compile begins once the workers and the describer are ready
     serial      TORCHINDUCTOR_COMPILE_THREADS=1: everything in the training process
     after       as ready, with Inductor's early kick-offs left out: all kernels are kicked off by the generated module
@@ -36,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 CASES = ("gpt", "vision", "matmul", "fusions", "flex")
-KINDS = ("stock", "cached", "headstart", "warm", "ready", "serial", "after", "slow")
+KINDS = ("stock", "cached", "headstart", "warm", "artifacts", "ready", "serial", "after", "slow")
 OURS = ("headstart", "warm", "ready", "after", "slow")
 ONLY = {  # kinds that are not run for every case
     "cached": ("gpt", "vision"),
@@ -214,6 +216,8 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         codegen.async_compile.use_process_pool = lambda: False  # the one that only kicks off early
     sampler = Sampler() if os.environ.get("SAMPLE") else None
     ready = time.perf_counter()
+    if kind == "artifacts":
+        torch.compiler.load_cache_artifacts(Path(os.environ["ARTIFACTS"]).read_bytes())
     found = _call(torch, torch.compile(function, **options), arguments, trained)
     torch.cuda.synchronize()
     first_call = time.perf_counter() - ready
@@ -245,6 +249,11 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         result["compiled_by_workers"] = adapter.compiler.statistics.compiled
         result["services"] = adapter.compiler.services_started
         headstart.disable()
+        result["graphs"] = [adapter.compiler.use.graphs, adapter.compiler.use.made_graphs]
+    elif kind == "stock":
+        saved = torch.compiler.save_cache_artifacts()
+        assert saved is not None
+        Path(os.environ["ARTIFACTS"]).write_bytes(saved[0])
     return result
 
 
@@ -411,6 +420,7 @@ def run(case: str, kind: str, folder: Path) -> dict[str, Any]:
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "HEADSTART_CACHE_DIR": str(caches / "headstart"),
         "XDG_RUNTIME_DIR": str(caches / "runtime"),
+        "ARTIFACTS": str(folder / f"{case}.artifacts"),
         # The one that `headstart` left is what `warm` starts from; nobody else may read it.
         "BUNDLE": str(folder / (f"{case}.bundle" if kind in ("headstart", "warm") else f"{case}-{kind}.bundle")),
     }
@@ -486,11 +496,16 @@ def report(results: list[dict[str, Any]]) -> str:
             ratio(figure(case, "stock", "first_call_s"), free),
             " : ".join(f"{wait:.2f}" if wait is not None else "" for wait in waits),
             ratio(figure(case, "warm", "first_call_s"), figure(case, "cached", "first_call_s")),
+            ratio(figure(case, "warm", "first_call_s"), figure(case, "artifacts", "first_call_s")),
+            " of ".join(str(count) for count in _graphs(figure(case, "warm", "graphs"))),
             f"{figure(case, 'warm', 'load_s') or 0:.3f}",
             f"{ratio(*pool)} ({' : '.join(f'{size:.0f}' if size else '' for size in pool)})",
             f"{sum(threads.values()):.2f} ({len(threads)})" if threads else "",
             ratio(figure(case, "ready", "first_call_s"), figure(case, "after", "first_call_s")),
         ]
+
+    def _graphs(counts: list[int] | None) -> list[int]:
+        return [counts[0], sum(counts)] if counts else []
 
     wrong = sum(not result["correct"] for result in found.values())
     return "\n".join(
@@ -506,7 +521,8 @@ def report(results: list[dict[str, Any]]) -> str:
                 "Against the goals; compile-free: `serial` less its time in Triton's compiler",
                 [
                     *("compile-free, s", "ready : compile-free", "stock : compile-free"),
-                    *("wait for kernels, headstart : stock, s", "warm : cached", "loading, warm, s"),
+                    *("wait for kernels, headstart : stock, s", "warm : cached"),
+                    *("warm : artifacts", "graphs from the bundle", "loading, warm, s"),
                     "memory of the pool, headstart : stock (MiB)",
                     *("CPU time of headstart's threads, s (how many)", "ready : after"),
                 ],

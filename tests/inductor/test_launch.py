@@ -78,6 +78,18 @@ def test_row_7_training_from_a_bundle_starts_no_process(tmp_path: Path) -> None:
     assert (warm["compiled"], warm["services"]) == (0, 0)
 
 
+def test_graphs_from_a_bundle_run_right_and_none_is_made_again(tmp_path: Path) -> None:
+    bundle = str(tmp_path / "model.bundle")
+    for name in ("cold", "warm"):
+        (tmp_path / name).mkdir()
+    cold = run("graphs", tmp_path / "cold", BUNDLE=bundle)
+    warm = run("graphs", tmp_path / "warm", BUNDLE=bundle)
+    assert cold["use"]["made_graphs"] > 10
+    assert warm["use"] == {"graphs": cold["use"]["made_graphs"], "made_graphs": 0}
+    assert warm["in process"] == []
+    assert (warm["compiled"], warm["services"]) == (0, 0)
+
+
 def test_inductors_own_graph_cache_off_and_filled(tmp_path: Path) -> None:
     off = run("twins", tmp_path, TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
     filled = run("twins", tmp_path)

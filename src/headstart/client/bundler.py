@@ -13,7 +13,7 @@ import logging
 import operator
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -36,12 +36,16 @@ class BundleUse(msgspec.Struct):
         compiled: how many were compiled all the same.
         cached: how many came from headstart's cache instead.
         saved_s: seconds that `kernels` took to compile, as far as they have been looked at.
+        graphs: of torch.compile that were asked for and not made.
+        made_graphs: how many were made all the same, or came from torch's own cache.
     """
 
     kernels: int = 0
     compiled: int = 0
     cached: int = 0
     saved_s: float = 0.0
+    graphs: int = 0
+    made_graphs: int = 0
 
     def __add__(self, other: BundleUse) -> BundleUse:
         mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
@@ -74,6 +78,17 @@ class TritonBundler:
         """Whether there is anything in the bundles that were read."""
         return any(map(len, self._bundles.values()))
 
+    def holds(self, kind: str) -> bool:
+        """Whether there is an entry of this kind in the bundles that were read."""
+        return any(item.kind == kind for bundle in self._bundles.values() for item in bundle)
+
+    def entries_of(self, kind: str) -> Iterator[Entry]:
+        """The entries of this kind in the bundles that were read, but for damaged ones."""
+        for bundle in list(self._bundles.values()):
+            for item in bundle:
+                if item.kind == kind and (entry := self.find(item.key)) is not None:
+                    yield entry
+
     def triton_version(self) -> str:
         """That made the bundles that were read, by the first kernel that says it; empty if none can be read."""
         for bundle in self._bundles.values():
@@ -93,6 +108,12 @@ class TritonBundler:
         with self._lock:
             if self._noted is not None:
                 self._noted[key] = open_entry
+
+    @property
+    def is_noting(self) -> bool:
+        """Whether what is `put` is kept."""
+        with self._lock:
+            return self._noted is not None
 
     @property
     def noted(self) -> int:
