@@ -49,7 +49,7 @@ MAX_ZYGOTE_LOSSES = 3  # in a row, with nothing compiled between
 IDLE_TIMEOUT = 60.0  # seconds until an idle worker leaves
 
 
-class Plan:
+class Scheduler:
     """The queue of one service.
 
     Args:
