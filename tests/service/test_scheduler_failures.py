@@ -25,10 +25,10 @@ from headstart.service.actions import (
     Retire,
     StartZygote,
 )
+from headstart.service.dispatch import EXCLUSIVE_TIMEOUT
+from headstart.service.limits import BACKGROUND_TIME_LIMIT
 from headstart.service.queue import Ticket
 from headstart.service.scheduler import (
-    BACKGROUND_TIME_LIMIT,
-    EXCLUSIVE_TIMEOUT,
     MAX_ATTEMPTS,
     MAX_ZYGOTE_LOSSES,
     Scheduler,
