@@ -2,6 +2,7 @@
 
     python benchmarks/gpu/torch_compile.py [case …] [kind …]    from a checkout, with src on PYTHONPATH
     python benchmarks/gpu/torch_compile.py --report FILE        the table of what an earlier run wrote
+    ROUNDS=3 python benchmarks/gpu/torch_compile.py …           next starts (`AGAIN`) that often, in turns; medians
     SAMPLE=1 python benchmarks/gpu/torch_compile.py …           and where the threads were, every few milliseconds
 
 Each measurement is a fresh process with empty caches. It is checked against eager, the time until the first call
@@ -27,19 +28,21 @@ import importlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 CASES = ("gpt", "vision", "matmul", "fusions", "flex")
 KINDS = ("stock", "cached", "headstart", "warm", "artifacts", "ready", "serial", "after", "slow")
 OURS = ("headstart", "warm", "ready", "after", "slow")
+AGAIN = ("cached", "warm", "artifacts")
 ONLY = {  # kinds that are not run for every case
     "cached": ("gpt", "vision"),
     "ready": ("gpt", "vision", "fusions"),
@@ -48,6 +51,7 @@ ONLY = {  # kinds that are not run for every case
     "slow": ("fusions",),
 }
 DEADLINE = float(os.environ.get("DEADLINE", "540"))  # seconds, for everything: what does not fit is left out
+ROUNDS = int(os.environ.get("ROUNDS", "1"))
 _LIMIT = 150.0  # seconds for one process
 READY = """
 import triton
@@ -202,6 +206,8 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         assert inductor.current() is not None, "headstart stepped aside"
     torch.manual_seed(0)
     meters = Meters(torch)
+    if kind in OURS:
+        meters.watch_graphs()
     function, arguments, options, trained, tolerance = globals()[case](torch)
     expected = _call(torch, getattr(function, "reference", function), arguments, trained)
     torch.cuda.synchronize()
@@ -284,6 +290,11 @@ class Meters:
         self._watch(CachingAutotuner, "_dynamic_scale_rblock", "rescale_s")
         self._watch(CachingAutotuner, "_make_launchers", "launchers_s")
         self._watch(CachingAutotuner, "benchmark_all_configs", "benchmark_s")
+
+    def watch_graphs(self) -> None:
+        from headstart.adapters.inductor.graphs import Graphs
+
+        self._watch(Graphs, "_put", "graphs_s")
 
     def _compiled(self, *, times: Any, cache_hit: bool, **_: Any) -> None:
         if self._on:
@@ -437,7 +448,7 @@ def run(case: str, kind: str, folder: Path) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"case": case, "kind": kind, "failed": f"it took longer than {_LIMIT:g} s"}
     finally:
-        if kind != "stock":
+        if kind not in ("stock", "cached"):
             shutil.rmtree(caches, ignore_errors=True)
     if done.returncode:
         return {"case": case, "kind": kind, "failed": done.stderr[-3000:]}
@@ -460,7 +471,11 @@ def row(result: dict[str, Any]) -> str:
 
 def report(results: list[dict[str, Any]]) -> str:
     """All of them as tables in Markdown."""
-    found = {(result["case"], result["kind"]): result for result in results if "failed" not in result}
+    rounds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        if "failed" not in result:
+            rounds.setdefault((result["case"], result["kind"]), []).append(result)
+    found = {what: sorted(each, key=lambda one: one["first_call_s"])[len(each) // 2] for what, each in rounds.items()}
     any_one = next(iter(found.values()))
     cases = list(dict.fromkeys(case for case, _ in found))
 
@@ -507,7 +522,12 @@ def report(results: list[dict[str, Any]]) -> str:
     def _graphs(counts: list[int] | None) -> list[int]:
         return [counts[0], sum(counts)] if counts else []
 
-    wrong = sum(not result["correct"] for result in found.values())
+    def again(case: str, figure: Callable[[dict[str, Any]], float]) -> list[str]:
+        medians = {kind: statistics.median(map(figure, rounds[case, kind])) for kind in AGAIN if (case, kind) in rounds}
+        cells = [f"{medians[kind]:.2f} ({len(rounds[case, kind])})" if kind in medians else "" for kind in AGAIN]
+        return [*cells, ratio(medians.get("warm"), medians.get("artifacts"))]
+
+    wrong = sum(not result["correct"] for each in rounds.values() for result in each)
     return "\n".join(
         [
             f"{any_one['gpu']}, torch {any_one['torch']}. Wrong results: {wrong}.",
@@ -516,6 +536,18 @@ def report(results: list[dict[str, Any]]) -> str:
                 "First call, s (runs of Triton's compiler in the training process) : stock's time",
                 list(KINDS),
                 ((case, [first_call(case, kind) for kind in KINDS]) for case in cases),
+            ),
+            *table(
+                "Next start, s, median (of how many, in turns): the first call; then all from the process's start",
+                [*AGAIN, "warm : artifacts"] * 2,
+                (
+                    (
+                        case,
+                        again(case, lambda one: one["first_call_s"])
+                        + again(case, lambda one: one["before_s"] + one["first_call_s"]),
+                    )
+                    for case in cases
+                ),
             ),
             *table(
                 "Against the goals; compile-free: `serial` less its time in Triton's compiler",
@@ -539,16 +571,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # One kind after the other, so that what is cut off at the deadline is the least telling.
         asked = sys.argv[1:]
-        for kind in [kind for kind in asked if kind in KINDS] or KINDS:
-            for case in [case for case in asked if case in CASES] or CASES:
-                if case not in ONLY.get(kind, CASES) and not asked:
-                    continue
-                if time.monotonic() > deadline - 30:
-                    results.append({"case": case, "kind": kind, "failed": "left out: the time is up"})
-                else:
-                    results.append(run(case, kind, Path(folder)))
-                print(row(results[-1]), flush=True)
-                (out / "torch_compile.json").write_text(json.dumps(results, indent=2) + "\n")
+        kinds = [kind for kind in asked if kind in KINDS] or list(KINDS)
+        cases = [case for case in asked if case in CASES] or list(CASES)
+        todo = [(kind, case) for kind in kinds for case in cases if asked or case in ONLY.get(kind, CASES)]
+        turns = [(kind, case) for case in cases for kind in kinds if kind in AGAIN]
+        for kind, case in todo + turns * (ROUNDS - 1):
+            if time.monotonic() > deadline - 30:
+                results.append({"case": case, "kind": kind, "failed": "left out: the time is up"})
+            else:
+                results.append(run(case, kind, Path(folder)))
+            print(row(results[-1]), flush=True)
+            (out / "torch_compile.json").write_text(json.dumps(results, indent=2) + "\n")
     print(report(results))
 
 

@@ -95,8 +95,7 @@ class AsyncCompile:
         self.used_early: set[str] = set()  # digests of what was asked for, and was there for the background's sake
         self.kernels = CompiledTritonKernels()
         renew_in_forks(self)
-        # Others may have a bundle full of what is not for this one: then nobody can tell.
-        bundled = BundledKernels(
+        self._bundled = BundledKernels(
             client,
             self._policy,
             self.kernels,
@@ -105,8 +104,9 @@ class AsyncCompile:
             self._note_saved,
             is_alone=self._owns_client,
         )
-        is_useful = client.bundler.offer_to(bundled.emit) > 0 or (policy is not None and client.bundler.holds_any())
-        self.starts_service = not is_useful
+        # Who has a policy may share a bundle full of what is not for it: then nobody can tell.
+        offer = self._bundled.emit if policy is None else self._bundled.promise
+        self.starts_service = client.bundler.offer_to(offer) == 0
         if start:
             self.start()
 
@@ -209,6 +209,7 @@ class AsyncCompile:
                 self._unvouched.discard(digest)
             else:
                 self._unvouched.add(digest)
+            self._bundled.keep_promises()
             future = self.kernels.request_emitted(digest, request, vouched) if use_store else None
             if future is not None:
                 self.use.kernels += 1

@@ -1,6 +1,6 @@
 """What bundles hold, as answers to requests: kernels, and failures that are known.
 
-a bundle is read ─▶ emit: those that this toolchain made are on offer
+a bundle is read ─▶ emit: those that this toolchain made are on offer; or promise: emit, before the first request
 a request for one ─▶ a future that is done; opened, and compiled again if it is damaged, when somebody looks
 """
 
@@ -59,6 +59,21 @@ class BundledKernels:
         self._asked = asked
         self._saved = saved
         self._is_alone = is_alone
+        self._promised: list[Bundle] = []
+
+    def promise(self, bundle: Bundle) -> int:
+        """As `emit`, once there is a request; returns how much may be of use.
+
+        On a machine that never saw this toolchain, telling it takes half a second, and a program that has all its
+        graphs from a bundle asks for no kernel.
+        """
+        self._promised.append(bundle)
+        return len(bundle)
+
+    def keep_promises(self) -> None:
+        """There is a request."""
+        while self._promised:
+            self.emit(self._promised.pop())
 
     def emit(self, bundle: Bundle) -> int:
         """Offer what a bundle holds; returns how much of it can be used."""
