@@ -143,8 +143,6 @@ class Adapter:
         ]
         if self._graphs.is_expected:
             self.soon(self._graphs.read)  # while the program imports torch
-        if machine.has_gpu():
-            self._forget_imports.append(when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)))
 
     def close(self) -> None:
         """Put everything back."""

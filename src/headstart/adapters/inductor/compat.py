@@ -205,20 +205,6 @@ def benchmarks_elsewhere() -> bool:
     return bool(getattr(inductor_config(), "autotune_in_subproc", False))
 
 
-def compute_keys() -> None:
-    """Have Triton's digest of its own files computed before a compile waits for it; it is kept.
-
-    torch's own, which is Python's work for the most part, would only keep the program's thread from the interpreter.
-    Once `COMPILE_FX` is imported: an import in another thread than the user's could meet half of a module.
-    """
-    cache = sys.modules.get("triton.runtime.cache")
-    if cache is not None and hasattr(cache, "triton_key"):
-        cache.triton_key()
-
-
-# Plain data and back
-
-
 # Inductor's caches
 
 
