@@ -56,7 +56,7 @@ def _log_use(compilers: Sequence[AsyncCompile]) -> None:
 
 
 class EnableOptions(NamedTuple):
-    """What was asked for. `enable` says what the first six mean.
+    """What was asked for. `enable` says what those mean that it takes.
 
     Attributes:
         program: as `headstart.adapters.recording` names it.
@@ -80,6 +80,7 @@ class EnableOptions(NamedTuple):
     kept_days: int | None = None
     trusted: bool = False
     target: str | None = None
+    trust_bundle: bool = False
     replays: bool = True
     torch_when_used: bool = False
     report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")
@@ -90,6 +91,7 @@ def enable(
     *,
     manifest: StrPath | None = None,
     bundle: StrPath | None = None,
+    trust_bundle: bool = False,
     record: StrPath | None = None,
     reuse_tuning: bool = False,
     workers: int | None = None,
@@ -105,6 +107,7 @@ def enable(
     Args:
         manifest: a manifest; what it says is compiled in the background, from now on.
         bundle: a bundle file. What it has is not compiled; what was missing is added when the process ends.
+        trust_bundle: whether what carries code in it may be loaded, whoever signed it.
         record: a manifest to write down what is compiled.
         reuse_tuning: whether autotuners take the choices in `manifest` without benchmarking.
         workers: compiles that may run at once; default: the CPUs this process may use.
@@ -119,7 +122,7 @@ def enable(
         if sentence not in _said:
             _said.add(sentence)
             _log.warning("%s", sentence)
-    begin(EnableOptions(manifest, bundle, record, reuse_tuning, workers, cache_dir))
+    begin(EnableOptions(manifest, bundle, record, reuse_tuning, workers, cache_dir, trust_bundle=trust_bundle))
 
 
 def check_outputs(bundle: StrPath | None, record: StrPath | None) -> None:
@@ -273,10 +276,15 @@ class Enabled:
 
                 choices = self._choices
                 tunings = self._manifest.tunings if choices.reuse_tuning else None
-                self._client = acquire(bundle=choices.bundle, workers=choices.workers, cache_dir=choices.cache_dir)
+                self._client = acquire(**self._for_client)
                 self.jit = Adapter(self._client, recorder=self._record(), tunings=tunings)
                 self._end_first()
             return self.jit
+
+    @property
+    def _for_client(self) -> dict[str, Any]:
+        """What both adapters tell the client that they share."""
+        return {name: getattr(self._choices, name) for name in ("bundle", "trust_bundle", "workers", "cache_dir")}
 
     def _record(self) -> Recorder | None:
         choices = self._choices
@@ -339,8 +347,7 @@ class Enabled:
 
         with self._lock:
             if not self._closed:
-                choices = self._choices
-                inductor.enable(bundle=choices.bundle, workers=choices.workers, cache_dir=choices.cache_dir)
+                inductor.enable(**self._for_client)
                 self._end_first()  # `inductor` has registered an end of its own
 
     def _compilers(self) -> list[AsyncCompile]:
