@@ -22,11 +22,11 @@ from headstart.artifacts.bundle import Bundle, BundleWriter, merge_bundles
 from headstart.artifacts.entry import Entry
 from headstart.artifacts.index import BundleItem, encode_items, ending
 from headstart.artifacts.keyring import Keyring, TrustedKey
-from headstart.artifacts.kinds import carries_code
+from headstart.artifacts.kinds import Verdict, carries_code
 from headstart.artifacts.known_failure import KIND as FAILURE
 from headstart.artifacts.seal import sign_bundle
 from headstart.artifacts.signing import MAX_SIGNATURES, Signature, sign, sign_locally
-from headstart.artifacts.trust import State, Trust, Verdict
+from headstart.artifacts.trust import State, Trust
 from headstart.errors import DamagedError, ServiceError, UsageError
 from headstart.system.files import create
 
@@ -152,6 +152,17 @@ def test_one_trusted_signature_of_several_is_enough(path: Path, keyring: Keyring
     assert [each.name for each in Bundle.open(path).signatures] == ["ci", "vendor", "release"]
     assert judge(path, keyring).by == "release"
     assert states(path, keyring) == [State.UNKNOWN, State.UNKNOWN, State.TRUSTED]
+
+
+def test_what_own_runs_signed_needs_no_look_at_other_signatures(
+    path: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = keyring.local(make=True)
+    assert secret is not None
+    sign_bundle(path, sign_with(keyring, "release"))
+    sign_bundle(path, lambda version, digest: [sign_locally(secret, version, digest)])
+    monkeypatch.setattr(signing, "_ed25519", lambda: pytest.fail("a package was loaded"))
+    assert judge(path, keyring) == Verdict(True, "this user's own runs")
 
 
 def test_a_wrong_signature_beside_a_right_one_does_no_harm(path: Path, keyring: Keyring) -> None:
@@ -358,6 +369,8 @@ def test_more_signatures_than_can_be_read_back_are_not_written(path: Path, keyri
     many = [msgspec.structs.replace(signature, signer=bytes([n] * 32)) for n in range(MAX_SIGNATURES)]
     with pytest.raises(ValueError, match="too many for one bundle"):
         sign_bundle(path, lambda version, digest: many)
+    with pytest.raises(ValueError):
+        sign_bundle(path, lambda version, digest: [msgspec.structs.replace(signature, name="\x1b[2J", signer=b"")])
     assert path.read_bytes() == before
 
 

@@ -228,6 +228,12 @@ def test_an_own_entry_takes_the_place_of_one_that_is_not_trusted(path: Path) -> 
     assert given(reader_of(path)) == {C: b"a pickle"}
 
 
+def test_an_own_entry_that_is_there_unsigned_already_is_signed(path: Path) -> None:
+    unsigned(path, graphs(C))
+    reader_of(path, graphs(C)).extend(path)
+    assert given(reader_of(path)) == {C: b"a pickle"}
+
+
 def test_what_is_used_at_one_s_own_risk_is_kept_and_not_signed(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "headstart")
     unsigned(path, entry(A), graphs(C))
@@ -276,6 +282,14 @@ def test_kernels_alone_rely_on_nobody(path: Path, stranger: Keyring) -> None:
     reader_of(path, entry(B), graphs(C)).extend(path)
     Keyring().forget("vendor")
     assert given(reader_of(path)) == {C: b"a pickle"}
+
+
+@pytest.mark.parametrize("keys", [64, 65])
+def test_a_signature_on_the_word_of_too_many_is_not_written(keys: int, path: Path) -> None:
+    bundler = bundler_with(graphs(C))
+    bundler._relied_on |= {bytes([number]) * 32 for number in range(keys)}
+    bundler.extend(path)
+    assert len(Bundle.open(path).signatures) == (1 if keys == 64 else 0)
 
 
 def test_a_bundle_that_lacks_nothing_is_left_alone_with_its_signatures(path: Path, stranger: Keyring) -> None:

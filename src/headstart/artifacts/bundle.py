@@ -258,7 +258,7 @@ class Bundle:
         return [extract_entry(self.entry(key), Path(folder)) for key in wanted]
 
     def _locate(self, wanted: BundleItem, snapshot: Snapshot) -> tuple[int, int]:
-        item = None if carries_code(wanted.kind) else read_index(self.path, snapshot).items.get(wanted.key)
+        item = read_index(self.path, snapshot).items.get(wanted.key)
         if item is None:
             raise _gone(self.path, wanted)
         return item.offset, item.length

@@ -15,7 +15,6 @@ A signature proves nothing by itself: `headstart.artifacts.trust` says whose cou
 
 from __future__ import annotations
 
-import base64
 import hmac
 import os
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ LOCAL = "local"
 ED25519 = "ed25519"
 KEY_BYTES = 32  # of a secret of either kind, and of a public key
 MAX_SIGNATURES = 64
+MAX_RELIED_ON = 64  # keys, for one signature
 MAX_SIGNATURES_BYTES = 64 * 2**10  # of all of them, as they lie in a bundle
 
 _CONTEXT = b"headstart bundle signature 1\n"
@@ -55,7 +55,7 @@ class Signature(msgspec.Struct, frozen=True, array_like=True, gc=False):
     signer: Annotated[bytes, msgspec.Meta(max_length=256)]
     value: Annotated[bytes, msgspec.Meta(max_length=32 * 2**10)]
     name: Annotated[str, msgspec.Meta(pattern=rf"^({NAME})?\Z")] = ""
-    relies_on: Annotated[tuple[KeyId, ...], msgspec.Meta(max_length=MAX_SIGNATURES)] = ()
+    relies_on: Annotated[tuple[KeyId, ...], msgspec.Meta(max_length=MAX_RELIED_ON)] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -66,11 +66,13 @@ def encode(signatures: Sequence[Signature]) -> bytes:
     """The block of a bundle that holds them; empty if there are none.
 
     Raises:
-        ValueError: there are more than a bundle may have.
+        ValueError: there are more than a bundle may have, or one of them could not be read back.
     """
     data = _encoder.encode(list(signatures)) if signatures else b""
     if len(signatures) > MAX_SIGNATURES or len(data) > MAX_SIGNATURES_BYTES:
         raise ValueError(f"{len(signatures)} signatures are too many for one bundle")
+    if data:
+        decoder.decode(data)  # what is wrong with them is a ValueError
     return data
 
 
@@ -92,6 +94,8 @@ def local_id(secret: bytes) -> bytes:
 
 def fingerprint(signer: bytes) -> str:
     """A key for people: enough of it that nobody makes another one of that name."""
+    import base64  # for people only
+
     return base64.b32encode(key_id(signer)).decode()[:24].lower()
 
 

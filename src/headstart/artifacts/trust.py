@@ -17,26 +17,11 @@ from typing import NamedTuple
 from headstart.artifacts import signing
 from headstart.artifacts.index import Index
 from headstart.artifacts.keyring import Keyring, TrustedKey
+from headstart.artifacts.kinds import Verdict
 from headstart.artifacts.signing import ED25519, LOCAL, Signature
 from headstart.errors import DamagedError, ServiceError, UsageError
 
 BY_LOCAL = "this user's own runs"
-
-
-class Verdict(NamedTuple):
-    """Whether what carries code may be loaded.
-
-    Attributes:
-        trusted: whether it may.
-        by: on whose word.
-        why_not: otherwise, as the end of "…, because".
-        relies_on: `signing.key_id` of the keys without which it would not be.
-    """
-
-    trusted: bool
-    by: str = ""
-    why_not: str = ""
-    relies_on: tuple[bytes, ...] = ()
 
 
 class State(enum.Enum):

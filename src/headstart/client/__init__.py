@@ -4,7 +4,8 @@
     client, policy         what all of a process share, and what differs between those who do
     connection             the socket and its thread; asked, prepared: what is sent; watch, service_death: its end
     launch, sharing        how a service is started, and where a shared one is found; control: what it can be told
-    bundler, timeline      reading and writing bundles; what became of the requests
+    bundler, vouching      reading and writing bundles; what of them is trusted, and signed
+    timeline               what became of the requests
 
 It imports neither `service` nor `worker`.
 """

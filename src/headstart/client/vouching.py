@@ -1,4 +1,7 @@
-"""What this process makes of signatures: whose bundles it takes code from, and what it signs itself."""
+"""What this process makes of signatures: whose bundles it takes code from, and what it signs itself.
+
+What looks at keys is imported when there is code in a bundle, or one is written: many starts need neither.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headstart.artifacts.bundle import Bundle, BundleItem
-from headstart.artifacts.keyring import Keyring
-from headstart.artifacts.kinds import GRAPHS, LAUNCHER
-from headstart.artifacts.signing import Signature, sign_locally
-from headstart.artifacts.trust import Verdict, trust_of_this_user
+from headstart.artifacts.kinds import GRAPHS, LAUNCHER, Verdict
+from headstart.artifacts.signing import MAX_RELIED_ON, Signature, sign_locally
 from headstart.errors import DamagedError, ServiceError, UsageError
 
 _REMEDY = (
@@ -50,9 +51,13 @@ class Source(NamedTuple):
 
 def judge(bundle: Bundle, *, at_own_risk: bool = False) -> Source:
     """Find out whether this user trusts a bundle that was just opened, if there is code in it."""
-    trust = trust_of_this_user(_say_once) if bundle.code else None
+    if not bundle.code:
+        return Source(bundle, Verdict(False), at_own_risk)
+    from headstart.artifacts.trust import trust_of_this_user
+
+    trust = trust_of_this_user(_say_once)
     if trust is None:
-        return Source(bundle, Verdict(False, why_not="this user has no folder for keys"), at_own_risk)
+        return Source(bundle, Verdict(False, why_not="there is no folder for this user's keys"), at_own_risk)
     return Source(bundle, trust.judge(bundle.index), at_own_risk)
 
 
@@ -80,12 +85,17 @@ def sign(path: Path, relies_on: Collection[bytes], version: int, digest: bytes) 
         relies_on: see `Signature`.
         version, digest: of the bundle's index.
     """
+    from headstart.artifacts.keyring import Keyring
+
     try:
         secret = Keyring().local(make=True)
     except (UsageError, ServiceError, DamagedError, OSError) as error:
         _log.info("%s is written without a signature: %s", path, error)
         return []
-    return [] if secret is None else [sign_locally(secret, version, digest, tuple(relies_on))]
+    if secret is None or len(relies_on) > MAX_RELIED_ON:
+        _log.info("%s is written without a signature: code in it is by %d keys", path, len(relies_on))
+        return []
+    return [sign_locally(secret, version, digest, tuple(relies_on))]
 
 
 def _counted(items: Sequence[BundleItem]) -> str:
