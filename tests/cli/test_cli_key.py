@@ -18,6 +18,7 @@ from headstart.artifacts import keyring as keyring_module
 from headstart.artifacts.bundle import Bundle
 from headstart.artifacts.keyring import Keyring
 from headstart.artifacts.signing import fingerprint
+from headstart.cli import doctor as doctor_module
 from headstart.client.bundler import TritonBundler
 
 
@@ -138,6 +139,30 @@ def test_somebody_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     result = run("key", "list")
     assert result.exit_code == 2
     assert "HEADSTART_CONFIG_DIR" in said(result)
+
+
+def test_doctor_says_what_keeps_bundles_from_being_signed_or_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> list[doctor_module.Check]:
+        return list(doctor_module.check_keys())
+
+    folder = Path(os.environ["HEADSTART_CONFIG_DIR"])
+    assert found() == []
+    assert not folder.exists()  # looking makes nothing
+    make_and_trust("release")
+    Keyring().local(make=True)
+    assert found() == []
+    (folder / "trusted" / "other.pub").write_text("garbage")
+    (check,) = found()
+    assert (check.name, check.status) == ("keys", "warn")
+    assert "other.pub: this is no key file" in check.found
+    (folder / "local.key").chmod(0o644)
+    (check,) = found()
+    assert "others may read it" in check.found
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    monkeypatch.setenv("HEADSTART_CONFIG_DIR", str(folder / "new"))
+    (check,) = found()
+    assert "bundles are written without a signature" in check.found
+    assert "HEADSTART_CONFIG_DIR" in check.remedy
 
 
 # Signing

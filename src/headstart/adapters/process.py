@@ -177,6 +177,7 @@ class Enabled:
         self.jit: Adapter | None = None
         self.replay: Replay | None = None
         self._choices = choices
+        self._for_client = {each: getattr(choices, each) for each in ("bundle", "trust_bundle", "workers", "cache_dir")}
         self._client: Client | None = None
         self._recorder: Recorder | None = None
         self._forget: list[Callable[[], None]] = []
@@ -280,11 +281,6 @@ class Enabled:
                 self.jit = Adapter(self._client, recorder=self._record(), tunings=tunings)
                 self._end_first()
             return self.jit
-
-    @property
-    def _for_client(self) -> dict[str, Any]:
-        """What both adapters tell the client that they share."""
-        return {name: getattr(self._choices, name) for name in ("bundle", "trust_bundle", "workers", "cache_dir")}
 
     def _record(self) -> Recorder | None:
         choices = self._choices
