@@ -70,7 +70,10 @@ def test_keys_are_listed() -> None:
     public = make_and_trust("release")
     assert run("key", "trust", public, "--until", "2999-01-31").exit_code == 0
     Keyring().local(make=True)
-    trusted, own, local = run("key", "list").stdout.splitlines()
+    (public.parent / "broken.pub").write_text("garbage")
+    result = run("key", "list")
+    assert "broken.pub: this is no key file" in said(result)
+    trusted, own, local = result.stdout.splitlines()
     print_ = fingerprint(Keyring().trusted()[0].public)
     assert trusted.split() == ["trusted", "release", print_, "until", "2999-01-31"]
     assert own.split() == ["own", "release", print_]
@@ -190,6 +193,19 @@ def test_several_keys_sign_at_once_and_later(bundle: Path) -> None:
     assert sorted(each.name for each in Bundle.open(bundle).signatures) == ["first", "second", "third"]
     for name in ("first", "second", "third"):
         assert run("bundle", "verify", bundle, "--key", name).exit_code == 0
+
+
+def test_verify_says_what_it_can_to_somebody_without_a_folder_for_keys(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_and_trust("release")
+    run("bundle", "sign", bundle, "--key", "release")
+    monkeypatch.setenv("HEADSTART_CONFIG_DIR", "~nobody-of-that-name/x")
+    result = run("bundle", "verify", bundle)
+    assert result.exit_code == 0
+    assert "1 signature, by whom cannot be told" in result.stdout
+    assert "HEADSTART_CONFIG_DIR" in said(result)
+    assert run("bundle", "verify", bundle, "--key", "release").exit_code == 2
 
 
 def test_verify_demands_the_key_that_it_is_asked_for(bundle: Path) -> None:

@@ -166,15 +166,9 @@ class Keyring:
         except FileNotFoundError:
             raise UsageError(f"there is no key {name} of yours: headstart key new {name} makes one") from None
 
-    def own(self) -> list[OwnKey]:
-        """Pairs whose public file is there, by name.
-
-        Raises:
-            DamagedError: others can write the folder, or there is a file that is no key's.
-            OSError: it cannot be read.
-        """
-        self._check_folder()
-        return [OwnKey(path.stem, self._read(path, _PUBLIC_WORD, private.vet)[0], path) for path in _files(self._own)]
+    def own(self, problem: Callable[[str], None] = lambda text: None) -> list[OwnKey]:
+        """Pairs of which the public file is there, by name. `problem`, and what is raised: as for `trusted`."""
+        return [OwnKey(path.stem, public, path) for path, public, _ in self._publics(self._own, problem)]
 
     # Trusted ones
 
@@ -216,16 +210,7 @@ class Keyring:
             DamagedError: others can write the folder.
             OSError: it cannot be read.
         """
-        self._check_folder()
-        found = []
-        for path in _files(self._trusted):
-            try:
-                public, _, until = self._read(path, _PUBLIC_WORD, private.vet)
-            except (DamagedError, OSError) as error:
-                problem(f"a trusted key is left out: {error}")
-            else:
-                found.append(TrustedKey(path.stem, public, until))
-        return found
+        return [TrustedKey(path.stem, public, until) for path, public, until in self._publics(self._trusted, problem)]
 
     def forget(self, name: str) -> Path:
         """Have signatures by this key count no longer; `local`: those by this user's own runs.
@@ -243,6 +228,16 @@ class Keyring:
         except FileNotFoundError:
             raise UsageError(f"no key {name} is trusted; headstart key list shows those that are") from None
         return path
+
+    def _publics(self, folder: Path, problem: Callable[[str], None]) -> Iterator[tuple[Path, bytes, dt.date | None]]:
+        self._check_folder()
+        for path in _files(folder):
+            try:
+                public, _, until = self._read(path, _PUBLIC_WORD, private.vet)
+            except (DamagedError, OSError) as error:
+                problem(f"a key is left out: {error}")
+            else:
+                yield path, public, until
 
     def trusted_file(self, name: str) -> Path:
         """Where a trusted key of that name is, if there is one."""

@@ -12,7 +12,7 @@ from headstart.artifacts.bundle import Bundle, BundleItem, merge_bundles
 from headstart.artifacts.keyring import Keyring
 from headstart.artifacts.seal import sign_bundle
 from headstart.artifacts.signing import ED25519, LOCAL, Signature
-from headstart.artifacts.trust import State, Trust
+from headstart.artifacts.trust import State, Trust, trust_of_this_user
 from headstart.cli import (
     Failure,
     OutputFile,
@@ -174,7 +174,10 @@ def _say_signatures(opened: Bundle) -> None:
     if not opened.signatures:
         click.echo("not signed")
         return
-    trust = Trust(Keyring(), lambda text: click.echo(f"headstart: {printable_lines(text)}", err=True))
+    trust = trust_of_this_user(lambda text: click.echo(f"headstart: {printable_lines(text)}", err=True))
+    if trust is None:
+        click.echo(f"{count(len(opened.signatures), 'signature')}, by whom cannot be told without a folder for keys")
+        return
     found = trust.inspect(opened.index)
     for each in found:
         click.echo(printable_lines(f"{each.state.value}: {each.detail}"))

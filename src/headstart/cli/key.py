@@ -85,7 +85,7 @@ def _rows(keyring: Keyring) -> list[tuple[str, str, str, str, str]]:
         ("trusted", each.name, fingerprint(each.public), str(each.until or ""), str(keyring.trusted_file(each.name)))
         for each in keyring.trusted(_tell)
     ]
-    rows += [("own", each.name, fingerprint(each.public), "", str(each.path)) for each in keyring.own()]
+    rows += [("own", each.name, fingerprint(each.public), "", str(each.path)) for each in keyring.own(_tell)]
     try:
         secret = keyring.local()
     except (DamagedError, OSError) as error:
