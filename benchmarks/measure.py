@@ -143,6 +143,7 @@ def _run(command: list[str], folder: Path, caches: Path) -> Run:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HEADSTART", "TRITON"))}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     env["HEADSTART_CACHE_DIR"] = str(caches / "headstart")
+    env["HEADSTART_CONFIG_DIR"] = str(caches / "config")
     env["TRITON_CACHE_DIR"] = str(caches / "triton")
     out, err = folder / "out", folder / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:

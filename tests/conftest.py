@@ -45,6 +45,7 @@ def runtime_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
     monkeypatch.setenv("HEADSTART_CACHE_DIR", str(cache / "headstart"))
+    monkeypatch.setenv("HEADSTART_CONFIG_DIR", str(cache / "config"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache / "triton"))
     return folder
 

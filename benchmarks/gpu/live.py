@@ -42,6 +42,7 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
         "TRITON_CACHE_DIR": str(kept / ("headstart" if kind == "warm" else kind) / "triton"),
         "TRITON_CACHE_AUTOTUNING": "1",
         "HEADSTART_CACHE_DIR": str(caches / "headstart"),
+        "HEADSTART_CONFIG_DIR": str(folder / "config"),
         "XDG_RUNTIME_DIR": str(caches / "runtime"),
     }
     bundle, manifest = ["--bundle", str(kept / "app.bundle")], str(kept / "app.manifest")

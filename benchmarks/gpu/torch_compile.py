@@ -435,6 +435,7 @@ def run(case: str, kind: str, folder: Path) -> dict[str, Any]:
         "PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "HEADSTART_CACHE_DIR": str(caches / "headstart"),
+        "HEADSTART_CONFIG_DIR": str(folder / "config"),  # the key that signed the bundle is trusted where it is used
         "XDG_RUNTIME_DIR": str(caches / "runtime"),
         "ARTIFACTS": str(folder / f"{case}.artifacts"),
         # The one that `headstart` left is what `warm` starts from; nobody else may read it.

@@ -14,8 +14,9 @@ from benchmarks.rows import (
     memory,
     overhead,
     shared,
+    signed,
     start,
     warm,
 )
 
-ALL = (claim, cold, start, overhead, warm, imports, memory, manifest, launches, shared, cutoff, confined)
+ALL = (claim, cold, start, overhead, warm, imports, memory, manifest, launches, shared, cutoff, confined, signed)

@@ -18,13 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headstart.artifacts import bundle as bundle_module
+from headstart.artifacts import index as index_module
 from headstart.artifacts import packing
 from headstart.artifacts.bundle import Bundle, BundleWriter, merge_bundles
 from headstart.artifacts.entry import Entry, pack_entry
+from headstart.artifacts.index import ending
 from headstart.errors import DamagedError, FutureVersionError
 
 A, B, C = ("aa" * 32, "bb" * 32, "cc" * 32)
-FOOTER = struct.Struct("<QQ32sH8s")
+FOOTER = struct.Struct("<QQ32sL32sH8s")
+FOOTER_OF_BEFORE = struct.Struct("<QQ32sH8s")
 
 
 def entry(key: str, **changes: Any) -> Entry:
@@ -64,11 +67,7 @@ def reseal(data: bytes, items: list[Any], more: bytes = b"") -> bytes:
     data = data[:offset] + more
     offset += len(more)
     index = msgspec.msgpack.encode(items)
-    return (
-        data
-        + index
-        + FOOTER.pack(offset, len(index), sha256(index).digest(), bundle_module.VERSION, bundle_module.MAGIC)
-    )
+    return data + index + ending(offset, len(index), sha256(index).digest(), [])
 
 
 # Writing and reading
@@ -93,14 +92,15 @@ def test_a_bundle_gives_back_what_went_in(path: Path) -> None:
 
 def test_the_layout_is_the_documented_one(path: Path) -> None:
     data = write(path, entry(A), entry(B)).read_bytes()
-    offset, length, digest, version, magic = FOOTER.unpack(data[-58:])
-    assert (version, magic) == (3, b"\x89HSB\r\n\x1a\n")
+    offset, length, digest, signed, signed_digest, version, magic = FOOTER.unpack(data[-94:])
+    assert (version, magic) == (4, b"\x89HSB\r\n\x1a\n")
+    assert (signed, signed_digest) == (0, sha256(b"").digest())
     assert data[:8] == magic
     a, b = Bundle.open(path)
     assert (a.offset, b.offset, offset) == (8, 8 + a.length, 8 + a.length + b.length)
     frame = data[a.offset : b.offset]
     assert zstandard.ZstdDecompressor().decompress(frame) == entry(A).raw()
-    index = data[offset:-58]
+    index = data[offset:-94]
     assert (len(index), sha256(index).digest()) == (length, digest)
     named = [A, "kernel_aa", A[::-1], "3.6", "cuda:90", 8, len(frame), "kernel", entry(A).size, ""]
     assert msgspec.msgpack.decode(index)[0] == [*named, sha256(frame).digest()]
@@ -216,7 +216,7 @@ def test_a_full_disk_while_writing_leaves_nothing(path: Path) -> None:
 
 
 def test_an_index_that_could_not_be_read_back_is_not_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "MAX_INDEX_BYTES", 10)
+    monkeypatch.setattr(index_module, "MAX_INDEX_BYTES", 10)
     with pytest.raises(ValueError, match="1 kernels are too many"):
         write(path, entry(A))
     assert os.listdir(path.parent) == []
@@ -319,8 +319,8 @@ def test_a_hostile_index_with_a_right_checksum_is_damage(tmp_path: Path, items: 
 def test_a_newer_version_is_told_before_anything_else_is_interpreted(path: Path) -> None:
     data = write(path, entry(A)).read_bytes()
     for rest in (b"", b"\0" * 100, data[:-10]):
-        path.write_bytes(rest + struct.pack("<H", 4) + bundle_module.MAGIC)
-        with pytest.raises(FutureVersionError, match="format 4 is newer than 3"):
+        path.write_bytes(rest + struct.pack("<H", 5) + bundle_module.MAGIC)
+        with pytest.raises(FutureVersionError, match="format 5 is newer than 4"):
             Bundle.open(path)
 
 
@@ -450,7 +450,7 @@ def test_a_bundle_of_before_is_read(path: Path) -> None:
     ]
     index = msgspec.msgpack.encode(items)
     path.parent.mkdir(exist_ok=True)
-    footer = FOOTER.pack(sum(map(len, raw)), len(index), sha256(index).digest(), 2, bundle_module.MAGIC)
+    footer = FOOTER_OF_BEFORE.pack(sum(map(len, raw)), len(index), sha256(index).digest(), 2, bundle_module.MAGIC)
     path.write_bytes(b"".join(raw) + index + footer)
     bundle = Bundle.open(path)
     assert [bundle.entry(key).raw() for key in (A, B)] == raw
@@ -459,6 +459,16 @@ def test_a_bundle_of_before_is_read(path: Path) -> None:
         for item in bundle:
             writer.add(bundle.entry(item.key))
     assert [Bundle.open(path).entry(key).raw() for key in (A, B)] == raw
+
+
+def test_a_bundle_without_signatures_of_before_is_read(path: Path) -> None:
+    original = Bundle.open(write(path, entry(A), entry(B)))
+    data = path.read_bytes()[: -FOOTER.size]
+    index = original.index
+    path.write_bytes(data + FOOTER_OF_BEFORE.pack(index.offset, index.length, index.digest, 3, bundle_module.MAGIC))
+    bundle = Bundle.open(path)
+    assert (bundle.index.version, bundle.signatures, bundle.verify()) == (3, (), [])
+    assert [bundle.entry(key).raw() for key in (A, B)] == [entry(key).raw() for key in (A, B)]
 
 
 def test_an_index_that_lists_a_kernel_twice_is_damage(path: Path) -> None:

@@ -116,6 +116,7 @@ class World:
             **inherited,
             "XDG_RUNTIME_DIR": str(self.runtime),
             "HEADSTART_CACHE_DIR": str(self.cache),
+            "HEADSTART_CONFIG_DIR": str(self.runtime.parent / "config"),
             "HEADSTART_SERVICE": self.service,
             "TMPDIR": str(self.temporary),
             "PYTHONPATH": f"{source}{os.pathsep}{TESTS}",

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from headstart import wire
-from headstart.artifacts import bundle, comparing, entry, manifest
+from headstart.artifacts import comparing, entry, index, manifest
 from headstart.artifacts.bundle import Bundle, BundleWriter
 from headstart.artifacts.entry import Entry, pack_entry
 from headstart.artifacts.manifest import Manifest
@@ -87,9 +87,13 @@ def _read_all_of(found: Entry) -> None:
 
 
 def read_bundle(data: bytes) -> None:
-    """A bundle; and `data` as the index of one, behind a whole entry."""
-    index = struct.pack("<QQ32sH8s", len(ENTRY), len(data), sha256(data).digest(), bundle.VERSION, bundle.MAGIC)
-    for each in (data, ENTRY + data + index):
+    """A bundle; and `data` as the index of one, behind a whole entry; and as the signatures of an empty one."""
+    before = index.MAGIC + ENTRY
+    as_index = before + data + index.ending(len(before), len(data), sha256(data).digest(), [])
+    empty = b"\x90"
+    footer = struct.pack("<QQ32s", len(index.MAGIC), len(empty), sha256(empty).digest())
+    footer += struct.pack("<L32sH8s", len(data), sha256(data).digest(), index.VERSION, index.MAGIC)
+    for each in (data, as_index, index.MAGIC + empty + data + footer):
         with _file(each) as path, _only_reading(), contextlib.suppress(DamagedError):
             found = Bundle.open(path)
             for problem in found.verify():
@@ -291,7 +295,7 @@ def _inside(file: bytes, prefix: str) -> bytes:
 def bodies(name: str) -> list[bytes]:
     """Valid inputs of a target: msgpack, or JSON for "failure", without what a format puts around it."""
     whole = _bundle()
-    offset, length = struct.unpack_from("<QQ", whole, len(whole) - 58)
+    offset, length = struct.unpack_from("<QQ", whole, len(whole) - 94)
     return {
         "entry": [_inside(ENTRY, "<8sHI32s")],
         "bundle": [whole[offset : offset + length]],

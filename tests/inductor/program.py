@@ -4,6 +4,7 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
 
     adapter     "headstart" (enable, before torch is imported), "backend" (backend="headstart"), or "stock"
     bundle      given to enable
+    trust       whether the bundle is trusted whoever signed it
     assembler   what headstart is to take for the assembler that torch brings
     patch       replace a method of Triton's code generator by one that does the same
     change      replace a decorator of Inductor's ("decorator"), its autotuner ("class") or a method of it ("method")
@@ -51,7 +52,7 @@ def main() -> None:
     machine.has_gpu = lambda: True  # so that everything starts early
     started = time.perf_counter()
     if ADAPTER == "headstart":
-        headstart.enable(bundle=ORDER.get("bundle"))
+        headstart.enable(bundle=ORDER.get("bundle"), trust_bundle=ORDER.get("trust", False))
     enabled = time.perf_counter() - started
     assert ("torch" in sys.modules) == was_there
     import torch

@@ -58,6 +58,7 @@ class Programs:
             "PYTHONPATH": os.pathsep.join([str(source), str(HERE)]),
             "XDG_RUNTIME_DIR": str(runtime),
             "HEADSTART_CACHE_DIR": str(kept / "headstart"),
+            "HEADSTART_CONFIG_DIR": str(self.folder / "config"),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
             "TORCHINDUCTOR_COMPILE_THREADS": "2",
             "GPULESS_LOG": str(folder / "log"),

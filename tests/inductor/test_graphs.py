@@ -52,7 +52,7 @@ def test_the_bundle_has_what_torchs_own_portable_cache_would_have(first: dict[st
 def test_a_second_process_with_empty_caches_generates_no_code_and_compiles_nothing(
     first: dict[str, Any], programs: Programs
 ) -> None:
-    before = {item.key for item in Bundle.open(first["bundle"])}
+    before = Path(first["bundle"]).read_bytes()
     second = programs.run({"cases": CASES, "bundle": first["bundle"]})
     assert {name: case["error"] for name, case in second["cases"].items()} == dict.fromkeys(CASES, "")
     assert second["graph_cache"] == {"hit": first["graph_cache"]["miss"]}
@@ -61,7 +61,22 @@ def test_a_second_process_with_empty_caches_generates_no_code_and_compiles_nothi
     assert [case["kicks"] - case["from_module"] for case in second["cases"].values()] == [0] * len(CASES)
     assert (second["in process"], second["stock workers"], second["compiles"]) == ([], [], [])
     assert second["services"] == 0
-    assert {item.key for item in Bundle.open(first["bundle"])} == before, "nothing was missing in it"
+    assert Path(first["bundle"]).read_bytes() == before, "nothing was missing in it"
+
+
+def test_graphs_are_pickles_and_are_taken_from_trusted_bundles_only(
+    first: dict[str, Any], programs: Programs, tmp_path: Path
+) -> None:
+    stranger = {"HEADSTART_CONFIG_DIR": str(tmp_path / "config")}
+    bundle = shutil.copy(first["bundle"], tmp_path)
+    untrusted = programs.run({"cases": ["pointwise"], "bundle": bundle}, **stranger)
+    assert untrusted["graph_cache"] == {"miss": 1}
+    assert untrusted["log"].count("held back, because it is signed by runs of another user, or on another machine") == 1
+    assert untrusted["statistics"]["compiled"] == 0, "its kernels are used all the same"
+
+    bundle = shutil.copy(first["bundle"], tmp_path)
+    trusted = programs.run({"cases": ["pointwise"], "bundle": bundle, "trust": True}, **stranger)
+    assert trusted["graph_cache"] == {"hit": 1}
 
 
 def test_with_caches_switched_off_no_graph_goes_into_a_bundle_or_comes_out(

@@ -29,7 +29,7 @@ def _log_use(compilers: Sequence[AsyncCompile]) -> None:
 
 
 class EnableOptions(NamedTuple):
-    """What was asked for. `process.enable` says what the first six mean.
+    """What was asked for. `process.enable` says what those mean that it takes.
 
     Attributes:
         program: as `headstart.adapters.recording` names it.
@@ -53,6 +53,7 @@ class EnableOptions(NamedTuple):
     kept_days: int | None = None
     trusted: bool = False
     target: str | None = None
+    trust_bundle: bool = False
     replays: bool = True
     torch_when_used: bool = False
     report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")

@@ -50,6 +50,7 @@ def enable(
     *,
     manifest: StrPath | None = None,
     bundle: StrPath | None = None,
+    trust_bundle: bool = False,
     record: StrPath | None = None,
     reuse_tuning: bool = False,
     workers: int | None = None,
@@ -65,6 +66,7 @@ def enable(
     Args:
         manifest: a manifest; what it says is compiled in the background, from now on.
         bundle: a bundle file. What it has is not compiled; what was missing is added when the process ends.
+        trust_bundle: whether what carries code in it may be loaded, whoever signed it.
         record: a manifest to write down what is compiled.
         reuse_tuning: whether autotuners take the choices in `manifest` without benchmarking.
         workers: compiles that may run at once; default: the CPUs this process may use.
@@ -79,7 +81,7 @@ def enable(
         if sentence not in _said:
             _said.add(sentence)
             _log.warning("%s", sentence)
-    begin(EnableOptions(manifest, bundle, record, reuse_tuning, workers, cache_dir))
+    begin(EnableOptions(manifest, bundle, record, reuse_tuning, workers, cache_dir, trust_bundle=trust_bundle))
 
 
 def disable() -> None:
@@ -122,6 +124,7 @@ class Enabled:
         self.jit: Adapter | None = None
         self.replay: Replay | None = None
         self._choices = choices
+        self._for_client = {each: getattr(choices, each) for each in ("bundle", "trust_bundle", "workers", "cache_dir")}
         self._client: Client | None = None
         self._recorder: Recorder | None = None
         self._forget: list[Callable[[], None]] = []
@@ -221,7 +224,7 @@ class Enabled:
 
                 choices = self._choices
                 tunings = self._manifest.tunings if choices.reuse_tuning else None
-                self._client = acquire(bundle=choices.bundle, workers=choices.workers, cache_dir=choices.cache_dir)
+                self._client = acquire(**self._for_client)
                 self.jit = Adapter(self._client, recorder=self._record(), tunings=tunings)
                 self._end_first()
             return self.jit
@@ -287,8 +290,7 @@ class Enabled:
 
         with self._lock:
             if not self._closed:
-                choices = self._choices
-                inductor.enable(bundle=choices.bundle, workers=choices.workers, cache_dir=choices.cache_dir)
+                inductor.enable(**self._for_client)
                 self._end_first()  # `inductor` has registered an end of its own
 
     def _compilers(self) -> list[AsyncCompile]:

@@ -46,6 +46,7 @@ class RunConfig(NamedTuple):
         replay: manifest to replay; None: none.
         trusted: whether `replay` was recorded by this user's own programs.
         bundle: bundle to start from and to extend.
+        trust_bundle: whether what carries code in it may be loaded, whoever signed it.
         reuse_tuning: whether autotuners take the choices in `replay` without benchmarking.
         workers: compiles at a time; None: the default.
         target: of a dry run; None: this is none.
@@ -60,6 +61,7 @@ class RunConfig(NamedTuple):
     replay: str | None = None
     trusted: bool = False
     bundle: str | None = None
+    trust_bundle: bool = False
     reuse_tuning: bool = False
     workers: int | None = None
     target: str | None = None
@@ -104,6 +106,7 @@ def _carry_out(orders: RunConfig) -> None:
     choices = EnableOptions(
         manifest=orders.replay if is_main or orders.reuse_tuning else None,
         bundle=orders.bundle,
+        trust_bundle=orders.trust_bundle,
         record=orders.record,
         reuse_tuning=orders.reuse_tuning,
         workers=orders.workers,

@@ -1,31 +1,29 @@
 """Many entries in one file that can be moved between machines.
 
-Layout; numbers are little-endian, offsets count from the start of the file:
+Layout:
 
     bytes  what
     8      magic: 89 "HSB" 0D 0A 1A 0A
     …      entries back to back: each as `entry.py` packs it, or one frame of zstd (RFC 8878) that holds that
-    N      index: msgpack array of `BundleItem`, in the order of the entries
-    footer, 58 bytes:
-      8    offset of the index
-      8    length of the index, N
-      32   SHA-256 of the index
-      2    format version; it and the magic end the file in every version
-      8    magic: 89 "HSB" 0D 0A 1A 0A
+    …      index, signatures and footer, as `index.py` has it
 
 Guarantees:
 
 A bundle is written forwards and gets its name last, by rename: it is there whole or not at all, and an older
 bundle of that name stays until then.
 
-Opening reads the footer and the index, and verifies both. The bytes of an entry must be those that the index has the
-SHA-256 of, and what they hold is verified as `entry.py` says, and must be what the index names: so nobody gets another
-kernel than the one asked for.
+Opening reads the footer, the index and the signatures, and verifies their checksums. The bytes of an entry must be
+those that the index has the SHA-256 of, and what they hold is verified as `entry.py` says, and must be what the index
+names: so nobody gets another kernel than the one asked for.
+
+Another bundle may take the name of one that is open. Kernels are then looked for in that one. An entry that carries
+code is not: it is what the index says that was read at opening, which may have been signed, or it is an error.
 
 Entries of one name have much in common. The first of a name is the dictionary of the others (raw content): to read one,
 at most that one is unpacked besides. Nothing unpacks to more bytes than the index says, nor than `packing.MAX_BYTES`.
 
-Nothing is executed or unpickled. Names in a bundle are not trusted: `extract` writes below its folder only.
+Nothing is executed or unpickled. Names in a bundle are not trusted: `extract` writes below its folder only. Signatures
+are kept and not judged: see `trust.py`.
 
 This code assumes that:
 
@@ -36,83 +34,31 @@ This code assumes that:
 
 from __future__ import annotations
 
+import functools
 import os
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import msgspec
-
 from headstart.artifacts import packing
-from headstart.artifacts.container import InMemory, Snapshot, check_version, decode, snapshot_of
-from headstart.artifacts.entry import Entry, EntryHeader, Key, Size
+from headstart.artifacts.container import InMemory, Snapshot, snapshot_of
+from headstart.artifacts.entry import Entry
 from headstart.artifacts.extracting import extract_entry
+from headstart.artifacts.index import MAGIC, VERSION, BundleItem, Index, encode_items, ending, read_index
+from headstart.artifacts.kinds import carries_code
+from headstart.artifacts.signing import Signature
 from headstart.errors import DamagedError
 from headstart.system.files import BUNDLE, Replacement
 
-MAGIC = BUNDLE.ends[0]
-VERSION = 3  # of what is written
-_UNPACKED_VERSION = 2  # without zstd; what is of before may hold kernels that are not Triton's
 _MAX_DICTIONARIES = 64 * 2**20  # bytes that a writer keeps of entries that are dictionaries
 _KEPT = 16  # dictionaries and entries that a reader keeps unpacked
-MAX_INDEX_BYTES = 256 * 2**20  # about 700,000 kernels
 
-_FOOTER = struct.Struct("<QQ32sH8s")
-_ENDING = struct.Struct("<H8s")
+__all__ = ["Bundle", "BundleItem", "BundleWriter", "merge_bundles"]
 
-
-class BundleItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One line of the index: a kernel, named as in `EntryHeader`, and the bytes at which its entry lies."""
-
-    key: Key
-    name: str
-    request_digest: str
-    toolchain: str
-    target: str
-    offset: Size
-    length: Size
-    kind: str = "kernel"
-    size: Size = 0  # of the entry, if `length` is what it takes as a frame of zstd; 0: it lies there as it is
-    dictionary: str = ""  # key of the entry that is its dictionary, if any
-    sha256: bytes = b""  # of the bytes there; empty in what was written before
-
-    @property
-    def entry_size(self) -> int:
-        """Bytes of the entry, unpacked."""
-        return self.size or self.length
-
-    @classmethod
-    def of(
-        cls,
-        header: EntryHeader,
-        offset: int,
-        length: int,
-        size: int = 0,
-        dictionary: str = "",
-        sha256: bytes = b"",
-    ) -> BundleItem:
-        """The line for the entry with this header, at `offset`."""
-        return cls(
-            header.key,
-            header.name,
-            header.request_digest,
-            header.toolchain,
-            header.target,
-            offset,
-            length,
-            header.kind,
-            size,
-            dictionary,
-            sha256,
-        )
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[BundleItem])
+Signer = Callable[[int, bytes], Sequence[Signature]]  # given the format version and the index's SHA-256
 
 
 class BundleWriter:
@@ -120,14 +66,16 @@ class BundleWriter:
 
     Args:
         path: the bundle. Missing folders are made; a bundle that exists is replaced once this one is complete.
+        sign: makes its signatures, when it is committed; without it there is none.
 
     Raises:
         UsageError: here and in `commit`: another file than a bundle has that name.
         OSError: here and in every method: the bundle cannot be written. Then it can only be aborted.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], sign: Signer | None = None) -> None:
         self.path = Path(path).resolve()
+        self._sign = sign
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._items: dict[str, BundleItem] = {}
         self._dictionaries: dict[tuple[str, str], tuple[str, Any]] = {}  # by kind and name: key, and the entry
@@ -173,11 +121,11 @@ class BundleWriter:
             ValueError: it was committed or aborted before, or its index would exceed `MAX_INDEX_BYTES`.
         """
         try:
-            index = _encoder.encode(list(self._items.values()))
-            if len(index) > MAX_INDEX_BYTES:
-                raise ValueError(f"{self.path}: {len(self)} kernels are too many for one bundle")
+            index = encode_items(self._items.values())
+            digest = sha256(index).digest()
             self._file.write(index)
-            self._file.write(_FOOTER.pack(self._end, len(index), sha256(index).digest(), VERSION, MAGIC))
+            signatures = [] if self._sign is None else self._sign(VERSION, digest)
+            self._file.write(ending(self._end, len(index), digest, signatures))
             self._replacement.commit()
         except BaseException:
             self.abort()
@@ -201,12 +149,18 @@ class BundleWriter:
 
 
 class Bundle:
-    """A complete bundle, to read from; iterating yields its `BundleItem`s. Holds no file descriptor."""
+    """A complete bundle, to read from; iterating yields its `BundleItem`s. Holds no file descriptor.
 
-    def __init__(self, path: Path, items: dict[str, BundleItem]) -> None:
+    Attributes:
+        path: absolute.
+        index: what its end said when it was opened.
+    """
+
+    def __init__(self, path: Path, index: Index) -> None:
         """Use `open`."""
         self.path = path
-        self._items = items
+        self.index = index
+        self._items = index.items
         # The latest last. Several threads may read at once: what one of them drops another has in its hands.
         self._unpacked: dict[str, bytes] = {}
         self._dictionaries: dict[bytes, Any] = {}  # by SHA-256 of what lies there
@@ -221,7 +175,17 @@ class Bundle:
         """
         file = Path(path).absolute()
         with snapshot_of(file) as snapshot:
-            return cls(file, _read_index(file, snapshot))
+            return cls(file, read_index(file, snapshot))
+
+    @property
+    def signatures(self) -> tuple[Signature, ...]:
+        """Whoever they are by, and whether they are right or not; see `headstart.artifacts.trust`."""
+        return self.index.signatures
+
+    @functools.cached_property
+    def code(self) -> tuple[BundleItem, ...]:
+        """The entries that are loaded only if the bundle is trusted."""
+        return tuple(item for item in self if carries_code(item.kind))
 
     @property
     def toolchains(self) -> set[str]:
@@ -236,6 +200,14 @@ class Bundle:
 
     def __contains__(self, key: object) -> bool:
         return key in self._items
+
+    def item(self, key: str) -> BundleItem:
+        """The line of the index for a key.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._items[key]
 
     def entry(self, key: str) -> Entry:
         """Open one entry.
@@ -286,7 +258,7 @@ class Bundle:
         return [extract_entry(self.entry(key), Path(folder)) for key in wanted]
 
     def _locate(self, wanted: BundleItem, snapshot: Snapshot) -> tuple[int, int]:
-        item = _read_index(self.path, snapshot).get(wanted.key)
+        item = read_index(self.path, snapshot).items.get(wanted.key)
         if item is None:
             raise _gone(self.path, wanted)
         return item.offset, item.length
@@ -298,8 +270,9 @@ class Bundle:
         if data is None:
             with snapshot_of(self.path) as snapshot:
                 data = self._unpack(self._items, key, snapshot)
-                if data is None:  # another bundle may have its name by now
-                    items = _read_index(self.path, snapshot)
+                # Another bundle may have its name by now, which nobody has looked for signatures in.
+                if data is None and not carries_code(self._items[key].kind):
+                    items = read_index(self.path, snapshot).items
                     if key not in items:
                         raise _gone(self.path, self._items[key])
                     data = self._unpack(items, key, snapshot)
@@ -338,7 +311,7 @@ class Bundle:
 
 
 def merge_bundles(out: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> int:
-    """Write the kernels of all `inputs` into one bundle, of those with the same key the first.
+    """Write the kernels of all `inputs` into one bundle, of those with the same key the first. It has no signature.
 
     `out` may be one of the inputs. Returns how many kernels it holds now.
 
@@ -353,33 +326,6 @@ def merge_bundles(out: str | os.PathLike[str], *inputs: str | os.PathLike[str]) 
                 if item.key not in writer:
                     writer.add(bundle.entry(item.key))
     return len(writer)
-
-
-def _read_index(path: Path, snapshot: Snapshot) -> dict[str, BundleItem]:
-    size = snapshot.size
-    footer = snapshot.read(max(0, size - _FOOTER.size), _FOOTER.size)
-    if not footer.endswith(MAGIC):
-        raise DamagedError(path, "truncated, or not a bundle: it does not end like one")
-    if len(footer) >= _ENDING.size:
-        version = _ENDING.unpack(footer[-_ENDING.size :])[0]
-        if version != _UNPACKED_VERSION:
-            check_version(path, version, VERSION)
-            if snapshot.read(0, len(MAGIC)) != MAGIC:
-                raise DamagedError(path, "altered, or not a bundle: it does not begin like one")
-    if len(footer) < _FOOTER.size:
-        raise DamagedError(path, f"truncated: {size} bytes")
-
-    offset, length, digest, _, _ = _FOOTER.unpack(footer)
-    if offset + length + _FOOTER.size != size or length > MAX_INDEX_BYTES:
-        raise DamagedError(path, f"truncated or altered: its index does not fit its {size} bytes")
-    index = snapshot.read(offset, length)
-    if sha256(index).digest() != digest:
-        raise DamagedError(path, "the index's checksum is wrong")
-    items: dict[str, BundleItem] = {}
-    for item in decode(path, _decoder, index):
-        if items.setdefault(item.key, item) is not item:
-            raise DamagedError(path, f"its index lists {item.name} ({item.key[:12]}) twice")
-    return items
 
 
 def _gone(path: Path, item: BundleItem) -> DamagedError:

@@ -1,4 +1,4 @@
-"""`headstart bundle`: look into bundles, check them, take them apart and put them together."""
+"""`headstart bundle`: look into bundles, check and sign them, take them apart and put them together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from pathlib import Path
 
 import click
 
+from headstart.artifacts import signing
 from headstart.artifacts.bundle import Bundle, BundleItem, merge_bundles
+from headstart.artifacts.keyring import Keyring
+from headstart.artifacts.seal import sign_bundle
+from headstart.artifacts.signing import ED25519, LOCAL, Signature
+from headstart.artifacts.trust import State, Trust, trust_of_this_user
 from headstart.cli import (
     Failure,
     OutputFile,
@@ -25,9 +30,9 @@ _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
 
 
-@click.group(short_help="List, verify, extract and merge bundles.")
+@click.group(short_help="List, verify, sign, extract and merge bundles.")
 def bundle() -> None:
-    """Look into bundles, check them, take them apart and put them together.
+    """Look into bundles, check and sign them, take them apart and put them together.
 
     A bundle holds compiled kernels, many in one file. Reading one executes nothing.
     """
@@ -54,10 +59,14 @@ def list_(path: Path, as_json: bool) -> None:
     click.echo(f"{count(kernels, 'kernel')}{others}, {total}, compiled by {toolchains}", err=True)
 
 
-@bundle.command(short_help="Compare BUNDLE with its checksums.")
+@bundle.command(short_help="Compare BUNDLE with its checksums, and look at its signatures.")
 @click.argument("path", metavar="BUNDLE", type=_BUNDLE)
-def verify(path: Path) -> None:
-    """Read all of BUNDLE and compare it with its checksums. Exit code 1 if something is damaged."""
+@click.option("--key", "name", metavar="NAME", help="Fail unless it is signed by this key, of yours or trusted.")
+def verify(path: Path, name: str | None) -> None:
+    """Read all of BUNDLE, compare it with its checksums, and say by whom it is signed.
+
+    Exit code 1 if something is damaged, a signature is not over what BUNDLE holds, or one by --key is missing.
+    """
     opened = _open(path)
     with reading(path):
         problems = opened.verify()
@@ -66,6 +75,33 @@ def verify(path: Path) -> None:
     if problems:
         raise Failure(f"{path}: {len(problems)} of {count(len(opened), 'kernel')} damaged; build the bundle again")
     click.echo(f"{path}: {count(len(opened), 'kernel')}, all good")
+    _say_signatures(opened)
+    if name is not None:
+        _require(opened, name)
+
+
+@bundle.command(short_help="Sign BUNDLE with keys of yours.")
+@click.argument("path", metavar="BUNDLE", type=_BUNDLE)
+@click.option("--key", "names", metavar="NAME", multiple=True, required=True, help="Which key. May be repeated.")
+def sign(path: Path, names: Sequence[str]) -> None:
+    """Sign what BUNDLE holds, and so vouch for what of it could run code. Other keys' signatures stay.
+
+    A key is made by `headstart key new NAME`. Signing again with it replaces its signature.
+    """
+    keyring = Keyring()
+    with reading(keyring.folder):
+        secrets = {name: keyring.secret(name) for name in dict.fromkeys(names)}
+
+    def signer(version: int, digest: bytes) -> list[Signature]:
+        return [signing.sign(secret, name, version, digest) for name, secret in secrets.items()]
+
+    with reading(path):
+        try:
+            signed = sign_bundle(path, signer)
+        except ValueError as error:
+            raise Failure(f"{path}: {error}; headstart bundle merge makes one without any") from error
+    vouched = f"; {count(len(signed.code), 'entry')} of it could run code" if signed.code else ""
+    click.echo(f"{path}: {count(len(signed), 'kernel')} signed by {', '.join(secrets)}{vouched}")
 
 
 @bundle.command(short_help="Write the kernels of BUNDLE as files.")
@@ -94,11 +130,18 @@ def extract(path: Path, kernels: Sequence[str], output: Path | None) -> None:
 @click.argument("out", type=OutputFile())
 @click.argument("paths", metavar="IN...", nargs=-1, required=True, type=_BUNDLE)
 def merge(out: Path, paths: Sequence[Path]) -> None:
-    """Write the kernels of every bundle IN into one bundle OUT, which may be one of them."""
+    """Write the kernels of every bundle IN into one bundle OUT, which may be one of them.
+
+    OUT has no signature, whatever the others have.
+    """
     check_replaceable(out, BUNDLE)
     with reading(out):
         kernels = merge_bundles(out, *paths)
-    click.echo(f"{out}: {count(kernels, 'kernel')} of {count(len(paths), 'bundle')}, {human_bytes(out.stat().st_size)}")
+    size = human_bytes(out.stat().st_size)
+    click.echo(f"{out}: {count(kernels, 'kernel')} of {count(len(paths), 'bundle')}, {size}, not signed")
+    if code := len(_open(out).code):
+        could = f"{count(code, 'entry')} of it could run code, and will not be used until it is signed"
+        click.echo(f"{could}: headstart bundle sign {out} --key NAME", err=True)
 
 
 def item_fields(item: BundleItem) -> dict[str, str | int]:
@@ -124,6 +167,44 @@ def _chosen(opened: Bundle, kernels: Sequence[str]) -> list[BundleItem]:
             raise UsageError(f"no kernel {kernel!r} in {opened.path}; headstart bundle list shows those that are")
         chosen.update((item.key, item) for item in found)
     return list(chosen.values())
+
+
+def _say_signatures(opened: Bundle) -> None:
+    """One line each; those that are not over what the bundle holds are a failure."""
+    if not opened.signatures:
+        click.echo("not signed")
+        return
+    trust = trust_of_this_user(lambda text: click.echo(f"headstart: {printable_lines(text)}", err=True))
+    if trust is None:
+        click.echo(f"{count(len(opened.signatures), 'signature')}, by whom cannot be told without a folder for keys")
+        return
+    found = trust.inspect(opened.index)
+    for each in found:
+        click.echo(printable_lines(f"{each.state.value}: {each.detail}"))
+    invalid = [each for each in found if each.state is State.INVALID]
+    if invalid:
+        raise Failure(f"{opened.path}: {invalid[0].detail}; it was altered, or the signature comes from another bundle")
+
+
+def _require(opened: Bundle, name: str) -> None:
+    """Fail unless there is a signature by the key of that name that is right."""
+    keyring = Keyring()
+    index = opened.index
+    if name == LOCAL:
+        states = {each.state for each in Trust(keyring).inspect(index) if each.signature.kind == LOCAL}
+        if State.TRUSTED not in states:
+            raise Failure(f"{opened.path} is not signed by your own runs")
+        return
+    with reading(keyring.folder):
+        trusted = {key.name: key for key in keyring.trusted()}
+        publics = {key.name: key.public for key in keyring.own()} | {key.name: key.public for key in trusted.values()}
+    if name not in publics:
+        raise UsageError(f"there is no key {name}; headstart key list shows those that are")
+    if name in trusted and trusted[name].has_expired:
+        raise Failure(f"{opened.path}: the trust in {name} has expired ({trusted[name].until})")
+    mine = [each for each in index.signatures if (each.kind, each.signer) == (ED25519, publics[name])]
+    if not any(signing.is_by(each, index.version, index.digest) for each in mine):
+        raise Failure(f"{opened.path} is not signed by {name}")
 
 
 def _open(path: Path) -> Bundle:

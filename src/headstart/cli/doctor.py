@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from headstart.artifacts.keyring import Keyring
 from headstart.cli import EXIT_FAILED, count, human_bytes
 from headstart.errors import HeadstartError, ServiceError, UsageError
 from headstart.model.environment import bypass_reason, fingerprint
@@ -113,6 +114,7 @@ def examine() -> Iterator[Check]:
     yield check_store()
     yield from check_earlier_stores()
     yield check_runtime_folder()
+    yield from check_keys()
     yield from check_environment()
 
 
@@ -133,6 +135,26 @@ def check_triton(toolchain: Toolchain) -> Check:
         f"{found}: not a version headstart is tested with",
         f"use Triton {oldest} to {newest}",
     )
+
+
+def check_keys() -> Iterator[Check]:
+    """What keeps bundles from being signed, or from being trusted; nothing if nothing does."""
+    problems: list[str] = []
+    try:
+        keyring = Keyring()
+        keyring.local()
+        keyring.trusted(problems.append)
+        if not keyring.local_file.exists() and not _can_be_made(keyring.folder):
+            problems.append(f"{keyring.folder} cannot be made: bundles are written without a signature")
+    except (HeadstartError, OSError) as error:
+        problems.append(str(error))
+    remedy = "mend that, or set HEADSTART_CONFIG_DIR to a folder that only you can write"
+    yield from (Check("keys", "warn", problem, remedy) for problem in problems)
+
+
+def _can_be_made(folder: Path) -> bool:
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return os.access(there, os.W_OK)
 
 
 def check_torch() -> Iterator[Check]:

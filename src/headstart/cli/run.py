@@ -49,7 +49,11 @@ from headstart.system.variables import Mode, mode
 @click.option(
     "--reuse-tuning", is_flag=True, help="Autotuners take the recorded configurations without benchmarking again."
 )
-@click.option("--trust", is_flag=True, help="Replay a manifest whatever it may do: you know where it comes from.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Replay a manifest whatever it may do, and load what of a bundle carries code: you know where they come from.",
+)
 @click.option("--dry-run", is_flag=True, help="Launch nothing, and need no GPU: only compile, for --target.")
 @click.option("--target", metavar="TARGET", help="Device of a dry run, as cuda:90 or hip:gfx942.")
 @click.option(
@@ -119,6 +123,7 @@ def run(
                 replay=None if no_prefetch else _absolute(replay),
                 trusted=trust or replay == automatic,
                 bundle=_absolute(bundle),
+                trust_bundle=trust and bundle is not None,
                 reuse_tuning=reuse_tuning,
                 workers=workers,
                 target=None if target is None else str(Target.parse(target)),

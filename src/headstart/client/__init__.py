@@ -4,7 +4,9 @@
     client, policy         what all of a process share, and what differs between those who do
     connection             the socket and its thread; asked, prepared: what is sent; watch, service_death: its end
     launch, sharing        how a service is started, and where a shared one is found; control: what it can be told
-    bundler, bundled       reading and writing bundles; what they hold as answers; timeline: what became of the requests
+    bundler, bundled       reading and writing bundles; what they hold as answers
+    vouching               what of bundles is trusted, and signed
+    timeline               what became of the requests
 
 It imports neither `service` nor `worker`.
 """

@@ -55,10 +55,11 @@ class AsyncCompile:
         cache_dir: where compiled kernels are kept; default: `HEADSTART_CACHE_DIR`, or the platform's cache folder.
         bundle: a bundle file. If it exists, its kernels are there without compiling, and no service starts until one is
             missing. What was missing is added to it by `close`.
+        trust_bundle: whether what carries code in it may be loaded, whoever signed it.
         use_store: whether results may be looked up in, and kept in, the store.
         vouched: whether somebody vouches for most of what it will `submit`: the service gets workers ready for that.
         start: whether the service starts now, if there is need of one; else with the first kernel, or by `start`.
-        client: shared with others, who close it; it has been told `workers`, `cache_dir`, `bundle` and `use_store`.
+        client: shared with others, who close it; it has been told what `Client` takes.
         policy: who compiles, and what is done with answers; default: this process's Triton, and errors for people.
 
     Raises:
@@ -73,6 +74,7 @@ class AsyncCompile:
         workers: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         bundle: str | os.PathLike[str] | None = None,
+        trust_bundle: bool = False,
         use_store: bool = True,
         vouched: bool = True,
         start: bool = True,
@@ -82,7 +84,9 @@ class AsyncCompile:
         self._target = None if target is None else Target.parse(target)
         self._owns_client = client is None
         if client is None:
-            client = Client(workers=workers, cache_dir=cache_dir, bundle=bundle, use_store=use_store)
+            client = Client(
+                workers=workers, cache_dir=cache_dir, bundle=bundle, trust_bundle=trust_bundle, use_store=use_store
+            )
         self.client = client
         self._policy = policy or Policy(checks_limits=True, shows_output=True)
         self._vouched = vouched

@@ -4,11 +4,17 @@
     read_and_emit(path): what an earlier compile collected is there before anybody asks
 
 The life cycle is that of Inductor's TritonBundler; here a bundle is one file (see `headstart.artifacts.bundle`).
+
+Entries that carry code (`headstart.artifacts.kinds`) are given out, and passed on to what is written, only from a
+bundle that this user trusts. What is written is signed by the user's local key. A bundle that is used at the user's own
+risk (`trust=True`) gives them out whoever signed it: then nothing that is written is signed, so that it is trusted no
+longer than the user says so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import operator
 import os
@@ -20,6 +26,9 @@ import msgspec
 
 from headstart.artifacts.bundle import Bundle, BundleWriter
 from headstart.artifacts.entry import Entry
+from headstart.artifacts.kinds import carries_code
+from headstart.client import vouching
+from headstart.client.vouching import Source
 from headstart.errors import DamagedError
 from headstart.system.locks import locked
 
@@ -63,7 +72,8 @@ class TritonBundler:
         self._emits = list(emits)
         self._lock = threading.Lock()
         self._noted: dict[str, Opener] | None = None
-        self._bundles: dict[Path, Bundle] = {}
+        self._sources: dict[Path, Source] = {}
+        self._relied_on: set[bytes] = set()  # ids of the keys on whose word code was given out
 
     def offer_to(self, emit: Callable[[Bundle], int]) -> int:
         """Have `emit` called with each bundle that was read or will be; it returns how many of its kernels it can use.
@@ -72,26 +82,19 @@ class TritonBundler:
             How many it can use of those that were read.
         """
         self._emits.append(emit)
-        return sum(emit(bundle) for bundle in list(self._bundles.values()))
+        return sum(emit(source.bundle) for source in list(self._sources.values()))
 
     def holds_any(self) -> bool:
         """Whether there is anything in the bundles that were read."""
-        return any(map(len, self._bundles.values()))
+        return any(len(source.bundle) for source in self._sources.values())
 
     def holds(self, kind: str) -> bool:
         """Whether there is an entry of this kind in the bundles that were read."""
-        return any(item.kind == kind for bundle in self._bundles.values() for item in bundle)
-
-    def entries_of(self, kind: str) -> Iterator[Entry]:
-        """The entries of this kind in the bundles that were read, but for damaged ones."""
-        for bundle in list(self._bundles.values()):
-            for item in bundle:
-                if item.kind == kind and (entry := self.find(item.key)) is not None:
-                    yield entry
+        return any(item.kind == kind for source in self._sources.values() for item in source.bundle)
 
     def triton_version(self) -> str:
         """That made the bundles that were read, by the first kernel that says it; empty if none can be read."""
-        for bundle in self._bundles.values():
+        for bundle in [source.bundle for source in self._sources.values()]:
             for item in bundle:
                 with contextlib.suppress(DamagedError, OSError):
                     if version := bundle.entry(item.key).header.triton_version:
@@ -127,10 +130,12 @@ class TritonBundler:
         Raises:
             OSError: it cannot be written; `path` is then as it was.
         """
-        return self._write(path, list(self._bundles.values()))
+        return self._write(path, list(self._sources.values()))
 
     def extend(self, path: str | os.PathLike[str]) -> Path:
         """As `collect`, and keep what `path` holds by now: several clients, ranks of a job say, may extend one bundle.
+
+        A bundle that lacks nothing is left alone, with its signatures.
 
         Raises:
             OSError: as `collect`; or others that write there take too long.
@@ -138,27 +143,73 @@ class TritonBundler:
         place = Path(os.path.realpath(path))
         place.parent.mkdir(parents=True, exist_ok=True)
         with locked(place):
-            bundles = list(self._bundles.values())
+            sources = list(self._sources.values())
             try:
-                bundles.insert(0, Bundle.open(place))
+                there = vouching.judge(Bundle.open(place))
+                if not self._adds_to(there):
+                    return Path(path)
+                sources.insert(0, there)
             except FileNotFoundError:
                 pass
             except DamagedError as error:
                 _log.info("the bundle is written anew: %s", error)  # the client that read it has warned
-            return self._write(path, bundles)
+            return self._write(path, sources)
 
-    def _write(self, path: str | os.PathLike[str], bundles: list[Bundle]) -> Path:
+    def _adds_to(self, there: Source) -> bool:
+        """Whether anything noted or read is not in a bundle, or not as it was noted, or damaged there."""
         with self._lock:
             noted = dict(self._noted or {})
-        with BundleWriter(path) as writer:
+        read = {item.key for source in self._sources.values() for item in source.bundle if _may_copy(item.kind, source)}
+        if not all(key in there.bundle for key in (*noted, *read)):
+            return True
+        for key, open_entry in noted.items():
+            has_code = carries_code(there.bundle.item(key).kind)
+            if has_code and not (there.verdict.trusted or self._takes_risks):
+                return True
+            try:
+                found = there.bundle.entry(key)
+                found.verify()
+                # A kernel is another one with another key; what carries code may have grown.
+                if has_code and found.raw() != open_entry().raw():
+                    return True
+            except DamagedError:
+                return True
+        return False
+
+    @property
+    def _takes_risks(self) -> bool:
+        return any(source.is_a_risk for source in self._sources.values())
+
+    def _write(self, path: str | os.PathLike[str], sources: list[Source]) -> Path:
+        with self._lock:
+            noted = dict(self._noted or {})
+        place = Path(path)
+        relies_on: set[bytes] = set()
+        takes_risks = self._takes_risks
+        sign = None if takes_risks else functools.partial(vouching.sign, place, relies_on)
+        with BundleWriter(path, sign) as writer:
             # What was noted comes first: it may replace what was found damaged in a bundle.
             for open_entry in noted.values():
-                writer.add(open_entry())
-            for bundle in bundles:
-                for item in bundle:
-                    if item.key not in writer:
-                        _add_if_whole(writer, bundle, item.key)
-        return Path(path)
+                entry = open_entry()
+                writer.add(entry)
+                if carries_code(entry.header.kind):  # it may have been made with what was given out
+                    relies_on |= self._relied_on
+            for source in sources:
+                left_out = []
+                for item in source.bundle:
+                    if item.key in writer:
+                        continue
+                    if not (takes_risks or _may_copy(item.kind, source)):
+                        left_out.append(item)
+                        continue
+                    if carries_code(item.kind):
+                        relies_on.update(source.verdict.relies_on)
+                    _add_if_whole(writer, source.bundle, item.key)
+                if left_out:
+                    vouching.say_left_out(place, source, left_out)
+        if takes_risks:
+            _log.info("%s is written without a signature, since code in it is used at your own risk", place)
+        return place
 
     def after_fork(self) -> None:
         """In a fork of the process: the thread that held this lock, if any did, is not here."""
@@ -170,17 +221,46 @@ class TritonBundler:
             self._noted = None
 
     def find(self, key: str) -> Entry | None:
-        """The entry of a bundle that was read, by key; None if it is in none of them, or damaged."""
-        for bundle in self._bundles.values():
-            if key in bundle:
-                try:
-                    return bundle.entry(key)
-                except (DamagedError, OSError) as error:
-                    _log.warning("%s: %s", bundle.path, error)
+        """The entry of a bundle that was read, by key; None if it is in none of them, damaged, or held back as code."""
+        for source in list(self._sources.values()):
+            if key in source.bundle and (entry := self._given_out(source, key)) is not None:
+                return entry
         return None
 
-    def read_and_emit(self, path: str | os.PathLike[str]) -> int:
-        """Fill the future cache from a bundle.
+    def entries_of(self, kind: str) -> Iterator[Entry]:
+        """Whole entries of a kind in the bundles that were read, of those with the same key the first.
+
+        Those of a kind that carries code come from trusted bundles only; that others are held back is a warning.
+        """
+        seen: set[str] = set()
+        for source in list(self._sources.values()):
+            for item in source.bundle:
+                if item.kind == kind and item.key not in seen:
+                    entry = self._given_out(source, item.key)
+                    if entry is not None:
+                        seen.add(item.key)
+                        yield entry
+
+    def _given_out(self, source: Source, key: str) -> Entry | None:
+        has_code = carries_code(source.bundle.item(key).kind)
+        if has_code and not source.gives_code:
+            vouching.say_held_back(source)
+            return None
+        try:
+            entry = source.bundle.entry(key)
+            if has_code:
+                entry.verify()
+                self._relied_on.update(source.verdict.relies_on)
+        except (DamagedError, OSError) as error:
+            _log.warning("%s: %s", source.bundle.path, error)
+            return None
+        return entry
+
+    def read_and_emit(self, path: str | os.PathLike[str], *, trust: bool = False) -> int:
+        """Fill the future cache from a bundle, and find out whether it is trusted.
+
+        Args:
+            trust: whether what carries code in it may be loaded whatever its signatures say.
 
         Returns:
             How many of its kernels fit this toolchain and environment.
@@ -189,8 +269,14 @@ class TritonBundler:
             DamagedError: it is not a whole bundle.
             OSError: it cannot be read.
         """
-        bundle = self._bundles[Path(path).absolute()] = Bundle.open(path)
+        bundle = Bundle.open(path)
+        self._sources[Path(path).absolute()] = vouching.judge(bundle, at_own_risk=trust)
         return sum(emit(bundle) for emit in self._emits)
+
+
+def _may_copy(kind: str, source: Source) -> bool:
+    """Whether what this user signs may have entries of that kind from there."""
+    return source.verdict.trusted or not carries_code(kind)
 
 
 def _add_if_whole(writer: BundleWriter, bundle: Bundle, key: str) -> None:

@@ -43,7 +43,7 @@ class Client:
     """One per process, or per code generator that wants one of its own.
 
     Args:
-        workers, cache_dir, bundle, use_store: as for `AsyncCompile`.
+        workers, cache_dir, bundle, trust_bundle, use_store: as for `AsyncCompile`.
 
     Attributes:
         settings: what holds for it.
@@ -63,6 +63,7 @@ class Client:
         workers: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         bundle: str | os.PathLike[str] | None = None,
+        trust_bundle: bool = False,
         use_store: bool = True,
     ) -> None:
         self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir)
@@ -83,10 +84,13 @@ class Client:
         self._judged = False  # somebody has been told that nobody can
         _clients.add(self)
         if bundle is not None:
-            self.use_bundle(Path(bundle))
+            self.use_bundle(Path(bundle), trust=trust_bundle)
 
-    def use_bundle(self, path: Path) -> None:
+    def use_bundle(self, path: Path, *, trust: bool = False) -> None:
         """Read a bundle, and add to it, at the end, what was missing there.
+
+        Args:
+            trust: see `TritonBundler.read_and_emit`.
 
         Raises:
             UsageError: it is another file.
@@ -95,7 +99,7 @@ class Client:
         self.bundle = path
         self.bundler.begin_compile()
         try:
-            self.bundler.read_and_emit(path)
+            self.bundler.read_and_emit(path, trust=trust)
         except FileNotFoundError:
             pass
         except (DamagedError, OSError) as error:
@@ -285,13 +289,14 @@ def _triton_version(policy: Policy) -> str:
 def acquire(
     *,
     bundle: str | os.PathLike[str] | None = None,
+    trust_bundle: bool = False,
     workers: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Client:
     """The client that this process's adapters share, made for the first of them; each gives it back by `release`.
 
     Args:
-        bundle: as for `AsyncCompile`; of the first adapter that names one.
+        bundle, trust_bundle: as for `AsyncCompile`; of the first adapter that names a bundle.
         workers, cache_dir: as for `AsyncCompile`; of the first adapter.
 
     Raises:
@@ -300,9 +305,9 @@ def acquire(
     global _shared, _holders
     with _lock:
         if _shared is None:
-            _shared = Client(bundle=bundle, workers=workers, cache_dir=cache_dir)
+            _shared = Client(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir)
         elif bundle is not None and _shared.bundle is None:
-            _shared.use_bundle(Path(bundle))
+            _shared.use_bundle(Path(bundle), trust=trust_bundle)
         _holders += 1
         return _shared
 

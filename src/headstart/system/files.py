@@ -2,6 +2,7 @@
 
     Replacement(path, format)   check ─▶ .NAME.<random>.tmp beside it, O_EXCL ─▶ commit: check once more, rename
     replace(path, data, …)      the same for what is in memory already
+    create(path, data, mode)    a file that must not be there yet; of several processes that try, one succeeds
     write_new(path, data)       for what has no mark of its own (extracted artifacts): a file that differs stays
 
 Everything that headstart writes under a name that a user chose goes through here. What is there already is replaced
@@ -22,6 +23,7 @@ check and the rename is lost.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -53,6 +55,7 @@ ENTRY = Format("an entry", begins=(b"\x89HSE\r\n\x1a\n",))
 _BUNDLE = b"\x89HSB\r\n\x1a\n"
 # Truncated, it begins like one; those of before began like an entry.
 BUNDLE = Format("a bundle", begins=(_BUNDLE, *ENTRY.begins), ends=(_BUNDLE,))
+KEY = Format("a key", begins=(b"headstart-",))
 MANIFEST = Format("a manifest", begins=(b"\x89HSM\r\n\x1a\n",))
 
 
@@ -167,6 +170,33 @@ def replace(path: str | os.PathLike[str], data: bytes, format: Format | None = N
         replacement.abort()
         raise
     replacement.commit()
+
+
+def create(path: Path, data: bytes, mode: int) -> None:
+    """Write `data` to `path`, where nothing is: whoever reads it meanwhile finds nothing, or all of it.
+
+    Args:
+        mode: the file's permissions, less the umask.
+
+    Raises:
+        FileExistsError: something has that name, or another process was faster.
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name[:_SHOWN]}.{os.urandom(8).hex()}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, _NEW, mode), "wb") as file:
+            file.write(data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links: one that is there is replaced if it comes just now
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            os.rename(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def rename_onto(part: Path, path: Path, format: Format) -> None:

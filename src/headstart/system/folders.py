@@ -1,7 +1,7 @@
 """Where headstart keeps things.
 
 The cache folder holds what outlives a process (entries, bundles, remembered digests); the runtime folder holds what
-belongs to a running service (sockets, worker folders) and is private to its user.
+belongs to a running service (sockets, worker folders) and is private to its user; the configuration folder holds keys.
 """
 
 from __future__ import annotations
@@ -49,6 +49,25 @@ def cache_dir() -> Path:
     except RuntimeError:  # no home; older versions make a path that begins with ~
         return _cache_of_the_homeless()
     return found if found.is_absolute() else _cache_of_the_homeless()
+
+
+def config_dir() -> Path:
+    """`HEADSTART_CONFIG_DIR`, or the platform's configuration folder. Absolute; may not exist yet.
+
+    Raises:
+        UsageError: `HEADSTART_CONFIG_DIR` begins with `~`, and there is no such home.
+        ServiceError: this user has no home.
+    """
+    configured = os.environ.get("HEADSTART_CONFIG_DIR")
+    if configured:
+        return expanded(configured, "HEADSTART_CONFIG_DIR")
+    # What `platformdirs.user_config_path` says on Linux: importing it takes longer than to verify a signature.
+    base = os.environ.get("XDG_CONFIG_HOME", "").strip()
+    if not os.path.isabs(base):  # nor does the standard heed a relative one
+        base = os.path.expanduser("~/.config")
+    if not os.path.isabs(base):
+        raise ServiceError(f"user {os.getuid()} has no home folder: set HEADSTART_CONFIG_DIR to a folder that is kept")
+    return Path(base, "headstart")
 
 
 def readable(path: str | os.PathLike[str]) -> str:

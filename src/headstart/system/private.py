@@ -3,6 +3,7 @@
     refusal(folder)     why a folder is not to be relied on: who else could put something there, or swap it
     make_folder(folder) for nobody else
     vet(fd)             the same question for a file that is open already
+    vet_secret(fd)      and whether nobody else can read it
     read(path)          a file that nobody else can have written
     Swept(folder)       a folder to remove old files from: no link is followed, and nothing outside is touched
 
@@ -106,6 +107,14 @@ def vet(fd: int) -> str:
     if not _is_trusted(status.st_uid, parent=False):
         return f"it belongs to {_user(status.st_uid)}"
     return _mode_refusal("it", stat.S_IMODE(status.st_mode), status.st_gid)
+
+
+def vet_secret(fd: int) -> str:
+    """As `vet`, for a file that nobody but this user and root may read."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & 0o077:
+        return vet(fd) or f"others may read it (mode {mode:04o}); have it be yours alone: chmod 600"
+    return vet(fd)
 
 
 def read(path: Path) -> bytes:

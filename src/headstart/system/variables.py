@@ -14,6 +14,7 @@ KNOWN = {
     "HEADSTART_CACHE_DIR": "where everything that stays is",
     "HEADSTART_CACHE_LIMIT": "what the store may grow to",
     "HEADSTART_COMPILE_TIMEOUT": "seconds that one compile may take",
+    "HEADSTART_CONFIG_DIR": "where keys are that sign bundles, and those that are trusted",
     "HEADSTART_EARLY_CUTOFF": "whether configurations that become the same are one compile from there on",
     "HEADSTART_MEMORY_LIMIT": "what one compile may use",
     "HEADSTART_PATIENCE": "seconds that torch.compile waits for a first answer",

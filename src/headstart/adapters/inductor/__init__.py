@@ -35,6 +35,7 @@ _current: Adapter | None = None
 def enable(
     *,
     bundle: str | os.PathLike[str] | None = None,
+    trust_bundle: bool = False,
     workers: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> None:
@@ -46,6 +47,7 @@ def enable(
 
     Args:
         bundle: a bundle file. What it has is not compiled; what was missing is added when the process ends.
+        trust_bundle: whether what carries code in it may be loaded, whoever signed it.
         workers: compiles that may run at once; default: the CPUs this process may use.
         cache_dir: where compiled kernels are kept; default: `HEADSTART_CACHE_DIR`, or the platform's cache folder.
 
@@ -68,7 +70,7 @@ def enable(
         from headstart.adapters.inductor.adapter import Adapter
         from headstart.client.client import acquire, release
 
-        client = acquire(bundle=bundle, workers=workers, cache_dir=cache_dir)
+        client = acquire(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir)
         try:
             _current = Adapter(client)
             _current.install()

@@ -22,13 +22,14 @@ from typing import Any
 from headstart.adapters.inductor import compat, compat_artifacts
 from headstart.adapters.inductor.compat_artifacts import Artifact
 from headstart.artifacts.entry import Entry, pack_entry
+from headstart.artifacts.kinds import GRAPHS
 from headstart.client.bundler import BundleUse, TritonBundler
 from headstart.client.policy import Policy
 from headstart.describe.facts import Torch
 from headstart.errors import DamagedError, ServiceError
 from headstart.model import keys
 
-KIND = "graphs"  # of such an entry, and what its artifact is called
+KIND = GRAPHS  # of such an entry, and what its artifact is called
 FORMAT = "graphs 1"  # raised whenever such an entry changes its meaning
 
 _log = logging.getLogger("headstart")

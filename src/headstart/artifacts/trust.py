@@ -1,0 +1,149 @@
+"""Whose signatures count: what of a bundle may be loaded that carries code.
+
+    judge(index)     is it trusted, by whom, or why not: for whoever loads entries
+    inspect(index)   what became of each signature: for people
+
+A bundle is trusted if one of its signatures is right and by this user's local key, or by a key that they trust and
+whose time has not passed. Whatever else is wrong with a bundle's signatures does not matter then; whatever cannot be
+checked does not count. Nothing here raises because of what a bundle or a key file says.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple
+
+from headstart.artifacts import signing
+from headstart.artifacts.index import Index
+from headstart.artifacts.keyring import Keyring, TrustedKey
+from headstart.artifacts.kinds import Verdict
+from headstart.artifacts.signing import ED25519, LOCAL, Signature
+from headstart.errors import DamagedError, ServiceError, UsageError
+
+BY_LOCAL = "this user's own runs"
+
+
+class State(enum.Enum):
+    """What became of one signature."""
+
+    TRUSTED = "trusted"
+    EXPIRED = "expired"
+    UNKNOWN = "unknown"  # right, but by a key that is not trusted; or it cannot be told
+    INVALID = "invalid"  # not by that key over this index
+
+
+class Inspected(NamedTuple):
+    """One signature, looked at.
+
+    Attributes:
+        signature: as it lies in the bundle.
+        state: whether it counts.
+        who: whose it is, for people.
+        detail: the same with the reason, as a sentence without its full stop.
+    """
+
+    signature: Signature
+    state: State
+    who: str
+    detail: str
+
+
+class Trust:
+    """What one user trusts, as it is now: key files are read once.
+
+    Args:
+        keyring: their keys.
+        problem: told of each file of theirs that is left out, and why.
+    """
+
+    def __init__(self, keyring: Keyring, problem: Callable[[str], None] = lambda text: None) -> None:
+        self._why_none = ""
+        self._local: bytes | None = None
+        self._keys: dict[bytes, TrustedKey] = {}
+        try:
+            self._keys = {key.public: key for key in keyring.trusted(problem)}
+        except (DamagedError, OSError) as error:
+            self._why_none = str(error)
+        self._by_id = {signing.key_id(public): key for public, key in self._keys.items()}
+        if self._why_none:
+            return
+        try:
+            self._local = keyring.local()
+        except (DamagedError, OSError) as error:
+            problem(f"the local key is left out: {error}")
+
+    def judge(self, index: Index) -> Verdict:
+        """Whether a bundle with this index is trusted. Only signatures that could make it so are looked at."""
+        if not index.signatures:
+            return Verdict(False, why_not="it is not signed")
+        if self._why_none:
+            return Verdict(False, why_not=self._why_none)
+        why_not = []
+        # The local ones first: for those nothing has to be loaded.
+        for signature in sorted(index.signatures, key=lambda each: each.kind != LOCAL):
+            inspected = self._inspect(signature, index, judging=True)
+            if inspected.state is State.TRUSTED:
+                own = () if signature.kind == LOCAL else (signing.key_id(signature.signer),)
+                return Verdict(True, inspected.who, "", (*own, *signature.relies_on))
+            why_not.append(inspected.detail)
+        return Verdict(False, why_not="; ".join(why_not))
+
+    def inspect(self, index: Index) -> list[Inspected]:
+        """What became of each signature."""
+        return [self._inspect(signature, index) for signature in index.signatures]
+
+    def _inspect(self, signature: Signature, index: Index, *, judging: bool = False) -> Inspected:
+        if signature.kind == LOCAL:
+            state, who, detail = self._inspect_local(signature, index)
+        elif signature.kind == ED25519:
+            state, who, detail = self._inspect_ed25519(signature, index, judging)
+        else:
+            who = f"a signer of kind {signature.kind!r}"
+            state, detail = State.UNKNOWN, f"it is signed by {who}, which this headstart does not know"
+        return Inspected(signature, state, who, detail)
+
+    def _inspect_local(self, signature: Signature, index: Index) -> tuple[State, str, str]:
+        if self._local is None or signature.signer != signing.local_id(self._local):
+            who = "runs of another user, or on another machine"
+            return State.UNKNOWN, who, f"it is signed by {who}"
+        if not signing.is_by_local(signature, self._local, index.version, index.digest):
+            return State.INVALID, BY_LOCAL, f"its signature by {BY_LOCAL} is not over what it holds"
+        for each in signature.relies_on:
+            key = self._by_id.get(each)
+            if key is None or key.has_expired:
+                whose = "a key that is trusted no longer" if key is None else f"{key.name}, whose trust has expired"
+                detail = f"it is signed by {BY_LOCAL}, on the word of {whose}"
+                return (State.UNKNOWN if key is None else State.EXPIRED), BY_LOCAL, detail
+        return State.TRUSTED, BY_LOCAL, f"it is signed by {BY_LOCAL}"
+
+    def _inspect_ed25519(self, signature: Signature, index: Index, judging: bool) -> tuple[State, str, str]:
+        key = self._keys.get(signature.signer)
+        print_ = signing.fingerprint(signature.signer)
+        who = f"the unknown key {print_}" if key is None else key.name
+        if key is None:
+            detail = f"it is signed by {who}" + (f", which calls itself {signature.name}" if signature.name else "")
+            if judging:
+                return State.UNKNOWN, who, detail
+        else:
+            detail = f"it is signed by {who}"
+        try:
+            is_right = signing.is_by(signature, index.version, index.digest)
+        except ServiceError as error:
+            return State.UNKNOWN, who, f"{detail}, which cannot be checked: {error}"
+        if not is_right:
+            return State.INVALID, who, f"its signature by {who} is not over what it holds"
+        if key is None:
+            return State.UNKNOWN, who, detail
+        if key.has_expired:
+            return State.EXPIRED, who, f"it is signed by {who}, whose trust has expired (until {key.until})"
+        return State.TRUSTED, who, detail
+
+
+def trust_of_this_user(problem: Callable[[str], None] = lambda text: None) -> Trust | None:
+    """What the user of this process trusts; None if they can have no keys, of which `problem` is told."""
+    try:
+        return Trust(Keyring(), problem)
+    except (UsageError, ServiceError) as error:
+        problem(str(error))
+        return None

@@ -1,0 +1,118 @@
+"""`headstart key`: keys that sign bundles, and those whose signatures count."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import click
+
+from headstart.artifacts.keyring import Keyring, TrustedKey, today
+from headstart.artifacts.signing import LOCAL, fingerprint, local_id
+from headstart.cli import json_line, reading
+from headstart.errors import DamagedError, UsageError
+
+
+@click.group(short_help="Make, trust and forget keys that sign bundles.")
+def key() -> None:
+    """Make, trust and forget keys that sign bundles.
+
+    What could run code in a bundle (launchers, what torch.compile keeps) is loaded only if the bundle is signed by a
+    key that you trust, or by your own runs. Keys lie under HEADSTART_CONFIG_DIR, by default in the platform's
+    configuration folder.
+    """
+
+
+@key.command(short_help="Make a pair of keys.")
+@click.argument("name")
+def new(name: str) -> None:
+    """Make a pair of Ed25519 keys called NAME. The secret one is not encrypted: whoever reads your files can sign."""
+    keyring = Keyring()
+    with reading(keyring.folder):
+        path = keyring.new(name)
+    click.echo(f"{path}: the public key of {name}, to be given away")
+    click.echo(f"sign with it:              headstart bundle sign FILE --key {name}")
+    click.echo(f"where its bundles are run: headstart key trust {path.name}")
+
+
+@key.command(short_help="Have signatures by a key count.")
+@click.argument("file", metavar="FILE.pub", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", default="", metavar="NAME", help="What it is called here. Default: as in the file.")
+@click.option("--until", metavar="DATE", help="The last day on which they count, in UTC, as 2027-01-31.")
+def trust(file: Path, name: str, until: str | None) -> None:
+    """Have signatures by the public key in FILE.pub count, from now on.
+
+    Whoever has the secret key can then have code run as you, by a bundle that you use. Compare the fingerprint with one
+    that did not come with the file.
+    """
+    day = None if until is None else _day(until)
+    keyring = Keyring()
+    with reading(file):
+        trusted = keyring.trust(file, name, day)
+    click.echo(f"trusted: {trusted.name}, fingerprint {fingerprint(trusted.public)}{_until(trusted)}")
+
+
+@key.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per key.")
+def list_(as_json: bool) -> None:
+    """Show your keys: those you trust, pairs of your own, and the local one that signs what your runs write."""
+    keyring = Keyring()
+    with reading(keyring.folder):
+        rows = _rows(keyring)
+    for use, name, print_, end, place in rows:
+        if as_json:
+            fields = {"use": use, "name": name, "fingerprint": print_, "until": end, "path": place}
+            click.echo(json_line(fields))
+        else:
+            click.echo(f"{use:8} {name:20} {print_}{f'  until {end}' if end else ''}{_passed(end)}")
+    if not rows and not as_json:
+        click.echo(f"no keys in {keyring.folder}", err=True)
+
+
+@key.command()
+@click.argument("name")
+def forget(name: str) -> None:
+    """Have signatures by the trusted key NAME count no longer. `local`: those by your own runs until now."""
+    keyring = Keyring()
+    with reading(keyring.folder):
+        path = keyring.forget(name)
+    click.echo(f"removed {path}: what {'your own runs' if name == LOCAL else name} signed is not trusted any more")
+
+
+def _rows(keyring: Keyring) -> list[tuple[str, str, str, str, str]]:
+    """Use, name, fingerprint, last day and file of each key."""
+    rows = [
+        ("trusted", each.name, fingerprint(each.public), str(each.until or ""), str(keyring.trusted_file(each.name)))
+        for each in keyring.trusted(_tell)
+    ]
+    rows += [("own", each.name, fingerprint(each.public), "", str(each.path)) for each in keyring.own(_tell)]
+    try:
+        secret = keyring.local()
+    except (DamagedError, OSError) as error:
+        _tell(f"the local key is left out: {error}")
+        secret = None
+    if secret is not None:
+        rows.append((LOCAL, LOCAL, fingerprint(local_id(secret)), "", str(keyring.local_file)))
+    return rows
+
+
+def _tell(text: str) -> None:
+    click.echo(f"headstart: {text}", err=True)
+
+
+def _day(text: str) -> dt.date:
+    try:
+        day = dt.date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--until: expected a day such as 2027-01-31, got {text!r}") from None
+    if day < today():
+        raise UsageError(f"--until: {day} is over")
+    return day
+
+
+def _until(trusted: TrustedKey) -> str:
+    return "" if trusted.until is None else f", until {trusted.until}"
+
+
+def _passed(end: str) -> str:
+    return " (expired)" if end and dt.date.fromisoformat(end) < today() else ""
