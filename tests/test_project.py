@@ -30,6 +30,7 @@ DOCUMENTS = (
 
 PUBLIC = {
     "AsyncCompile",
+    "BundleUse",
     "CannotTravel",
     "CompileError",
     "CompileErrors",
@@ -58,6 +59,7 @@ PUBLIC = {
     "disable",
     "enable",
     "keys",
+    "report",
 }
 
 

@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncCompile",
+    "BundleUse",
     "CannotTravel",
     "CompileError",
     "CompileErrors",
@@ -58,9 +59,11 @@ __all__ = [
     "disable",
     "enable",
     "keys",
+    "report",
 ]
 
 _HOME = {
+    "BundleUse": "client.use",
     "AsyncCompile": "client.async_compile",
     "CompiledTritonKernels": "client.async_compile",
     "Span": "client.timeline",
@@ -74,10 +77,11 @@ _HOME = {
     "cache_dir": "system.folders",
     "disable": "adapters.process",
     "enable": "adapters.process",
+    "report": "adapters.process",
 }
 
 if TYPE_CHECKING:
-    from headstart.adapters.process import disable, enable
+    from headstart.adapters.process import disable, enable, report
     from headstart.cli.plans import KernelSpec
     from headstart.client.async_compile import AsyncCompile
     from headstart.client.bundler import TritonBundler
@@ -85,6 +89,7 @@ if TYPE_CHECKING:
     from headstart.client.kernel import CompiledKernel
     from headstart.client.kernels import CompiledTritonKernels
     from headstart.client.timeline import Span, Statistics
+    from headstart.client.use import BundleUse
     from headstart.errors import (
         CannotTravel,
         CompileError,

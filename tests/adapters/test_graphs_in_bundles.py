@@ -12,8 +12,9 @@ from headstart.adapters.inductor import compat, compat_artifacts
 from headstart.adapters.inductor.compat_artifacts import Artifact
 from headstart.adapters.inductor.graphs import KIND, Graphs
 from headstart.artifacts.bundle import Bundle
-from headstart.client.bundler import BundleUse, TritonBundler
+from headstart.client.bundler import TritonBundler
 from headstart.client.policy import Policy
+from headstart.client.use import BundleUse, Missed
 from headstart.describe.facts import Torch
 from headstart.model.toolchain import Toolchain
 
@@ -41,6 +42,7 @@ class FakeTorch:
         self.put: list[Artifact] = []
         self.refuses: Artifact | None = None
         self.disabled = False
+        self.ages: dict[Artifact, float] = {}  # seconds
 
     def take(self, artifact: Artifact) -> None:
         if artifact == self.refuses:
@@ -54,6 +56,7 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> FakeTorch:
     monkeypatch.setattr(compat_artifacts, "noted", lambda: fake.noted)
     monkeypatch.setattr(compat_artifacts, "missing", lambda: None)
     monkeypatch.setattr(compat_artifacts, "put", fake.take)
+    monkeypatch.setattr(compat_artifacts, "age", lambda artifact: fake.ages.get(artifact, 0.0))
     monkeypatch.setattr(compat, "caches_disabled", lambda: fake.disabled)
     return fake
 
@@ -96,11 +99,13 @@ def test_what_came_from_the_bundle_is_not_added_again_and_is_counted(
 ) -> None:
     graphs = _open(bundle, tmp_path)
     graphs.load()
-    new = Artifact("inductor", "fdef", b"new")
-    torch.noted = [GRAPH, CHOICE, PROFILE, new]
+    new, found = Artifact("inductor", "fdef", b"new"), Artifact("inductor", "fghi", b"found in torch's own cache")
+    torch.noted = [GRAPH, CHOICE, PROFILE, new, found]
+    torch.ages[found] = 3600.0
     use = graphs.save()
-    assert (use.graphs, use.made_graphs) == (1, 1)
-    assert graphs._bundler.noted == 1
+    assert (use.graphs, use.made_graphs, use.cached_graphs) == (1, 1, 1)
+    assert use.missed == [Missed("graph fdef", "it is not in the bundle")]
+    assert graphs._bundler.noted == 2
 
 
 def test_a_profile_that_has_changed_takes_the_place_of_the_one_before(

@@ -24,7 +24,7 @@ from headstart.adapters.recording import record_path, script_program
 from headstart.adapters.run import STARTUP, VARIABLE, RunConfig, find_module
 from headstart.artifacts.bundle import Bundle
 from headstart.artifacts.manifest import Manifest
-from headstart.client.bundler import BundleUse
+from headstart.client.use import BundleUse
 
 DRY = ("--dry-run", "--target", "cuda:90")
 COMMAND = (sys.executable, "-m", "headstart", "run")

@@ -1,11 +1,11 @@
-"""What the processes of one `headstart run` took from its bundle: each tells the program's own process, which says it.
+"""What the processes of one `headstart run` took from its bundle: each tells one of them, which says it.
 
-    the program's process ── UseTally ──▶ a file in memory; its name goes to the children with the orders
+    the program's process, or the command that waits for it ── UseTally ──▶ a file in memory, whose name the others get
     each other process, at its end ── report ──▶ one line in that file
-    the program's process, at its end ── UseTally.total ──▶ `sentence`
+    who made it, at the end ── UseTally.total ──▶ `sentence`, `statistics`, `complaint`
 
-The file is gone with the program's process, however that ends. Nothing is loaded before the end: the program's process
-makes its tally before the program's first line.
+The file is gone with who made it, however that ends. Nothing is loaded before the end: the program's process makes its
+tally before the program's first line.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from headstart.client.async_compile import AsyncCompile
-    from headstart.client.bundler import BundleUse
+    from headstart.client.use import BundleUse
 
 _NAME = "headstart-bundle-use"
+_SHOWN = 40  # lines of a complaint
+
+
+class UsesBundle(Protocol):
+    """An adapter."""
+
+    def used(self) -> BundleUse:
+        """What this process took out of bundles, and what it did not and why."""
 
 
 class UseTally:
-    """The program's process: what its children told.
+    """What the other processes told.
 
     Attributes:
         path: for `report`.
@@ -38,15 +45,21 @@ class UseTally:
 
     def total(self, own: BundleUse) -> BundleUse:
         """`own` and what was told until now."""
+        return sum((use for _, use in self.told()), own)
+
+    def told(self) -> list[tuple[int, BundleUse]]:
+        """What each process told, with its number."""
         if not _is_tally(self.path):  # the program has closed whatever files it found
-            return own
+            return []
         import msgspec
 
-        total = own
+        from headstart.client.use import BundleUse
+
+        told = []
         for line in os.pread(self._file, os.fstat(self._file).st_size, 0).splitlines():
             with contextlib.suppress(msgspec.MsgspecError):
-                total += msgspec.json.decode(line, type=type(own))
-        return total
+                told.append(msgspec.json.decode(line, type=tuple[int, BundleUse]))
+        return told
 
 
 def report(path: str, use: BundleUse) -> None:
@@ -60,28 +73,81 @@ def report(path: str, use: BundleUse) -> None:
             here = f"/proc/self/fd/{found}"
             if _is_tally(here):
                 with open(here, "ab", buffering=0) as file:
-                    file.write(msgspec.json.encode(use) + b"\n")
+                    file.write(msgspec.json.encode((os.getpid(), use)) + b"\n")
         finally:
             os.close(found)
 
 
-def use_of(compilers: Iterable[AsyncCompile]) -> BundleUse:
+class LeftAlone:
+    """What headstart has no adapter for in this process.
+
+    Args:
+        whose: as `Missed.name`.
+        reason: as the end of "headstart leaves …".
+    """
+
+    def __init__(self, whose: str, reason: str) -> None:
+        self._whose = whose
+        self._reason = reason
+
+    def used(self) -> BundleUse:
+        from headstart.client.use import BundleUse, Missed
+
+        return BundleUse(missed=[Missed(self._whose, self._reason)])
+
+
+def use_of(adapters: Iterable[UsesBundle]) -> BundleUse:
     """What they took out of bundles, together."""
-    from headstart.client.bundler import BundleUse
+    from headstart.client.use import BundleUse
 
-    return sum((compiler.use for compiler in compilers), BundleUse())
+    return sum((adapter.used() for adapter in adapters), BundleUse())
 
 
-def sentence(bundle: str | os.PathLike[str], use: BundleUse) -> str:
-    """For people: many carry a bundle along that is never read, and do not know."""
-    name = os.path.basename(bundle)
+def statistics(bundle: str | os.PathLike[str] | None, use: BundleUse) -> dict[str, Any]:
+    """The same as data for JSON; see `BundleUse`."""
+    import msgspec
+
+    is_used = bool(use.kernels or use.graphs)
+    return {
+        "headstart": 1,
+        "bundle": None if bundle is None else os.fspath(bundle),
+        "bundle_used": is_used,
+        **msgspec.to_builtins(use),
+    }
+
+
+def write_statistics(path: str, bundle: str | None, use: BundleUse) -> None:
+    """Raises `OSError` and `UsageError`: it cannot be written, or another file has that name."""
+    import msgspec
+
+    from headstart.system.files import STATISTICS, replace
+
+    replace(path, msgspec.json.format(msgspec.json.encode(statistics(bundle, use)), indent=0) + b"\n", STATISTICS)
+
+
+def complaint(bundle: str | os.PathLike[str], use: BundleUse) -> str:
+    """What did not come from a bundle, one line each, and why."""
+    missed = sorted(use.missed)
+    lines = [f"  {each.name}: {each.why}" for each in missed[:_SHOWN]]
+    if len(missed) > _SHOWN:
+        lines.append(f"  and {len(missed) - _SHOWN} more; --stats FILE names them")
+    return "\n".join([f"not everything came from {os.path.basename(bundle)}:", *lines])
+
+
+def sentence(bundle: str | os.PathLike[str] | None, use: BundleUse) -> str:
+    """For people: many carry a bundle along that is never read, and do not know. Empty if there is nothing to say."""
     asked = use.kernels + use.compiled + use.cached
-    graphs = use.graphs + use.made_graphs
+    graphs = use.graphs + use.made_graphs + use.cached_graphs
+    if bundle is None:
+        return f"{asked} kernels: {use.compiled} compiled, {use.cached} from headstart's cache" if asked else ""
+    name = os.path.basename(bundle)
     if not asked and not graphs:
         return f"{name} was not used: no kernel was asked for that is not in Triton's own cache"
     parts = [f"{use.kernels} of {asked} kernels"] if asked else []
     parts += [f"{use.graphs} of {graphs} graphs"] if graphs else []
     said = f"{' and '.join(parts)} from {name}, {use.compiled} compiled"
+    if use.in_process:
+        said += f", {use.in_process} by Triton in the program's process"
     if use.cached:
         said += f", {use.cached} from headstart's cache"
     return f"{said}; about {use.saved_s:.0f} s of compiling saved" if use.saved_s >= 1.0 else said

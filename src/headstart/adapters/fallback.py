@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from headstart.client.use import MOST_MISSED, BundleUse, Missed
 from headstart.errors import ServiceError
 from headstart.system.variables import Mode, mode
 
@@ -23,6 +24,8 @@ class Fallback:
         self._whose = whose
         self.counts = counts
         self._said: set[str] = set()
+        self._left: dict[Missed, None] = {}  # to the program's process, in order
+        self._before = 0  # of `in_process`, what the process that this is a fork of has counted
         self._lock = threading.Lock()
 
     def count(self, what: str, whether: bool = True) -> None:
@@ -45,6 +48,7 @@ class Fallback:
         """
         if mode() is Mode.REQUIRE:
             raise ServiceError(f"headstart would have to step aside: {reason}")
+        self._leave(self._whose, f"headstart leaves them alone: {reason}")
         self.say(f"headstart leaves {self._whose} alone: {reason}")
 
     def in_process(self, name: str, reason: str, *, counted: bool = True) -> None:
@@ -56,6 +60,7 @@ class Fallback:
         if mode() is Mode.REQUIRE:
             raise ServiceError(f"{name} would have to be compiled in this process: {reason}")
         self.count("in_process", counted)
+        self._leave(name, f"compiled in the program's process: {reason}")
         self.say(f"{name} is compiled in this process: {reason}", once_for=name)
 
     def without_service(self, error: ServiceError) -> None:
@@ -67,12 +72,23 @@ class Fallback:
         if mode() is Mode.REQUIRE:
             raise error
         self.count("in_process")
+        self._leave(self._whose, f"compiled in the program's process: {error}")
         self.say(f"kernels are compiled in this process: {error}")
 
     def our_mistake(self, error: Exception | None = None) -> None:
         """A bug of ours must not be the program's."""
         self.count("in_process")
+        self._leave(self._whose, f"compiled in the program's process: headstart failed ({error})")
         _log.error("headstart's adapter for %s failed; this is a bug", self._whose, exc_info=error or True)
+
+    @property
+    def use(self) -> BundleUse:
+        """What no bundle could save."""
+        return BundleUse(in_process=self.counts["in_process"] - self._before, missed=list(self._left))
+
+    def _leave(self, name: str, why: str) -> None:
+        if len(self._left) < MOST_MISSED:
+            self._left[Missed(name, why)] = None
 
     def report(self) -> None:
         """At the end: how many were left."""
@@ -80,5 +96,7 @@ class Fallback:
             _log.warning("%d kernels were compiled in this process", self.counts["in_process"])
 
     def after_fork(self) -> None:
-        """Another thread may have held the lock."""
+        """In a fork, which tells only its own; another thread may have held the lock."""
         self._lock = threading.Lock()
+        self._left = {}
+        self._before = self.counts["in_process"]

@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from headstart.system.files import BUNDLE, MANIFEST, check_replaceable
 
 if TYPE_CHECKING:
-    from headstart.client.async_compile import AsyncCompile
+    from headstart.adapters.bundle_use import UsesBundle
 
 _log = logging.getLogger("headstart")
 
 StrPath = str | os.PathLike[str]
-
-
-def _log_use(compilers: Sequence[AsyncCompile]) -> None:
-    if compilers:
-        from headstart.adapters.bundle_use import use_of
-
-        _log.info("of the bundle: %s", use_of(compilers))
 
 
 class EnableOptions(NamedTuple):
@@ -40,7 +33,7 @@ class EnableOptions(NamedTuple):
         torch_when_used: whether torch.compile's processes wait until the program uses it, or the manifest says that it
             will; else they start at once.
         report: told at the end what became of the replay.
-        tell_use: given at the end, if there is a bundle, those that may have used it.
+        tell_use: given at the end those that may have used the bundle; None: nobody is told.
     """
 
     manifest: StrPath | None = None
@@ -57,7 +50,7 @@ class EnableOptions(NamedTuple):
     replays: bool = True
     torch_when_used: bool = False
     report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")
-    tell_use: Callable[[Sequence[AsyncCompile]], None] = _log_use
+    tell_use: Callable[[Sequence[UsesBundle]], None] | None = None
 
 
 def check_outputs(bundle: StrPath | None, record: StrPath | None) -> None:

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headstart.adapters.bundle_use import LeftAlone
 from headstart.adapters.journal import exists_for
 from headstart.adapters.options import EnableOptions, StrPath, check_outputs
 from headstart.errors import HeadstartError, ServiceError
@@ -29,12 +30,13 @@ from headstart.system.imports import when_imported
 from headstart.system.variables import Mode, misspelt, mode, required
 
 if TYPE_CHECKING:
+    from headstart.adapters.bundle_use import UsesBundle
     from headstart.adapters.recording import Recorder
     from headstart.adapters.replay import Replay
     from headstart.adapters.triton.adapter import Adapter
     from headstart.artifacts.manifest import Manifest
-    from headstart.client.async_compile import AsyncCompile
     from headstart.client.client import Client
+    from headstart.client.use import BundleUse
 
 _TORCH_COMPILE = "torch._inductor.async_compile"  # imported when torch.compile first makes code
 _LOADING = 5.0  # seconds that a fork waits for a thread that imports
@@ -43,6 +45,7 @@ _END_OF_REPLAY = 5.0  # seconds for the thread to notice that the program ends
 _log = logging.getLogger("headstart")
 _lock = threading.Lock()
 _current: Enabled | None = None
+_latest: Enabled | None = None  # for `report`
 _said: set[str] = set()
 
 
@@ -98,13 +101,23 @@ def current() -> Enabled | None:
     return _current
 
 
+def report() -> BundleUse:
+    """What this process has taken out of its bundle since `enable`, and what it compiled all the same and why.
+
+    After `disable`, what it had taken until then. torch.compile's graphs are counted by `disable`.
+    """
+    from headstart.client.use import BundleUse
+
+    return BundleUse() if _latest is None else _latest.used()
+
+
 def begin(choices: EnableOptions) -> None:
     """As `enable`, for those who choose more."""
-    global _current
+    global _current, _latest
     with _lock:
         if _current is not None or mode() is Mode.OFF:
             return
-        _current = Enabled(choices)
+        _current = _latest = Enabled(choices)
     try:
         _current.start()
     except BaseException:
@@ -129,6 +142,8 @@ class Enabled:
         self._recorder: Recorder | None = None
         self._forget: list[Callable[[], None]] = []
         self._closed = False
+        self._left_alone: list[UsesBundle] = []
+        self._were_used: list[UsesBundle] = []  # once it is closed
         self._start_over()
         _everyone.add(self)
 
@@ -173,7 +188,7 @@ class Enabled:
             self._thread.join(_END_OF_REPLAY)
         if self.replay is not None and self.jit is not None:
             choices.report(self.replay.report(self.jit.compiler.used_early, self.jit.had()))
-        compilers = self._compilers()
+        adapters = self._were_used = self._adapters()
         if self.jit is not None:
             self.jit.close()
         torch_version = self._end_torch()
@@ -183,8 +198,8 @@ class Enabled:
             from headstart.client.client import release
 
             release()
-        if choices.bundle is not None:
-            choices.tell_use(compilers)
+        if choices.tell_use is not None:
+            choices.tell_use(adapters)
         if torch_version and (recorder := self._record()) is not None:
             recorder.note_torch(torch_version)
         if self._recorder is not None:
@@ -288,16 +303,25 @@ class Enabled:
             return
         from headstart.adapters import inductor
 
+        why_not = inductor.why_not()
         with self._lock:
+            if why_not is not None and self._choices.torch_when_used:  # it is used
+                self._left_alone.append(LeftAlone("torch.compile", why_not))
             if not self._closed:
                 inductor.enable(**self._for_client)
                 self._end_first()  # `inductor` has registered an end of its own
 
-    def _compilers(self) -> list[AsyncCompile]:
-        """Of the adapters that were of use."""
+    def _adapters(self) -> list[UsesBundle]:
+        """Those that were of use."""
         module: Any = sys.modules.get("headstart.adapters.inductor")
         torchs = None if module is None else module.current()
-        return [adapter.compiler for adapter in (self.jit, torchs) if adapter is not None]
+        return [adapter for adapter in (self.jit, torchs) if adapter is not None] + self._left_alone
+
+    def used(self) -> BundleUse:
+        """What this process has taken out of its bundle so far, and what it did not and why."""
+        from headstart.adapters.bundle_use import use_of
+
+        return use_of(self._were_used or self._adapters())
 
     def _end_torch(self) -> str:
         """Returns the version of the program's torch, if it used torch.compile."""

@@ -23,12 +23,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headstart.adapters.bundle_use import UseTally, report, sentence, use_of
+from headstart.adapters.bundle_use import UseTally, report, sentence, use_of, write_statistics
 from headstart.errors import UsageError
 from headstart.system.variables import required
 
 if TYPE_CHECKING:
-    from headstart.client.async_compile import AsyncCompile
+    from headstart.adapters.bundle_use import UsesBundle
+    from headstart.client.use import BundleUse
 
 VARIABLE = "HEADSTART_RUN"
 VERSION = 1  # of the orders: those of another headstart are not understood
@@ -53,6 +54,8 @@ class RunConfig(NamedTuple):
         verbose: whether to say at the end what became of the replay, and of the bundle.
         quiet: whether not to say it of the bundle either, which is said where stderr is a terminal.
         tally: where processes tell what they took from the bundle; see `headstart.adapters.bundle_use`.
+        is_judged: whether the command waits for the program and says what there is to say.
+        stats: file for the same as data; None: none.
     """
 
     pid: int
@@ -68,6 +71,8 @@ class RunConfig(NamedTuple):
     verbose: bool = False
     quiet: bool = False
     tally: str | None = None
+    is_judged: bool = False
+    stats: str | None = None
 
     def encode(self) -> str:
         """As the value of an environment variable."""
@@ -119,32 +124,51 @@ def _carry_out(orders: RunConfig) -> None:
     )
     if orders.verbose and is_main:
         choices = choices._replace(report=_say)
-    if orders.bundle is not None:
+    if orders.bundle is not None or orders.record is not None or orders.stats is not None:
         choices = choices._replace(tell_use=_teller(orders))
     begin(choices)
 
 
-def _teller(orders: RunConfig) -> Callable[[Sequence[AsyncCompile]], None]:
-    """For the end of this process and its forks: the program's own process says what all took from the bundle."""
-    is_said = orders.verbose or (not orders.quiet and sys.stderr is not None and sys.stderr.isatty())
+def _teller(orders: RunConfig) -> Callable[[Sequence[UsesBundle]], None]:
+    """For the end of this process and its forks: the program's own process, or the command that waits for it, says
+    what all took from the bundle.
+    """
+    is_said = is_to_be_said(orders)
     tally: UseTally | None = None
-    if os.getpid() == orders.pid and is_said:
+    if os.getpid() == orders.pid and not orders.is_judged and (is_said or orders.stats is not None):
         with contextlib.suppress(OSError, AttributeError):  # no such files here: then it says its own
             tally = UseTally()
             orders = orders._replace(tally=tally.path)
             os.environ[VARIABLE] = orders.encode()
 
-    def tell(compilers: Sequence[AsyncCompile]) -> None:
-        if not compilers and os.getpid() != orders.pid:
+    def tell(adapters: Sequence[UsesBundle]) -> None:
+        is_main = os.getpid() == orders.pid
+        if not adapters and not (is_main and (orders.is_judged or orders.bundle is not None or orders.stats)):
             return  # it is much to load for nothing
-        use = use_of(compilers)
-        if os.getpid() == orders.pid:
-            if is_said:
-                _say(sentence(str(orders.bundle), use if tally is None else tally.total(use)))
+        if is_main and not orders.is_judged:
+            if is_said or orders.stats is not None:
+                use = use_of(adapters)
+                say_use(orders, use if tally is None else tally.total(use), is_said=is_said)
         elif orders.tally is not None:
-            report(orders.tally, use)
+            report(orders.tally, use_of(adapters))
 
     return tell
+
+
+def is_to_be_said(orders: RunConfig) -> bool:
+    """Whether a person is told at the end what came from the bundle."""
+    return orders.verbose or (not orders.quiet and sys.stderr is not None and sys.stderr.isatty())
+
+
+def say_use(orders: RunConfig, use: BundleUse, *, is_said: bool) -> None:
+    """To a person if `is_said`, and into the file for statistics if there is to be one."""
+    if is_said and (text := sentence(orders.bundle, use)):
+        _say(text)
+    if orders.stats is not None:
+        try:
+            write_statistics(orders.stats, orders.bundle, use)
+        except (OSError, UsageError) as error:
+            _say(f"no statistics are written: {error}")
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,8 @@
 
 Each subcommand is a module that is loaded when it runs, so that `headstart --help` costs no more than click.
 
-Exit codes: 0 everything done; 1 something failed; 2 the command, or the file it was given, is wrong; 130 Ctrl-C. An
+Exit codes: 0 everything done; 1 something failed; 2 the command, or the file it was given, is wrong; 3 of `run`: not
+everything came from the bundle; 130 Ctrl-C. An
 error that headstart raised on purpose is a message, never a traceback.
 """
 
@@ -42,6 +43,7 @@ _HOME = {"quiesce": "control", "resume": "control", "stop": "control"}
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_NOT_FROM_BUNDLE = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import click
 
+from headstart.adapters.bundle_use import UseTally, complaint
 from headstart.adapters.options import check_outputs
 from headstart.adapters.recording import module_program, record_path, script_program
-from headstart.adapters.run import RunConfig, become, environment, find_module
-from headstart.cli import Failure, OutputFile, say_misspelt
+from headstart.adapters.run import RunConfig, become, environment, find_module, is_to_be_said, say_use
+from headstart.adapters.run import command as command_line
+from headstart.cli import EXIT_NOT_FROM_BUNDLE, Failure, OutputFile, printable_lines, say_misspelt
 from headstart.errors import UsageError
 from headstart.model.target import Target
+from headstart.system.files import STATISTICS, check_replaceable
 from headstart.system.folders import distrust
 from headstart.system.settings import Settings
 from headstart.system.variables import Mode, mode
@@ -44,6 +47,12 @@ from headstart.system.variables import Mode, mode
     metavar="F",
     help="Take kernels from this bundle; what is missing in it is compiled, and added at the end.",
 )
+@click.option(
+    "--require-bundle",
+    is_flag=True,
+    help="End with exit code 3, and say what and why, if a kernel or graph did not come from the bundle.",
+)
+@click.option("--stats", type=OutputFile(), metavar="F", help="Write what came from where into this file, as JSON.")
 @click.option("--no-record", is_flag=True, help="Record nothing.")
 @click.option("--no-prefetch", is_flag=True, help="Replay nothing: compile what the program asks for, when it does.")
 @click.option(
@@ -71,6 +80,8 @@ def run(
     record: Path | None,
     manifest: Path | None,
     bundle: Path | None,
+    require_bundle: bool,
+    stats: Path | None,
     no_record: bool,
     no_prefetch: bool,
     reuse_tuning: bool,
@@ -91,7 +102,7 @@ def run(
 
     With --bundle the record is not replayed: what the bundle has needs no compile.
 
-    Exit code: the program's.
+    Exit code: the program's; 3 if it succeeds and --require-bundle does not hold.
     """
     command = ["-m", program, *arguments] if as_module else [program, *arguments]
     if no_record and record is not None:
@@ -102,12 +113,17 @@ def run(
         raise UsageError("--manifest and --no-prefetch exclude each other")
     if dry_run != (target is not None):
         raise UsageError("--dry-run and --target go together, as in --dry-run --target cuda:90")
+    if require_bundle:
+        _check_required(bundle)
     variables = dict(os.environ)
+    config: RunConfig | None = None
     say_misspelt()
     if mode() is not Mode.OFF:
         # What is wrong is said before the program runs.
         settings = Settings.load(workers=workers)
         check_outputs(bundle, record)
+        if stats is not None:
+            check_replaceable(stats, STATISTICS)
         name = module_program(program, find_module(program)) if as_module else script_program(program)
         automatic = record_path(name)
         if why := distrust(automatic, trusted=settings.trusts_cache_dir):
@@ -115,26 +131,64 @@ def run(
             no_record, no_prefetch = no_record or record is None, no_prefetch or manifest is None
             click.echo(f"headstart: nothing is recorded or replayed: {why}", err=True)
         replay = manifest or (None if bundle is not None and not reuse_tuning else record or automatic)
-        variables = environment(
-            RunConfig(
-                pid=os.getpid(),
-                program=name,
-                record=None if no_record else _absolute(record or automatic),
-                replay=None if no_prefetch else _absolute(replay),
-                trusted=trust or replay == automatic,
-                bundle=_absolute(bundle),
-                trust_bundle=trust and bundle is not None,
-                reuse_tuning=reuse_tuning,
-                workers=workers,
-                target=None if target is None else str(Target.parse(target)),
-                verbose=verbose,
-                quiet=quiet,
-            )
+        config = RunConfig(
+            pid=os.getpid(),
+            program=name,
+            record=None if no_record else _absolute(record or automatic),
+            replay=None if no_prefetch else _absolute(replay),
+            trusted=trust or replay == automatic,
+            bundle=_absolute(bundle),
+            trust_bundle=trust and bundle is not None,
+            reuse_tuning=reuse_tuning,
+            workers=workers,
+            target=None if target is None else str(Target.parse(target)),
+            verbose=verbose,
+            quiet=quiet,
+            stats=_absolute(stats),
         )
+        if require_bundle:
+            sys.exit(_judge(command, config))
+        variables = environment(config)
     try:
         become(command, variables)
     except OSError as error:
         raise Failure(f"cannot start {sys.executable}: {error.strerror}") from error
+
+
+def _check_required(bundle: Path | None) -> None:
+    if bundle is None:
+        raise UsageError("--require-bundle goes with --bundle")
+    if mode() is Mode.OFF:
+        raise UsageError("--require-bundle: nothing comes from a bundle where HEADSTART=off is set")
+    if not bundle.exists():
+        raise UsageError(f"--require-bundle: there is no {bundle}; run once without the option to make it")
+
+
+def _judge(command: Sequence[str], config: RunConfig) -> int:
+    """Run the program, and find out whether all that it took came from its bundle; returns the exit code."""
+    from headstart.cli.supervise import end_as, supervise
+    from headstart.client.use import BundleUse
+
+    tally = UseTally()
+    command_line(command)  # what is wrong with it is said before a process is started for it
+
+    def start() -> None:
+        become(command, environment(config._replace(pid=os.getpid(), tally=tally.path, is_judged=True)))
+
+    ended = supervise(start)
+    told = tally.told()
+    use = sum((use for _, use in told), BundleUse())
+    say_use(config, use, is_said=is_to_be_said(config))
+    if ended.code or ended.signal:
+        return end_as(ended)
+    if not any(pid == ended.pid for pid, _ in told):
+        name = os.path.basename(str(config.bundle))
+        click.echo(f"headstart: the program ended without telling what it took from {name}", err=True)
+        return EXIT_NOT_FROM_BUNDLE
+    if not use.missed_nothing:
+        click.echo(f"headstart: {printable_lines(complaint(str(config.bundle), use))}", err=True)
+        return EXIT_NOT_FROM_BUNDLE
+    return 0
 
 
 def _absolute(path: Path | None) -> str | None:

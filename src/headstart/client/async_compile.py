@@ -20,13 +20,14 @@ from headstart.artifacts import known_failure
 from headstart.artifacts.entry import Entry
 from headstart.client import timeline
 from headstart.client.bundled import BundledKernels
-from headstart.client.bundler import BundleUse, TritonBundler
+from headstart.client.bundler import TritonBundler
 from headstart.client.client import Client
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
 from headstart.client.kernels import CompiledTritonKernels, KernelFuture, failed_for_the_machine, live
 from headstart.client.policy import Policy
 from headstart.client.timeline import Span, Statistics, TimelineEntry
+from headstart.client.use import BundleUse
 from headstart.errors import (
     CompileError,
     CompileErrors,
@@ -95,7 +96,8 @@ class AsyncCompile:
         self._deduplicated = 0
         self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
         self._unvouched: set[str] = set()  # digests of futures that nobody vouches for
-        self.use = BundleUse()  # of this process
+        self.use = BundleUse()  # of this process, but for what was missed
+        self._asked_before = 0  # of `_asked`, what the process that this is a fork of has asked for
         self.used_early: set[str] = set()  # digests of what was asked for, and was there for the background's sake
         self.kernels = CompiledTritonKernels()
         renew_in_forks(self)
@@ -303,6 +305,12 @@ class AsyncCompile:
         with self._lock:
             return [request.span() for request in self._asked]
 
+    def used(self) -> BundleUse:
+        """What this process took out of bundles, and what it did not and why."""
+        with self._lock:
+            asked = self._asked[self._asked_before :]
+        return self.use + BundleUse(missed=self._bundled.missed(asked))
+
     def in_flight(self) -> list[tuple[str, float]]:
         """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""
         running = [(kickoff.request.name, kickoff.started or 0.0) for kickoff in self.client.in_flight()]
@@ -371,4 +379,5 @@ class AsyncCompile:
         """See `renew_in_forks`."""
         self._lock = threading.RLock()
         self.use = BundleUse()
+        self._asked_before = len(self._asked)
         self.kernels.after_fork()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from headstart.artifacts import known_failure
 from headstart.artifacts.bundle import Bundle, BundleItem
@@ -20,11 +20,16 @@ from headstart.client.kernel import CompiledKernel
 from headstart.client.kernels import Answered, CompiledTritonKernels, KernelFuture
 from headstart.client.policy import Policy
 from headstart.client.timeline import TimelineEntry
+from headstart.client.use import MOST_MISSED, Missed
 from headstart.errors import DamagedError
+from headstart.model import keys
 from headstart.model.environment import bypass_reason
 from headstart.model.request import CompileRequest
 
+_COMPARED = 20  # kernels of one name among which the nearest is looked for
 _FOR_REQUESTS = ("kernel", known_failure.KIND)  # entries that answer a request
+
+_OURS = ("format", "toolchain")  # components that are not the request's
 
 _log = logging.getLogger("headstart")
 
@@ -94,6 +99,38 @@ class BundledKernels:
                 len(answers),
             )
         return len(usable)
+
+    def missed(self, asked: Iterable[TimelineEntry]) -> list[Missed]:
+        """What was compiled all the same, and why the bundles did not have it."""
+        found = []
+        for entry in asked:
+            if entry.kickoff is not None and entry.origin in ("worker", "failed"):
+                found.append(Missed(entry.name, self._why_missed(entry.kickoff.request)))
+                if len(found) == MOST_MISSED:
+                    break
+        return found
+
+    def _why_missed(self, request: CompileRequest) -> str:
+        if why := self._client.unread or bypass_reason(self._policy.environment()):
+            return why
+        digest, components = request.digest(), request.components()
+        nearest: list[str] | None = None
+        for bundle in self._client.bundler.bundles:
+            name = bundle.path.name
+            alike = [item for item in bundle if item.kind == "kernel" and item.name == request.name]
+            for item in alike[:_COMPARED]:
+                if item.request_digest == digest:
+                    return f"{name} has it, made by another Triton, torch or Python"
+                try:
+                    before = [each for each in bundle.entry(item.key).header.components if each[0] not in _OURS]
+                except (DamagedError, OSError):
+                    continue
+                reasons = keys.explain(before, components)
+                if nearest is None or len(reasons) < len(nearest):
+                    nearest = reasons
+        if nearest is None:
+            return "the bundle has no kernel of this name"
+        return f"the bundle has another one of this name: {'; '.join(nearest)}"
 
     def _future(self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool) -> KernelFuture:
         def rebuild(error: DamagedError) -> Entry:

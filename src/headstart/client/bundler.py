@@ -16,13 +16,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import msgspec
 
 from headstart.artifacts.bundle import Bundle, BundleWriter
 from headstart.artifacts.entry import Entry
@@ -35,30 +32,6 @@ from headstart.system.locks import locked
 _log = logging.getLogger("headstart")
 
 Opener = Callable[[], Entry]
-
-
-class BundleUse(msgspec.Struct):
-    """What came out of bundles.
-
-    Attributes:
-        kernels: that were asked for and not compiled.
-        compiled: how many were compiled all the same.
-        cached: how many came from headstart's cache instead.
-        saved_s: seconds that `kernels` took to compile, as far as they have been looked at.
-        graphs: of torch.compile that were asked for and not made.
-        made_graphs: how many were made all the same, or came from torch's own cache.
-    """
-
-    kernels: int = 0
-    compiled: int = 0
-    cached: int = 0
-    saved_s: float = 0.0
-    graphs: int = 0
-    made_graphs: int = 0
-
-    def __add__(self, other: BundleUse) -> BundleUse:
-        mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
-        return BundleUse(*map(operator.add, mine, others))
 
 
 class TritonBundler:
@@ -82,19 +55,24 @@ class TritonBundler:
             How many it can use of those that were read.
         """
         self._emits.append(emit)
-        return sum(emit(source.bundle) for source in list(self._sources.values()))
+        return sum(map(emit, self.bundles))
+
+    @property
+    def bundles(self) -> list[Bundle]:
+        """Those that were read."""
+        return [source.bundle for source in self._sources.values()]
 
     def holds_any(self) -> bool:
         """Whether there is anything in the bundles that were read."""
-        return any(len(source.bundle) for source in self._sources.values())
+        return any(map(len, self.bundles))
 
     def holds(self, kind: str) -> bool:
         """Whether there is an entry of this kind in the bundles that were read."""
-        return any(item.kind == kind for source in self._sources.values() for item in source.bundle)
+        return any(item.kind == kind for bundle in self.bundles for item in bundle)
 
     def triton_version(self) -> str:
         """That made the bundles that were read, by the first kernel that says it; empty if none can be read."""
-        for bundle in [source.bundle for source in self._sources.values()]:
+        for bundle in self.bundles:
             for item in bundle:
                 with contextlib.suppress(DamagedError, OSError):
                     if version := bundle.entry(item.key).header.triton_version:

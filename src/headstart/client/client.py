@@ -48,6 +48,7 @@ class Client:
     Attributes:
         settings: what holds for it.
         bundle: the bundle file that it reads and extends; None: none.
+        unread: why nothing was read from it, for people; empty if it was.
         uses_store: whether results may come from a bundle or the store.
         keeps: whether they are also looked up and kept in the store: not in one that others can write.
         store: where they are.
@@ -68,6 +69,7 @@ class Client:
     ) -> None:
         self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir)
         self.bundle: Path | None = None
+        self.unread = "there is no bundle"
         self.store = open_store(settings.cache_dir, trusted=settings.trusts_cache_dir)
         self.uses_store = self.keeps = use_store
         if why := distrust(settings.cache_dir, trusted=settings.trusts_cache_dir):
@@ -100,9 +102,11 @@ class Client:
         self.bundler.begin_compile()
         try:
             self.bundler.read_and_emit(path, trust=trust)
+            self.unread = ""
         except FileNotFoundError:
-            pass
+            self.unread = "the bundle was not there yet"
         except (DamagedError, OSError) as error:
+            self.unread = f"the bundle could not be read: {error}"
             _log.warning("the bundle is not used, and is written anew: %s", error)
 
     # The service

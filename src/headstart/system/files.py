@@ -55,6 +55,7 @@ ENTRY = Format("an entry", begins=(b"\x89HSE\r\n\x1a\n",))
 _BUNDLE = b"\x89HSB\r\n\x1a\n"
 # Truncated, it begins like one; those of before began like an entry.
 BUNDLE = Format("a bundle", begins=(_BUNDLE, *ENTRY.begins), ends=(_BUNDLE,))
+STATISTICS = Format("statistics", begins=(b'{"headstart":',))
 KEY = Format("a key", begins=(b"headstart-",))
 MANIFEST = Format("a manifest", begins=(b"\x89HSM\r\n\x1a\n",))
 

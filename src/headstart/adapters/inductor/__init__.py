@@ -96,6 +96,13 @@ def disable() -> None:
             release()
 
 
+def why_not() -> str | None:
+    """Why torch.compile is left alone in this process, whatever is enabled; None: it is not."""
+    from headstart.describe import facts
+
+    return _why_not(facts.find_torch(), facts.KNOWN_VERSIONS)
+
+
 def current() -> Adapter | None:
     """What `enable` made."""
     return _current

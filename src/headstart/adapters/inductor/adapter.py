@@ -35,6 +35,7 @@ from headstart.client.async_compile import AsyncCompile
 from headstart.client.client import Client
 from headstart.client.kernel import CompiledKernel
 from headstart.client.policy import Policy
+from headstart.client.use import BundleUse
 from headstart.describe import facts, plain
 from headstart.describe.recipe import RecipeJob, job_key
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
@@ -100,6 +101,7 @@ class Adapter:
             lambda step, *arguments: self.later(step, *arguments),
         )
         self._graphs = Graphs(self.compiler.bundler, policy, self.compiler.cache_dir, _torch())
+        self._graphs_use = BundleUse()
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
         self._integrity = Integrity()
         self._inductor_integrity = InductorIntegrity()
@@ -149,9 +151,13 @@ class Adapter:
         for forget in self._forget_imports:
             forget()
         self._replacement.remove()
-        self.compiler.use += self._graphs.save()
+        self._graphs_use = self._graphs.save()
         self._thread.close()
         self._fallback.report()
+
+    def used(self) -> BundleUse:
+        """What this process took out of bundles, and what it did not and why; of graphs, once it is closed."""
+        return self.compiler.used() + self._graphs_use + self._fallback.use
 
     # What Inductor calls
 

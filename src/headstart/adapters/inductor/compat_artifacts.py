@@ -8,10 +8,12 @@ program what it saves itself. Read for torch 2.11 to 2.14, run with `facts.KNOWN
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import sys
+import time
 from typing import Any, NamedTuple
 
 from headstart.describe.facts import runtime_utils
@@ -70,6 +72,15 @@ def noted() -> list[Artifact]:
     # Made whole by one call into C: another thread may compile just now.
     artifacts = list(module.CacheArtifactManager._seen_artifacts)
     return [Artifact(each.type(), each.key, each.content) for each in artifacts]
+
+
+def age(artifact: Artifact) -> float:
+    """Seconds for which a graph has been in torch's cache on this machine; 0.0 if it is not there."""
+    with contextlib.suppress(OSError, AttributeError):
+        codecache = importlib.import_module("torch._inductor.codecache")
+        folder = codecache.FxGraphCache._get_tmp_dir_for_key(artifact.key)
+        return time.time() - os.stat(os.path.join(folder, codecache.sha256_hash(artifact.content))).st_mtime
+    return 0.0
 
 
 def put(artifact: Artifact) -> None:

@@ -15,6 +15,7 @@ import functools
 import logging
 import platform
 import threading
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from headstart.adapters.inductor import compat, compat_artifacts
 from headstart.adapters.inductor.compat_artifacts import Artifact
 from headstart.artifacts.entry import Entry, pack_entry
 from headstart.artifacts.kinds import GRAPHS
-from headstart.client.bundler import BundleUse, TritonBundler
+from headstart.client.bundler import TritonBundler
 from headstart.client.policy import Policy
+from headstart.client.use import BundleUse, Missed
 from headstart.describe.facts import Torch
 from headstart.errors import DamagedError, ServiceError
 from headstart.model import keys
@@ -51,6 +53,8 @@ class Graphs:
         self._cache_dir = cache_dir
         self._torch = torch
         self._lock = threading.Lock()
+        self._since = time.monotonic()
+        self._why_missed = "it is not in the bundle"
         self._read: dict[str, Artifact] | None = None  # by the entry's key; emptied as they are put where torch looks
         self._held: dict[str, bytes] = {}  # what the bundle has for this torch: entry's key, digest of the content
 
@@ -74,6 +78,7 @@ class Graphs:
     def save(self) -> BundleUse:
         """Note what the bundle lacks of what this process made or found; says how many graphs came out of it."""
         use = BundleUse()
+        uptime = time.monotonic() - self._since
         artifacts = compat_artifacts.noted() if self._bundler.is_noting else []
         for artifact in [] if artifacts and compat.caches_disabled() else artifacts:
             try:
@@ -82,8 +87,13 @@ class Graphs:
                 _log.warning("torch.compile's graphs are not put into the bundle: %s", error)
                 break
             if artifact.type == compat_artifacts.GRAPH:
-                use.graphs += key in self._held
-                use.made_graphs += key not in self._held
+                if key in self._held:
+                    use.graphs += 1
+                elif compat_artifacts.age(artifact) > uptime:
+                    use.cached_graphs += 1
+                else:
+                    use.made_graphs += 1
+                    use.missed.append(Missed(f"graph {artifact.key[:12]}", self._why_missed))
             if self._held.get(key) != sha256(artifact.content).digest():
                 self._bundler.put(key, functools.partial(self._entry, key, artifact))
         return use
@@ -117,7 +127,10 @@ class Graphs:
         if others and not self._held:
             made, here = str(others.get("torch", "another torch")), self._torch.version
             why = f"torch {made} (this is {here})" if made != here else "another Triton or Python"
+            self._why_missed = f"the bundle's graphs were made for {why}"
             _log.warning("torch.compile's graphs in the bundle were not used: made for %s", why)
+        elif self.is_expected and not self._held:
+            self._why_missed = "the bundle's graphs are held back, or damaged"
 
     def _put(self, wanted: list[str]) -> None:
         """In a thread of the program's, which must not notice."""
@@ -125,6 +138,7 @@ class Graphs:
             return
         lacking = compat_artifacts.missing()
         if lacking is not None:
+            self._why_missed = f"torch has no {lacking}"
             _log.warning("torch.compile's graphs are not taken from the bundle: torch has no %s", lacking)
             return
         failed: list[BaseException] = []

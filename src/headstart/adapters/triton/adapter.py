@@ -47,6 +47,7 @@ from headstart.client.client import Client
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
 from headstart.client.policy import Policy
+from headstart.client.use import BundleUse
 from headstart.errors import (
     CompileError,
     CompileOutOfMemory,
@@ -251,8 +252,7 @@ class Adapter:
                 self._in_process(source.fn, "a kernel written in Gluon, or in a language of somebody else's")
                 return False
             reason = self._why_not(source.fn, fingerprint())
-            if reason is not None:
-                self.count("in_process")
+            self.count("in_process", reason is not None)
             return reason is None
         except UsageError as error:
             self._fallback.steps_aside(str(error))
@@ -292,6 +292,10 @@ class Adapter:
             self._submit(known)  # Triton's cache had it, and has it no more
         self.autotuning.launched(what.function, known)
         return known, found
+
+    def used(self) -> BundleUse:
+        """What this process took out of bundles, and what it did not and why."""
+        return self.compiler.used() + self._fallback.use
 
     # Inside
 

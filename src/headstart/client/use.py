@@ -1,0 +1,56 @@
+"""What a process took out of its bundle, and what it did not: plain data, added up over processes."""
+
+from __future__ import annotations
+
+import operator
+
+import msgspec
+
+MOST_MISSED = 1000  # that one process names
+
+
+class Missed(msgspec.Struct, frozen=True, order=True):
+    """What a bundle would have saved and did not.
+
+    Attributes:
+        name: of the kernel, or `"graph "` and the beginning of torch's key.
+        why: it was compiled, or made, all the same; for people.
+    """
+
+    name: str
+    why: str
+
+
+class BundleUse(msgspec.Struct):
+    """What came out of bundles.
+
+    Attributes:
+        kernels: that were asked for and not compiled.
+        compiled: how many were compiled all the same.
+        cached: how many came from headstart's cache instead.
+        saved_s: seconds that `kernels` took to compile, as far as they have been looked at.
+        graphs: of torch.compile that were asked for and not made.
+        made_graphs: how many were made all the same.
+        cached_graphs: how many came from torch's own cache instead.
+        in_process: how many kernels Triton compiled in the program's own process.
+        missed: what was compiled or made, of each process the first `MOST_MISSED`.
+    """
+
+    kernels: int = 0
+    compiled: int = 0
+    cached: int = 0
+    saved_s: float = 0.0
+    graphs: int = 0
+    made_graphs: int = 0
+    cached_graphs: int = 0
+    in_process: int = 0
+    missed: list[Missed] = msgspec.field(default_factory=list)
+
+    def __add__(self, other: BundleUse) -> BundleUse:
+        mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
+        return BundleUse(*map(operator.add, mine, others))
+
+    @property
+    def missed_nothing(self) -> bool:
+        """Whether no kernel was compiled and no graph made, wherever."""
+        return not (self.compiled or self.made_graphs or self.in_process or self.missed)
