@@ -86,7 +86,7 @@ def test_every_kind_of_failure_that_a_process_reports_has_its_error() -> None:
         and isinstance(node.args[0], ast.Constant)
     }
     assert {"crash", "timeout", "source", "service"} <= kinds
-    # A worker says "space", which its service acts on and never passes on (`test_plan.py`).
+    # A worker says "space", which its service acts on and never passes on (`test_scheduler_failures.py`).
     assert kinds <= {*COMPILE_ERRORS, "service", "space"}
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/gpu/torch_compile.py [case …] [kind …]    from a checkout, with src on PYTHONPATH
     python benchmarks/gpu/torch_compile.py --report FILE        the table of what an earlier run wrote
+    ROUNDS=3 python benchmarks/gpu/torch_compile.py …           next starts (`AGAIN`) that often, in turns; medians
     SAMPLE=1 python benchmarks/gpu/torch_compile.py …           and where the threads were, every few milliseconds
 
 Each measurement is a fresh process with empty caches. It is checked against eager, the time until the first call
@@ -12,6 +13,8 @@ torch_compile.json into $OUT.
     cached      stock again, with the caches that `stock` left
     headstart   enable() before `import torch`; nothing waits for the workers
     warm        headstart again, Inductor's and Triton's caches empty, from the bundle that `headstart` left
+    artifacts   stock, every cache empty, that loads what `stock` saved by torch.compiler.save_cache_artifacts; the
+                time for that counts
     ready       as headstart, and the first compile begins once the workers and the describer are ready
     serial      TORCHINDUCTOR_COMPILE_THREADS=1: everything in the training process
     after       as ready, with Inductor's early kick-offs left out: all kernels are kicked off by the generated module
@@ -25,19 +28,21 @@ import importlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 CASES = ("gpt", "vision", "matmul", "fusions", "flex")
-KINDS = ("stock", "cached", "headstart", "warm", "ready", "serial", "after", "slow")
+KINDS = ("stock", "cached", "headstart", "warm", "artifacts", "ready", "serial", "after", "slow")
 OURS = ("headstart", "warm", "ready", "after", "slow")
+AGAIN = ("cached", "warm", "artifacts")
 ONLY = {  # kinds that are not run for every case
     "cached": ("gpt", "vision"),
     "ready": ("gpt", "vision", "fusions"),
@@ -46,6 +51,7 @@ ONLY = {  # kinds that are not run for every case
     "slow": ("fusions",),
 }
 DEADLINE = float(os.environ.get("DEADLINE", "540"))  # seconds, for everything: what does not fit is left out
+ROUNDS = int(os.environ.get("ROUNDS", "1"))
 _LIMIT = 150.0  # seconds for one process
 READY = """
 import triton
@@ -200,6 +206,8 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         assert inductor.current() is not None, "headstart stepped aside"
     torch.manual_seed(0)
     meters = Meters(torch)
+    if kind in OURS:
+        meters.watch_graphs()
     function, arguments, options, trained, tolerance = globals()[case](torch)
     expected = _call(torch, getattr(function, "reference", function), arguments, trained)
     torch.cuda.synchronize()
@@ -214,6 +222,8 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         codegen.async_compile.use_process_pool = lambda: False  # the one that only kicks off early
     sampler = Sampler() if os.environ.get("SAMPLE") else None
     ready = time.perf_counter()
+    if kind == "artifacts":
+        torch.compiler.load_cache_artifacts(Path(os.environ["ARTIFACTS"]).read_bytes())
     found = _call(torch, torch.compile(function, **options), arguments, trained)
     torch.cuda.synchronize()
     first_call = time.perf_counter() - ready
@@ -245,6 +255,11 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         result["compiled_by_workers"] = adapter.compiler.statistics.compiled
         result["services"] = adapter.compiler.services_started
         headstart.disable()
+        result["graphs"] = [adapter.compiler.use.graphs, adapter.compiler.use.made_graphs]
+    elif kind == "stock":
+        saved = torch.compiler.save_cache_artifacts()
+        assert saved is not None
+        Path(os.environ["ARTIFACTS"]).write_bytes(saved[0])
     return result
 
 
@@ -275,6 +290,11 @@ class Meters:
         self._watch(CachingAutotuner, "_dynamic_scale_rblock", "rescale_s")
         self._watch(CachingAutotuner, "_make_launchers", "launchers_s")
         self._watch(CachingAutotuner, "benchmark_all_configs", "benchmark_s")
+
+    def watch_graphs(self) -> None:
+        from headstart.adapters.inductor.graphs import Graphs
+
+        self._watch(Graphs, "_put", "graphs_s")
 
     def _compiled(self, *, times: Any, cache_hit: bool, **_: Any) -> None:
         if self._on:
@@ -411,6 +431,7 @@ def run(case: str, kind: str, folder: Path) -> dict[str, Any]:
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "HEADSTART_CACHE_DIR": str(caches / "headstart"),
         "XDG_RUNTIME_DIR": str(caches / "runtime"),
+        "ARTIFACTS": str(folder / f"{case}.artifacts"),
         # The one that `headstart` left is what `warm` starts from; nobody else may read it.
         "BUNDLE": str(folder / (f"{case}.bundle" if kind in ("headstart", "warm") else f"{case}-{kind}.bundle")),
     }
@@ -427,7 +448,7 @@ def run(case: str, kind: str, folder: Path) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"case": case, "kind": kind, "failed": f"it took longer than {_LIMIT:g} s"}
     finally:
-        if kind != "stock":
+        if kind not in ("stock", "cached"):
             shutil.rmtree(caches, ignore_errors=True)
     if done.returncode:
         return {"case": case, "kind": kind, "failed": done.stderr[-3000:]}
@@ -450,7 +471,11 @@ def row(result: dict[str, Any]) -> str:
 
 def report(results: list[dict[str, Any]]) -> str:
     """All of them as tables in Markdown."""
-    found = {(result["case"], result["kind"]): result for result in results if "failed" not in result}
+    rounds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        if "failed" not in result:
+            rounds.setdefault((result["case"], result["kind"]), []).append(result)
+    found = {what: sorted(each, key=lambda one: one["first_call_s"])[len(each) // 2] for what, each in rounds.items()}
     any_one = next(iter(found.values()))
     cases = list(dict.fromkeys(case for case, _ in found))
 
@@ -486,13 +511,23 @@ def report(results: list[dict[str, Any]]) -> str:
             ratio(figure(case, "stock", "first_call_s"), free),
             " : ".join(f"{wait:.2f}" if wait is not None else "" for wait in waits),
             ratio(figure(case, "warm", "first_call_s"), figure(case, "cached", "first_call_s")),
+            ratio(figure(case, "warm", "first_call_s"), figure(case, "artifacts", "first_call_s")),
+            " of ".join(str(count) for count in _graphs(figure(case, "warm", "graphs"))),
             f"{figure(case, 'warm', 'load_s') or 0:.3f}",
             f"{ratio(*pool)} ({' : '.join(f'{size:.0f}' if size else '' for size in pool)})",
             f"{sum(threads.values()):.2f} ({len(threads)})" if threads else "",
             ratio(figure(case, "ready", "first_call_s"), figure(case, "after", "first_call_s")),
         ]
 
-    wrong = sum(not result["correct"] for result in found.values())
+    def _graphs(counts: list[int] | None) -> list[int]:
+        return [counts[0], sum(counts)] if counts else []
+
+    def again(case: str, figure: Callable[[dict[str, Any]], float]) -> list[str]:
+        medians = {kind: statistics.median(map(figure, rounds[case, kind])) for kind in AGAIN if (case, kind) in rounds}
+        cells = [f"{medians[kind]:.2f} ({len(rounds[case, kind])})" if kind in medians else "" for kind in AGAIN]
+        return [*cells, ratio(medians.get("warm"), medians.get("artifacts"))]
+
+    wrong = sum(not result["correct"] for each in rounds.values() for result in each)
     return "\n".join(
         [
             f"{any_one['gpu']}, torch {any_one['torch']}. Wrong results: {wrong}.",
@@ -503,10 +538,23 @@ def report(results: list[dict[str, Any]]) -> str:
                 ((case, [first_call(case, kind) for kind in KINDS]) for case in cases),
             ),
             *table(
+                "Next start, s, median (of how many, in turns): the first call; then all from the process's start",
+                [*AGAIN, "warm : artifacts"] * 2,
+                (
+                    (
+                        case,
+                        again(case, lambda one: one["first_call_s"])
+                        + again(case, lambda one: one["before_s"] + one["first_call_s"]),
+                    )
+                    for case in cases
+                ),
+            ),
+            *table(
                 "Against the goals; compile-free: `serial` less its time in Triton's compiler",
                 [
                     *("compile-free, s", "ready : compile-free", "stock : compile-free"),
-                    *("wait for kernels, headstart : stock, s", "warm : cached", "loading, warm, s"),
+                    *("wait for kernels, headstart : stock, s", "warm : cached"),
+                    *("warm : artifacts", "graphs from the bundle", "loading, warm, s"),
                     "memory of the pool, headstart : stock (MiB)",
                     *("CPU time of headstart's threads, s (how many)", "ready : after"),
                 ],
@@ -523,16 +571,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # One kind after the other, so that what is cut off at the deadline is the least telling.
         asked = sys.argv[1:]
-        for kind in [kind for kind in asked if kind in KINDS] or KINDS:
-            for case in [case for case in asked if case in CASES] or CASES:
-                if case not in ONLY.get(kind, CASES) and not asked:
-                    continue
-                if time.monotonic() > deadline - 30:
-                    results.append({"case": case, "kind": kind, "failed": "left out: the time is up"})
-                else:
-                    results.append(run(case, kind, Path(folder)))
-                print(row(results[-1]), flush=True)
-                (out / "torch_compile.json").write_text(json.dumps(results, indent=2) + "\n")
+        kinds = [kind for kind in asked if kind in KINDS] or list(KINDS)
+        cases = [case for case in asked if case in CASES] or list(CASES)
+        todo = [(kind, case) for kind in kinds for case in cases if asked or case in ONLY.get(kind, CASES)]
+        turns = [(kind, case) for case in cases for kind in kinds if kind in AGAIN]
+        for kind, case in todo + turns * (ROUNDS - 1):
+            if time.monotonic() > deadline - 30:
+                results.append({"case": case, "kind": kind, "failed": "left out: the time is up"})
+            else:
+                results.append(run(case, kind, Path(folder)))
+            print(row(results[-1]), flush=True)
+            (out / "torch_compile.json").write_text(json.dumps(results, indent=2) + "\n")
     print(report(results))
 
 

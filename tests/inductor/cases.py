@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -130,6 +131,18 @@ def dynamic_shapes() -> Case:
         return (x * y + x.sin()).mean(-1), x.reshape(-1).amax()
 
     return f, [cuda(32, 2048), cuda(32, 2048)], {"dynamic": True}
+
+
+_sizes = itertools.cycle([(32, 1000), (64, 1200)])
+
+
+def resized() -> Case:
+    """The same function with sizes that change: from the second time on torch takes them for variables."""
+
+    def f(x: Any) -> Any:
+        return x.sin() + 1
+
+    return f, [cuda(*next(_sizes))], {}
 
 
 def coordinate_descent() -> Case:

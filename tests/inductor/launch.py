@@ -111,6 +111,19 @@ def trained() -> None:
     same(gradients[1], gradients[0], 1e-2)
 
 
+def broken() -> None:
+    """Three graphs, with Python between."""
+
+    def f(x: Any) -> Any:
+        x = x.sin() * 2
+        torch._dynamo.graph_break()
+        x = x.softmax(-1)
+        torch._dynamo.graph_break()
+        return x + 1
+
+    check(f, cuda(64, 300))
+
+
 def make() -> tuple[Any, Any]:
     """A model and its input, for `headstart build --model`."""
     with torch.device("cuda"):
@@ -221,6 +234,7 @@ GROUPS = {
         registers,
     ],
     "twins": [twins],
+    "graphs": [twins, dynamic, user_kernels, reduce_overhead, trained, broken, max_autotuned, two_threads],
     "flex": [flex],
     "trained": [trained],
     "registers": [registers],
@@ -253,6 +267,7 @@ def main() -> None:
         "services": adapter.compiler.services_started,
     }
     headstart.disable()
+    result["use"] = {"graphs": adapter.compiler.use.graphs, "made_graphs": adapter.compiler.use.made_graphs}
     print(json.dumps(result), flush=True)
 
 

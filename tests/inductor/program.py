@@ -110,7 +110,17 @@ def main() -> None:
             results["describers"] = describers
             results["describer"] = _environment(describers[0]) if describers else {}
             results["first_start"] = min((s.started for s in adapter.compiler.timeline if s.started), default=None)
+        from torch._dynamo.utils import counters
+
+        results["graph_cache"] = {
+            name.removeprefix("fxgraph_cache_"): count
+            for name, count in counters["inductor"].items()
+            if name.startswith("fxgraph_cache_")
+        }
+        results["portable"] = sorted((each.type, each.key) for each in _portable())
         headstart.disable()
+        if adapter is not None:
+            results["use"] = [adapter.compiler.use.graphs, adapter.compiler.use.made_graphs]
         results["restored"] = type(async_compile.AsyncCompile.process_pool).__name__ == "_lru_cache_wrapper"
     log = gpuless.compiles(os.environ["GPULESS_LOG"])
     results["in process"] = [line["name"] for line in log if line["pid"] == os.getpid() and not line["hit"]]
@@ -230,6 +240,12 @@ def _patch() -> None:
         return original(self, node)
 
     CodeGenerator.visit_Assign = visit_assign
+
+
+def _portable() -> Any:
+    from headstart.adapters.inductor import compat_artifacts
+
+    return compat_artifacts.noted()
 
 
 def _describers(adapter: Any) -> list[int]:

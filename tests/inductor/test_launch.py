@@ -39,6 +39,7 @@ def _environment(folder: Path, **variables: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path),
         "XDG_RUNTIME_DIR": str(runtime),
         "HEADSTART_CACHE_DIR": str(folder / "headstart"),
+        "HEADSTART_CONFIG_DIR": os.environ["HEADSTART_CONFIG_DIR"],
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         **variables,
     }
@@ -74,6 +75,18 @@ def test_row_7_training_from_a_bundle_starts_no_process(tmp_path: Path) -> None:
     cold = run("trained", tmp_path / "cold", BUNDLE=bundle)
     warm = run("trained", tmp_path / "warm", BUNDLE=bundle)
     assert cold["compiled"] > 0
+    assert warm["in process"] == []
+    assert (warm["compiled"], warm["services"]) == (0, 0)
+
+
+def test_graphs_from_a_bundle_run_right_and_none_is_made_again(tmp_path: Path) -> None:
+    bundle = str(tmp_path / "model.bundle")
+    for name in ("cold", "warm"):
+        (tmp_path / name).mkdir()
+    cold = run("graphs", tmp_path / "cold", BUNDLE=bundle)
+    warm = run("graphs", tmp_path / "warm", BUNDLE=bundle)
+    assert cold["use"]["made_graphs"] > 10
+    assert warm["use"] == {"graphs": cold["use"]["made_graphs"], "made_graphs": 0}
     assert warm["in process"] == []
     assert (warm["compiled"], warm["services"]) == (0, 0)
 

@@ -1,4 +1,4 @@
-"""A service without processes: carries out a plan's actions on dictionaries, and refuses those that would be wrong."""
+"""A service without processes: what the scheduler says is done to dictionaries; what would be wrong is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from headstart.service.queue import Kind, Ticket, Urgency
 from headstart.service.scheduler import (
     MAX_ATTEMPTS,
     MAX_ZYGOTE_LOSSES,
-    Plan,
+    Scheduler,
 )
 from headstart.wire import Failure
 
@@ -66,7 +66,7 @@ class Wanted:
 
 
 class SimulatedService:
-    """Carries out a plan's actions on dictionaries, and refuses those that would be wrong."""
+    """Carries out a scheduler's actions on dictionaries, and refuses those that would be wrong."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class SimulatedService:
         memory_limit: int | None = None,
         **options: Any,
     ) -> None:
-        self.plan = Plan(limit, **options)
+        self.scheduler = Scheduler(limit, **options)
         self.most_zygotes = options.get("most_zygotes", scheduler.MAX_ZYGOTES)
         self.time_limit = time_limit  # of every client
         self.memory_limit = memory_limit  # of every client
@@ -97,7 +97,7 @@ class SimulatedService:
     # Events
 
     def announce(self, kind: Kind = PLAIN, *, client: int = 0) -> list[Action]:
-        return self._perform(self.plan.announced(kind, client))
+        return self._perform(self.scheduler.announced(kind, client))
 
     def request(
         self,
@@ -116,7 +116,7 @@ class SimulatedService:
             wanted = self.wanted[key] = Wanted(kind, urgency, self._orders, estimate)
         wanted.tickets.append(ticket)
         self._raise(key, urgency)
-        actions = self.plan.requested(
+        actions = self.scheduler.requested(
             ticket,
             key,
             kind,
@@ -132,7 +132,7 @@ class SimulatedService:
     def wait_for(self, key: str) -> list[Action]:
         if key in self.wanted:
             self._raise(key, AWAITED)
-        return self._perform(self.plan.awaited(key, self.now))
+        return self._perform(self.scheduler.awaited(key, self.now))
 
     def leave(self, client: int) -> list[Action]:
         self.turns.pop(client, None)
@@ -140,25 +140,25 @@ class SimulatedService:
             wanted.tickets = [ticket for ticket in wanted.tickets if ticket.client != client]
             if not wanted.tickets and wanted.worker is None:
                 self._drop(key)
-        return self._perform(self.plan.client_left(client, self.now))
+        return self._perform(self.scheduler.client_left(client, self.now))
 
     def quiesce(self, *, kill: bool = False) -> list[Action]:
-        return self._perform(self.plan.quiesce(kill=kill))
+        return self._perform(self.scheduler.quiesce(kill=kill))
 
     def resume(self) -> list[Action]:
-        return self._perform(self.plan.resume(self.now))
+        return self._perform(self.scheduler.resume(self.now))
 
     def resize(self, limit: int) -> list[Action]:
-        return self._perform(self.plan.resize(limit, self.now))
+        return self._perform(self.scheduler.resize(limit, self.now))
 
     def zygote_ready(self, kind: Kind = PLAIN) -> list[Action]:
         self.zygotes[kind] = "ready"
-        return self._perform(self.plan.zygote_ready(kind, self.now))
+        return self._perform(self.scheduler.zygote_ready(kind, self.now))
 
     def zygote_unable(self, kind: Kind = PLAIN, why: str = "no libtriton") -> list[Action]:
         del self.zygotes[kind]
         self.losses[kind] = 0
-        return self._perform(self.plan.zygote_unable(kind, why, self.now))
+        return self._perform(self.scheduler.zygote_unable(kind, why, self.now))
 
     def lose_zygote(self, kind: Kind = PLAIN, why: str = "the zygote died") -> list[Action]:
         del self.zygotes[kind]
@@ -173,7 +173,7 @@ class SimulatedService:
         given_up = self.losses[kind] == MAX_ZYGOTE_LOSSES
         if given_up:
             self.losses[kind] = 0
-        actions = self._perform(self.plan.zygote_lost(kind, why, self.now))
+        actions = self._perform(self.scheduler.zygote_lost(kind, why, self.now))
         if StartZygote(kind) not in actions:
             self.losses[kind] = 0
         assert not (given_up and StartZygote(kind) in actions)
@@ -181,14 +181,14 @@ class SimulatedService:
 
     def forked(self, number: int) -> list[Action]:
         self.workers[number].state = "idle"
-        return self._perform(self.plan.worker_forked(number, self.now))
+        return self._perform(self.scheduler.worker_forked(number, self.now))
 
     def all_forked(self) -> list[Action]:
         return [action for number in self.in_state("forking") for action in self.forked(number)]
 
     def fork_fails(self, number: int, why: str = "EAGAIN") -> list[Action]:
         del self.workers[number]
-        return self._perform(self.plan.fork_failed(number, why, self.now))
+        return self._perform(self.scheduler.fork_failed(number, why, self.now))
 
     def finish(self, key: str, outcome: object = "entry") -> list[Action]:
         number = self.worker_of(key)
@@ -199,7 +199,7 @@ class SimulatedService:
         self.losses[worker.kind] = 0
         if isinstance(outcome, Failure) and outcome.kind == "space" and not worker.kind.confined:
             return self._lack_space(number, key, outcome)
-        return self._perform(self.plan.finished(number, outcome, self.now))
+        return self._perform(self.scheduler.finished(number, outcome, self.now))
 
     def _lack_space(self, number: int, key: str, outcome: Failure) -> list[Action]:
         wanted, self.full = self.wanted[key], set(self.workers)
@@ -207,11 +207,11 @@ class SimulatedService:
         if not wanted.moved:
             wanted.moved = True
             self._begins_anew(key)
-        return self._perform(self.plan.finished(number, outcome, self.now))
+        return self._perform(self.scheduler.finished(number, outcome, self.now))
 
     def reach(self, key: str, suffix: str) -> list[Action]:
         number = self.worker_of(key)
-        actions = self.plan.reached(number, suffix)
+        actions = self.scheduler.reached(number, suffix)
         if actions:
             alone = self.at_suffix.setdefault(suffix, key) == key
             assert actions == [Proceed(number) if alone else StandAside(number)]
@@ -232,7 +232,7 @@ class SimulatedService:
         elif suffix in self.at_suffix:
             wanted.stands_for = suffix
             self._raise(key, wanted.urgency)
-        return self._perform(self.plan.stood_aside(number, suffix, wanted.prefix, self.now))
+        return self._perform(self.scheduler.stood_aside(number, suffix, wanted.prefix, self.now))
 
     def _raise(self, key: str, urgency: Urgency) -> None:
         wanted = self.wanted[key]
@@ -269,23 +269,23 @@ class SimulatedService:
             wanted.deaths += not worker.recalled
             if wanted.deaths < MAX_ATTEMPTS:
                 self._begins_anew(worker.key)
-        return self._perform(self.plan.worker_gone(number, status, stage, words, self.now))
+        return self._perform(self.scheduler.worker_gone(number, status, stage, words, self.now))
 
     def stall(self, number: int) -> list[Action]:
-        actions = self._perform(self.plan.stalled(number))
+        actions = self._perform(self.scheduler.stalled(number))
         self.workers[number].recalled |= bool(actions)
         return actions
 
     def swell(self, number: int, evidence: str = "ptxas 9 GiB") -> list[Action]:
-        return self._perform(self.plan.over_memory(number, evidence))
+        return self._perform(self.scheduler.over_memory(number, evidence))
 
     def crash(self, key: str, status: int = -signal.SIGSEGV, words: str = "", stage: str = "") -> list[Action]:
         return self.die(self.worker_of(key), status, words, stage)
 
     def pass_time(self, seconds: float) -> list[Action]:
         self.now += seconds
-        actions = self._perform(self.plan.tick(self.now))
-        deadline = self.plan.next_deadline()
+        actions = self._perform(self.scheduler.tick(self.now))
+        deadline = self.scheduler.next_deadline()
         assert deadline is None or deadline > self.now, "tick would be called again at once"
         return actions
 
@@ -332,7 +332,7 @@ class SimulatedService:
                     assert self.zygotes[kind] == "ready"
                     assert number not in self.workers
                     self.workers[number] = SimulatedWorker(kind)
-                    assert self.present <= self.plan.limit
+                    assert self.present <= self.scheduler.limit
                 case Assign(number, job):
                     self._assign(self.workers[number], number, job)
                 case MoveOn(number):
@@ -344,7 +344,7 @@ class SimulatedService:
                     worker = self.workers[number]
                     assert worker.state == ("idle" if worker.kind.confined and worker.key is None else "busy")
                     self.workers[number].state = "killed"
-                    self.workers[number].recalled = self.plan.quiesced
+                    self.workers[number].recalled = self.scheduler.quiesced
                 case Deliver(job, outcome):
                     self._land(job.key, done=not isinstance(outcome, Failure))
                     wanted = self.wanted.pop(job.key)
@@ -366,7 +366,7 @@ class SimulatedService:
         assert job.urgency == wanted.urgency
         assert wanted.stands_for is None
         assert (job.prefix, job.whole) == (wanted.prefix, wanted.whole)
-        assert not self.plan.quiesced
+        assert not self.scheduler.quiesced
         self._check_turn(wanted)
         worker.state, worker.key = "busy", job.key
         wanted.worker = number

@@ -11,14 +11,14 @@ from headstart.service.actions import Action, Fork, Kill, StartZygote
 from headstart.service.engine import Engine
 from headstart.service.history import History
 from headstart.service.queue import Kind, Ticket, Urgency
-from headstart.service.scheduler import Plan
+from headstart.service.scheduler import Scheduler
 from headstart.wire import Finished
 
 PLAIN = Kind("toolchain", "environment")
 
 
 class Scripted:
-    """A plan that answers each kind of event with given actions, and notes what it is told."""
+    """A scheduler that answers each kind of event with given actions, and notes what it is told."""
 
     def __init__(self, answers: dict[type, list[Action]]) -> None:
         self.answers = answers
@@ -30,23 +30,23 @@ class Scripted:
 
 
 def test_an_event_that_an_action_leads_to_waits_until_all_actions_of_the_one_before_are_carried_out() -> None:
-    plan: Any = Scripted({events.ZygoteReady: [Fork(1, PLAIN), Fork(2, PLAIN)], events.ForkFailed: [Kill(2)]})
+    scheduler: Any = Scripted({events.ZygoteReady: [Fork(1, PLAIN), Fork(2, PLAIN)], events.ForkFailed: [Kill(2)]})
     done: list[Action] = []
 
     def carry_out(action: Action) -> None:
         done.append(action)
         if action == Fork(1, PLAIN):
             engine.happened(events.ForkFailed(1, "no more processes", 1.0))
-            assert plan.told == [events.ZygoteReady(PLAIN, 1.0)]
+            assert scheduler.told == [events.ZygoteReady(PLAIN, 1.0)]
 
-    engine = Engine(plan, carry_out)
+    engine = Engine(scheduler, carry_out)
     engine.happened(events.ZygoteReady(PLAIN, 1.0))
     assert done == [Fork(1, PLAIN), Fork(2, PLAIN), Kill(2)]
-    assert plan.told[1] == events.ForkFailed(1, "no more processes", 1.0)
+    assert scheduler.told[1] == events.ForkFailed(1, "no more processes", 1.0)
 
 
 def test_an_action_that_cannot_be_carried_out_does_not_silence_what_comes_after() -> None:
-    plan: Any = Scripted({events.ZygoteReady: [Fork(1, PLAIN)], events.Resumed: [Kill(7)]})
+    scheduler: Any = Scripted({events.ZygoteReady: [Fork(1, PLAIN)], events.Resumed: [Kill(7)]})
     done: list[Action] = []
 
     def carry_out(action: Action) -> None:
@@ -54,7 +54,7 @@ def test_an_action_that_cannot_be_carried_out_does_not_silence_what_comes_after(
             raise RuntimeError("a bug")
         done.append(action)
 
-    engine = Engine(plan, carry_out)
+    engine = Engine(scheduler, carry_out)
     with pytest.raises(RuntimeError, match="a bug"):
         engine.happened(events.ZygoteReady(PLAIN, 1.0))
     engine.happened(events.Resumed(2.0))
@@ -62,8 +62,8 @@ def test_an_action_that_cannot_be_carried_out_does_not_silence_what_comes_after(
 
 
 def test_every_event_leads_to_a_method_of_the_plan() -> None:
-    plan = Plan(1)
-    engine = Engine(plan, lambda action: None)
+    scheduler = Scheduler(1)
+    engine = Engine(scheduler, lambda action: None)
     for event in (
         events.Announced(PLAIN, 1),
         events.Requested(Ticket(1, 1), "key", PLAIN, None, Urgency.EARLY, 1.0),
@@ -86,12 +86,12 @@ def test_every_event_leads_to_a_method_of_the_plan() -> None:
         events.ClientLeft(1, 1.0),
     ):
         engine.happened(event)
-    assert plan.jobs() == []
+    assert scheduler.jobs() == []
 
 
 def test_the_log_says_what_happened_and_what_was_done_in_one_line_and_shows_no_source() -> None:
-    plan = Plan(1)
-    engine = Engine(plan, lambda action: None)
+    scheduler = Scheduler(1)
+    engine = Engine(scheduler, lambda action: None)
     key = "0123456789abcdef" * 4
     engine.happened(events.Requested(Ticket(3, 7), f"{key} /cache", PLAIN, "SECRET SOURCE", Urgency.EARLY, 1.0))
     engine.happened(events.Ticked(2.0))

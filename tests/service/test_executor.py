@@ -121,7 +121,7 @@ def test_a_toolchain_that_cannot_be_used_is_reported_and_no_worker_comes_of_it(s
     broken = Kind((toolchain, 0), ())
     stage.do(actions.StartZygote(broken))
     assert stage.until(events.ZygoteUnable).kind == broken
-    stage.do(actions.Fork(1, broken))  # decided before the plan heard of it
+    stage.do(actions.Fork(1, broken))  # decided before the scheduler heard of it
     assert not stage.executor.workers
 
 
@@ -231,7 +231,7 @@ def test_what_is_awaited_while_it_is_looked_up_is_awaited_once_it_is_queued(monk
         caller.hear(wire.Started)
         caller.say(wire.Control("status"))
         assert caller.hear(wire.Report).running[0].clients == 1
-        (running,) = server._plan.jobs()
+        (running,) = server._scheduler.jobs()
         assert running.urgency is Urgency.AWAITED
 
 

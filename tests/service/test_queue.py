@@ -1,4 +1,4 @@
-"""Whose turn it is, without a service; how the plan uses it is in test_plan.py."""
+"""Whose turn it is, without a service; how the scheduler uses it is in test_scheduler.py."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_a_failure_at_a_tail_is_its_own_and_the_others_are_compiled_whole(end: s
 
 def test_whoever_is_at_a_tail_is_as_urgent_as_those_who_wait_for_it() -> None:
     simulated = two_at_one_suffix()
-    job = simulated.plan.in_flight("first")
+    job = simulated.scheduler.in_flight("first")
     assert job is not None
     assert job.urgency == EARLY
     simulated.wait_for("second")
@@ -109,7 +109,7 @@ def test_what_stands_aside_and_nobody_wants_any_more_is_dropped() -> None:
     simulated.reach("second", "suffix")
     simulated.stand_aside("second")
     simulated.leave(2)
-    assert simulated.plan.in_flight("second") is None
+    assert simulated.scheduler.in_flight("second") is None
     assert assigned(simulated.finish("first")) == []
 
 
@@ -170,13 +170,13 @@ def test_what_is_queued_or_running_is_in_flight_and_nothing_else() -> None:
     simulated = service(limit=1)
     simulated.request("a")
     simulated.request("b")
-    a, b = simulated.plan.in_flight("a"), simulated.plan.in_flight("b")
+    a, b = simulated.scheduler.in_flight("a"), simulated.scheduler.in_flight("b")
     assert a is not None
     assert a.worker == simulated.worker_of("a")
     assert b is not None
     assert b.worker is None
     simulated.finish("a")
-    assert simulated.plan.in_flight("a") is None
+    assert simulated.scheduler.in_flight("a") is None
 
 
 def test_a_key_that_was_answered_is_compiled_anew_when_asked_for_again() -> None:

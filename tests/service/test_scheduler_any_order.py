@@ -144,10 +144,10 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         workers = self.service.in_state("idle", "busy", "retired", "killed")
         self.service.die(workers[pick % len(workers)], status)
 
-    @precondition(lambda self: self.service.plan.memory_limits())
+    @precondition(lambda self: self.service.scheduler.memory_limits())
     @rule(pick=any_number)
     def worker_swells(self, pick: int) -> None:
-        watched = sorted(self.service.plan.memory_limits())
+        watched = sorted(self.service.scheduler.memory_limits())
         self.service.swell(watched[pick % len(watched)])
 
     @rule(limit=st.integers(1, 3))
@@ -168,7 +168,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         unanswered = {ticket for ticket in self.tickets if not self.service.answers[ticket]}
         assert unanswered == {ticket for wanted in self.service.wanted.values() for ticket in wanted.tickets}
         for key, wanted in self.service.wanted.items():
-            job = self.service.plan.in_flight(key)
+            job = self.service.scheduler.in_flight(key)
             assert job is not None or not wanted.tickets
             assert job is None or job.worker == wanted.worker
 
@@ -176,7 +176,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def what_is_queued_has_a_worker_coming(self) -> None:
         under_way = self._zygotes("starting") or self.service.in_state("forking", "busy", "retired", "killed")
         queued = [key for key, wanted in self.service.wanted.items() if wanted.worker is None]
-        assert under_way or not queued or self.service.plan.quiesced, "nothing will ever happen to these"
+        assert under_way or not queued or self.service.scheduler.quiesced, "nothing will ever happen to these"
 
     @invariant()
     def there_are_at_most_as_many_workers_as_allowed_and_each_has_one_job(self) -> None:
@@ -197,7 +197,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         for number in self.service.in_state("retired"):
             self.service.die(number, status=0)
         assert not self.service.workers
-        assert self.service.plan.next_deadline() is None
+        assert self.service.scheduler.next_deadline() is None
 
     def _settle_a_little(self) -> bool:
         """Let everything that is under way come to its end. Returns whether there was anything."""

@@ -25,13 +25,13 @@ from headstart.service.actions import (
     Retire,
     StartZygote,
 )
+from headstart.service.dispatch import EXCLUSIVE_TIMEOUT
+from headstart.service.limits import BACKGROUND_TIME_LIMIT
 from headstart.service.queue import Ticket
 from headstart.service.scheduler import (
-    BACKGROUND_TIME_LIMIT,
-    EXCLUSIVE_TIMEOUT,
     MAX_ATTEMPTS,
     MAX_ZYGOTE_LOSSES,
-    Plan,
+    Scheduler,
 )
 from headstart.wire import Failure
 
@@ -170,7 +170,7 @@ def test_quiesced_it_lets_running_compiles_end_and_then_has_no_workers() -> None
     for number in simulated.in_state("retired"):
         assert simulated.die(number, status=0) == []
     assert simulated.answer(ticket) == "entry"
-    assert simulated.plan.next_deadline() is None
+    assert simulated.scheduler.next_deadline() is None
     assert [type(action) for action in simulated.resume()] == [Fork]
     assert assigned(simulated.all_forked()) == ["b"]
     simulated.finish("b")
@@ -257,7 +257,7 @@ def test_a_compile_that_takes_too_long_is_killed_and_fails_as_a_timeout() -> Non
     simulated = service(limit=1, time_limit=10.0)
     slow, _ = simulated.request("slow")
     number = simulated.worker_of("slow")
-    assert simulated.plan.next_deadline() == simulated.now + 10.0
+    assert simulated.scheduler.next_deadline() == simulated.now + 10.0
     assert simulated.pass_time(9.9) == []
     assert simulated.pass_time(0.1) == [Kill(number)]
     simulated.die(number, -signal.SIGKILL)
@@ -278,13 +278,13 @@ def test_a_compile_that_uses_too_much_memory_is_killed_tried_once_more_and_fails
     simulated.announce()
     simulated.zygote_ready()
     simulated.all_forked()
-    assert simulated.plan.memory_limits() == {}, "nobody is watched who does nothing"
+    assert simulated.scheduler.memory_limits() == {}, "nobody is watched who does nothing"
     ticket, _ = simulated.request("a")
     for _ in range(MAX_ATTEMPTS):
         simulated.all_forked()
-        (number,) = simulated.plan.memory_limits()
+        (number,) = simulated.scheduler.memory_limits()
         assert simulated.swell(number, "ptxas 600 MiB") == [Kill(number)]
-        assert simulated.plan.memory_limits() == {}
+        assert simulated.scheduler.memory_limits() == {}
         simulated.die(number, -signal.SIGKILL, stage="cubin")
     failure = simulated.answer(ticket)
     assert (failure.kind, failure.stage, failure.detail) == ("memory", "cubin", "ptxas 600 MiB")
@@ -292,13 +292,13 @@ def test_a_compile_that_uses_too_much_memory_is_killed_tried_once_more_and_fails
 
 
 def test_of_two_memory_limits_for_one_job_the_larger_holds() -> None:
-    plan = Plan(1)
+    scheduler = Scheduler(1)
     for number, limit in enumerate([5, 9, 7]):
-        plan.requested(Ticket(number, 1), "a", PLAIN, "payload", EARLY, 0.0, memory_limit=limit)
-    job = plan.in_flight("a")
+        scheduler.requested(Ticket(number, 1), "a", PLAIN, "payload", EARLY, 0.0, memory_limit=limit)
+    job = scheduler.in_flight("a")
     assert job is not None
     assert job.memory_limit == 9
-    plan.requested(Ticket(3, 1), "a", PLAIN, "payload", EARLY, 0.0)
+    scheduler.requested(Ticket(3, 1), "a", PLAIN, "payload", EARLY, 0.0)
     assert job.memory_limit is None
 
 
@@ -319,9 +319,9 @@ def test_a_timeout_is_tried_once_more_and_then_the_others_go_on() -> None:
 def test_what_nobody_waits_for_has_a_time_limit_that_ends_when_somebody_does() -> None:
     simulated = service(limit=1)
     simulated.request("a", urgency=BACKGROUND)
-    assert simulated.plan.next_deadline() == simulated.now + BACKGROUND_TIME_LIMIT
+    assert simulated.scheduler.next_deadline() == simulated.now + BACKGROUND_TIME_LIMIT
     simulated.wait_for("a")
-    assert simulated.plan.next_deadline() is None
+    assert simulated.scheduler.next_deadline() is None
 
 
 def test_of_two_time_limits_for_one_job_the_longer_holds() -> None:
@@ -331,10 +331,10 @@ def test_of_two_time_limits_for_one_job_the_longer_holds() -> None:
     simulated.request("a", client=2)
     simulated.time_limit = 5.0
     simulated.request("a", client=3)
-    assert simulated.plan.next_deadline() == simulated.now + 20.0
+    assert simulated.scheduler.next_deadline() == simulated.now + 20.0
     simulated.time_limit = None
     simulated.request("a", client=4)
-    assert simulated.plan.next_deadline() is None
+    assert simulated.scheduler.next_deadline() is None
 
 
 def test_the_time_limit_counts_from_the_start_of_a_compile_not_from_its_request() -> None:
@@ -363,7 +363,7 @@ def test_a_result_that_comes_after_the_kill_still_counts() -> None:
 def test_without_a_time_limit_a_compile_is_never_killed() -> None:
     simulated = service(limit=1)
     simulated.request("a")
-    assert simulated.plan.next_deadline() is None
+    assert simulated.scheduler.next_deadline() is None
     assert simulated.pass_time(1e9) == []
 
 
@@ -395,7 +395,7 @@ def test_jobs_of_a_lost_zygote_keep_their_place_in_the_queue() -> None:
 def test_a_lost_zygote_that_nobody_needs_is_not_restarted_until_somebody_does() -> None:
     simulated = service()
     assert simulated.lose_zygote() == []
-    assert simulated.plan.next_deadline() is None
+    assert simulated.scheduler.next_deadline() is None
     _, actions = simulated.request("a")
     assert actions == [StartZygote(PLAIN)]
 
@@ -440,7 +440,7 @@ def test_a_compile_between_losses_means_they_are_not_in_a_row() -> None:
 
 
 def test_losing_an_unknown_zygote_changes_nothing() -> None:
-    assert Plan(1).zygote_lost(PLAIN, "twice reported", 0.0) == []
+    assert Scheduler(1).zygote_lost(PLAIN, "twice reported", 0.0) == []
 
 
 def test_losing_one_zygote_leaves_the_others_alone() -> None:
@@ -515,7 +515,7 @@ def test_a_failed_fork_makes_do_with_the_workers_there_are() -> None:
     simulated.forked(1)
     simulated.fork_fails(2)
     simulated.fork_fails(3)
-    assert simulated.plan.limit == 1
+    assert simulated.scheduler.limit == 1
     simulated.now += 1
     tickets = [simulated.request(key)[0] for key in "abc"]
     for key in "abc":

@@ -155,8 +155,8 @@ def test_a_client_that_leaves_takes_its_queued_jobs_but_not_the_running_one() ->
     queued, _ = simulated.request("queued", client=1)
     other, _ = simulated.request("other", client=2)
     simulated.leave(1)
-    assert simulated.plan.in_flight("queued") is None
-    assert simulated.plan.in_flight("running") is not None
+    assert simulated.scheduler.in_flight("queued") is None
+    assert simulated.scheduler.in_flight("running") is not None
     assert assigned(simulated.finish("running")) == ["other"]
     simulated.finish("other")
     assert simulated.answers[running] == simulated.answers[queued] == []
@@ -197,7 +197,7 @@ def test_a_job_that_nobody_wants_any_more_is_not_tried_again_after_a_crash() -> 
     simulated.request("a", client=1)
     simulated.leave(1)
     assert simulated.crash("a") == []
-    assert simulated.plan.in_flight("a") is None
+    assert simulated.scheduler.in_flight("a") is None
 
 
 def test_a_zygote_is_not_restarted_for_a_job_that_nobody_wants_any_more() -> None:
@@ -205,7 +205,7 @@ def test_a_zygote_is_not_restarted_for_a_job_that_nobody_wants_any_more() -> Non
     simulated.request("a", client=1)
     simulated.leave(1)
     assert simulated.lose_zygote() == []
-    assert simulated.plan.in_flight("a") is None
+    assert simulated.scheduler.in_flight("a") is None
 
 
 # Idle
@@ -213,13 +213,13 @@ def test_a_zygote_is_not_restarted_for_a_job_that_nobody_wants_any_more() -> Non
 
 def test_idle_workers_leave_after_the_idle_timeout_and_then_nothing_is_due() -> None:
     simulated = service(limit=2)
-    assert simulated.plan.next_deadline() == simulated.now + IDLE_TIMEOUT
+    assert simulated.scheduler.next_deadline() == simulated.now + IDLE_TIMEOUT
     assert simulated.pass_time(IDLE_TIMEOUT - 1) == []
     assert simulated.pass_time(1) == [Retire(1), Retire(2)]
-    assert simulated.plan.next_deadline() is None
+    assert simulated.scheduler.next_deadline() is None
     for number in (1, 2):
         assert simulated.die(number, status=0) == []
-    assert simulated.plan.next_deadline() is None, "no workers, no wakeups"
+    assert simulated.scheduler.next_deadline() is None, "no workers, no wakeups"
 
 
 def test_a_worker_that_worked_meanwhile_stays_its_full_idle_time() -> None:
@@ -234,9 +234,9 @@ def test_a_worker_that_worked_meanwhile_stays_its_full_idle_time() -> None:
 
 def test_a_plan_without_workers_wakes_nobody() -> None:
     simulated = SimulatedService()
-    assert simulated.plan.next_deadline() is None
+    assert simulated.scheduler.next_deadline() is None
     simulated.announce()
-    assert simulated.plan.next_deadline() is None
+    assert simulated.scheduler.next_deadline() is None
 
 
 def test_only_as_many_workers_come_back_after_an_idle_time_as_there_are_jobs() -> None:
@@ -264,10 +264,10 @@ def test_a_job_that_was_moved_up_still_needs_only_one_worker() -> None:
 def test_news_of_workers_that_are_gone_changes_nothing() -> None:
     simulated = service(limit=1)
     ticket, _ = simulated.request("a")
-    assert simulated.plan.finished(99, "entry", simulated.now) == []
-    assert simulated.plan.worker_gone(99, 0, "", "", simulated.now) == []
+    assert simulated.scheduler.finished(99, "entry", simulated.now) == []
+    assert simulated.scheduler.worker_gone(99, 0, "", "", simulated.now) == []
     simulated.finish("a")
-    assert simulated.plan.finished(1, "entry again", simulated.now) == []
+    assert simulated.scheduler.finished(1, "entry again", simulated.now) == []
     assert simulated.answer(ticket) == "entry"
 
 

@@ -1,6 +1,7 @@
 """How programs come by all of this without asking.
 
-    process                enable() and disable(): both adapters in one process; run, startup: how a program gets there
+    process, options       enable() and disable(): both adapters in one process, and what it is to have of them
+    run, startup           how a program gets there
     triton, inductor       programs that launch `@triton.jit` kernels; torch.compile
     fallback               what is left to the program's own process, counted and said once
     bundle_use             what the processes of a run took from its bundle, summed up

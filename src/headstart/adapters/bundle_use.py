@@ -76,9 +76,12 @@ def sentence(bundle: str | os.PathLike[str], use: BundleUse) -> str:
     """For people: many carry a bundle along that is never read, and do not know."""
     name = os.path.basename(bundle)
     asked = use.kernels + use.compiled + use.cached
-    if not asked:
+    graphs = use.graphs + use.made_graphs
+    if not asked and not graphs:
         return f"{name} was not used: no kernel was asked for that is not in Triton's own cache"
-    said = f"{use.kernels} of {asked} kernels from {name}, {use.compiled} compiled"
+    parts = [f"{use.kernels} of {asked} kernels"] if asked else []
+    parts += [f"{use.graphs} of {graphs} graphs"] if graphs else []
+    said = f"{' and '.join(parts)} from {name}, {use.compiled} compiled"
     if use.cached:
         said += f", {use.cached} from headstart's cache"
     return f"{said}; about {use.saved_s:.0f} s of compiling saved" if use.saved_s >= 1.0 else said

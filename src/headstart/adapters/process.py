@@ -17,14 +17,14 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from headstart.adapters.journal import exists_for
+from headstart.adapters.options import EnableOptions, StrPath, check_outputs
 from headstart.errors import HeadstartError, ServiceError
-from headstart.system.files import BUNDLE, MANIFEST, check_replaceable
 from headstart.system.imports import when_imported
 from headstart.system.variables import Mode, misspelt, mode, required
 
@@ -44,47 +44,6 @@ _log = logging.getLogger("headstart")
 _lock = threading.Lock()
 _current: Enabled | None = None
 _said: set[str] = set()
-
-StrPath = str | os.PathLike[str]
-
-
-def _log_use(compilers: Sequence[AsyncCompile]) -> None:
-    if compilers:
-        from headstart.adapters.bundle_use import use_of
-
-        _log.info("of the bundle: %s", use_of(compilers))
-
-
-class EnableOptions(NamedTuple):
-    """What was asked for. `enable` says what those mean that it takes.
-
-    Attributes:
-        program: as `headstart.adapters.recording` names it.
-        kept_days: as `headstart.adapters.recording.Recorder` takes it.
-        trusted: whether the manifest was recorded by this user's own programs.
-        target: of a dry run; None: this is none.
-        replays: whether the manifest is compiled ahead, and not only asked for what autotuners chose.
-        torch_when_used: whether torch.compile's processes wait until the program uses it, or the manifest says that it
-            will; else they start at once.
-        report: told at the end what became of the replay.
-        tell_use: given at the end, if there is a bundle, those that may have used it.
-    """
-
-    manifest: StrPath | None = None
-    bundle: StrPath | None = None
-    record: StrPath | None = None
-    reuse_tuning: bool = False
-    workers: int | None = None
-    cache_dir: StrPath | None = None
-    program: str = ""
-    kept_days: int | None = None
-    trusted: bool = False
-    target: str | None = None
-    trust_bundle: bool = False
-    replays: bool = True
-    torch_when_used: bool = False
-    report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")
-    tell_use: Callable[[Sequence[AsyncCompile]], None] = _log_use
 
 
 def enable(
@@ -123,18 +82,6 @@ def enable(
             _said.add(sentence)
             _log.warning("%s", sentence)
     begin(EnableOptions(manifest, bundle, record, reuse_tuning, workers, cache_dir, trust_bundle=trust_bundle))
-
-
-def check_outputs(bundle: StrPath | None, record: StrPath | None) -> None:
-    """Find out before the work is done whether its results may be written there.
-
-    Raises:
-        UsageError: one of them is a file that headstart did not write in this form.
-    """
-    if bundle is not None:
-        check_replaceable(bundle, BUNDLE)
-    if record is not None:
-        check_replaceable(record, MANIFEST)
 
 
 def disable() -> None:

@@ -99,7 +99,8 @@ def start(text: str) -> None:
 
 
 def _carry_out(orders: RunConfig) -> None:
-    from headstart.adapters.process import EnableOptions, begin
+    from headstart.adapters.options import EnableOptions
+    from headstart.adapters.process import begin
 
     is_main = os.getpid() == orders.pid
     choices = EnableOptions(

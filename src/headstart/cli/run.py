@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from headstart.adapters.process import check_outputs
+from headstart.adapters.options import check_outputs
 from headstart.adapters.recording import module_program, record_path, script_program
 from headstart.adapters.run import RunConfig, become, environment, find_module
 from headstart.cli import Failure, OutputFile, say_misspelt

@@ -5,7 +5,7 @@
     connection             the socket and its thread; asked, prepared: what is sent; watch, service_death: its end
     launch, sharing        how a service is started, and where a shared one is found; control: what it can be told
     bundler, vouching      reading and writing bundles; what of them is trusted, and signed
-    timeline               what became of the requests
+    bundled, timeline      what they hold as answers; what became of the requests
 
 It imports neither `service` nor `worker`.
 """

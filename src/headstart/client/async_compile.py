@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.artifacts import known_failure
-from headstart.artifacts.bundle import Bundle, BundleItem
 from headstart.artifacts.entry import Entry
 from headstart.client import timeline
+from headstart.client.bundled import BundledKernels
 from headstart.client.bundler import BundleUse, TritonBundler
 from headstart.client.client import Client
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
-from headstart.client.kernels import Answered, CompiledTritonKernels, KernelFuture, failed_for_the_machine, live
+from headstart.client.kernels import CompiledTritonKernels, KernelFuture, failed_for_the_machine, live
 from headstart.client.policy import Policy
 from headstart.client.timeline import Span, Statistics, TimelineEntry
 from headstart.errors import (
@@ -37,7 +35,6 @@ from headstart.errors import (
     OutOfResources,
 )
 from headstart.model.captured import CapturedSource
-from headstart.model.environment import bypass_reason
 from headstart.model.request import CompileRequest, to_target
 from headstart.model.target import Target
 from headstart.system.forks import renew_in_forks
@@ -45,11 +42,6 @@ from headstart.system.forks import renew_in_forks
 if TYPE_CHECKING:
     from headstart import wire
     from headstart.client.asked import Kickoff
-
-
-_FOR_REQUESTS = ("kernel", known_failure.KIND)  # entries that answer a request
-
-_log = logging.getLogger("headstart")
 
 
 class AsyncCompile:
@@ -107,9 +99,18 @@ class AsyncCompile:
         self.used_early: set[str] = set()  # digests of what was asked for, and was there for the background's sake
         self.kernels = CompiledTritonKernels()
         renew_in_forks(self)
-        # Others may have a bundle full of what is not for this one: then nobody can tell.
-        is_useful = client.bundler.offer_to(self._emit) > 0 or (policy is not None and client.bundler.holds_any())
-        self.starts_service = not is_useful
+        self._bundled = BundledKernels(
+            client,
+            self._policy,
+            self.kernels,
+            self._compile_again,
+            self._asked.append,
+            self._note_saved,
+            is_alone=self._owns_client,
+        )
+        # Who has a policy may share a bundle full of what is not for it: then nobody can tell.
+        offer = self._bundled.emit if policy is None else self._bundled.promise
+        self.starts_service = client.bundler.offer_to(offer) == 0
         if start:
             self.start()
 
@@ -212,6 +213,7 @@ class AsyncCompile:
                 self._unvouched.discard(digest)
             else:
                 self._unvouched.add(digest)
+            self._bundled.keep_promises()
             future = self.kernels.request_emitted(digest, request, vouched) if use_store else None
             if future is not None:
                 self.use.kernels += 1
@@ -359,44 +361,11 @@ class AsyncCompile:
 
         return CompiledKernel(self.client.entry(kickoff, result), rebuild, result.log)
 
-    # Bundles
+    def _compile_again(self, request: CompileRequest, vouched: bool) -> Entry:
+        return self.client.compile_again(request, self._policy, self._on_answer, vouched)
 
-    def _emit(self, bundle: Bundle) -> int:
-        if bypass_reason(self._policy.environment()) is not None or not self.client.uses_store:
-            return 0
-        toolchain = self.client.toolchain_digest(self._policy, bundle)
-        answers = [item for item in bundle if item.kind in _FOR_REQUESTS]
-        usable = [item for item in answers if item.toolchain == toolchain]
-        for item in usable:
-            self.kernels.emit(item.request_digest, functools.partial(self._bundled, bundle, item))
-        if usable:
-            self.client.is_useful()
-        if self._owns_client and len(usable) < len(answers):
-            _log.warning(
-                "%s: %d of %d kernels were made by another Triton or Python and are not used",
-                bundle.path,
-                len(answers) - len(usable),
-                len(answers),
-            )
-        return len(usable)
-
-    def _bundled(self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool) -> KernelFuture:
-        def rebuild(error: DamagedError) -> Entry:
-            _log.warning("%s is compiled again: %s", request.name, error)
-            return self.client.compile_again(request, self._policy, self._on_answer, vouched)
-
-        def finish(_: object) -> CompiledKernel:
-            try:
-                entry = bundle.entry(item.key)
-                self.use.saved_s += entry.header.compile_wall_s
-                if item.kind == known_failure.KIND:
-                    raise known_failure.unpack(entry, request)
-            except DamagedError as error:
-                entry = rebuild(error)
-            return CompiledKernel(entry, rebuild)
-
-        self._asked.append(TimelineEntry(request.name, time.monotonic(), None))
-        return LambdaFuture(request.name, Answered(), finish)
+    def _note_saved(self, seconds: float) -> None:
+        self.use.saved_s += seconds
 
     def after_fork(self) -> None:
         """See `renew_in_forks`."""

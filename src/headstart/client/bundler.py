@@ -45,12 +45,16 @@ class BundleUse(msgspec.Struct):
         compiled: how many were compiled all the same.
         cached: how many came from headstart's cache instead.
         saved_s: seconds that `kernels` took to compile, as far as they have been looked at.
+        graphs: of torch.compile that were asked for and not made.
+        made_graphs: how many were made all the same, or came from torch's own cache.
     """
 
     kernels: int = 0
     compiled: int = 0
     cached: int = 0
     saved_s: float = 0.0
+    graphs: int = 0
+    made_graphs: int = 0
 
     def __add__(self, other: BundleUse) -> BundleUse:
         mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
@@ -84,6 +88,10 @@ class TritonBundler:
         """Whether there is anything in the bundles that were read."""
         return any(len(source.bundle) for source in self._sources.values())
 
+    def holds(self, kind: str) -> bool:
+        """Whether there is an entry of this kind in the bundles that were read."""
+        return any(item.kind == kind for source in self._sources.values() for item in source.bundle)
+
     def triton_version(self) -> str:
         """That made the bundles that were read, by the first kernel that says it; empty if none can be read."""
         for bundle in [source.bundle for source in self._sources.values()]:
@@ -103,6 +111,12 @@ class TritonBundler:
         with self._lock:
             if self._noted is not None:
                 self._noted[key] = open_entry
+
+    @property
+    def is_noting(self) -> bool:
+        """Whether what is `put` is kept."""
+        with self._lock:
+            return self._noted is not None
 
     @property
     def noted(self) -> int:

@@ -4,7 +4,8 @@
     requests               from what a client asks to what it is told; lookup before a compile, results after it
     engine                 events in, actions out; history: the latest of both; errands: what may take long
     scheduler              decides which worker does what; backlog: jobs and who waits for them; workforce: workers and
-                           what each is doing; blame: whose fault a death was; with queue, claims, capacity; no I/O
+                           what each is doing; dispatch: who gets whom; limits: of time and memory; blame: whose fault a
+                           death was; with queue, claims, capacity; no I/O
     executor               what runs compiles, as a protocol; process_pool: zygotes and workers, on this host
     describers             the processes that have torch
     loop, runtime          the selector; the folder that lives as long as a service

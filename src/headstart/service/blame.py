@@ -8,7 +8,7 @@ from headstart.wire import Failure
 
 
 def failure_of_death(worker: PooledWorker, status: int, stage: str, last_words: str) -> Failure:
-    """Why a job has no result; arguments as for `Plan.worker_gone`."""
+    """Why a job has no result; arguments as for `Scheduler.worker_gone`."""
     if worker.timed_out is not None:
         return Failure(
             "timeout",

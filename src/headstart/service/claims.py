@@ -1,4 +1,4 @@
-"""Who is at which suffix, and who waits for that. Part of the plan, and as pure; `cutoff.py` says what a suffix is."""
+"""Who is at which suffix (see `cutoff.py`), and who waits for that. Part of the scheduler, and as pure."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """One way in for events, one way out for actions.
 
     clients, user ─┐
-                   ├─ happened(event) ─▶ queue ─▶ Plan.handle ─▶ actions ─▶ executor, answers to clients
-    executor ──────┘         ▲                                      │
-                             └────── events that they lead to ◀─────┘
+                   ├─ happened(event) ─▶ queue ─▶ Scheduler.handle ─▶ actions ─▶ executor, answers to clients
+    executor ──────┘         ▲                                           │
+                             └──────── events that they lead to ◀────────┘
 
 An event that carrying an action out leads to (a fork that fails at once) waits until the actions of the one before have
-all been carried out, in order: so the plan is never told of something in the middle of what it has decided.
+all been carried out, in order: so the scheduler is never told of something in the middle of what it has decided.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from collections.abc import Callable
 from headstart.service import events
 from headstart.service.actions import Action
 from headstart.service.history import History
-from headstart.service.scheduler import Plan
+from headstart.service.scheduler import Scheduler
 
 
 class Engine:
-    """Feeds the plan, and has what comes back carried out.
+    """Feeds the scheduler, and has what comes back carried out.
 
     Args:
-        plan: decides.
-        carry_out: does one thing that the plan says.
+        scheduler: decides.
+        carry_out: does one thing that the scheduler says.
 
     Attributes:
         history: the latest events, and what was done about each.
     """
 
-    def __init__(self, plan: Plan, carry_out: Callable[[Action], None]) -> None:
-        self._plan = plan
+    def __init__(self, scheduler: Scheduler, carry_out: Callable[[Action], None]) -> None:
+        self._scheduler = scheduler
         self._carry_out = carry_out
         self._waiting: deque[events.Event] = deque()
         self._is_busy = False
@@ -48,7 +48,7 @@ class Engine:
         try:
             while self._waiting:
                 event = self._waiting.popleft()
-                actions = self._plan.handle(event)
+                actions = self._scheduler.handle(event)
                 self.history.note(time.monotonic(), event, actions)
                 for action in actions:
                     self._carry_out(action)

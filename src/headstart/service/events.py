@@ -1,7 +1,7 @@
-"""What happens: the one way into the plan. Times (`now`) are monotonic seconds; `worker` is a worker's number.
+"""What happens: the one way into the scheduler. Times (`now`) are monotonic seconds; `worker` is a worker's number.
 
-Clients and the user make the first half, the executor the second. Each class has the arguments of the method of `Plan`
-that it leads to, where they are described.
+Clients and the user make the first half, the executor the second. Each class has the arguments of the method of
+`Scheduler` that it leads to, where they are described.
 """
 
 from __future__ import annotations

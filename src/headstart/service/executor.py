@@ -1,6 +1,7 @@
 """What runs compiles: a cut point. `process_pool.ProcessPool` does it here, with zygotes and workers.
 
-An executor is told by actions and answers by events (`actions.py`, `events.py`); it decides nothing and knows no plan.
+An executor is told by actions and answers by events (`actions.py`, `events.py`); it decides nothing, and knows no
+scheduler.
 `tests/test_executor.py` holds the contract, and a fake that compiles nothing.
 """
 
@@ -35,7 +36,7 @@ class Executor(Protocol):
         """Seconds until `look_around` is to be called at the latest; None: nothing is due."""
 
     def carry_out(self, action: ForExecutor) -> None:
-        """Do what the plan says; never raises. `Assign`'s payload has a `message()` for the worker."""
+        """Do what the scheduler says; never raises. `Assign`'s payload has a `message()` for the worker."""
 
     def memory(self) -> list[int]:
         """Bytes that each worker uses."""

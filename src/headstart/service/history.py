@@ -27,7 +27,7 @@ class History:
         self._lines: deque[Happened] = deque(maxlen=kept)
 
     def note(self, now: float, event: object, actions: Sequence[object]) -> None:
-        """Write down an event, and what the plan said."""
+        """Write down an event, and what the scheduler said."""
         if actions or type(event).__name__ != "Ticked":
             self._lines.append(Happened(now, _text(event), [_text(action) for action in actions]))
 

@@ -16,8 +16,8 @@ from headstart.errors import DamagedError, ServiceError
 from headstart.model import keys
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
+from headstart.service.limits import effective_time_limit
 from headstart.service.queue import Kind, Urgency
-from headstart.service.scheduler import effective_time_limit
 from headstart.service.toolchains import Toolchains
 from headstart.stores import open_store
 from headstart.stores.disk import DiskStore

@@ -87,7 +87,7 @@ class ProcessPool:
         self._strays: set[int] = set()  # process groups that were killed and may hold adopted zombies
 
     def carry_out(self, action: actions.ForExecutor) -> None:
-        """Do what the plan says."""
+        """Do what the scheduler says."""
         match action:
             case actions.StartZygote(kind):
                 self._start_zygote(kind)
@@ -98,7 +98,7 @@ class ProcessPool:
             case actions.Assign(number, job):
                 worker = self.workers[number]
                 worker.started = time.monotonic()
-                payload: Payload = job.payload  # type: ignore[assignment] # the plan passes its payloads through unread
+                payload: Payload = job.payload  # type: ignore[assignment] # the scheduler leaves its payloads unread
                 self._loop.send(worker.channel, payload.message(job.prefix, whole=job.whole))
             case actions.Proceed(number):
                 self._loop.send(self.workers[number].channel, wire.Proceed())

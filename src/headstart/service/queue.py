@@ -5,7 +5,7 @@
             early       ─▶  …                        ┘
             background
 
-Pure, like the plan, whose part it is. A job lies in the line of every client that wants it. It is not searched for
+Pure, like the scheduler, whose part it is. A job lies in the line of every client that wants it. It is not searched for
 there when something about it changes (it was taken, dropped, became more urgent): what a line holds is looked at when
 it reaches the front, and what is no longer true is thrown away.
 """

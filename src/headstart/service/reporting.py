@@ -10,7 +10,7 @@ import msgspec
 
 from headstart import wire
 from headstart.service.queue import Urgency
-from headstart.service.scheduler import Plan
+from headstart.service.scheduler import Scheduler
 from headstart.system import machine
 
 
@@ -38,7 +38,7 @@ class _Worker(Protocol):
 
 
 def report(
-    plan: Plan,
+    scheduler: Scheduler,
     clients: Collection[_Client],
     workers: Mapping[int, Any],
     tally: Tally,
@@ -50,10 +50,10 @@ def report(
 ) -> wire.Report:
     """The state of a service, as of `now`."""
     memory = {number: machine.own_memory(worker.pid) if worker.pid else 0 for number, worker in workers.items()}
-    jobs = plan.jobs()
+    jobs = scheduler.jobs()
     running = [
         wire.RunningReport(
-            name=job.payload.request.name,  # type: ignore[attr-defined] # the plan passes its payloads through unread
+            name=job.payload.request.name,  # type: ignore[attr-defined] # the scheduler leaves its payloads unread
             target=job.payload.request.target,  # type: ignore[attr-defined]
             worker=job.worker,
             started=workers[job.worker].started,
@@ -68,9 +68,9 @@ def report(
         now=now,
         started=started,
         persistent=persistent,
-        quiesced=plan.quiesced,
-        workers=plan.workers,
-        limit=plan.limit,
+        quiesced=scheduler.quiesced,
+        workers=scheduler.workers,
+        limit=scheduler.limit,
         workers_memory=sum(memory.values()),
         queued=[sum(job.worker is None and job.urgency is urgency for job in jobs) for urgency in Urgency],
         **msgspec.structs.asdict(tally),

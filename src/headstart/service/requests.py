@@ -24,7 +24,7 @@ from headstart.service.lookup import Found, Lookup
 from headstart.service.queue import Job, Ticket, Urgency
 from headstart.service.reporting import Tally
 from headstart.service.results import CompilePayload, Results, answer
-from headstart.service.scheduler import Plan
+from headstart.service.scheduler import Scheduler
 from headstart.service.sessions import Session, Sessions
 from headstart.system.confinement import unavailable
 
@@ -38,7 +38,7 @@ class Requests:
     """What the clients of a service have asked for.
 
     Args:
-        plan: knows what is under way.
+        scheduler: knows what is under way.
         happened: is told of events.
         executor: knows since when.
         sessions: those who ask, and are told.
@@ -50,14 +50,14 @@ class Requests:
 
     def __init__(
         self,
-        plan: Plan,
+        scheduler: Scheduler,
         happened: Callable[[events.Event], None],
         executor: Executor,
         sessions: Sessions,
         errands: Errands,
         lookup: Lookup,
     ) -> None:
-        self._plan = plan
+        self._scheduler = scheduler
         self._happened = happened
         self._executor = executor
         self._sessions = sessions
@@ -79,7 +79,7 @@ class Requests:
             return
         use_store = message.use_store and bypass_reason(request.environment) is None
         known = self._lookup.key(message.toolchain, request) if session.toolchains.get(message.toolchain) else None
-        if known is not None and self._plan.in_flight(_job_key(known[1], message, session, use_store)) is not None:
+        if known is not None and self._scheduler.in_flight(_job_key(known[1], message, session, use_store)) is not None:
             kind = self._lookup.kind(message.toolchain, request.environment, not message.vouched)
             self._request(session, message, request, use_store, Found(*known, kind))
             return
@@ -137,7 +137,7 @@ class Requests:
         session.jobs[message.ticket] = job_key
         if message.triton_cache is not None:
             session.wanted[message.ticket] = message.triton_cache.folder
-        running = self._plan.in_flight(job_key)
+        running = self._scheduler.in_flight(job_key)
         self.tally.joined += running is not None
         if running is not None and running.worker is not None:
             started = self._executor.workers[running.worker].started

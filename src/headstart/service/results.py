@@ -15,9 +15,9 @@ from headstart.artifacts.reproduce import write_plan
 from headstart.errors import StoreUnavailable
 from headstart.model.request import CompileRequest
 from headstart.service.intake import NotBelieved, cpu_seconds, entry_parts, failure_of, log_of, shown
+from headstart.service.limits import effective_time_limit
 from headstart.service.lookup import Lookup
 from headstart.service.queue import Job
-from headstart.service.scheduler import effective_time_limit
 from headstart.stores.failures import REMEMBERED_KINDS, Failures, RememberedFailure
 
 _PRUNE_SHARE = 0.05  # of the store's limit: how much is published between looks at its size

@@ -25,31 +25,24 @@ the loss of the zygote; after `StartZygote`, `ZygoteReady`, `ZygoteUnable` or `Z
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from headstart.service import events
-from headstart.service.actions import (
-    Action,
-    Assign,
-    Kill,
-    MoveOn,
-    Proceed,
-    StandAside,
-)
+from headstart.service.actions import Action, Kill, MoveOn, Proceed, StandAside
 from headstart.service.backlog import Backlog
 from headstart.service.blame import failure_of_death
+from headstart.service.dispatch import EXCLUSIVE_TIMEOUT, Dispatcher
+from headstart.service.limits import allow, deadlines, memory_limits
 from headstart.service.queue import Job, Kind, Ticket, Urgency
 from headstart.service.workforce import MAX_ZYGOTES, PooledWorker, WorkerState, Workforce
 from headstart.wire import Failure
 
 MAX_ATTEMPTS = 2  # a kernel that killed its worker twice, or ran out of time twice, is not tried again
-BACKGROUND_TIME_LIMIT = 300.0  # seconds for what nobody waits for, unless the client sets its own limit
-EXCLUSIVE_TIMEOUT = 10.0  # seconds for which others wait for a second attempt to begin, and again while it runs
 MAX_ZYGOTE_LOSSES = 3  # in a row, with nothing compiled between
 IDLE_TIMEOUT = 60.0  # seconds until an idle worker leaves
 
 
-class Plan:
+class Scheduler:
     """The queue of one service.
 
     Args:
@@ -60,14 +53,19 @@ class Plan:
 
     def __init__(self, limit: int, *, idle_timeout: float = IDLE_TIMEOUT, most_zygotes: int = MAX_ZYGOTES) -> None:
         self.idle_timeout = idle_timeout
-        self.quiesced = False
         self._backlog = Backlog()
         self._workforce = Workforce(limit, most_zygotes, self._backlog.kinds)
+        self._dispatcher = Dispatcher(self._backlog, self._workforce)
 
     @property
     def limit(self) -> int:
         """How many workers there may be now."""
         return self._workforce.limit
+
+    @property
+    def quiesced(self) -> bool:
+        """Whether it starts no compile and keeps no worker."""
+        return self._dispatcher.quiesced
 
     def handle(self, event: events.Event) -> list[Action]:
         """What is to be done about an event. The methods below say what each means."""
@@ -113,17 +111,14 @@ class Plan:
                 key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket]
             )
             self._backlog.queue.put(job)
-            return self._schedule(now)
+            return self._dispatcher.schedule(now)
         newcomer = all(other.client != ticket.client for other in job.tickets)
         job.tickets.append(ticket)
-        if time_limit is None or (job.time_limit is not None and job.time_limit < time_limit):
-            job.time_limit = time_limit
-        if memory_limit is None or (job.memory_limit is not None and job.memory_limit < memory_limit):
-            job.memory_limit = memory_limit
+        allow(job, time_limit, memory_limit)
         if job.waiting and newcomer:
             self._backlog.queue.join(job, ticket.client)
         self._backlog.raise_to(job, urgency)
-        return self._schedule(now)
+        return self._dispatcher.schedule(now)
 
     def in_flight(self, key: str) -> Job | None:
         """The queued or running job of `key`."""
@@ -143,7 +138,7 @@ class Plan:
         job = self._backlog.jobs.get(key)
         if job is not None:
             self._backlog.raise_to(job, Urgency.AWAITED)
-        return self._schedule(now)
+        return self._dispatcher.schedule(now)
 
     def client_left(self, client: int, now: float) -> list[Action]:
         """Forget a client's tickets. What nobody else wants is dropped, unless it has begun."""
@@ -153,13 +148,13 @@ class Plan:
             job.tickets = [ticket for ticket in job.tickets if ticket.client != client]
             if not job.tickets and job.worker is None:
                 self._backlog.forget(job)
-        return [*self._schedule(now), *self._workforce.end_unused_zygotes()]
+        return [*self._dispatcher.schedule(now), *self._workforce.end_unused_zygotes()]
 
     # What the user says
 
     def quiesce(self, *, kill: bool) -> list[Action]:
         """Start nothing, and let workers leave as they finish; with `kill`, running jobs are queued again at once."""
-        self.quiesced = True
+        self._dispatcher.quiesced = True
         actions: list[Action] = []
         for worker in self._workforce.workers.values():
             if worker.state is WorkerState.IDLE:
@@ -171,23 +166,19 @@ class Plan:
 
     def resume(self, now: float) -> list[Action]:
         """Go on with what is queued."""
-        self.quiesced = False
-        return self._schedule(now)
+        self._dispatcher.quiesced = False
+        return self._dispatcher.schedule(now)
 
     def resize(self, limit: int, now: float) -> list[Action]:
         """There may be more workers, or fewer: then idle ones leave, and busy ones when they are done."""
         self._workforce.limit = limit
         idle = [worker for worker in self._workforce.workers.values() if worker.state is WorkerState.IDLE]
         leaving = [self._workforce.retire(worker) for worker in idle[: max(0, self._workforce.surplus())]]
-        return [*leaving, *self._schedule(now)]
+        return [*leaving, *self._dispatcher.schedule(now)]
 
     def memory_limits(self) -> dict[int, int]:
         """Which workers' memory is to be watched, and the most that each may use, bytes."""
-        return {
-            worker.number: worker.job.memory_limit
-            for worker in self._workforce.workers.values()
-            if worker.state is WorkerState.BUSY and worker.job is not None and worker.job.memory_limit is not None
-        }
+        return memory_limits(self._workforce)
 
     def over_memory(self, worker: int, evidence: str) -> list[Action]:
         """A worker uses more memory than its job may; `evidence` says what uses how much."""
@@ -213,12 +204,12 @@ class Plan:
         self._workforce.zygotes[kind].ready = True
         free = 0 if self.quiesced else self._workforce.free()
         forks = [self._workforce.fork(kind) for _ in range(free)]
-        return [*forks, *self._schedule(now)]
+        return [*forks, *self._dispatcher.schedule(now)]
 
     def zygote_unable(self, kind: Kind, why: str, now: float) -> list[Action]:
         """Nothing of this kind can be compiled; its clients are told why, and may try again later."""
         self._workforce.zygotes.pop(kind, None)
-        return [*self._backlog.give_up(kind, why), *self._schedule(now)]
+        return [*self._backlog.give_up(kind, why), *self._dispatcher.schedule(now)]
 
     def zygote_lost(self, kind: Kind, why: str, now: float) -> list[Action]:
         """A zygote died, and its workers with it."""
@@ -236,7 +227,7 @@ class Plan:
         elif self._backlog.queue.waiting(kind):
             actions = self._workforce.start_zygote(kind)
             self._workforce.zygotes[kind].losses = zygote.losses
-        return [*actions, *self._schedule(now)]
+        return [*actions, *self._dispatcher.schedule(now)]
 
     def worker_forked(self, worker: int, now: float) -> list[Action]:
         """A worker waits for its first job."""
@@ -244,7 +235,7 @@ class Plan:
         if found is None:  # its zygote was ended meanwhile
             return []
         self._workforce.crowded = False
-        return [*self._rest(found, now), *self._schedule(now)]
+        return [*self._dispatcher.rest(found, now), *self._dispatcher.schedule(now)]
 
     def fork_failed(self, worker: int, why: str, now: float) -> list[Action]:
         """The machine gives no more processes: make do with the workers there are, or give up."""
@@ -254,8 +245,9 @@ class Plan:
         self._workforce.crowded = True
         if self._workforce.workers:
             self._workforce.limit = len(self._workforce.workers)
-            return self._schedule(now)
-        return [*self._backlog.give_up(found.kind, f"no worker could be started: {why}"), *self._schedule(now)]
+            return self._dispatcher.schedule(now)
+        given_up = self._backlog.give_up(found.kind, f"no worker could be started: {why}")
+        return [*given_up, *self._dispatcher.schedule(now)]
 
     def finished(self, worker: int, outcome: object, now: float) -> list[Action]:
         """A worker is done with its job, one way or the other."""
@@ -267,15 +259,15 @@ class Plan:
         if isinstance(outcome, Failure) and outcome.kind == "space":
             if worker.kind.confined:  # which is not believed: nobody else moves for it
                 outcome.kind = "service"
-                rest = self._rest(worker, now) if worker.state is WorkerState.BUSY else []
-                return [self._backlog.deliver(job, outcome), *rest, *self._schedule(now)]
+                rest = self._dispatcher.rest(worker, now) if worker.state is WorkerState.BUSY else []
+                return [self._backlog.deliver(job, outcome), *rest, *self._dispatcher.schedule(now)]
             return self._after_lack_of_space(worker, job, outcome, now)
-        rest = self._rest(worker, now) if worker.state is WorkerState.BUSY else []
+        rest = self._dispatcher.rest(worker, now) if worker.state is WorkerState.BUSY else []
         self._workforce.zygotes[worker.kind].losses = 0
         if isinstance(outcome, Failure) and outcome.kind == "crash":
             # A tool died under a worker that lives: that is no more the kernel's fault than a worker's death.
-            return [*rest, *self._after_crash(job, outcome, now), *self._schedule(now)]
-        return [self._backlog.deliver(job, outcome), *rest, *self._schedule(now)]
+            return [*rest, *self._after_crash(job, outcome, now), *self._dispatcher.schedule(now)]
+        return [self._backlog.deliver(job, outcome), *rest, *self._dispatcher.schedule(now)]
 
     def _after_lack_of_space(self, worker: PooledWorker, job: Job, failure: Failure, now: float) -> list[Action]:
         """A job is to be tried once more, elsewhere. It says nothing about the kernel."""
@@ -286,10 +278,10 @@ class Plan:
                 leave.append(self._workforce.retire(each))
         if job.moved:
             failure.kind = "service"
-            return [*leave, self._backlog.deliver(job, failure), *self._schedule(now)]
+            return [*leave, self._backlog.deliver(job, failure), *self._dispatcher.schedule(now)]
         job.moved = True
         self._backlog.try_again(job)
-        return [*leave, *self._schedule(now)]
+        return [*leave, *self._dispatcher.schedule(now)]
 
     def _after_crash(self, job: Job, failure: Failure, now: float) -> list[Action]:
         """A job is to be tried once more, by itself, or else fails."""
@@ -321,12 +313,12 @@ class Plan:
         job = found.job
         found.job = job.worker = None
         job.prefix = prefix
-        rest = self._rest(found, now) if found.state is WorkerState.BUSY else []
+        rest = self._dispatcher.rest(found, now) if found.state is WorkerState.BUSY else []
         if job.tickets and self._backlog.claims.stand_aside(suffix, job):
             self._backlog.raise_to(job, job.urgency)  # the job that it waits for is as urgent from now on
         else:
             self._backlog.requeue(job)
-        return [*rest, *self._schedule(now)]
+        return [*rest, *self._dispatcher.schedule(now)]
 
     def worker_gone(self, worker: int, status: int, stage: str, last_words: str, now: float) -> list[Action]:
         """A worker is gone.
@@ -344,7 +336,7 @@ class Plan:
         answer: list[Action] = []
         if found.job is not None:
             answer = self._after_death(found, found.job, status, stage, last_words, now)
-        return [*answer, *self._schedule(now), *self._workforce.end_unused_zygotes()]
+        return [*answer, *self._dispatcher.schedule(now), *self._workforce.end_unused_zygotes()]
 
     def _after_death(
         self, worker: PooledWorker, job: Job, status: int, stage: str, last_words: str, now: float
@@ -358,14 +350,14 @@ class Plan:
 
     def next_deadline(self) -> float | None:
         """When `tick` should be called; None: nothing is due."""
-        deadlines = [deadline for _, deadline in self._deadlines()]
-        deadlines += [job.exclusive_until for job in self._backlog.exclusive if job.exclusive_until is not None]
-        return min(deadlines, default=None)
+        due = [deadline for _, deadline in deadlines(self._workforce, self.idle_timeout)]
+        due += [job.exclusive_until for job in self._backlog.exclusive if job.exclusive_until is not None]
+        return min(due, default=None)
 
     def tick(self, now: float) -> list[Action]:
         """Act on whatever is due by `now`."""
         actions: list[Action] = []
-        for worker, deadline in list(self._deadlines()):
+        for worker, deadline in list(deadlines(self._workforce, self.idle_timeout)):
             if deadline > now:
                 continue
             if worker.state is WorkerState.BUSY:
@@ -379,78 +371,8 @@ class Plan:
         }
         if over:
             self._backlog.exclusive -= over
-            actions += self._schedule(now)
+            actions += self._dispatcher.schedule(now)
         return actions
-
-    def _deadlines(self) -> Iterable[tuple[PooledWorker, float]]:
-        for worker in self._workforce.workers.values():
-            if worker.state is WorkerState.BUSY and worker.job is not None:
-                limit = effective_time_limit(worker.job.time_limit, worker.job.urgency)
-                if limit is not None:
-                    yield worker, worker.since + limit
-            elif worker.state is WorkerState.IDLE:
-                yield worker, worker.since + self.idle_timeout
-
-    # Deciding
-
-    def _schedule(self, now: float) -> list[Action]:
-        actions: list[Action] = []
-        blocked: set[Kind] = set()
-        while not self.quiesced and (job := self._backlog.queue.first(blocked)) is not None:
-            if self._must_wait(job):
-                break
-            worker = self._workforce.idle(job.kind)
-            if worker is None:
-                blocked.add(job.kind)
-                actions += self._make_room(job.kind)
-                if job in self._backlog.exclusive:
-                    break
-                continue
-            self._backlog.queue.take(job)
-            worker.state, worker.since = WorkerState.BUSY, now
-            worker.job, job.worker = job, worker.number
-            if job in self._backlog.exclusive:
-                job.exclusive_until = now + EXCLUSIVE_TIMEOUT
-            actions.append(Assign(worker.number, job))
-        return actions
-
-    def _must_wait(self, job: Job) -> bool:
-        running = [worker.job for worker in self._workforce.workers.values() if worker.job is not None]
-        if job in self._backlog.exclusive:
-            return bool(running)
-        return any(other in self._backlog.exclusive for other in running)
-
-    def _make_room(self, kind: Kind) -> list[Action]:
-        zygote = self._workforce.zygotes.get(kind)
-        if zygote is None:
-            return self._workforce.start_zygote(kind)
-        if not zygote.ready:
-            return []
-        coming = sum(w.state is WorkerState.FORKING and w.kind == kind for w in self._workforce.workers.values())
-        wanted = max(0, self._backlog.queue.waiting(kind) - coming)
-        actions: list[Action] = [self._workforce.fork(kind) for _ in range(min(wanted, self._workforce.free()))]
-        leaving = any(w.state is WorkerState.LEAVING for w in self._workforce.workers.values())
-        if wanted and not actions and not leaving:
-            # All places are taken; an idle worker, which must be of another kind, gives up its own.
-            idle = next((w for w in self._workforce.workers.values() if w.state is WorkerState.IDLE), None)
-            if idle is not None:
-                actions.append(self._workforce.retire(idle))
-        return actions
-
-    def _rest(self, worker: PooledWorker, now: float) -> list[Action]:
-        """A worker has nothing to do: it waits for more, or leaves if there is to be none.
-
-        A confined one that has had its job is not asked to leave, which it need not do.
-        """
-        if worker.kind.confined and worker.state is WorkerState.BUSY:
-            worker.state, worker.done = WorkerState.LEAVING, True
-            return [Kill(worker.number)]
-        worker.state, worker.since = WorkerState.IDLE, now
-        return (
-            [self._workforce.retire(worker)]
-            if self.quiesced or worker.outmoded or self._workforce.surplus() > 0
-            else []
-        )
 
 
 _METHODS: dict[type[events.Event], str] = {
@@ -474,8 +396,3 @@ _METHODS: dict[type[events.Event], str] = {
     events.OverMemory: "over_memory",
     events.Stalled: "stalled",
 }
-
-
-def effective_time_limit(wanted: float | None, urgency: Urgency) -> float | None:
-    """Seconds that a compile may take; None: as long as it likes."""
-    return BACKGROUND_TIME_LIMIT if wanted is None and urgency is Urgency.BACKGROUND else wanted

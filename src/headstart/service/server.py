@@ -1,8 +1,8 @@
 """The process that owns the queue and the other processes, and answers clients.
 
     client ── Submit ──▶ Server ── Lookup: is it in the store? ──▶ Result
-                           └─ Requested ─▶ Engine ─▶ Plan ─▶ actions ─▶ ProcessPool: zygotes fork, workers compile
-    worker ── Finished ─▶ ProcessPool ─▶ Engine ─▶ Plan ─▶ Deliver ─▶ Results ─▶ Result to everyone who asked
+                           └─ Requested ─▶ Engine ─▶ Scheduler ─▶ actions ─▶ ProcessPool: zygotes fork, workers compile
+    worker ── Finished ─▶ ProcessPool ─▶ Engine ─▶ Scheduler ─▶ Deliver ─▶ Results ─▶ Result to everyone who asked
 
 One thread and one selector, and a second thread for what may take long (`errands.py`). The server turns what clients
 say into events and answers them; it decides nothing itself. It ends when its last client is gone (EOF or pidfd), unless
@@ -39,7 +39,7 @@ from headstart.service.process_pool import ProcessPool
 from headstart.service.reporting import report
 from headstart.service.requests import Requests
 from headstart.service.runtime import Workplace
-from headstart.service.scheduler import IDLE_TIMEOUT, Plan
+from headstart.service.scheduler import IDLE_TIMEOUT, Scheduler
 from headstart.service.sessions import Session, Sessions
 from headstart.system import machine
 from headstart.system.confinement import unavailable
@@ -70,16 +70,16 @@ class Server:
     def __init__(self, config: Config, make_executor: MakeExecutor) -> None:
         self._config = config
         self._capacity = Capacity(config.workers, config.memory)
-        self._plan = Plan(config.workers, idle_timeout=config.idle or IDLE_TIMEOUT)
+        self._scheduler = Scheduler(config.workers, idle_timeout=config.idle or IDLE_TIMEOUT)
         self._loop = Loop()
-        self._engine = Engine(self._plan, self._carry_out)
+        self._engine = Engine(self._scheduler, self._carry_out)
         self._sessions = Sessions(self._loop, self._answer, self._left)
         self._describers = Describers(self._loop, self._sessions.tell)
         self._executor = make_executor(self._loop, self._engine.happened, lambda: self._describers.pids)
         self._errands = Errands(self._loop)
         self._lookup = Lookup(self.warn)
         self._requests = Requests(
-            self._plan, self._engine.happened, self._executor, self._sessions, self._errands, self._lookup
+            self._scheduler, self._engine.happened, self._executor, self._sessions, self._errands, self._lookup
         )
         self._draining: list[Session] = []  # those who asked to be told when there are no workers any more
         self._started = time.monotonic()
@@ -119,21 +119,21 @@ class Server:
             self._errands.close()
 
     def _look_around(self, now: float) -> None:
-        if now - self._measured >= _MEASURE_INTERVAL and self._plan.workers:
+        if now - self._measured >= _MEASURE_INTERVAL and self._scheduler.workers:
             self._measured = now
             fitting = self._capacity.fitting(self._executor.memory(), machine.available_memory())
-            if fitting != self._plan.limit:
+            if fitting != self._scheduler.limit:
                 self._engine.happened(events.Resized(fitting, now))
         self._sessions.look_around(now)
         if now - self._watched >= _MEMORY_INTERVAL:
             self._watched = now
-            self._executor.check_memory(self._plan.memory_limits())
-        if now - self._inspected >= _STOPPED_INTERVAL and (self._plan.jobs() or self._describers.busy):
+            self._executor.check_memory(self._scheduler.memory_limits())
+        if now - self._inspected >= _STOPPED_INTERVAL and (self._scheduler.jobs() or self._describers.busy):
             self._inspected = now
             self._executor.replace_stopped(now)
             self._describers.replace_stopped(now)
         self._engine.happened(events.Ticked(now))
-        if not (self._plan.quiesced and self._plan.workers):
+        if not (self._scheduler.quiesced and self._scheduler.workers):
             for session in self._draining:
                 self._loop.send(session.channel, self._report(now))
             self._draining.clear()
@@ -144,12 +144,12 @@ class Server:
         return self._sessions.is_shared and not self._sessions.had_members and not self._persistent
 
     def _timeout(self) -> float | None:
-        deadline = self._plan.next_deadline()
+        deadline = self._scheduler.next_deadline()
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
         waits += [due for due in (self._executor.deadline, self._sessions.deadline) if due is not None]
-        if self._plan.memory_limits():
+        if self._scheduler.memory_limits():
             waits.append(_MEMORY_INTERVAL)
-        if (self._plan.jobs() and not self._plan.quiesced) or self._describers.busy:
+        if (self._scheduler.jobs() and not self._scheduler.quiesced) or self._describers.busy:
             waits.append(_STOPPED_INTERVAL)
         if self._waits_for_first_client():
             waits.append(_GREETING_TIMEOUT)
@@ -248,7 +248,7 @@ class Server:
 
     def _report(self, now: float) -> wire.Report:
         return report(
-            self._plan,
+            self._scheduler,
             self._sessions.members(),
             self._executor.workers,
             self._requests.tally,

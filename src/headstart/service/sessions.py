@@ -41,7 +41,7 @@ class Session:
         self.channel = wire.Channel(peer.socket, wire.FromClient)
         self.hello: wire.Hello | None = None
         self.since = time.monotonic()
-        self.jobs: dict[int, str] = {}  # ticket number: the plan's key of its job
+        self.jobs: dict[int, str] = {}  # ticket number: the scheduler's key of its job
         self.wanted: dict[int, bytes] = {}  # ticket number: the folder in Triton's cache where the kernel is to be too
         self.looked_up: set[int] = set()  # tickets whose look-up is under way
         self.awaited: set[int] = set()  # of these, what somebody is blocked on

@@ -13,7 +13,7 @@ class Config(msgspec.Struct, frozen=True):
     Attributes:
         workers: how many compiles may run at once.
         memory: bytes that all workers together may use; None: what the machine has.
-        idle: seconds after which an idle worker leaves; None: the plan's own.
+        idle: seconds after which an idle worker leaves; None: the scheduler's own.
         client: private services: fd of the socket to the client that started it; else -1.
         client_pidfd: fd that becomes readable when that client ends; else -1.
         listener: shared services: fd of the socket that listens; else -1.

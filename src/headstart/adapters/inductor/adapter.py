@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 
 from headstart.adapters.fallback import Fallback
-from headstart.adapters.inductor import compat, layout
+from headstart.adapters.inductor import compat, compat_artifacts, layout
 from headstart.adapters.inductor.describing import Describing
+from headstart.adapters.inductor.graphs import Graphs
 from headstart.adapters.inductor.integrity import Integrity as InductorIntegrity
 from headstart.adapters.inductor.jobs import Jobs
 from headstart.adapters.inductor.pool import Pool
@@ -98,6 +99,7 @@ class Adapter:
             self.compiler.bundler.put,
             lambda step, *arguments: self.later(step, *arguments),
         )
+        self._graphs = Graphs(self.compiler.bundler, policy, self.compiler.cache_dir, _torch())
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
         self._integrity = Integrity()
         self._inductor_integrity = InductorIntegrity()
@@ -136,7 +138,11 @@ class Adapter:
         self._forget_imports = [
             when_imported(compat.ASYNC_COMPILE, self._replacement.replace_pool),
             when_imported(facts.HEURISTICS, self._replacement.replace_compile),
+            when_imported(compat_artifacts.DYNAMO, self._graphs.load_profiles),
+            when_imported(compat.COMPILE_FX, self._graphs.load),
         ]
+        if self._graphs.is_expected:
+            self.soon(self._graphs.read)  # while the program imports torch
         if machine.has_gpu():
             self._forget_imports.append(when_imported(compat.COMPILE_FX, lambda: self.soon(compat.compute_keys)))
 
@@ -145,6 +151,7 @@ class Adapter:
         for forget in self._forget_imports:
             forget()
         self._replacement.remove()
+        self.compiler.use += self._graphs.save()
         self._thread.close()
         self._fallback.report()
 
@@ -332,4 +339,5 @@ class Adapter:
     def after_fork(self) -> None:
         """See `renew_in_forks`."""
         self._fallback.after_fork()
+        self._graphs.after_fork()
         self._reset()

@@ -36,7 +36,6 @@ from headstart.describe.facts import (
     inductor_config,
     path_of_stem,
     runtime_utils,
-    torch_key,
 )
 from headstart.errors import UsageError
 from headstart.model import environment as triton_environment
@@ -207,11 +206,11 @@ def benchmarks_elsewhere() -> bool:
 
 
 def compute_keys() -> None:
-    """Have torch's and Triton's digests of their own files computed before a compile waits for them; both are kept.
+    """Have Triton's digest of its own files computed before a compile waits for it; it is kept.
 
+    torch's own, which is Python's work for the most part, would only keep the program's thread from the interpreter.
     Once `COMPILE_FX` is imported: an import in another thread than the user's could meet half of a module.
     """
-    torch_key()
     cache = sys.modules.get("triton.runtime.cache")
     if cache is not None and hasattr(cache, "triton_key"):
         cache.triton_key()

@@ -199,7 +199,11 @@ def install_triton_driver(target: Target) -> None:
 def _registers(result: Any) -> int | None:
     """Registers per thread of one of Inductor's compile results, as loading it would tell."""
     kernel = result.kernel
-    return cubin.registers(getattr(kernel, "cubin_raw", None) or kernel.asm["cubin"], kernel.name)
+    if not hasattr(kernel, "cubin_raw"):
+        return cubin.registers(kernel.asm["cubin"], kernel.name)
+    if kernel.cubin_raw is None:  # out of a graph cache: its launcher looks in Triton's
+        result.reload_cubin_path()
+    return cubin.registers(kernel.cubin_raw or Path(kernel.cubin_path).read_bytes(), kernel.name)
 
 
 @contextlib.contextmanager

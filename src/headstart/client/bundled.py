@@ -1,0 +1,114 @@
+"""What bundles hold, as answers to requests: kernels, and failures that are known.
+
+a bundle is read ─▶ emit: those that this toolchain made are on offer; or promise: emit, before the first request
+a request for one ─▶ a future that is done; opened, and compiled again if it is damaged, when somebody looks
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+
+from headstart.artifacts import known_failure
+from headstart.artifacts.bundle import Bundle, BundleItem
+from headstart.artifacts.entry import Entry
+from headstart.client.client import Client
+from headstart.client.future import LambdaFuture
+from headstart.client.kernel import CompiledKernel
+from headstart.client.kernels import Answered, CompiledTritonKernels, KernelFuture
+from headstart.client.policy import Policy
+from headstart.client.timeline import TimelineEntry
+from headstart.errors import DamagedError
+from headstart.model.environment import bypass_reason
+from headstart.model.request import CompileRequest
+
+_FOR_REQUESTS = ("kernel", known_failure.KIND)  # entries that answer a request
+
+_log = logging.getLogger("headstart")
+
+
+class BundledKernels:
+    """What one AsyncCompile has of its client's bundles.
+
+    Args:
+        client, policy: of that AsyncCompile.
+        kernels: where they are on offer.
+        compile_again: what a damaged one is replaced by; see `Client.compile_again`.
+        asked: told of each that is asked for.
+        saved: told how many seconds each took to compile, once somebody looks at it.
+        is_alone: whether nobody else uses these bundles, so that what does not fit is worth a word.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        policy: Policy,
+        kernels: CompiledTritonKernels,
+        compile_again: Callable[[CompileRequest, bool], Entry],
+        asked: Callable[[TimelineEntry], None],
+        saved: Callable[[float], None],
+        *,
+        is_alone: bool,
+    ) -> None:
+        self._client = client
+        self._policy = policy
+        self._kernels = kernels
+        self._compile_again = compile_again
+        self._asked = asked
+        self._saved = saved
+        self._is_alone = is_alone
+        self._promised: list[Bundle] = []
+
+    def promise(self, bundle: Bundle) -> int:
+        """As `emit`, once there is a request; returns how much may be of use.
+
+        On a machine that never saw this toolchain, telling it takes half a second, and a program that has all its
+        graphs from a bundle asks for no kernel.
+        """
+        self._promised.append(bundle)
+        return len(bundle)
+
+    def keep_promises(self) -> None:
+        """There is a request."""
+        while self._promised:
+            self.emit(self._promised.pop())
+
+    def emit(self, bundle: Bundle) -> int:
+        """Offer what a bundle holds; returns how much of it can be used."""
+        if bypass_reason(self._policy.environment()) is not None or not self._client.uses_store:
+            return 0
+        toolchain = self._client.toolchain_digest(self._policy, bundle)
+        answers = [item for item in bundle if item.kind in _FOR_REQUESTS]
+        usable = [item for item in answers if item.toolchain == toolchain]
+        for item in usable:
+            self._kernels.emit(item.request_digest, functools.partial(self._future, bundle, item))
+        if usable:
+            self._client.is_useful()
+        if self._is_alone and len(usable) < len(answers):
+            _log.warning(
+                "%s: %d of %d kernels were made by another Triton or Python and are not used",
+                bundle.path,
+                len(answers) - len(usable),
+                len(answers),
+            )
+        return len(usable)
+
+    def _future(self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool) -> KernelFuture:
+        def rebuild(error: DamagedError) -> Entry:
+            _log.warning("%s is compiled again: %s", request.name, error)
+            return self._compile_again(request, vouched)
+
+        def finish(_: object) -> CompiledKernel:
+            try:
+                entry = bundle.entry(item.key)
+                self._saved(entry.header.compile_wall_s)
+                if item.kind == known_failure.KIND:
+                    raise known_failure.unpack(entry, request)
+            except DamagedError as error:
+                entry = rebuild(error)
+            return CompiledKernel(entry, rebuild)
+
+        self._asked(TimelineEntry(request.name, time.monotonic(), None))
+        return LambdaFuture(request.name, Answered(), finish)

@@ -1,0 +1,86 @@
+"""Which waiting job gets which worker, and who makes room for it. Part of the scheduler, and as pure.
+
+Backlog: who is next ─┐
+                      ├─▶ Dispatcher.schedule ─▶ Assign, or Fork, StartZygote, Retire of another kind's idle worker
+Workforce: who idles ─┘
+"""
+
+from __future__ import annotations
+
+from headstart.service.actions import Action, Assign, Kill
+from headstart.service.backlog import Backlog
+from headstart.service.queue import Job, Kind
+from headstart.service.workforce import PooledWorker, WorkerState, Workforce
+
+EXCLUSIVE_TIMEOUT = 10.0  # seconds for which others wait for a second attempt to begin, and again while it runs
+
+
+class Dispatcher:
+    """Brings the jobs and the workers of one service together.
+
+    Attributes:
+        quiesced: no compile is to be started, and no worker kept.
+    """
+
+    def __init__(self, backlog: Backlog, workforce: Workforce) -> None:
+        self.quiesced = False
+        self._backlog = backlog
+        self._workforce = workforce
+
+    def schedule(self, now: float) -> list[Action]:
+        """Give workers to the jobs whose turn it is, as far as there are any, and see to it that there will be."""
+        actions: list[Action] = []
+        blocked: set[Kind] = set()
+        while not self.quiesced and (job := self._backlog.queue.first(blocked)) is not None:
+            if self._must_wait(job):
+                break
+            worker = self._workforce.idle(job.kind)
+            if worker is None:
+                blocked.add(job.kind)
+                actions += self._make_room(job.kind)
+                if job in self._backlog.exclusive:
+                    break
+                continue
+            self._backlog.queue.take(job)
+            worker.state, worker.since = WorkerState.BUSY, now
+            worker.job, job.worker = job, worker.number
+            if job in self._backlog.exclusive:
+                job.exclusive_until = now + EXCLUSIVE_TIMEOUT
+            actions.append(Assign(worker.number, job))
+        return actions
+
+    def rest(self, worker: PooledWorker, now: float) -> list[Action]:
+        """A worker has nothing to do: it waits for more, or leaves if there is to be none.
+
+        A confined one that has had its job is not asked to leave, which it need not do.
+        """
+        if worker.kind.confined and worker.state is WorkerState.BUSY:
+            worker.state, worker.done = WorkerState.LEAVING, True
+            return [Kill(worker.number)]
+        worker.state, worker.since = WorkerState.IDLE, now
+        if self.quiesced or worker.outmoded or self._workforce.surplus() > 0:
+            return [self._workforce.retire(worker)]
+        return []
+
+    def _must_wait(self, job: Job) -> bool:
+        running = [worker.job for worker in self._workforce.workers.values() if worker.job is not None]
+        if job in self._backlog.exclusive:
+            return bool(running)
+        return any(other in self._backlog.exclusive for other in running)
+
+    def _make_room(self, kind: Kind) -> list[Action]:
+        zygote = self._workforce.zygotes.get(kind)
+        if zygote is None:
+            return self._workforce.start_zygote(kind)
+        if not zygote.ready:
+            return []
+        coming = sum(w.state is WorkerState.FORKING and w.kind == kind for w in self._workforce.workers.values())
+        wanted = max(0, self._backlog.queue.waiting(kind) - coming)
+        actions: list[Action] = [self._workforce.fork(kind) for _ in range(min(wanted, self._workforce.free()))]
+        leaving = any(w.state is WorkerState.LEAVING for w in self._workforce.workers.values())
+        if wanted and not actions and not leaving:
+            # All places are taken; an idle worker, which must be of another kind, gives up its own.
+            idle = next((w for w in self._workforce.workers.values() if w.state is WorkerState.IDLE), None)
+            if idle is not None:
+                actions.append(self._workforce.retire(idle))
+        return actions

@@ -1,0 +1,206 @@
+"""What becomes of torch.compile's artifacts in bundles, whatever they hold. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headstart.adapters.bundle_use import sentence
+from headstart.adapters.inductor import compat, compat_artifacts
+from headstart.adapters.inductor.compat_artifacts import Artifact
+from headstart.adapters.inductor.graphs import KIND, Graphs
+from headstart.artifacts.bundle import Bundle
+from headstart.client.bundler import BundleUse, TritonBundler
+from headstart.client.policy import Policy
+from headstart.describe.facts import Torch
+from headstart.model.toolchain import Toolchain
+
+GRAPH = Artifact("inductor", "fabc", b"graph" * 50)
+OTHER_GUARD = Artifact("inductor", "fabc", b"for other sizes")
+CHOICE = Artifact("autotune", "ab/c.best_config", b"{}")
+PROFILE = Artifact("pgo", "job:0", b"profile")
+ALL = [GRAPH, OTHER_GUARD, CHOICE, PROFILE]
+
+
+class FakePolicy(Policy):
+    def __init__(self, digest: str = "d" * 64) -> None:
+        super().__init__(find=lambda: Toolchain("/python", "3.11", "/triton", "3.6.0", ()))
+        self._digest = digest
+
+    def toolchain_digest(self, *_: Any) -> str:
+        return self._digest
+
+
+class FakeTorch:
+    """What torch noted, and where it was given artifacts."""
+
+    def __init__(self) -> None:
+        self.noted: list[Artifact] = []
+        self.put: list[Artifact] = []
+        self.refuses: Artifact | None = None
+        self.disabled = False
+
+    def take(self, artifact: Artifact) -> None:
+        if artifact == self.refuses:
+            raise RuntimeError("the pickle raises")
+        self.put.append(artifact)
+
+
+@pytest.fixture
+def torch(monkeypatch: pytest.MonkeyPatch) -> FakeTorch:
+    fake = FakeTorch()
+    monkeypatch.setattr(compat_artifacts, "noted", lambda: fake.noted)
+    monkeypatch.setattr(compat_artifacts, "missing", lambda: None)
+    monkeypatch.setattr(compat_artifacts, "put", fake.take)
+    monkeypatch.setattr(compat, "caches_disabled", lambda: fake.disabled)
+    return fake
+
+
+def _open(bundle: Path, folder: Path, version: str = "2.13.0", policy: Policy | None = None) -> Graphs:
+    bundler = TritonBundler()
+    bundler.begin_compile()
+    if bundle.exists():
+        bundler.read_and_emit(bundle)
+    return Graphs(bundler, policy or FakePolicy(), folder, Torch("/torch", version))
+
+
+def _write(bundle: Path, folder: Path, torch: FakeTorch, artifacts: list[Artifact]) -> BundleUse:
+    torch.noted = artifacts
+    graphs = _open(bundle, folder)
+    use = graphs.save()
+    if graphs._bundler.noted:
+        graphs._bundler.extend(bundle)
+    return use
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, torch: FakeTorch) -> Path:
+    """Holds `ALL`."""
+    path = tmp_path / "a.bundle"
+    _write(path, tmp_path, torch, ALL)
+    return path
+
+
+def test_each_artifact_is_put_where_torch_looks_profiles_first(bundle: Path, tmp_path: Path, torch: FakeTorch) -> None:
+    graphs = _open(bundle, tmp_path)
+    graphs.load_profiles()
+    assert torch.put == [PROFILE]
+    graphs.load()
+    assert sorted(torch.put) == sorted(ALL)
+
+
+def test_what_came_from_the_bundle_is_not_added_again_and_is_counted(
+    bundle: Path, tmp_path: Path, torch: FakeTorch
+) -> None:
+    graphs = _open(bundle, tmp_path)
+    graphs.load()
+    new = Artifact("inductor", "fdef", b"new")
+    torch.noted = [GRAPH, CHOICE, PROFILE, new]
+    use = graphs.save()
+    assert (use.graphs, use.made_graphs) == (1, 1)
+    assert graphs._bundler.noted == 1
+
+
+def test_a_profile_that_has_changed_takes_the_place_of_the_one_before(
+    bundle: Path, tmp_path: Path, torch: FakeTorch
+) -> None:
+    held = _open(bundle, tmp_path)
+    held.load()
+    torch.noted = [Artifact("pgo", "job:0", b"more is known")]
+    held.save()
+    held._bundler.extend(bundle)
+    assert len(Bundle.open(bundle)) == len(ALL)
+    torch.put = []
+    _open(bundle, tmp_path).load_profiles()
+    assert torch.put == [Artifact("pgo", "job:0", b"more is known")]
+
+
+@pytest.mark.parametrize(
+    ("version", "policy", "said"),
+    [
+        ("2.14.1", None, "made for torch 2.13.0 (this is 2.14.1)"),
+        ("2.13.0", FakePolicy("e" * 64), "made for another Triton or Python"),
+    ],
+)
+def test_artifacts_of_another_torch_are_left_alone_and_one_line_says_so(
+    version: str,
+    policy: Policy | None,
+    said: str,
+    bundle: Path,
+    tmp_path: Path,
+    torch: FakeTorch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    graphs = _open(bundle, tmp_path, version, policy)
+    graphs.load_profiles()
+    graphs.load()
+    assert torch.put == []
+    assert [record.getMessage() for record in caplog.records] == [
+        f"torch.compile's graphs in the bundle were not used: {said}"
+    ]
+
+
+def test_an_artifact_that_torch_refuses_costs_only_itself(
+    bundle: Path, tmp_path: Path, torch: FakeTorch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.refuses = OTHER_GUARD
+    _open(bundle, tmp_path).load()
+    assert sorted(torch.put) == sorted({*ALL} - {OTHER_GUARD})
+    assert "RuntimeError: the pickle raises" in caplog.text
+
+
+def test_a_damaged_artifact_costs_only_itself(bundle: Path, tmp_path: Path, torch: FakeTorch) -> None:
+    held = Bundle.open(bundle)
+    item = next(item for item in held if item.name == "torch.compile pgo")
+    data = bytearray(bundle.read_bytes())
+    data[item.offset + item.length // 2] ^= 1
+    bundle.write_bytes(data)
+    _open(bundle, tmp_path).load()
+    assert sorted(torch.put) == sorted({*ALL} - {PROFILE})
+
+
+def test_a_torch_without_what_is_relied_on_makes_its_own(
+    bundle: Path,
+    tmp_path: Path,
+    torch: FakeTorch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(compat_artifacts, "missing", lambda: "torch.compiler._cache.CacheArtifactFactory")
+    _open(bundle, tmp_path).load()
+    assert torch.put == []
+    assert "torch has no torch.compiler._cache.CacheArtifactFactory" in caplog.text
+
+
+def test_with_caches_switched_off_nothing_is_put_or_noted(bundle: Path, tmp_path: Path, torch: FakeTorch) -> None:
+    torch.disabled = True
+    graphs = _open(bundle, tmp_path)
+    graphs.load()
+    torch.noted = [Artifact("inductor", "fdef", b"new")]
+    assert graphs.save() == BundleUse()
+    assert (torch.put, graphs._bundler.noted) == ([], 0)
+
+
+def test_without_a_bundle_nothing_is_asked_of_torch(
+    tmp_path: Path, torch: FakeTorch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat_artifacts, "noted", lambda: pytest.fail("nobody keeps it"))
+    graphs = Graphs(TritonBundler(), FakePolicy(), tmp_path, Torch("/torch", "2.13.0"))
+    assert graphs.save() == BundleUse()
+
+
+def test_the_line_at_the_end_counts_graphs_beside_kernels() -> None:
+    assert sentence("/a/app.bundle", BundleUse(graphs=2)) == "2 of 2 graphs from app.bundle, 0 compiled"
+    assert sentence("app.bundle", BundleUse(kernels=3, compiled=1, graphs=1, made_graphs=1)) == (
+        "3 of 4 kernels and 1 of 2 graphs from app.bundle, 1 compiled"
+    )
+
+
+def test_entries_of_one_kind_are_packed_together(tmp_path: Path, torch: FakeTorch) -> None:
+    alike = [Artifact("autotune", f"{number}.best_config", bytes(range(256)) * 4) for number in range(20)]
+    bundle = tmp_path / "b.bundle"
+    _write(bundle, tmp_path, torch, alike)
+    assert all(item.kind == KIND for item in Bundle.open(bundle))
+    assert bundle.stat().st_size < 20 * 700
