@@ -117,3 +117,17 @@ def test_a_profile_is_there_before_the_first_function_is_traced(programs: Progra
     assert told["graph_cache"] == untold["graph_cache"] == {"hit": 1}
     graph_of = {id(run): [each for each in run["portable"] if each[0] == "inductor"] for run in (told, untold)}
     assert graph_of[id(told)] != graph_of[id(untold)], "the graph for all sizes, and that for the first"
+
+
+def test_graphs_of_somebody_who_is_not_trusted_are_held_back_and_made_anew(programs: Programs) -> None:
+    bundle = str(programs.folder / "theirs.bundle")
+    theirs = programs.run(
+        {"cases": ["pointwise"], "bundle": bundle}, HEADSTART_CONFIG_DIR=str(programs.folder / "them")
+    )
+    assert "held back" not in theirs["log"]
+    mine = programs.run({"cases": ["pointwise"], "bundle": bundle})
+    assert mine["use"] == [0, 1]
+    assert "graphs) are held back" in mine["log"]
+    assert "it is signed by runs of another user, or on another machine" in mine["log"]
+    again = programs.run({"cases": ["pointwise"], "bundle": bundle})
+    assert again["use"] == [1, 0], "those that were made are there, under an own signature"

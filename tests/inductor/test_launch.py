@@ -39,7 +39,7 @@ def _environment(folder: Path, **variables: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path),
         "XDG_RUNTIME_DIR": str(runtime),
         "HEADSTART_CACHE_DIR": str(folder / "headstart"),
-        "HEADSTART_CONFIG_DIR": str(folder.parent / "config"),
+        "HEADSTART_CONFIG_DIR": os.environ["HEADSTART_CONFIG_DIR"],
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         **variables,
     }

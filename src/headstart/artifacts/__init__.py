@@ -4,7 +4,9 @@
     entry, bundle          one kernel; many in one file; known_failure: a failure that a bundle carries
     index                  the end of a bundle: what is in it, and signatures over that
     kinds, signing         which entries carry code; what a signature covers, by which kinds of keys
-    keyring, trust, seal   the user's keys; whose signatures count; adding one to a bundle
+    identities             signatures of Sigstore's
+    key_files, keyring     the user's keys, as lines and as files
+    trust, seal            whose signatures count; adding one to a bundle
     packing, extracting    zstd as bundles use it; what is in an entry as files
     manifest               what a run compiled; specialization: one of it; comparing: two manifests
     vetting                what of one from elsewhere may be compiled; vetting_words: what it may name

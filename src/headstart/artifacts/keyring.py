@@ -5,8 +5,10 @@
       keys/NAME           0600   headstart-ed25519-secret SECRET NAME
       keys/NAME.pub              headstart-ed25519 PUBLIC NAME      to be given away
       trusted/NAME.pub           headstart-ed25519 PUBLIC NAME [until=2027-01-31]
+      trusted/NAME.identity      headstart-sigstore IDENTITY ISSUER NAME ROOT [until=2027-01-31]
+      trusted/NAME.root.json     that ROOT is "own": the trusted root by which the identity is verified
 
-Each is one line of text; SECRET and PUBLIC are 32 bytes in base64.
+Each but the last is one line of text; SECRET and PUBLIC are 32 bytes in base64, ROOT is "own" or "public".
 
 Guarantees:
 
@@ -21,8 +23,6 @@ This code assumes that who can read this user's files may sign as them: secrets 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime as dt
 import re
 from collections.abc import Callable, Iterator
@@ -32,30 +32,52 @@ from typing import NamedTuple
 
 from headstart.artifacts import signing
 from headstart.artifacts.container import snapshot_of
+from headstart.artifacts.identities import check_root, identity_id
+from headstart.artifacts.key_files import (
+    IDENTITY_WORD,
+    LOCAL_WORD,
+    PUBLIC_WORD,
+    SECRET_WORD,
+    checked_name,
+    identity_line,
+    is_name,
+    line_of,
+    parse,
+    parse_identity,
+)
 from headstart.errors import DamagedError, UsageError
 from headstart.system import private
 from headstart.system.files import KEY, check_replaceable, create, replace
 from headstart.system.folders import config_dir
 
-_LOCAL_WORD = "headstart-local"
-_SECRET_WORD = "headstart-ed25519-secret"
-_PUBLIC_WORD = "headstart-ed25519"
-_MAX_FILE_BYTES = 1024
-_NAME = re.compile(signing.NAME)
+_MAX_FILE_BYTES = 2048
+_MAX_ROOT_BYTES = 1 << 20
+_WORD = re.compile(r"[!-~]{1,500}")  # an identity, or an issuer
 
 
 class TrustedKey(NamedTuple):
-    """A public key whose signatures count.
+    """A public key whose signatures count, or an identity of Sigstore's.
 
     Attributes:
         name: what this user calls it.
-        public: the key.
+        public: the key; of an identity its `identity_id`.
         until: the last day on which they do, in UTC; None: no end.
+        identity: an e-mail address, or the address of a workflow; empty if this is a key.
+        issuer: who vouches for it.
+        root: the trusted root by which it is verified; None: that of Sigstore's public service.
     """
 
     name: str
     public: bytes
     until: dt.date | None
+    identity: str = ""
+    issuer: str = ""
+    root: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        """Of its signatures."""
+        return signing.SIGSTORE if self.identity else signing.ED25519
 
     @property
     def has_expired(self) -> bool:
@@ -112,14 +134,14 @@ class Keyring:
         if why := self.refusal():
             raise DamagedError(self.local_file, why)
         try:
-            return self._read(self.local_file, _LOCAL_WORD, private.vet_secret)[0]
+            return self._read(self.local_file, LOCAL_WORD, private.vet_secret)[0]
         except FileNotFoundError:
             if not make:
                 return None
         private.make_folder(self.folder)
         with suppress(FileExistsError):
-            create(self.local_file, _line(_LOCAL_WORD, signing.new_secret()), 0o600)
-        return self._read(self.local_file, _LOCAL_WORD, private.vet_secret)[0]
+            create(self.local_file, line_of(LOCAL_WORD, signing.new_secret()), 0o600)
+        return self._read(self.local_file, LOCAL_WORD, private.vet_secret)[0]
 
     # Own pairs
 
@@ -141,11 +163,11 @@ class Keyring:
         public = signing.public_of(secret)
         private.make_folder(self._own)
         try:
-            create(path, _line(_SECRET_WORD, secret, name), 0o600)
+            create(path, line_of(SECRET_WORD, secret, name), 0o600)
         except FileExistsError:
             raise UsageError(f"there is a key {name} already: {path}; choose another name") from None
         try:
-            replace(public_path, _line(_PUBLIC_WORD, public, name), KEY)
+            replace(public_path, line_of(PUBLIC_WORD, public, name), KEY)
         except BaseException:
             path.unlink()  # half a pair would be in the way of the next attempt
             raise
@@ -162,7 +184,7 @@ class Keyring:
         path, _ = self._pair(name)
         self._check_folder()
         try:
-            return self._read(path, _SECRET_WORD, private.vet_secret)[0]
+            return self._read(path, SECRET_WORD, private.vet_secret)[0]
         except FileNotFoundError:
             raise UsageError(f"there is no key {name} of yours: headstart key new {name} makes one") from None
 
@@ -184,21 +206,41 @@ class Keyring:
             DamagedError: `file` is no public key, or others can write the folder.
             OSError: it cannot be read or written.
         """
-        public, called, _ = self._read(file, _PUBLIC_WORD, None)
-        name = _checked(name or called)
-        self._check_folder()
-        for known in self.trusted():
-            if known.name == name and known.public != public:
-                raise UsageError(
-                    f"another key is trusted as {name}: headstart key forget {name}, or choose another name by --name"
-                )
-            if known.public == public and known.name != name:
-                raise UsageError(f"this key is trusted already, as {known.name}")
-        private.make_folder(self._trusted)
-        path = self.trusted_file(name)
-        check_replaceable(path, KEY)
-        replace(path, _line(_PUBLIC_WORD, public, name, until), KEY)
-        return TrustedKey(name, public, until)
+        public, called, _ = self._read(file, PUBLIC_WORD, None)
+        trusted = TrustedKey(checked_name(name or called), public, until)
+        self._make_room_for(trusted)
+        replace(self.trusted_file(trusted), line_of(PUBLIC_WORD, public, trusted.name, until), KEY)
+        return trusted
+
+    def trust_identity(
+        self, identity: str, issuer: str, name: str, until: dt.date | None = None, root: Path | None = None
+    ) -> TrustedKey:
+        """Have signatures count from now on that Sigstore says are by this identity, which this issuer vouches for.
+
+        Args:
+            root: a trusted root of Sigstore's, of which a copy is kept; default: that of its public service.
+
+        Raises:
+            UsageError: as `trust`; or `identity` or `issuer` is not one word.
+            DamagedError: `root` is no such file, or others can write the folder.
+            ServiceError: there is no package for it.
+            OSError: it cannot be read or written.
+        """
+        if not (_WORD.fullmatch(identity) and _WORD.fullmatch(issuer)):
+            raise UsageError(
+                "an identity and its issuer are one word each, as me@example.com and https://accounts.example"
+            )
+        trusted = TrustedKey(checked_name(name), identity_id(identity, issuer), until, identity, issuer)
+        self._make_room_for(trusted)
+        if root is not None:
+            check_root(root)
+            with snapshot_of(root) as snapshot:
+                data = snapshot.read(0, _MAX_ROOT_BYTES)
+            trusted = trusted._replace(root=self._trusted / f"{name}.root.json")
+            replace(self._trusted / f"{name}.root.json", data)
+        line = identity_line(identity, issuer, name, root is not None, until)
+        replace(self.trusted_file(trusted), line, KEY)
+        return trusted
 
     def trusted(self, problem: Callable[[str], None] = lambda text: None) -> list[TrustedKey]:
         """Whose signatures count, and counted until some day, by name.
@@ -210,7 +252,13 @@ class Keyring:
             DamagedError: others can write the folder.
             OSError: it cannot be read.
         """
-        return [TrustedKey(path.stem, public, until) for path, public, until in self._publics(self._trusted, problem)]
+        found = [TrustedKey(path.stem, public, until) for path, public, until in self._publics(self._trusted, problem)]
+        for path in _files(self._trusted, ".identity"):
+            try:
+                found.append(self._read_identity(path))
+            except (DamagedError, OSError) as error:
+                problem(f"an identity is left out: {error}")
+        return sorted(found, key=lambda each: each.name)
 
     def forget(self, name: str) -> Path:
         """Have signatures by this key count no longer; `local`: those by this user's own runs.
@@ -222,33 +270,67 @@ class Keyring:
             UsageError: no such key is trusted.
             OSError: the file cannot be removed.
         """
-        path = self.local_file if name == signing.LOCAL else self.trusted_file(_checked(name))
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            raise UsageError(f"no key {name} is trusted; headstart key list shows those that are") from None
-        return path
+        if name == signing.LOCAL:
+            paths = [self.local_file]
+        else:
+            paths = [self._trusted / f"{checked_name(name)}{end}" for end in (".pub", ".identity", ".root.json")]
+        removed = []
+        for path in paths:
+            with suppress(FileNotFoundError):
+                path.unlink()
+                removed.append(path)
+        if not removed:
+            raise UsageError(f"no key {name} is trusted; headstart key list shows those that are")
+        return removed[0]
 
     def _publics(self, folder: Path, problem: Callable[[str], None]) -> Iterator[tuple[Path, bytes, dt.date | None]]:
         self._check_folder()
         for path in _files(folder):
             try:
-                public, _, until = self._read(path, _PUBLIC_WORD, private.vet)
+                public, _, until = self._read(path, PUBLIC_WORD, private.vet)
             except (DamagedError, OSError) as error:
                 problem(f"a key is left out: {error}")
             else:
                 yield path, public, until
 
-    def trusted_file(self, name: str) -> Path:
-        """Where a trusted key of that name is, if there is one."""
-        return self._trusted / f"{name}.pub"
+    def trusted_file(self, key: TrustedKey) -> Path:
+        """Where that is written down."""
+        return self._trusted / f"{key.name}{'.identity' if key.identity else '.pub'}"
+
+    def _make_room_for(self, wanted: TrustedKey) -> None:
+        """Find out whether nothing else has that name, and it no other."""
+        self._check_folder()
+        for known in self.trusted():
+            if known.name == wanted.name and known.public != wanted.public:
+                raise UsageError(
+                    f"another key is trusted as {known.name}: headstart key forget {known.name}, or choose another "
+                    "name by --name"
+                )
+            if known.public == wanted.public and known.name != wanted.name:
+                raise UsageError(f"this key is trusted already, as {known.name}")
+        private.make_folder(self._trusted)
+        check_replaceable(self.trusted_file(wanted), KEY)
+
+    def _read_identity(self, path: Path) -> TrustedKey:
+        with snapshot_of(path, private.vet) as snapshot:
+            found = parse_identity(snapshot.read(0, _MAX_FILE_BYTES + 1))
+        if found is None:
+            raise DamagedError(
+                path, f"this is no identity: expected one line, {IDENTITY_WORD} IDENTITY ISSUER NAME ROOT"
+            )
+        identity, issuer, has_root, until = found
+        root = path.with_suffix(".root.json") if has_root else None
+        if root is not None:
+            with snapshot_of(root, private.vet):  # by another root it would be another identity
+                pass
+        return TrustedKey(path.stem, identity_id(identity, issuer), until, identity, issuer, root)
 
     def _check_folder(self) -> None:
         if why := self.refusal():
             raise DamagedError(self.folder, why)
 
     def _pair(self, name: str) -> tuple[Path, Path]:
-        _checked(name)
+        checked_name(name)
         return self._own / name, self._own / f"{name}.pub"
 
     @staticmethod
@@ -256,9 +338,9 @@ class Keyring:
         """Key, name and last day in a file."""
         with snapshot_of(path, vet) as snapshot:
             data = snapshot.read(0, _MAX_FILE_BYTES + 1)
-        found = None if len(data) > _MAX_FILE_BYTES else _parse(data, word)
+        found = None if len(data) > _MAX_FILE_BYTES else parse(data, word)
         if found is None:
-            shape = f"{word} BASE64" if word == _LOCAL_WORD else f"{word} BASE64 NAME"
+            shape = f"{word} BASE64" if word == LOCAL_WORD else f"{word} BASE64 NAME"
             raise DamagedError(path, f"this is no key file: expected one line, {shape}")
         return found
 
@@ -268,44 +350,9 @@ def today() -> dt.date:
     return dt.datetime.now(dt.timezone.utc).date()
 
 
-def is_name(name: str) -> bool:
-    """Whether a key may be called so: a file can be, and it is none of headstart's own names."""
-    return _NAME.fullmatch(name) is not None and not name.endswith(".pub") and name != signing.LOCAL
-
-
-def _checked(name: str) -> str:
-    if not is_name(name):
-        raise UsageError(
-            f"{name!r} is no name for a key: letters, digits and . _ @ + - make one, 63 at most; not local, nor ….pub"
-        )
-    return name
-
-
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, end: str = ".pub") -> Iterator[Path]:
     """Those of public keys, hidden ones (which are being written) left out."""
     with suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
-            if path.suffix == ".pub" and is_name(path.stem):
+            if path.suffix == end and is_name(path.stem):
                 yield path
-
-
-def _line(word: str, key: bytes, name: str = "", until: dt.date | None = None) -> bytes:
-    words = [word, base64.b64encode(key).decode(), name, "" if until is None else f"until={until.isoformat()}"]
-    return (" ".join(filter(None, words)) + "\n").encode()
-
-
-def _parse(data: bytes, word: str) -> tuple[bytes, str, dt.date | None] | None:
-    """What `_line` made; None if something else is there: a key with an end that cannot be read would have none."""
-    try:
-        lines = data.decode("ascii").splitlines()
-        words = lines[0].split(" ") if len(lines) == 1 else []
-        key = base64.b64decode(words[1], validate=True) if words and words[0] == word else b""
-        until = None
-        if len(words) == 4 and word == _PUBLIC_WORD and words[3].startswith("until="):
-            until = dt.date.fromisoformat(words.pop().removeprefix("until="))
-        name = words[2] if len(words) == 3 else ""
-    except (ValueError, IndexError, binascii.Error):
-        return None
-    if len(key) != signing.KEY_BYTES or len(words) != (2 if word == _LOCAL_WORD else 3):
-        return None
-    return (key, name, until) if word == _LOCAL_WORD or is_name(name) else None

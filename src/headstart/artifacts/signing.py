@@ -3,6 +3,7 @@
     kind      by whom                                          with what
     local     this user's own runs, where their key file is    HMAC-SHA256, standard library
     ed25519   whoever has the private key                      Ed25519 (RFC 8032), the package `cryptography`
+    sigstore  whoever proved an identity to an issuer          see `identities.py`, the package `sigstore`
 
 What is signed (`message`): which kind of signature this is, the bundle's format version, the SHA-256 of its index, and
 the keys that the signature relies on. The index has each entry's key, kind, place, length and SHA-256, in order: so an
@@ -27,6 +28,7 @@ from headstart.errors import ServiceError
 
 LOCAL = "local"
 ED25519 = "ed25519"
+SIGSTORE = "sigstore"
 KEY_BYTES = 32  # of a secret of either kind, and of a public key
 MAX_SIGNATURES = 64
 MAX_RELIED_ON = 64  # keys, for one signature
@@ -43,8 +45,9 @@ class Signature(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One signature, as it lies in a bundle.
 
     Attributes:
-        kind: `LOCAL` or `ED25519`; others may be invented later, and count for nothing here.
-        signer: which key: the public key; of a local one the `local_id`.
+        kind: `LOCAL`, `ED25519` or `SIGSTORE`; others may be invented later, and count for nothing here.
+        signer: which key: the public key; of a local one the `local_id`; of an identity what it claims to be, as
+            `identities.identity_id` has it.
         value: the signature itself.
         name: what the signer calls the key.
         relies_on: `key_id` of the keys without whose trust this signature is none: entries in the bundle came from

@@ -14,14 +14,17 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
-from headstart.artifacts import signing
+from headstart.artifacts import identities, signing
 from headstart.artifacts.index import Index
 from headstart.artifacts.keyring import Keyring, TrustedKey
 from headstart.artifacts.kinds import Verdict
-from headstart.artifacts.signing import ED25519, LOCAL, Signature
+from headstart.artifacts.signing import ED25519, LOCAL, SIGSTORE, Signature
 from headstart.errors import DamagedError, ServiceError, UsageError
 
 BY_LOCAL = "this user's own runs"
+
+# In which order signatures are looked at, what has to be loaded for them being what they cost.
+_COSTS = {LOCAL: 0, ED25519: 1, SIGSTORE: 2}
 
 
 class State(enum.Enum):
@@ -60,12 +63,12 @@ class Trust:
     def __init__(self, keyring: Keyring, problem: Callable[[str], None] = lambda text: None) -> None:
         self._why_none = ""
         self._local: bytes | None = None
-        self._keys: dict[bytes, TrustedKey] = {}
+        self._keys: dict[tuple[str, bytes], TrustedKey] = {}
         try:
-            self._keys = {key.public: key for key in keyring.trusted(problem)}
+            self._keys = {(key.kind, key.public): key for key in keyring.trusted(problem)}
         except (DamagedError, OSError) as error:
             self._why_none = str(error)
-        self._by_id = {signing.key_id(public): key for public, key in self._keys.items()}
+        self._by_id = {signing.key_id(key.public): key for key in self._keys.values()}
         if self._why_none:
             return
         try:
@@ -80,8 +83,7 @@ class Trust:
         if self._why_none:
             return Verdict(False, why_not=self._why_none)
         why_not = []
-        # The local ones first: for those nothing has to be loaded.
-        for signature in sorted(index.signatures, key=lambda each: each.kind != LOCAL):
+        for signature in sorted(index.signatures, key=lambda each: _COSTS.get(each.kind, 0)):
             inspected = self._inspect(signature, index, judging=True)
             if inspected.state is State.TRUSTED:
                 own = () if signature.kind == LOCAL else (signing.key_id(signature.signer),)
@@ -96,8 +98,8 @@ class Trust:
     def _inspect(self, signature: Signature, index: Index, *, judging: bool = False) -> Inspected:
         if signature.kind == LOCAL:
             state, who, detail = self._inspect_local(signature, index)
-        elif signature.kind == ED25519:
-            state, who, detail = self._inspect_ed25519(signature, index, judging)
+        elif signature.kind in (ED25519, SIGSTORE):
+            state, who, detail = self._inspect_other(signature, index, judging)
         else:
             who = f"a signer of kind {signature.kind!r}"
             state, detail = State.UNKNOWN, f"it is signed by {who}, which this headstart does not know"
@@ -117,27 +119,38 @@ class Trust:
                 return (State.UNKNOWN if key is None else State.EXPIRED), BY_LOCAL, detail
         return State.TRUSTED, BY_LOCAL, f"it is signed by {BY_LOCAL}"
 
-    def _inspect_ed25519(self, signature: Signature, index: Index, judging: bool) -> tuple[State, str, str]:
-        key = self._keys.get(signature.signer)
-        print_ = signing.fingerprint(signature.signer)
-        who = f"the unknown key {print_}" if key is None else key.name
+    def _inspect_other(self, signature: Signature, index: Index, judging: bool) -> tuple[State, str, str]:
+        key = self._keys.get((signature.kind, signature.signer))
+        what = "identity" if signature.kind == SIGSTORE else "key"
+        who = f"the unknown {what} {signing.fingerprint(signature.signer)}" if key is None else key.name
+        detail = f"it is signed by {who}"
         if key is None:
-            detail = f"it is signed by {who}" + (f", which calls itself {signature.name}" if signature.name else "")
-            if judging:
+            detail += f", which calls itself {signature.name}" if signature.name else ""
+            if judging or signature.kind == SIGSTORE:  # nobody could say by which root that is to be verified
                 return State.UNKNOWN, who, detail
-        else:
-            detail = f"it is signed by {who}"
         try:
-            is_right = signing.is_by(signature, index.version, index.digest)
+            wrong = _what_is_wrong(signature, index, key)
         except ServiceError as error:
             return State.UNKNOWN, who, f"{detail}, which cannot be checked: {error}"
-        if not is_right:
-            return State.INVALID, who, f"its signature by {who} is not over what it holds"
+        if wrong:
+            return State.INVALID, who, f"its signature by {who} is not over what it holds{wrong}".rstrip()
         if key is None:
             return State.UNKNOWN, who, detail
         if key.has_expired:
             return State.EXPIRED, who, f"it is signed by {who}, whose trust has expired (until {key.until})"
         return State.TRUSTED, who, detail
+
+
+def _what_is_wrong(signature: Signature, index: Index, key: TrustedKey | None) -> str:
+    """Empty if it is right; else a space, or what there is to add.
+
+    Raises:
+        ServiceError: the package that this takes is not there.
+    """
+    if key is None or not key.identity:
+        return "" if signing.is_by(signature, index.version, index.digest) else " "
+    why = identities.why_not(signature, index.version, index.digest, key.identity, key.issuer, key.root)
+    return f", or not by {key.identity} ({why})" if why else ""
 
 
 def trust_of_this_user(problem: Callable[[str], None] = lambda text: None) -> Trust | None:

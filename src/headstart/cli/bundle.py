@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
-from headstart.artifacts import signing
+from headstart.artifacts import identities, signing
 from headstart.artifacts.bundle import Bundle, BundleItem, merge_bundles
+from headstart.artifacts.container import snapshot_of
+from headstart.artifacts.index import VERSION
 from headstart.artifacts.keyring import Keyring
 from headstart.artifacts.seal import sign_bundle
-from headstart.artifacts.signing import ED25519, LOCAL, Signature
+from headstart.artifacts.signing import ED25519, LOCAL, SIGSTORE, Signature
 from headstart.artifacts.trust import State, Trust, trust_of_this_user
 from headstart.cli import (
     Failure,
@@ -24,7 +26,7 @@ from headstart.cli import (
     reading,
 )
 from headstart.errors import UsageError
-from headstart.system.files import BUNDLE, check_replaceable
+from headstart.system.files import BUNDLE, check_replaceable, write_new
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
@@ -82,18 +84,30 @@ def verify(path: Path, name: str | None) -> None:
 
 @bundle.command(short_help="Sign BUNDLE with keys of yours.")
 @click.argument("path", metavar="BUNDLE", type=_BUNDLE)
-@click.option("--key", "names", metavar="NAME", multiple=True, required=True, help="Which key. May be repeated.")
-def sign(path: Path, names: Sequence[str]) -> None:
+@click.option("--key", "names", metavar="NAME", multiple=True, help="Which key. May be repeated.")
+@click.option(
+    "--sigstore",
+    type=_BUNDLE,
+    metavar="F.json",
+    help="Put in the signature that `sigstore sign` made of what `headstart bundle statement` wrote.",
+)
+def sign(path: Path, names: Sequence[str], sigstore: Path | None) -> None:
     """Sign what BUNDLE holds, and so vouch for what of it could run code. Other keys' signatures stay.
 
     A key is made by `headstart key new NAME`. Signing again with it replaces its signature.
     """
+    if not names and sigstore is None:
+        raise UsageError("which key? expected --key NAME, or --sigstore F.json")
     keyring = Keyring()
     with reading(keyring.folder):
         secrets = {name: keyring.secret(name) for name in dict.fromkeys(names)}
+    signers = [*secrets, *([] if sigstore is None else [str(sigstore)])]
 
     def signer(version: int, digest: bytes) -> list[Signature]:
-        return [signing.sign(secret, name, version, digest) for name, secret in secrets.items()]
+        made = [signing.sign(secret, name, version, digest) for name, secret in secrets.items()]
+        if sigstore is not None:
+            made.append(identities.signature_of(sigstore, _small(sigstore), version, digest))
+        return made
 
     with reading(path):
         try:
@@ -101,7 +115,23 @@ def sign(path: Path, names: Sequence[str]) -> None:
         except ValueError as error:
             raise Failure(f"{path}: {error}; headstart bundle merge makes one without any") from error
     vouched = f"; {count(len(signed.code), 'entry')} of it could run code" if signed.code else ""
-    click.echo(f"{path}: {count(len(signed), 'kernel')} signed by {', '.join(secrets)}{vouched}")
+    click.echo(f"{path}: {count(len(signed), 'kernel')} signed by {', '.join(signers)}{vouched}")
+
+
+@bundle.command(short_help="Write what a signature of BUNDLE is over.")
+@click.argument("path", metavar="BUNDLE", type=_BUNDLE)
+@click.option("-o", "--output", type=OutputFile(), required=True, metavar="F", help="Where it goes; a new file.")
+def statement(path: Path, output: Path) -> None:
+    """Write what a Sigstore signature of BUNDLE is over, for `sigstore sign F` on a machine with a network.
+
+    `headstart bundle sign BUNDLE --sigstore F.sigstore.json` puts it into BUNDLE, if that is the same still.
+    """
+    index = _open(path).index
+    if index.version != VERSION:
+        raise UsageError(f"{path} is of an earlier format: headstart bundle merge {path} {path} makes it one of now")
+    with reading(output):
+        write_new(output, signing.message(SIGSTORE, index.version, index.digest))
+    click.echo(f"{output}: sigstore sign {output}, then headstart bundle sign {path} --sigstore {output}.sigstore.json")
 
 
 @bundle.command(short_help="Write the kernels of BUNDLE as files.")
@@ -202,9 +232,22 @@ def _require(opened: Bundle, name: str) -> None:
         raise UsageError(f"there is no key {name}; headstart key list shows those that are")
     if name in trusted and trusted[name].has_expired:
         raise Failure(f"{opened.path}: the trust in {name} has expired ({trusted[name].until})")
+    if name in trusted and trusted[name].identity:
+        found = Trust(keyring).inspect(index)
+        ours = [each for each in found if (each.signature.kind, each.signature.signer) == (SIGSTORE, publics[name])]
+        if not any(each.state is State.TRUSTED for each in ours):
+            why = f": {ours[0].detail}" if ours else ""
+            raise Failure(f"{opened.path} is not signed by {name}{why}")
+        return
     mine = [each for each in index.signatures if (each.kind, each.signer) == (ED25519, publics[name])]
     if not any(signing.is_by(each, index.version, index.digest) for each in mine):
         raise Failure(f"{opened.path} is not signed by {name}")
+
+
+def _small(path: Path) -> bytes:
+    """A Sigstore bundle's bytes, or enough to see that it is none."""
+    with snapshot_of(path) as snapshot:
+        return snapshot.read(0, identities.MAX_BYTES)
 
 
 def _open(path: Path) -> Bundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -11,6 +12,20 @@ from headstart.artifacts.keyring import Keyring, TrustedKey, today
 from headstart.artifacts.signing import LOCAL, fingerprint, local_id
 from headstart.cli import json_line, reading
 from headstart.errors import DamagedError, UsageError
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class _Row(NamedTuple):
+    """What `key list --json` prints of one key. Own ones have no last day, and keys no identity."""
+
+    use: str
+    name: str
+    fingerprint: str
+    path: str
+    until: str = ""
+    identity: str = ""
+    issuer: str = ""
 
 
 @click.group(short_help="Make, trust and forget keys that sign bundles.")
@@ -36,20 +51,34 @@ def new(name: str) -> None:
 
 
 @key.command(short_help="Have signatures by a key count.")
-@click.argument("file", metavar="FILE.pub", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", metavar="[FILE.pub]", required=False, type=_FILE)
 @click.option("--name", default="", metavar="NAME", help="What it is called here. Default: as in the file.")
 @click.option("--until", metavar="DATE", help="The last day on which they count, in UTC, as 2027-01-31.")
-def trust(file: Path, name: str, until: str | None) -> None:
-    """Have signatures by the public key in FILE.pub count, from now on.
+@click.option("--identity", metavar="ID", help="Instead of FILE.pub: an identity of Sigstore's, as me@example.com.")
+@click.option("--issuer", metavar="URL", help="Who vouches for --identity, as https://accounts.google.com.")
+@click.option("--root", type=_FILE, metavar="F", help="Sigstore's trusted root. Default: its public service's.")
+def trust(
+    file: Path | None, name: str, until: str | None, identity: str | None, issuer: str | None, root: Path | None
+) -> None:
+    """Have signatures by the public key in FILE.pub count, from now on; or by an --identity, which needs a --name.
 
     Whoever has the secret key can then have code run as you, by a bundle that you use. Compare the fingerprint with one
     that did not come with the file.
     """
     day = None if until is None else _day(until)
     keyring = Keyring()
-    with reading(file):
-        trusted = keyring.trust(file, name, day)
-    click.echo(f"trusted: {trusted.name}, fingerprint {fingerprint(trusted.public)}{_until(trusted)}")
+    if file is not None:
+        if identity or issuer or root is not None:
+            raise UsageError("FILE.pub and --identity, --issuer, --root exclude each other")
+        with reading(file):
+            trusted = keyring.trust(file, name, day)
+        click.echo(f"trusted: {trusted.name}, fingerprint {fingerprint(trusted.public)}{_until(trusted)}")
+        return
+    if not (identity and issuer and name):
+        raise UsageError("expected FILE.pub, or all of --identity, --issuer and --name")
+    with reading(keyring.folder):
+        trusted = keyring.trust_identity(identity, issuer, name, day, root)
+    click.echo(f"trusted: {name}, {identity} by {issuer}{_until(trusted)}")
 
 
 @key.command("list")
@@ -59,12 +88,13 @@ def list_(as_json: bool) -> None:
     keyring = Keyring()
     with reading(keyring.folder):
         rows = _rows(keyring)
-    for use, name, print_, end, place in rows:
+    for row in rows:
         if as_json:
-            fields = {"use": use, "name": name, "fingerprint": print_, "until": end, "path": place}
-            click.echo(json_line(fields))
+            click.echo(json_line(row._asdict()))
         else:
-            click.echo(f"{use:8} {name:20} {print_}{f'  until {end}' if end else ''}{_passed(end)}")
+            end = f"  until {row.until}{_passed(row.until)}" if row.until else ""
+            who = f"{row.identity} by {row.issuer}" if row.identity else row.fingerprint
+            click.echo(f"{row.use:8} {row.name:20} {who}{end}")
     if not rows and not as_json:
         click.echo(f"no keys in {keyring.folder}", err=True)
 
@@ -79,20 +109,20 @@ def forget(name: str) -> None:
     click.echo(f"removed {path}: what {'your own runs' if name == LOCAL else name} signed is not trusted any more")
 
 
-def _rows(keyring: Keyring) -> list[tuple[str, str, str, str, str]]:
-    """Use, name, fingerprint, last day and file of each key."""
-    rows = [
-        ("trusted", each.name, fingerprint(each.public), str(each.until or ""), str(keyring.trusted_file(each.name)))
-        for each in keyring.trusted(_tell)
-    ]
-    rows += [("own", each.name, fingerprint(each.public), "", str(each.path)) for each in keyring.own(_tell)]
+def _rows(keyring: Keyring) -> list[_Row]:
+    rows = []
+    for each in keyring.trusted(_tell):
+        print_ = "" if each.identity else fingerprint(each.public)
+        file, end = str(keyring.trusted_file(each)), str(each.until or "")
+        rows.append(_Row("trusted", each.name, print_, file, end, each.identity, each.issuer))
+    rows += [_Row("own", each.name, fingerprint(each.public), str(each.path)) for each in keyring.own(_tell)]
     try:
         secret = keyring.local()
     except (DamagedError, OSError) as error:
         _tell(f"the local key is left out: {error}")
         secret = None
     if secret is not None:
-        rows.append((LOCAL, LOCAL, fingerprint(local_id(secret)), "", str(keyring.local_file)))
+        rows.append(_Row(LOCAL, LOCAL, fingerprint(local_id(secret)), str(keyring.local_file)))
     return rows
 
 
