@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
-from headstart.errors import ServiceError, UsageError
-from headstart.model.captured import CapturedSource
-from headstart.model.request import CompileRequest
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
+from headstart.errors import ServiceError, UsageError
+from headstart.model.captured import CapturedSource
+from headstart.model.request import CompileRequest
 
 KernelFuture = LambdaFuture[CompiledKernel]
 
