@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from headstart.artifacts import manifest as manifest_module
 from headstart.artifacts.bundle import Bundle
-from headstart.artifacts.comparing import compare, retarget
+from headstart.artifacts.comparing import compare
 from headstart.artifacts.manifest import MAGIC, Manifest, is_manifest, merge
+from headstart.artifacts.retargeting import retarget
 from headstart.artifacts.specialization import Origin, Specialization, Tuning
 from headstart.errors import DamagedError, FutureVersionError, UsageError
 from headstart.model.request import CompileRequest
@@ -348,11 +349,32 @@ def test_kernels_of_one_name_are_compared_with_the_nearest() -> None:
         Manifest.of([shared, *old, specialization(request("gone"))]),
         Manifest.of([shared, *new, specialization(request("come"))]),
     )
-    assert sorted(each.request.name for each in difference.removed) == ["gone", "k"]
-    assert [each.request.name for each in difference.added] == ["come"]
+    assert sorted(each.name for each in difference.removed) == ["gone", "k"]
+    assert [each.name for each in difference.added] == ["come"]
     (change,) = difference.changed
-    assert (change.before, change.after) == (old[1], new[0])
+    assert (change.before.key, change.after.key) == (old[1].digest, new[0].digest)
     assert change.reasons == ["options.num_stages was not given, now 2"]
+
+
+def test_the_nearest_of_all_are_paired_first_whatever_their_order() -> None:
+    def with_options(*, warps: int, stages: int) -> Specialization:
+        return specialization(request("k", options={"num_warps": warps, "num_stages": stages}))
+
+    old = [with_options(warps=4, stages=3), with_options(warps=8, stages=5)]
+    near, far = with_options(warps=4, stages=2), with_options(warps=16, stages=7)
+    for added in ([near, far], [far, near]):
+        changed = compare(Manifest.of(old), Manifest.of(added)).changed
+        reasons = {change.after.key: change.reasons for change in changed}
+        assert reasons[near.digest] == ["options.num_stages was 3, now 2"]
+        assert reasons[far.digest] == ["options.num_stages was 5, now 7", "options.num_warps was 8, now 16"]
+
+
+def test_more_kernels_of_a_name_than_are_looked_through_at_once_are_all_paired() -> None:
+    def many(option: str, count: int) -> Manifest:
+        return Manifest.of(specialization(request("k", options={option: number})) for number in range(count))
+
+    difference = compare(many("num_warps", 250), many("num_stages", 253))
+    assert (len(difference.changed), len(difference.removed), len(difference.added)) == (250, 0, 3)
 
 
 def test_equal_manifests_do_not_differ() -> None:

@@ -78,6 +78,15 @@ def test_show_as_json_is_one_object_per_kernel() -> None:
     assert "source" not in shown
 
 
+def test_constants_that_are_known_by_position_are_shown_by_name() -> None:
+    write(specialization(constants={(3,): 64, (2,): 2}))
+    assert "BLOCK=64" in run("manifest", "show", "app.manifest").stdout
+    write(specialization(constants={(3,): 128, (2,): 2}), path="b.manifest")
+    lines = run("manifest", "diff", "app.manifest", "b.manifest").stdout.splitlines()
+    assert lines[0].endswith("scale  FACTOR=2, BLOCK=128")
+    assert lines[1] == "    constants.BLOCK was 64, now 128"
+
+
 def test_what_a_manifest_says_is_not_trusted_with_the_terminal() -> None:
     write(specialization(asked_by="\x1b[31mred", constants={"B": "[bold]\x07"}))
     result = run("manifest", "show", "app.manifest")

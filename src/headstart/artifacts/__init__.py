@@ -8,7 +8,8 @@
     key_files, keyring     the user's keys, as lines and as files
     trust, seal            whose signatures count; adding one to a bundle
     packing, extracting    zstd as bundles use it; what is in an entry as files
-    manifest               what a run compiled; specialization: one of it; comparing: two manifests
+    manifest               what a run compiled; specialization: one of it; retargeting: for other devices
+    comparing              two manifests, or two bundles
     vetting                what of one from elsewhere may be compiled; vetting_words: what it may name
     reproduce              a failed request, as a plan that compiles it again
 

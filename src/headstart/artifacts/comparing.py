@@ -1,90 +1,164 @@
-"""Two manifests compared, and one made into another for other devices."""
+"""Two manifests, or two bundles, compared.
+
+Kernels that only one side has are paired with those of the same name that only the other has, the nearest first: what
+is paired has changed, and is told with the components of its key that differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import contextlib
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
+from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.index import BundleItem
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.specialization import Specialization
 from headstart.model import keys
+from headstart.model.parameters import parameters_of, with_names
 from headstart.model.request import CompileRequest
-from headstart.model.target import OPTIONS_OF_BACKEND, Target
 
-_EXPLAINED = 100  # kernels of one name among which `compare` looks for the nearest
+KERNEL = "kernel"
+
+_EXPLAINED = 100  # kernels of one name, of each side, among which the nearest two are looked for
+_NAMED_OTHERWISE = "the same, but that one names parameters by their positions"
+_SHORT_DIGEST = 12  # hexadecimal digits that tell toolchains apart
+
+_request_decoder = msgspec.msgpack.Decoder(CompileRequest)
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """One kernel, or something that is kept beside kernels, of one side.
+
+    Attributes:
+        key: what tells it from all others of its side.
+        kind: `"kernel"`, or what else it is.
+        name: the kernel's.
+        target: e.g. `"cuda:90"`; empty if it has none.
+        components: what the key is made of, in order, parameters by their names as far as they are known; empty for
+            other kinds.
+    """
+
+    key: str
+    kind: str
+    name: str
+    target: str
+    components: list[keys.Component]
+
+    @classmethod
+    def of_specialization(cls, each: Specialization) -> Compared:
+        request = each.request
+        components = with_names(request.components(), parameters_of(request))
+        return cls(each.digest, KERNEL, request.name, request.target, components)
+
+    @classmethod
+    def of_item(cls, bundle: Bundle, item: BundleItem) -> Compared:
+        """Raises `DamagedError` and `OSError`: the entry cannot be read."""
+        if item.kind != KERNEL:
+            return cls(item.key, item.kind, item.name, item.target, [])
+        header = bundle.entry(item.key).header
+        components = header.components
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):  # of another headstart, or of nobody's
+            components = with_names(components, parameters_of(_request_decoder.decode(header.request)))
+        if header.triton_version:  # the digest tells a machine, and nothing to a person
+            version = f"{item.toolchain[:_SHORT_DIGEST]} (Triton {header.triton_version})"
+            components = [(name, version if name == "toolchain" else value) for name, value in components]
+        return cls(item.key, item.kind, item.name, item.target, components)
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A kernel of one manifest and the nearest of the same name in the other, and how their identities differ."""
+    """A kernel of one side and the nearest of the same name of the other, and how their identities differ."""
 
-    before: Specialization
-    after: Specialization
+    before: Compared
+    after: Compared
     reasons: list[str]
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """What one manifest holds and the other does not. Kernels that `changed` are in neither of the other lists."""
+    """What one side holds and the other does not. Kernels that `changed` are in neither of the other lists."""
 
-    removed: list[Specialization]
-    added: list[Specialization]
+    removed: list[Compared]
+    added: list[Compared]
     changed: list[Change]
 
 
 def compare(before: Manifest, after: Manifest) -> Difference:
-    """How `after` differs from `before`. Kernels of one name that only one side has are paired, nearest first."""
-    removed = _by_name(before.specializations, after.specializations)
-    added = _by_name(after.specializations, before.specializations)
-    changed = []
-    for name in removed.keys() & added.keys():
-        old = removed[name]
-        for new in list(added[name]):
-            if not old:
-                break
-            components = new.request.components()
-            explained = [keys.explain(each.request.components(), components) for each in old[:_EXPLAINED]]
-            index, reasons = min(enumerate(explained), key=lambda found: len(found[1]))
-            changed.append(Change(old.pop(index), new, reasons))
-            added[name].remove(new)
-    return Difference(
-        [each for name in removed for each in removed[name]],
-        [each for name in added for each in added[name]],
-        sorted(changed, key=lambda change: (change.after.request.name, change.after.digest)),
+    """How `after` differs from `before`."""
+    old, new = before.specializations, after.specializations
+    return _difference(
+        [Compared.of_specialization(each) for digest, each in old.items() if digest not in new],
+        [Compared.of_specialization(each) for digest, each in new.items() if digest not in old],
     )
 
 
-def _by_name(specializations: Mapping[str, Specialization], others: Container[str]) -> dict[str, list[Specialization]]:
-    found: dict[str, list[Specialization]] = {}
-    own = (each for digest, each in specializations.items() if digest not in others)
-    for each in sorted(own, key=lambda each: (each.request.name, each.digest)):
-        found.setdefault(each.request.name, []).append(each)
-    return found
+def compare_bundles(before: Bundle, after: Bundle) -> Difference:
+    """How `after` differs from `before`. Entries of other kinds than kernels are compared by their keys alone.
 
-
-def retarget(request: CompileRequest, target: Target) -> tuple[CompileRequest, list[str]]:
-    """The same request for another device, and the options and attributes that it had to lose.
-
-    Options travel as the program gave them. Those that name the device go; if the backend is another one, so do all
-    that only the former has. `tt.pointer_range` is a fact that only hip is told; it is not made up for hip.
+    Raises:
+        DamagedError: an entry that one of them lacks is damaged in the other.
+        OSError: a file cannot be read.
     """
-    former = Target.parse(request.target)
-    if former == target:
-        return request, []
-    unfit = {"arch"}
-    attributes = request.attributes
-    lost = []
-    if former.backend != target.backend:
-        unfit |= OPTIONS_OF_BACKEND[former.backend]
-    if target.backend != "hip":
-        attributes = {
-            name: [fact for fact in facts if fact[0] != "tt.pointer_range"] for name, facts in attributes.items()
-        }
-        attributes = {name: facts for name, facts in attributes.items() if facts}
-        lost = ["tt.pointer_range"] if attributes != request.attributes else []
-    changed = msgspec.structs.replace(
-        request,
-        target=str(target),
-        attributes=attributes,
-        options={name: value for name, value in request.options.items() if name not in unfit},
+    return _difference(
+        [Compared.of_item(before, item) for item in before if item.key not in after],
+        [Compared.of_item(after, item) for item in after if item.key not in before],
     )
-    return changed, sorted(unfit & request.options.keys()) + lost
+
+
+def counts_by_kind(items: Iterable[Any]) -> dict[str, int]:
+    """How many there are of each `kind`, kernels first."""
+    counted = Counter(each.kind for each in items)
+    return {kind: counted[kind] for kind in sorted(counted, key=lambda kind: (kind != KERNEL, kind))}
+
+
+def _difference(only_before: list[Compared], only_after: list[Compared]) -> Difference:
+    removed, added = _by_name(only_before), _by_name(only_after)
+    changed = []
+    for alike in removed.keys() & added.keys():
+        if alike[0] == KERNEL:
+            changed += _paired(removed[alike], added[alike])
+    return Difference(
+        [each for alike in removed.values() for each in alike],
+        [each for alike in added.values() for each in alike],
+        sorted(changed, key=lambda change: (change.after.name, change.after.key)),
+    )
+
+
+def _paired(old: list[Compared], new: list[Compared]) -> list[Change]:
+    """Take from both lists, until one is empty, the two that differ in the fewest components."""
+    changed = []
+    while old and new:
+        left, right = old[:_EXPLAINED], new[:_EXPLAINED]
+        distances = [
+            (_distance(one.components, other.components), i, j)
+            for i, one in enumerate(left)
+            for j, other in enumerate(right)
+        ]
+        heapq.heapify(distances)
+        taken: tuple[set[int], set[int]] = set(), set()
+        while len(taken[0]) < min(len(left), len(right)):
+            _, i, j = heapq.heappop(distances)
+            if i not in taken[0] and j not in taken[1]:
+                taken[0].add(i)
+                taken[1].add(j)
+                reasons = keys.explain(left[i].components, right[j].components)
+                changed.append(Change(left[i], right[j], reasons or [_NAMED_OTHERWISE]))
+        for several, gone in zip((old, new), taken, strict=True):
+            several[:] = [each for index, each in enumerate(several) if index not in gone]
+    return changed
+
+
+def _distance(before: Sequence[keys.Component], after: Sequence[keys.Component]) -> int:
+    """How many lines `keys.explain` would have."""
+    old, new = dict(before), dict(after)
+    return sum(old.get(name) != new.get(name) for name in old.keys() | new.keys())
+
+
+def _by_name(several: list[Compared]) -> dict[tuple[str, str], list[Compared]]:
+    found: dict[tuple[str, str], list[Compared]] = {}
+    for each in sorted(several, key=lambda each: (each.kind != KERNEL, each.kind, each.name, each.key)):
+        found.setdefault((each.kind, each.name), []).append(each)
+    return found

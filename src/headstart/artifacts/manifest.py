@@ -168,12 +168,6 @@ def is_manifest(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-# Differences
-
-
-# Another target
-
-
 # The file
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from headstart.artifacts import known_failure
-from headstart.artifacts.comparing import retarget
 from headstart.artifacts.manifest import Manifest
+from headstart.artifacts.retargeting import retarget
 from headstart.artifacts.specialization import Specialization
 from headstart.artifacts.vetting import check_request
 from headstart.cli import (

@@ -25,6 +25,7 @@ from headstart.cli import (
     printable_lines,
     reading,
 )
+from headstart.cli.differences import diff
 from headstart.errors import UsageError
 from headstart.system.files import BUNDLE, check_replaceable, write_new
 
@@ -32,12 +33,15 @@ _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
 
 
-@click.group(short_help="List, verify, sign, extract and merge bundles.")
+@click.group(short_help="List, compare, verify, sign, extract and merge bundles.")
 def bundle() -> None:
     """Look into bundles, check and sign them, take them apart and put them together.
 
     A bundle holds compiled kernels, many in one file. Reading one executes nothing.
     """
+
+
+bundle.add_command(diff)
 
 
 @bundle.command("list")

@@ -11,16 +11,17 @@ from typing import Any
 import click
 import msgspec
 
-from headstart.artifacts.comparing import Difference, compare
+from headstart.artifacts.comparing import compare
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.manifest import merge as merge_manifests
 from headstart.artifacts.specialization import Specialization
 from headstart.cli import OutputFile, count, json_line, printable, reading
+from headstart.cli.differences import difference_lines
+from headstart.model.parameters import named, parameters_of
 from headstart.model.request import CompileRequest
 from headstart.system.files import MANIFEST, check_replaceable
 
 _MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
-_SHORT_DIGEST = 12  # hexadecimal digits that tell kernels of one manifest apart
 _PIPED_WIDTH = 200  # columns, where there is no terminal to ask
 
 
@@ -78,7 +79,7 @@ def diff(before: Path, after: Path) -> None:
     Exit code: 0, whether they differ or not; 2 bad usage.
     """
     difference = compare(_open(before), _open(after))
-    for line in _difference_lines(difference):
+    for line in difference_lines(difference):
         click.echo(line)
     parts = [
         f"{count(len(difference.removed), 'kernel')} only in {before}",
@@ -133,7 +134,9 @@ def _print_table(specializations: Sequence[Specialization]) -> None:
 
 
 def _options(request: CompileRequest) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in {**request.constants, **request.options}.items())
+    parameters = parameters_of(request)
+    constants = {named(path, parameters): value for path, value in request.constants.items()}
+    return ", ".join(f"{name}={value!r}" for name, value in {**constants, **request.options}.items())
 
 
 def _totals(opened: Manifest) -> str:
@@ -152,18 +155,3 @@ def _totals(opened: Manifest) -> str:
         program = origin.program or "unknown program"
         lines.append(printable(f"recorded {when:%Y-%m-%d %H:%M} UTC, {versions}: {program}"))
     return "\n".join(lines)
-
-
-def _difference_lines(difference: Difference) -> list[str]:
-    lines = [f"- {_named(each)}" for each in difference.removed]
-    lines += [f"+ {_named(each)}" for each in difference.added]
-    for change in difference.changed:
-        lines.append(f"~ {_named(change.after)}")
-        lines += [f"    {printable(reason)}" for reason in change.reasons]
-    return lines
-
-
-def _named(each: Specialization) -> str:
-    request = each.request
-    line = f"{each.digest[:_SHORT_DIGEST]}  {request.target:12}  {request.name}  {_options(request)}"
-    return printable(line.rstrip())

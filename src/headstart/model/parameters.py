@@ -1,0 +1,59 @@
+"""The names of a kernel's parameters, for people: a request may know them by position only."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import warnings
+from collections.abc import Sequence
+
+from headstart.model.captured import CapturedSource
+from headstart.model.keys import Component
+from headstart.model.request import CompileRequest
+
+_POSITIONAL = ("constants.#", "attributes.#")  # beginnings of components that name a parameter by its position
+
+
+def parameters_of(request: CompileRequest) -> tuple[str, ...]:
+    """The kernel's parameters in order, as its source names them; none if that cannot be told. Runs none of it."""
+    if isinstance(request.source, CapturedSource):
+        return tuple(each.name for each in request.source.kernel.parameters)
+    return _parameters(request.name, request.source)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(name: str, text: str) -> tuple[str, ...]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in strings, say: nobody asked about them
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    # The latest definition is the one that has the name when the text has run.
+    for node in reversed(tree.body):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            given = node.args
+            rest = [] if given.vararg is None else [given.vararg]
+            return tuple(each.arg for each in (*given.posonlyargs, *given.args, *rest, *given.kwonlyargs))
+    return ()
+
+
+def named(path: str, parameters: Sequence[str]) -> str:
+    """`"#2.0"` as `"x.0"`, if the third parameter is `x`; a path that names a parameter stays as it is."""
+    position, dot, rest = path.removeprefix("#").partition(".")
+    if not path.startswith("#") or not position.isdecimal() or int(position) >= len(parameters):
+        return path
+    return f"{parameters[int(position)]}{dot}{rest}"
+
+
+def with_names(components: Sequence[Component], parameters: Sequence[str]) -> list[Component]:
+    """Components of a key, as people read them. Their names stay different from one another."""
+    taken = {name for name, _ in components}
+    found = []
+    for name, value in components:
+        if name.startswith(_POSITIONAL):
+            kind, _, path = name.partition(".")
+            better = f"{kind}.{named(path, parameters)}"
+            name = name if better in taken else better
+        found.append((name, value))
+    return found
