@@ -3,9 +3,9 @@
     python benchmarks/gpu/ranks.py [case …]        from a checkout, with src on PYTHONPATH
     RANKS=4 CORES=8 ROUNDS=1                       how many, on how many cores, how often, in turns
 
-The cases and kinds are those of `torch_compile.py`: `stock`, where each rank has Inductor's pool, and `headstart`, where all
-share one service. All ranks use one GPU; results are checked against eager. Prints a line for each round and a table, and
-writes ranks.json into $OUT.
+The cases and kinds are those of `torch_compile.py`: `stock`, where each rank has Inductor's pool, and `headstart`,
+where all share one service. All ranks use one GPU. Results are checked against eager. Prints a line for each round and
+a table, and writes ranks.json into $OUT.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def test_what_children_compiled_counts(bundled: Programs) -> None:
         *DRY,
     )
     assert code == 3
-    assert "  scale: the bundle has another one of this name: constants.#2 was 32, now 64" in errors
+    assert "  scale: the bundle has another one of this name: constants.BLOCK was 32, now 64" in errors
 
 
 @pytest.mark.triton

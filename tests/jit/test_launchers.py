@@ -44,12 +44,19 @@ if order.get("gpu"):
     machine.has_gpu = lambda: True
     launchers._NVIDIA = "/dev/null"
 if order.get("enable", True):
-    headstart.enable(bundle=order.get("bundle"))
+    from headstart.adapters import options, process
+    given = {name: order[name] for name in ("bundle", "manifest", "record") if name in order}
+    process.begin(options.EnableOptions(**given, trusted=True))
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime.jit import MockTensor
+
+if order.get("waits"):  # for what is done in the background
+    process.current()._thread.join()
+    (future,) = process.current().jit.launchers._started.values()
+    future.result()
 
 class Driver(nvidia.CudaDriver):
     __module__ = nvidia.__name__
@@ -60,7 +67,7 @@ class Driver(nvidia.CudaDriver):
 
 if order.get("gpu"):
     from headstart.adapters import process
-    for future in process.current().jit._launchers._started.values():
+    for future in process.current().jit.launchers._started.values():
         future.result()
     nvidia.CudaUtils()
 triton.runtime.driver.set_active(Driver())
@@ -153,6 +160,15 @@ def test_a_worker_builds_the_launcher_once_for_all_configurations(machine: Machi
     assert told["callers"] != [told["pid"]]
     assert (told["replaced"], told["restored"]) == (True, True)
     assert told["compiled"] == 3, "launchers are not counted as kernels"
+
+
+def test_launchers_of_what_an_earlier_run_recorded_are_built_before_it_is_launched(machine: Machine) -> None:
+    record = str(machine.folder / "app.manifest")
+    machine.run(record=record)
+    told = machine.run(manifest=record, waits=True)
+    assert told["error"] == ""
+    assert len(told["callers"]) == 1
+    assert told["callers"] != [told["pid"]]
 
 
 def test_what_the_driver_needs_first_is_built_from_the_start(machine: Machine) -> None:

@@ -289,6 +289,8 @@ class Enabled:
                     adapter.compiler.start()
                     self._loaded.set()
                     self.replay.run()
+                    if choices.trusted and choices.target is None:
+                        adapter.launchers.foresee_recorded(self.replay.requests)
         except HeadstartError as error:
             _log.warning("nothing is compiled ahead: %s", error)
         except Exception:  # noqa: BLE001 - the program goes on without what it would have had early

@@ -20,6 +20,7 @@ from headstart.artifacts.vetting import check_request
 from headstart.client.async_compile import AsyncCompile
 from headstart.errors import DamagedError, HeadstartError
 from headstart.model.environment import TOOL_VARIABLES, bypass_reason, fingerprint
+from headstart.model.request import CompileRequest
 from headstart.model.target import Target
 from headstart.system.confinement import unavailable
 
@@ -69,6 +70,7 @@ class Replay:
         ]
         self._stop = threading.Event()
         self._digests: set[str] = set()
+        self.requests: list[CompileRequest] = []  # that were kicked off
         self._refused = 0
 
     def run(self) -> None:
@@ -98,6 +100,7 @@ class Replay:
                 _log.debug("no more is compiled ahead: %s", error)
                 return
             self._digests.add(each.digest)
+            self.requests.append(each.request)
         if self._refused:
             _log.warning(
                 "%d recorded kernels are not compiled ahead: they could do anything but become a kernel; --trust "

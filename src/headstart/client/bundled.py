@@ -24,6 +24,7 @@ from headstart.client.use import MOST_MISSED, Missed
 from headstart.errors import DamagedError
 from headstart.model import keys
 from headstart.model.environment import bypass_reason
+from headstart.model.parameters import parameters_of, with_names
 from headstart.model.request import CompileRequest
 
 _COMPARED = 20  # kernels of one name among which the nearest is looked for
@@ -113,7 +114,8 @@ class BundledKernels:
     def _why_missed(self, request: CompileRequest) -> str:
         if why := self._client.unread or bypass_reason(self._policy.environment()):
             return why
-        digest, components = request.digest(), request.components()
+        digest, parameters = request.digest(), parameters_of(request)
+        components = with_names(request.components(), parameters)
         nearest: list[str] | None = None
         for bundle in self._client.bundler.bundles:
             name = bundle.path.name
@@ -125,7 +127,7 @@ class BundledKernels:
                     before = [each for each in bundle.entry(item.key).header.components if each[0] not in _OURS]
                 except (DamagedError, OSError):
                     continue
-                reasons = keys.explain(before, components)
+                reasons = keys.explain(with_names(before, parameters), components)
                 if nearest is None or len(reasons) < len(nearest):
                     nearest = reasons
         if nearest is None:

@@ -108,7 +108,7 @@ class Adapter:
         self._entries = Entries(self._fallback.say)
         self._for_bundle = ForBundle(self.compiler, client.bundle is not None)
         self.autotuning = Autotuning(self, tunings or {})
-        self._launchers = Launchers(self.compiler)
+        self.launchers = Launchers(self.compiler)
         self._patch = Compiles(self._compile, self._is_prefetching, self._prefetch)
         self._integrity = Integrity()
         self._asks: dict[str, PendingCompile] = {}  # by Triton's hash
@@ -133,7 +133,7 @@ class Adapter:
             self._fallback.steps_aside(reason)
             return
         self._patch.install()
-        self._launchers.install()
+        self.launchers.install()
         self.autotuning.install()
         # A program that has no GPU imports Triton because torch does; if it asks for a kernel, everything starts then.
         if machine.has_gpu():
@@ -142,14 +142,14 @@ class Adapter:
     def start_early(self) -> None:
         """Have everything ready before the first kernel."""
         self.compiler.start()
-        self._launchers.foresee_utilities()
+        self.launchers.foresee_utilities()
         self._entries.compute_key_early()
 
     def close(self) -> None:
         """Put everything back, and wait for what only the bundle needs. What was compiled goes on working."""
         self._forget_import()
         self._patch.remove()
-        self._launchers.remove()
+        self.launchers.remove()
         self.autotuning.remove()
         self._for_bundle.complete()
         self._entries.close()
@@ -301,7 +301,7 @@ class Adapter:
         if not found:
             future = self._submit(ask)
             if not future.done():
-                self._launchers.foresee(what)
+                self.launchers.foresee(what)
             self.count("late", launched and not future.done())
         ask = self._asks.setdefault(what.hash, ask)
         self.note(ask)

@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ from headstart.client.policy import Policy
 from headstart.errors import HeadstartError
 from headstart.model import keys
 from headstart.model.environment import fingerprint
+from headstart.model.parameters import parameters_of
 from headstart.model.request import CompileRequest
+from headstart.model.target import Target
 
 ARTIFACT = "so"
 _DRIVERS = {"nvidia": "triton.backends.nvidia.driver", "amd": "triton.backends.amd.driver"}
@@ -57,6 +59,8 @@ class Launchers:
         self._policy = Policy()
         self._compiler = AsyncCompile(client=compiler.client, policy=self._policy, start=False)
         self._started: dict[str, LambdaFuture[CompiledKernel]] = {}  # by Triton's key
+        self._recorded: list[CompileRequest] = []  # for when Triton is imported
+        self._seen: set[tuple[Any, ...]] = set()  # signatures of what was recorded
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -65,6 +69,7 @@ class Launchers:
             driver: Any = sys.modules.get(name)
             if all(hasattr(driver, each) for each in ("make_launcher", "compile_module_from_src", "include_dirs")):
                 self._replace(driver, backend)
+        self._foresee_recorded()
 
     def remove(self) -> None:
         """Put them back."""
@@ -88,6 +93,29 @@ class Launchers:
         except Exception:  # noqa: BLE001 - it is built when it is needed
             _log.debug("a launcher is not foreseen", exc_info=True)
 
+    def foresee_recorded(self, requests: Iterable[CompileRequest]) -> None:
+        """Have workers build the launchers of kernels that an earlier run recorded, once Triton is imported."""
+        self._recorded += requests
+        if self._undo:
+            self._foresee_recorded()
+
+    def _foresee_recorded(self) -> None:
+        # No driver is asked for: that would start CUDA in a program that may be about to fork.
+        while self._recorded and self._undo and _builds():
+            request = self._recorded.pop()
+            target = Target.parse(request.target)
+            backend = "nvidia" if target.backend == "cuda" else "amd"
+            types = _types_of(request)
+            if types is None or (backend, target.warp_size, *types) in self._seen:
+                continue
+            self._seen.add((backend, target.warp_size, *types))
+            try:
+                more = (target.warp_size,) if backend == "amd" else ()
+                text = sys.modules[_DRIVERS[backend]].make_launcher({}, dict(enumerate(types)), *more, None)
+                self._foresee(backend, _LAUNCHER, text, background=True)
+            except Exception:  # noqa: BLE001 - as above
+                _log.debug("the launcher of %s is not foreseen", request.name, exc_info=True)
+
     def foresee_utilities(self) -> None:
         """Have a worker build what the driver for this machine's GPU needs before all else. Never raises.
 
@@ -102,13 +130,13 @@ class Launchers:
         except Exception:  # noqa: BLE001 - as above
             _log.debug("the driver's utilities are not foreseen", exc_info=True)
 
-    def _foresee(self, backend: str, name: str, text: str) -> None:
+    def _foresee(self, backend: str, name: str, text: str, *, background: bool = False) -> None:
         key = _key_of(text)
         if key in self._started or compat.cache_manager(key).get_file(_file_of(name)) is not None:
             return
         request = _request(backend, name, text)
         if self._bundled(request) is None:
-            self._started[key] = self._compiler.submit(request)
+            self._started[key] = self._compiler.submit(request, background=background)
 
     def _replace(self, driver: Any, backend: str) -> None:
         stock = driver.compile_module_from_src
@@ -197,6 +225,17 @@ class Launchers:
 
     def _toolchain(self, request: CompileRequest) -> str:
         return self._policy.toolchain_digest(self._compiler.cache_dir, request.environment)
+
+
+def _types_of(request: CompileRequest) -> list[str] | None:
+    """The types of a kernel's parameters in order, as `ASTSource.signature` has them; None if they are not plain."""
+    signature = request.signature
+    if isinstance(signature, str):
+        return None
+    parameters = parameters_of(request)  # a manifest keeps types by name, in any order
+    types = [signature.get(name, "constexpr") for name in parameters]
+    plain = [each for each in types if isinstance(each, str) and not each.startswith("tensordesc")]
+    return plain if len(plain) == len(types) and signature.keys() <= set(parameters) else None
 
 
 def _builds() -> bool:
