@@ -2,6 +2,7 @@
 
     python benchmarks/gpu/live.py [program …] [kind …]      from a checkout, with src and the libraries on PYTHONPATH
     python benchmarks/gpu/live.py --report FILE             the table of what an earlier run wrote
+    ROUNDS=3                                                next starts (`AGAIN`) that often, in turns; medians
     PARTS=all|both|forward                                  how much of flash-linear-attention (`programs/gla.py`)
 
 Each measurement is a fresh process with empty caches, unless said. Results are compared with stock's. Prints a line for
@@ -10,6 +11,7 @@ each and a table, and writes live.json into $OUT.
     stock      plain Triton
     headstart  headstart run --record --bundle: compiles go to workers, and everything is recorded
     bundle     headstart run --bundle --reuse-tuning: from what `headstart` left; no cache of Triton's or of headstart's
+    record     the same from the record alone: no bundle, no cache, and autotuners benchmark
     warm       plain Triton with the disk cache that `headstart` left, and TRITON_CACHE_AUTOTUNING=1
 """
 
@@ -26,7 +28,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = ("liger", "gla")
-KINDS = ("headstart", "bundle", "warm", "stock")
+KINDS = ("headstart", "bundle", "warm", "record", "stock")
+AGAIN = ("bundle", "warm", "record")
+ROUNDS = int(os.environ.get("ROUNDS", "1"))
 DEADLINE = float(os.environ.get("DEADLINE", "540"))  # seconds, for everything
 _TOLERANCE = 2e-2  # of a norm: autotuners may choose configurations that add up in another order
 
@@ -35,6 +39,8 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
     """One process; what it printed."""
     kept = folder / program
     caches = kept / kind
+    if caches.exists():  # of the round before
+        caches.rename(kept / f"{kind} {len(list(kept.iterdir()))}")
     (caches / "runtime").mkdir(parents=True, mode=0o700)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "HEADSTART"))},
@@ -49,6 +55,7 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
     ours = {
         "headstart": [*bundle, "--record", manifest],
         "bundle": [*bundle, "--manifest", manifest, "--reuse-tuning", "--no-record"],
+        "record": ["--manifest", manifest, "--trust", "--no-record"],
     }
     wrapped = ["-m", "headstart", "run", "-v", *ours[kind]] if kind in ours else []
     command = [sys.executable, *wrapped, str(HERE / "programs" / f"{program}.py")]
@@ -97,7 +104,11 @@ def line(result: dict[str, Any]) -> str:
 
 def report(results: list[dict[str, Any]]) -> str:
     """All of them as a table in Markdown."""
-    found = {(result["program"], result["kind"]): result for result in results if "failed" not in result}
+    rounds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        if "failed" not in result:
+            rounds.setdefault((result["program"], result["kind"]), []).append(result)
+    found = {what: sorted(each, key=lambda one: one["first_call_s"])[len(each) // 2] for what, each in rounds.items()}
     first = next(iter(found.values()), None)
     lines = [f"{first['gpu']}, torch {first['torch']}, {first['cores']} cores" if first else "nothing", ""]
     lines += [f"| program | {' | '.join(KINDS)} | results |", "|---|" + "---|" * (len(KINDS) + 1)]
@@ -112,7 +123,8 @@ def report(results: list[dict[str, Any]]) -> str:
                 cells.append(failed.strip().splitlines()[-1][:60] if failed else "")
                 continue
             ratio = f" : {result['first_call_s'] / reference['first_call_s']:.2f}" if reference else ""
-            cells.append(f"{result['first_call_s']:.2f} s{ratio} ({result['compiled_in_process']} in process)")
+            times = f", {len(rounds[program, kind])} runs" if len(rounds[program, kind]) > 1 else ""
+            cells.append(f"{result['first_call_s']:.2f} s{ratio} ({result['compiled_in_process']} in process{times})")
             if reference and reference is not result:
                 pairs = zip(result["norms"], reference["norms"], strict=True)
                 same.append(all(abs(one - other) <= _TOLERANCE * max(abs(other), 1e-3) for one, other in pairs))
@@ -133,8 +145,10 @@ def main() -> None:
     asked = sys.argv[1:]
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for program in [name for name in asked if name in PROGRAMS] or PROGRAMS:
-            for kind in [name for name in asked if name in KINDS] or KINDS:
+        programs = [name for name in asked if name in PROGRAMS] or list(PROGRAMS)
+        kinds = [name for name in asked if name in KINDS] or list(KINDS)
+        for program in programs:
+            for kind in kinds + [kind for kind in kinds if kind in AGAIN] * (ROUNDS - 1):
                 results.append(run(program, kind, Path(folder), max(10.0, end - time.monotonic())))
                 print(line(results[-1]), flush=True)
                 (out / "live.json").write_text(json.dumps(results, indent=1) + "\n")
