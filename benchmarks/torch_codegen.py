@@ -34,8 +34,10 @@ _LIMIT = 240.0  # seconds for one process
 _PROGRAM = """
 import json, os, statistics, sys, time
 import gpuless, headstart
+import torch_compile
 kind, case, bundle = sys.argv[1:]
 ours = not kind.startswith("stock")
+torch_compile.watch_threads()
 if ours:
     headstart.enable(bundle=bundle)
 import torch
@@ -64,7 +66,7 @@ def submit(self, *arguments, **keywords):
         kicks.append(time.perf_counter() - started)
 Pool.submit = submit
 with gpuless.gpuless():
-    import cases, torch_compile
+    import cases
     if kind in ("headstart", "after"):
         adapter = inductor.current()
         adapter.describing.awake.wait(120)
@@ -75,14 +77,16 @@ with gpuless.gpuless():
     function, arguments, options = (
         torch_compile.fusions(torch)[:3] if case == "fusions" else getattr(cases, case)()
     )
-    started = time.perf_counter()
+    before, started = torch_compile.threads_cpu(), time.perf_counter()
     gpuless.codegen(function, *arguments, **options)
     seconds = time.perf_counter() - started
+    spent = {name: cpu - before.get(name, 0.0) for name, cpu in torch_compile.threads_cpu().items()}
     adapter = inductor.current()
     log = gpuless.compiles(os.environ["GPULESS_LOG"])
     print(json.dumps({
         "seconds": seconds,
         "wait": sum(waits),
+        "threads_cpu": spent,
         "kick_us": statistics.median(kicks) * 1e6 if kicks else 0.0,
         "in_process": sum(line["pid"] == os.getpid() and not line["hit"] for line in log),
         "compiled": adapter.compiler.statistics.compiled if adapter else 0,
@@ -148,6 +152,13 @@ def main() -> None:
         print(f"| {case} | {' | '.join(cells)} |")
     kicks = [result["kick_us"] for (_, kind), results in found.items() if kind == "headstart" for result in results]
     print(f"\nheadstart's part of one kick-off, median over kernels: {statistics.median(kicks):.0f} µs")
+    print("\nCPU time of headstart's threads in the program during that call, s\n")
+    print("| case | all | connection |\n|---|---|---|")
+    for case in CASES:
+        spent = [result["threads_cpu"] for result in found[case, "headstart"]]
+        whole = statistics.median(sum(threads.values()) for threads in spent)
+        connection = statistics.median(threads.get("headstart", 0.0) for threads in spent)
+        print(f"| {case} | {whole:.2f} | {connection:.2f} |")
 
 
 if __name__ == "__main__":

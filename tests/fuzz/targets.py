@@ -175,7 +175,7 @@ def _failure_of_texts(data: bytes) -> wire.Failure:
 def _tell(failure: wire.Failure) -> None:
     """As a client and a service do."""
     for each in (failure, failure_of(failure)):
-        error = asked._error(each, REQUESTS[0])
+        error = asked.error_of(each, REQUESTS[0])
         assert isinstance(error, HeadstartError)
         assert isinstance(str(error) + repr(error), str)
 
@@ -260,10 +260,12 @@ _FAILURE = wire.Failure("crash", "it died", stage="llir", output="words", files=
 KEY = "ab" * 32
 FAILURE = RememberedFailure(KEY, "kernel", "cuda:90", _FAILURE, 9.0)
 _TOOLCHAIN = Toolchain("/usr/bin/python3", "3.11", "/usr/lib/triton", "3.9.0", ("/usr/lib",))
+_DESCRIBER = wire.DescriberSpec(_TOOLCHAIN, "stamp", (("TORCHINDUCTOR_ENABLE_PDL", "1"),))
 MESSAGES: list[msgspec.Struct] = [
     wire.Hello(wire.PROTOCOL, wire.Preferences(b"/cache", 1 << 30, 9.0)),
     wire.Prepare(_TOOLCHAIN, {"TRITON_DEBUG": "1"}),
-    wire.Ask(7, wire.DescriberSpec(_TOOLCHAIN, "stamp", (("TORCHINDUCTOR_ENABLE_PDL", "1"),)), b"a question"),
+    wire.SubmitSource(7, _DESCRIBER, b"a question", "stem", "torch", True, wire.FanOut("/c/a.py", 1, "/c", True)),
+    wire.SourceCompiled(7, "ab" * 32, b"a recipe", [wire.JobOutcome(1, wire.Failed(0, _FAILURE))], has_more=True),
     wire.Answer(7, b"an answer"),
     *(wire.Submit(7, _TOOLCHAIN, request, True) for request in REQUESTS),
     wire.Await([1, 2, 1 << 40]),

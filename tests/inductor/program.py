@@ -18,6 +18,8 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
     set         variables that the program sets once headstart is enabled and torch is there
     chdir       folder to go to at the same moment
     move        TORCHINDUCTOR_CACHE_DIR from the second case on
+    tuned       whether an earlier run may have found out which configurations are best
+    kill        number of kick-offs after which the service is killed
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import gpuless
@@ -65,6 +69,11 @@ def main() -> None:
     if "change" in ORDER:
         _change(ORDER["change"])
     kicks = _watch_kick_offs(async_compile)
+    if ORDER.get("tuned"):
+        from headstart.adapters.inductor import caches
+
+        caches.may_be_tuned = lambda path: True
+    sent = _watch_messages()
     if ADAPTER == "headstart" and ORDER.get("wait"):
         from headstart.adapters import inductor
 
@@ -106,6 +115,8 @@ def main() -> None:
             if "index" in ORDER:
                 results["autotuners"] = [_beside_stocks(source) for source in adapter._sources.values()]
             results["services"] = adapter.compiler.services_started
+            results["sent"] = dict(sent)
+            results["threads"] = [t.name for t in threading.enumerate() if t.name.startswith("headstart")]
             results["in_triton_cache"] = len(adapter._jobs._made)
             describers = _describers(adapter)
             results["describers"] = describers
@@ -177,6 +188,11 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
         source_code = ORDER.get("spoil", "") + source_code
         if "index" in ORDER:
             source_code = source_code.replace("type='cuda', index=0", f"type='cuda', index={ORDER['index']}")
+        if len(kicks) == ORDER.get("kill"):
+            from headstart.adapters import inductor
+
+            service = inductor.current().compiler.client._connection._service
+            os.kill(service.pid, signal.SIGKILL)
         at = time.monotonic()
         future = original(self, kernel_name, source_code, *arguments, **keywords)
         text = hashlib.sha256(as_loaded(kernel_name, source_code).encode()).hexdigest()[:16]
@@ -185,6 +201,21 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
 
     async_compile.AsyncCompile.triton = triton
     return kicks
+
+
+def _watch_messages() -> Counter[str]:
+    """What the service is told, counted by kind."""
+    from headstart import wire
+
+    sent: Counter[str] = Counter()
+    queue = wire.Channel.queue
+
+    def note(self: Any, message: Any) -> None:
+        sent[type(message).__name__] += 1
+        queue(self, message)
+
+    wire.Channel.queue = note
+    return sent
 
 
 def _beside_stocks(source: Any) -> tuple[int, list[str]]:
@@ -197,7 +228,7 @@ def _beside_stocks(source: Any) -> tuple[int, list[str]]:
 
     assert source.done.result() is None
     ours, _ = source.autotuner()
-    stocks = getattr(PyCodeCache.load(Path(source._path()).read_text()), source.name)
+    stocks = getattr(PyCodeCache.load(Path(source.path()).read_text()), source.name)
     names = ("triton_meta", "inductor_meta", "size_hints", "configs", "filename", "device_props", "mutated_arg_names")
     of_function = ("__name__", "__qualname__", "__module__", "src", "cache_key", "arg_names", "constexprs")
     pairs = [
@@ -254,10 +285,10 @@ def _describers(adapter: Any) -> list[int]:
     from headstart.system import machine
 
     connection = adapter.compiler.client._connection
-    if connection is None or not connection._service_pid:
+    if connection is None or not connection._service.pid:
         return []
     found = []
-    for pid in machine.children(connection._service_pid):
+    for pid in machine.children(connection._service.pid):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as stream:
             if "headstart.describe.describer" in stream.read().split("\0"):
                 found.append(pid)

@@ -24,11 +24,11 @@ from msgspec.structs import replace
 from programs import HERE, Programs
 
 import headstart
-from headstart.adapters.inductor import devices, layout
-from headstart.adapters.inductor.recipes import Recipes
+from headstart.adapters.inductor import layout
 from headstart.artifacts.entry import Entry, pack_entry
-from headstart.describe import facts
+from headstart.describe import devices
 from headstart.describe.recipe import Describe, Recipe
+from headstart.describe.recipe_entries import recipe_key
 from headstart.errors import DamagedError
 
 pytestmark = [
@@ -60,6 +60,16 @@ def test_row_1_triton_is_called_only_in_worker_processes(everything: dict[str, A
     assert everything["stock workers"] == []
     assert everything["counts"]["in_process"] == 0
     assert everything["statistics"]["compiled"] == everything["counts"]["jobs"] > 30
+
+
+def test_a_source_is_one_message_and_its_kernels_are_none(everything: dict[str, Any]) -> None:
+    counts, sent = everything["counts"], everything["sent"]
+    assert sent["SubmitSource"] == counts["sources"] > 20
+    assert sent["Submit"] == counts["late"]
+
+
+def test_one_thread_of_headstarts_is_left_in_the_program(everything: dict[str, Any]) -> None:
+    assert everything["threads"] == ["headstart"]
 
 
 def test_workers_put_kernels_into_tritons_cache_and_say_how_many_registers_they_take(
@@ -207,17 +217,34 @@ def test_the_describer_has_inductors_variables_of_when_a_pool_of_inductors_would
     assert result["in process"] == []
 
 
-def test_a_recipes_key_is_made_of_the_variables_of_the_kick_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(facts, "torch_key", lambda: "torch")
-    policy: Any = SimpleNamespace(toolchain_digest=lambda folder, variables: "toolchain")
-    recipes = Recipes(policy, tmp_path, lambda key: None, lambda key, make: None, lambda step, *arguments: None)
+def test_a_recipes_key_is_made_of_the_variables_of_the_kick_off(monkeypatch: pytest.MonkeyPatch) -> None:
     described = Describe("triton_", "source", {}, {}, {}, {"TORCHINDUCTOR_ENABLE_PDL": "1"})
-    key = recipes._key(described)
-    monkeypatch.setenv("TORCHINDUCTOR_ENABLE_PDL", "0")  # the program goes on before the adapter's thread is there
-    assert recipes._key(described) == key
-    assert recipes._key(replace(described, settings={})) != key
+    key = recipe_key(described, "toolchain", "torch")
+    monkeypatch.setenv("TORCHINDUCTOR_ENABLE_PDL", "0")  # the program has gone on
+    assert recipe_key(described, "toolchain", "torch") == key
+    assert recipe_key(replace(described, settings={}), "toolchain", "torch") != key
+
+
+def test_where_an_earlier_run_may_know_the_best_configuration_this_process_says_which_are_wanted(
+    programs: Programs,
+) -> None:
+    cases = ["max_autotuned", "rescaled"]
+    first = programs.run({"cases": cases, "wait": True}, caches="tuned")
+    again = programs.run({"cases": cases, "wait": True, "tuned": True}, caches="tuned")
+    assert {case["error"] for result in (first, again) for case in result["cases"].values()} == {""}
+    assert first["in process"] == again["in process"] == []
+    assert again["sent"]["SubmitSource"] == again["counts"]["sources"] == first["counts"]["sources"]
+    assert again["sent"]["Submit"] == again["counts"]["jobs"] == first["counts"]["jobs"]
+    assert again["statistics"]["compiled"] == 0  # all of it is in the store
+
+
+def test_a_service_that_is_killed_meanwhile_costs_no_kernel(programs: Programs) -> None:
+    result = programs.run({"cases": ["pointwise", "rescaled", "trained"], "wait": True, "kill": 6})
+    assert {case["error"] for case in result["cases"].values()} == {""}
+    assert result["in process"] == []
+    assert result["counts"]["in_process"] == 0
+    assert result["services"] == 2
+    assert "the compile service died" in result["log"]
 
 
 def test_row_12_a_kernel_that_fails_reads_as_in_stock_with_the_evidence(programs: Programs) -> None:

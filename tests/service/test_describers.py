@@ -72,6 +72,15 @@ class Household:
         toolchain = Toolchain(python, python_version="3.11", triton_dir="", triton_version="", sys_path=self._path)
         return DescriberKind(wire.DescriberSpec(toolchain, "stamp", tuple(sorted(given.items()))), generation)
 
+    def ask(self, client: int, ticket: int, kind: DescriberKind, question: bytes) -> None:
+        """Ask; what is answered is noted as what the client was told under its `ticket`."""
+
+        def answered(said: bytes | wire.Failure) -> None:
+            failed = isinstance(said, wire.Failure)
+            self._tell(client, wire.Failed(ticket, said) if failed else wire.Answer(ticket, said))
+
+        self.describers.ask(client, kind, question, answered)
+
     def until(self, condition: Callable[[], Any]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
@@ -105,12 +114,12 @@ def household(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House
 
 def test_a_question_that_is_on_its_way_is_asked_once_and_everyone_is_answered(household: Household) -> None:
     kind = household.kind()
-    household.describers.ask(1, 10, kind, b"a")
-    household.describers.ask(2, 20, kind, b"a")
-    household.describers.ask(2, 21, kind, b"b")
+    household.ask(1, 10, kind, b"a")
+    household.ask(2, 20, kind, b"a")
+    household.ask(2, 21, kind, b"b")
     household.until(lambda: len(household.answers(2)) == 2)
     assert (household.answers(1), household.answers(2)) == ([(10, "A")], [(20, "A"), (21, "B")])
-    household.describers.ask(3, 30, kind, b"a")  # the answer is known
+    household.ask(3, 30, kind, b"a")  # the answer is known
     assert household.answers(3) == [(30, "A")]
     assert household.lines("asked") == ["a", "b"]
     assert len(household.lines("started")) == 1
@@ -121,20 +130,20 @@ def test_whoever_asks_or_prepares_is_told_that_it_is_awake_and_when_it_leaves(ho
     kind = household.kind()
     household.describers.prepare(1, kind)
     household.until(lambda: household.awake(1))
-    household.describers.ask(2, 20, kind, b"leave")
+    household.ask(2, 20, kind, b"leave")
     assert household.awake(2)
     household.until(lambda: not household.awake(1))
     assert not household.awake(2)
     assert household.answers(2) == [(20, "left")]
-    household.describers.ask(1, 11, kind, b"leave")  # of a new process: what the old one had said is forgotten
+    household.ask(1, 11, kind, b"leave")  # of a new process: what the old one had said is forgotten
     household.until(lambda: household.answers(1))
     assert household.lines("asked") == ["leave", "leave"]
 
 
 def test_another_torch_or_other_settings_are_another_process(household: Household) -> None:
-    household.describers.ask(1, 1, household.kind(), b"a")
-    household.describers.ask(1, 2, household.kind(TORCHINDUCTOR_ENABLE_PDL="1"), b"a")
-    household.describers.ask(1, 3, household.kind(generation=1), b"a")
+    household.ask(1, 1, household.kind(), b"a")
+    household.ask(1, 2, household.kind(TORCHINDUCTOR_ENABLE_PDL="1"), b"a")
+    household.ask(1, 3, household.kind(generation=1), b"a")
     household.until(lambda: len(household.answers(1)) == 3)
     assert len(household.describers) == 3
 
@@ -144,7 +153,7 @@ def test_one_that_was_prepared_and_never_asked_ends_when_its_client_prepares_ano
     household.describers.prepare(1, first)
     household.describers.prepare(1, second)
     assert len(household.describers) == 1
-    household.describers.ask(2, 20, first, b"a")
+    household.ask(2, 20, first, b"a")
     household.describers.prepare(2, second)  # it has been of use
     assert len(household.describers) == 2
 
@@ -152,8 +161,8 @@ def test_one_that_was_prepared_and_never_asked_ends_when_its_client_prepares_ano
 def test_the_question_at_which_it_dies_twice_fails_alone(household: Household) -> None:
     kind = household.kind()
     for ticket, question in enumerate([b"a", b"die", b"b"]):
-        household.describers.ask(1, ticket, kind, question)
-    household.describers.ask(2, 7, kind, b"die")
+        household.ask(1, ticket, kind, question)
+    household.ask(2, 7, kind, b"die")
     household.until(lambda: len(household.answers(1)) == 3)
     said = dict(household.answers(1))
     assert (said[0], said[2]) == ("A", "B")
@@ -163,19 +172,19 @@ def test_the_question_at_which_it_dies_twice_fails_alone(household: Household) -
 
 
 def test_one_that_talks_nonsense_is_killed_and_its_question_fails(household: Household) -> None:
-    household.describers.ask(1, 1, household.kind(), b"talk nonsense")
+    household.ask(1, 1, household.kind(), b"talk nonsense")
     household.until(lambda: household.answers(1))
     assert "SIGKILL" in household.answers(1)[0][1]
 
 
 def test_one_that_never_awakes_fails_what_is_asked_and_the_next_to_ask_tries_again(household: Household) -> None:
     kind = household.kind(TORCHINDUCTOR_BROKEN="1")
-    household.describers.ask(1, 1, kind, b"a")
-    household.describers.ask(1, 2, kind, b"b")
+    household.ask(1, 1, kind, b"a")
+    household.ask(1, 2, kind, b"b")
     household.until(lambda: len(household.answers(1)) == 2)
     assert all("it cannot import torch" in why for _, why in household.answers(1))
     assert len(household.lines("started")) == describers.MAX_DEATHS
-    household.describers.ask(1, 3, kind, b"a")
+    household.ask(1, 3, kind, b"a")
     household.until(lambda: len(household.answers(1)) == 3)
     assert len(household.lines("started")) == 2 * describers.MAX_DEATHS
 
@@ -183,7 +192,7 @@ def test_one_that_never_awakes_fails_what_is_asked_and_the_next_to_ask_tries_aga
 def test_where_no_process_can_be_started_whoever_asks_is_told(household: Household) -> None:
     kind = household.kind("/no/such/python")
     household.describers.prepare(1, kind)
-    household.describers.ask(1, 1, kind, b"a")
+    household.ask(1, 1, kind, b"a")
     assert household.answers(1) == [(1, "no describer: cannot start /no/such/python: No such file or directory")]
     assert not household.describers.busy
 
@@ -194,18 +203,18 @@ def test_those_that_are_idle_end_when_the_service_is_quiesced_and_come_back_when
     kind = household.kind()
     household.describers.prepare(1, kind)
     household.until(lambda: household.awake(1))
-    household.describers.ask(1, 1, household.kind(TORCHINDUCTOR_ENABLE_PDL="1"), b"a")  # somebody waits for this one
+    household.ask(1, 1, household.kind(TORCHINDUCTOR_ENABLE_PDL="1"), b"a")  # somebody waits for this one
     household.describers.end_idle()
     assert len(household.describers) == 1
     assert not household.awake(1)
-    household.describers.ask(1, 2, kind, b"b")
+    household.ask(1, 2, kind, b"b")
     household.until(lambda: len(household.answers(1)) == 2)
 
 
 def test_who_has_left_is_not_told(household: Household) -> None:
     kind = household.kind()
-    household.describers.ask(1, 1, kind, b"a")
-    household.describers.ask(2, 2, kind, b"a")
+    household.ask(1, 1, kind, b"a")
+    household.ask(2, 2, kind, b"a")
     household.describers.client_left(1)
     household.until(lambda: household.answers(2))
     assert 1 not in household.told
@@ -220,7 +229,7 @@ def test_one_that_is_stopped_while_somebody_waits_is_replaced(
     (pid,) = household.describers.pids
     with stopped(pid):
         household.describers.replace_stopped(0.0)
-        household.describers.ask(1, 1, kind, b"a")
+        household.ask(1, 1, kind, b"a")
         household.loop.flush()
         household.describers.replace_stopped(100.0)  # since when somebody waits
         assert household.describers.pids == {pid}
@@ -234,7 +243,7 @@ def test_answers_are_kept_within_a_limit(household: Household, monkeypatch: pyte
     monkeypatch.setattr(describers, "_MAX_KEPT", 5)
     kind = household.kind()
     for ticket, question in enumerate([b"aa", b"bb", b"aa"]):
-        household.describers.ask(1, ticket, kind, question)
+        household.ask(1, ticket, kind, question)
         household.until(lambda: len(household.answers(1)) == ticket + 1)  # noqa: B023 - called before it changes
     assert household.lines("asked") == ["aa", "bb", "aa"]
 

@@ -5,6 +5,7 @@ A folder is written whole or not at all, whatever else writes it at the same tim
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -25,6 +26,11 @@ KINDS = frozenset(
     {"source", "ttir", "ttgir", "ttgir_opt", "llir", "ptx", "cubin", "sass", "amdgcn", "hsaco", "asm", "spv", "zebin"}
 )
 _MAX_NAME = 150  # characters of a kernel's name that Triton uses for files
+
+
+def folder_name(hash: str) -> str:
+    """The name of the folder of an entry in Triton's cache; `hash`: Triton's own, hexadecimal."""
+    return base64.b32encode(bytes.fromhex(hash)).decode().rstrip("=")
 
 
 def find(folder: str, name: str) -> dict[str, str] | None:

@@ -2,7 +2,8 @@
 
     async_compile          AsyncCompile; kernels: its future cache; future, kernel: what a caller gets
     client, policy         what all of a process share, and what differs between those who do
-    connection             the socket and its thread; asked, prepared: what is sent; watch, service_death: its end
+    connection             the socket and its thread; asked, prepared: what is sent; delivered: compiles that it does as
+                           part of something else; service_state, watch, service_death: what is at its other end
     launch, sharing        how a service is started, and where a shared one is found; control: what it can be told
     bundler, bundled       reading and writing bundles; what they hold as answers
     vouching               what of bundles is trusted, and signed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -24,9 +24,18 @@ class Asked(Generic[Answer]):
         name: of the kernel that it is about.
         policy: by whom.
         answer: will hold what the service answers.
+        request: the compile that was asked for, if it is one.
         wanted: somebody is blocked on it.
         ticket: our name for the answer; -1: it was never asked.
+        started: when a worker began, `time.monotonic()` seconds, or None; `worker`: which one, or -1.
+        deaths: of services, while it was being compiled.
+        vouched: somebody vouches for its source.
+        is_slow: its message is made in the connection's thread, for it takes longer than a kick-off may.
     """
+
+    is_slow = False
+    request: CompileRequest | None = None
+    vouched = True
 
     def __init__(self, want: Callable[[Asked[Any]], None], name: str, policy: Policy) -> None:
         self.name = name
@@ -34,6 +43,9 @@ class Asked(Generic[Answer]):
         self.answer: concurrent.futures.Future[Answer] = concurrent.futures.Future()
         self.wanted = False
         self.ticket = -1
+        self.started: float | None = None
+        self.worker = -1
+        self.deaths = 0
         self._want = want
 
     def message(self) -> msgspec.Struct:
@@ -44,6 +56,10 @@ class Asked(Generic[Answer]):
         """
         raise NotImplementedError
 
+    def hear(self, message: Any) -> bool:
+        """The service has said something; False: it is not the answer yet."""
+        return True
+
     def taken(self, message: Any) -> Answer:
         """What the service's answer stands for. Raises `HeadstartError`: for nothing."""
         raise NotImplementedError
@@ -52,42 +68,73 @@ class Asked(Generic[Answer]):
         """What its failure is to those who wait."""
         return ServiceError(f"{self.name}: {failure.summary}")
 
-    def settled(self) -> None:
-        """It has been answered, or has failed."""
+    def settled(self, outcome: Any) -> None:
+        """It has been answered, or has failed, if that is a HeadstartError."""
 
     def want(self) -> None:
         """Somebody is blocked on this; see `headstart.client.future.Pending`."""
         self._want(self)
 
 
-class DescriberQuestion(Asked[bytes]):
-    """A question to a describer.
+class SourceTaker(Protocol):
+    """Who asks for a source of torch.compile's. Told in the connection's thread, before its answer is set."""
+
+    def message(self, ticket: int) -> wire.SubmitSource:
+        """What the service is told. In the connection's thread, too: it takes a while.
+
+        Raises:
+            ServiceError: there is nothing to tell it.
+        """
+
+    def located(self, has_recipe: bool) -> None:
+        """See `wire.SourceLocated`."""
+
+    def compiled(self, message: wire.SourceCompiled) -> None:
+        """See there; may come again after the service died."""
+
+    def added(self, message: wire.AddedCompiled) -> None:
+        """See there."""
+
+    def failed(self, error: HeadstartError) -> None:
+        """There is no answer, or no `AddedCompiled`."""
+
+
+class SourceKickoff(Asked[None]):
+    """A source of torch.compile's on its way; answered once everything is there, what rescaling adds included.
 
     Args:
-        stamp, settings: as for `wire.DescriberSpec`.
-        question: as the adapter encodes it; so is the answer.
+        taker: who asked.
     """
 
-    def __init__(
-        self,
-        want: Callable[[Asked[Any]], None],
-        name: str,
-        policy: Policy,
-        stamp: str,
-        settings: tuple[tuple[str, str], ...],
-        question: bytes,
-    ) -> None:
+    is_slow = True
+
+    def __init__(self, want: Callable[[Asked[Any]], None], name: str, policy: Policy, taker: SourceTaker) -> None:
         super().__init__(want, name, policy)
-        self._stamp = stamp
-        self._settings = settings
-        self._question = question
+        self._taker = taker
 
-    def message(self) -> wire.Ask:
-        spec = wire.DescriberSpec(self.policy.toolchain(), self._stamp, self._settings)
-        return wire.Ask(self.ticket, spec, self._question)
+    def message(self) -> wire.SubmitSource:
+        return self._taker.message(self.ticket)
 
-    def taken(self, message: wire.Answer) -> bytes:
-        return message.answer
+    def hear(self, message: Any) -> bool:
+        if isinstance(message, wire.SourceLocated):
+            self._taker.located(message.has_recipe)
+            return False
+        if isinstance(message, wire.SourceCompiled):
+            self.started = None  # what rescaling adds has not begun, as far as this process knows
+            self._taker.compiled(message)
+            return not message.has_more
+        return True
+
+    def taken(self, message: wire.SourceCompiled | wire.AddedCompiled) -> None:
+        if isinstance(message, wire.AddedCompiled):
+            self._taker.added(message)
+
+    def error(self, failure: wire.Failure) -> HeadstartError:
+        return ServiceError(failure.summary)
+
+    def settled(self, outcome: Any) -> None:
+        if isinstance(outcome, HeadstartError):
+            self._taker.failed(outcome)
 
 
 class Kickoff(Asked[wire.Result]):
@@ -97,11 +144,10 @@ class Kickoff(Asked[wire.Result]):
         request: what was asked for; `bundled`: whether the answer is for the bundle of those who asked, too.
         use_store, background, vouched, answered: as for `ServiceConnection.submit`.
         kicked_off: when; this and the other times are `time.monotonic()`, seconds.
-        started: when a worker began, or None.
         finished: when the answer came, or None.
-        worker: which one, or -1.
-        deaths: of services, while it was being compiled.
     """
+
+    request: CompileRequest
 
     def __init__(
         self,
@@ -124,10 +170,7 @@ class Kickoff(Asked[wire.Result]):
         self.vouched = vouched
         self.triton_cache = triton_cache
         self.kicked_off = time.monotonic()
-        self.started: float | None = None
         self.finished: float | None = None
-        self.worker = -1
-        self.deaths = 0
 
     def message(self) -> wire.Submit:
         toolchain = self.policy.toolchain()
@@ -147,16 +190,17 @@ class Kickoff(Asked[wire.Result]):
         return message
 
     def error(self, failure: wire.Failure) -> HeadstartError:
-        return _error(failure, self.request)
+        return error_of(failure, self.request)
 
-    def settled(self) -> None:
+    def settled(self, outcome: Any) -> None:
         self.finished = time.monotonic()
 
 
 Answered = Callable[[Kickoff, wire.Result], None]
 
 
-def _error(failure: wire.Failure, request: CompileRequest) -> HeadstartError:
+def error_of(failure: wire.Failure, request: CompileRequest) -> HeadstartError:
+    """What a compile's failure is to those who wait for it."""
     if failure.kind == "service":
         return ServiceError(f"{request.name} cannot be compiled: {failure.summary}")
     told = msgspec.structs.asdict(failure)

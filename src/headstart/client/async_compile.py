@@ -43,6 +43,7 @@ from headstart.system.forks import renew_in_forks
 if TYPE_CHECKING:
     from headstart import wire
     from headstart.client.asked import Kickoff
+    from headstart.client.delivered import Delivered
 
 
 class AsyncCompile:
@@ -237,6 +238,37 @@ class AsyncCompile:
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
             return self.kernels.save(digest, future)
 
+    def expect(
+        self, name: str, make: Callable[[], CompileRequest], *, use_store: bool, want: Callable[[], None]
+    ) -> tuple[KernelFuture, Delivered]:
+        """The future of a compile that the service has been asked for as part of something else.
+
+        Args:
+            name: of the kernel.
+            make: makes its request, should somebody need it.
+            use_store: as for `triton`.
+            want: called when somebody begins to wait for it.
+
+        Returns:
+            The future, and what is to be told of the outcome.
+        """
+        from headstart.client.delivered import Delivered  # a warm start from a bundle needs none of it
+
+        self.client.missed(self._policy)
+        kickoff = Delivered(
+            name,
+            self._policy,
+            make,
+            use_store=self.client.keeps and use_store,
+            bundled=use_store,
+            answered=self._on_answer,
+            note=self._note_answer,
+            want=want,
+        )
+        with self._lock:
+            self._asked.append(TimelineEntry(name, kickoff.kicked_off, kickoff))
+        return LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer)), kickoff
+
     def note_failure(self, request: CompileRequest, digest: str, error: CompileError) -> None:
         """Have the bundle say that a kernel does not compile, so that nobody who has the bundle tries it again.
 
@@ -313,7 +345,7 @@ class AsyncCompile:
 
     def in_flight(self) -> list[tuple[str, float]]:
         """Names of what workers compile now, and when they began (`time.monotonic()` seconds), oldest first."""
-        running = [(kickoff.request.name, kickoff.started or 0.0) for kickoff in self.client.in_flight()]
+        running = [(kickoff.name, kickoff.started or 0.0) for kickoff in self.client.in_flight()]
         return sorted(running, key=lambda item: item[1])
 
     # Results
@@ -331,14 +363,17 @@ class AsyncCompile:
 
     def _answered(self, kickoff: Kickoff, result: wire.Result) -> None:
         """In the connection's thread, before the future is done."""
+        self._note_answer(kickoff, result)
+        if self._policy.answered is not None:
+            self._policy.answered(kickoff.request, result)
+
+    def _note_answer(self, kickoff: Kickoff, result: wire.Result) -> None:
         self.use.cached += result.cached
         self.use.compiled += not result.cached
         if self._policy.checks_limits:
             self._check_limits(kickoff, result)
         if kickoff.bundled:
             self.bundler.put(result.key, lambda: self.client.entry(kickoff, result))
-        if self._policy.answered is not None:
-            self._policy.answered(kickoff.request, result)
 
     def _note_if_stored(self, digest: str, answer: concurrent.futures.Future[wire.Result]) -> None:
         """What nobody vouched for is there for those who do, once it is in the store."""
@@ -361,7 +396,7 @@ class AsyncCompile:
     def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:
         request = kickoff.request
         if result.log is not None and self._policy.shows_output:
-            self.client.show(request, result.log)
+            self.client.show(request.name, result.log)
 
         def rebuild(error: DamagedError) -> Entry:
             self.client.store.set_aside(result.key, error.reason)

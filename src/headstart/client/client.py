@@ -33,7 +33,7 @@ from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
     from headstart import wire
-    from headstart.client.asked import Answered, DescriberQuestion, Kickoff
+    from headstart.client.asked import Answered, Asked, Kickoff, SourceKickoff, SourceTaker
     from headstart.client.connection import ServiceConnection
 
 _log = logging.getLogger("headstart")
@@ -146,13 +146,11 @@ class Client:
         """Set while the describer with these settings answers within milliseconds."""
         return threading.Event() if self._closed else self._service().awake(settings)
 
-    def ask(
-        self, name: str, policy: Policy, stamp: str, settings: tuple[tuple[str, str], ...], question: bytes
-    ) -> DescriberQuestion:
-        """Ask the service's describer about the kernel `name`; see `ServiceConnection.ask`."""
-        return self._service().ask(name, policy, stamp, settings, question)
+    def submit_source(self, name: str, policy: Policy, taker: SourceTaker) -> SourceKickoff:
+        """Ask the service for all that a source of torch.compile's needs; see `SourceKickoff`."""
+        return self._service().submit_source(name, policy, taker)
 
-    def in_flight(self) -> list[Kickoff]:
+    def in_flight(self) -> list[Asked[Any]]:
         """What workers are compiling now."""
         return [] if self._connection is None else self._connection.in_flight()
 
@@ -241,11 +239,11 @@ class Client:
             )
         return entry
 
-    def show(self, request: CompileRequest, log: wire.CompileLog) -> None:
-        """Tell a person what a compile printed. Many a kernel gives the same warnings: they are read once."""
+    def show(self, name: str, log: wire.CompileLog) -> None:
+        """Tell a person what the compile of a kernel printed. Many give the same warnings: they are read once."""
         if log.text and log.text not in self._shown:
             self._shown.add(log.text)
-            _log.warning("compiling %s printed:\n%s", request.name, log.text)
+            _log.warning("compiling %s printed:\n%s", name, log.text)
 
     # What the bundle is good for
 

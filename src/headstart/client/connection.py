@@ -27,6 +27,7 @@ import os
 import selectors
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -34,18 +35,18 @@ import msgspec
 
 from headstart import wire
 from headstart.client import sharing, watch
-from headstart.client.asked import Answered, Asked, DescriberQuestion, Kickoff
+from headstart.client.asked import Answered, Asked, Kickoff, SourceKickoff, SourceTaker
 from headstart.client.launch import Launched
 from headstart.client.outstanding import Outstanding
 from headstart.client.policy import Policy
 from headstart.client.prepared import Prepared, Settings
 from headstart.client.service_death import blame, check_fruitless, crash_of, no_thread
+from headstart.client.service_state import ServiceState
 from headstart.client.watch import Stuck, Watch
 from headstart.errors import HeadstartError, ServiceError
 from headstart.model.request import CompileRequest
 from headstart.system.forks import renew_in_forks
 
-MAX_REFUSALS = 3  # in a row, by shared services that end while we connect
 _END_TIMEOUT = 5.0  # seconds that a service gets to clean up after its client
 _CLOSE_TIMEOUT = 4 * _END_TIMEOUT  # seconds that `close` waits for the thread, which may be starting a service
 
@@ -79,16 +80,14 @@ class ServiceConnection:
     def _reset(self) -> None:
         self._lock = threading.RLock()
         self._outstanding = Outstanding(self._lock)
+        self._unsent: deque[Asked[Any]] = deque()  # slow ones that the service has not been told of
         self._channel: wire.Channel | None = None
         self._launched: Launched | None = None
         self._thread: threading.Thread | None = None
         self._wakeup = -1
         self._closing = False
         self._fruitless = 0
-        self._service_pid = 0  # of the service that we are connected to; 0: unknown
-        self._welcomed = False  # by the service that we are connected to
-        self._dismissed = False  # it has said that it ends because it was told to
-        self._refusals = 0  # services in a row that ended before they had welcomed us
+        self._service = ServiceState()
 
     def start(self) -> None:
         """Start a service in the background, unless there is one. If that fails, what is pending fails, and no more."""
@@ -123,9 +122,9 @@ class ServiceConnection:
         """Set while the describer with these settings, once prepared or asked, answers within milliseconds."""
         return self._prepared.awake(settings)
 
-    def ask(self, name: str, policy: Policy, stamp: str, settings: Settings, question: bytes) -> DescriberQuestion:
-        """Ask a describer about the kernel `name`. Never waits, as `submit`; see `DescriberQuestion`."""
-        asked = DescriberQuestion(self.want, name, policy, stamp, settings, question)
+    def submit_source(self, name: str, policy: Policy, taker: SourceTaker) -> SourceKickoff:
+        """Ask for all that a source of torch.compile's needs. Never waits, as `submit`; see `SourceKickoff`."""
+        asked = SourceKickoff(self.want, name, policy, taker)
         self._submit(asked)
         return asked
 
@@ -144,14 +143,8 @@ class ServiceConnection:
         """Ask for a kernel. Never waits for the service, the socket, or a process to start.
 
         Args:
-            request: what is to be compiled.
-            policy: by which toolchain.
-            use_store: whether it may come from the store, and be kept there.
             answered: called in the daemon thread before an answer is set; may raise what is set instead.
-            bundled: for `answered` to know.
-            background: nobody will wait for it soon: everything else goes first.
-            vouched: somebody vouches for its source; else a confined worker compiles it.
-            triton_cache: where it is to be as well.
+            bundled: for `answered` to know; the rest as for `wire.Submit`, with the toolchain of `policy`.
         """
         kickoff = Kickoff(self.want, request, policy, use_store, bundled, answered, background, vouched, triton_cache)
         self._submit(kickoff)
@@ -167,10 +160,11 @@ class ServiceConnection:
                 self._submit(kickoff)  # kicked off before this process was forked
             if not kickoff.answer.done():
                 self._outstanding.want(kickoff)
-                self._send(wire.Await([kickoff.ticket]))
+                if kickoff not in self._unsent:
+                    self._send(wire.Await([kickoff.ticket]))
                 self._wake()  # from now on the service is watched
 
-    def in_flight(self) -> list[Kickoff]:
+    def in_flight(self) -> list[Asked[Any]]:
         """What workers are compiling now."""
         with self._lock:
             return self._outstanding.in_flight()
@@ -196,7 +190,11 @@ class ServiceConnection:
                 raise ServiceError(f"{kickoff.name}: this AsyncCompile is closed")
             self._outstanding.add(kickoff)
             if self._channel is not None:
-                self._send_kickoff(kickoff)
+                if kickoff.is_slow:
+                    self._unsent.append(kickoff)
+                    self._wake()
+                else:
+                    self._send_kickoff(kickoff)
             self.start()
 
     def _send_prepared(self) -> None:
@@ -209,6 +207,22 @@ class ServiceConnection:
             self._send(kickoff.message())
         except ServiceError as error:  # nothing could compile it
             self._outstanding.settle(kickoff, error)
+
+    def _send_slow(self) -> None:
+        """In the daemon thread: what others may not be kept waiting for."""
+        while self._unsent:
+            asked = self._unsent[0]
+            try:
+                message: Any = asked.message()
+            except ServiceError as error:
+                self._outstanding.settle(asked, error)
+                message = None
+            with self._lock:
+                self._unsent.popleft()
+                if message is not None and asked in self._outstanding:
+                    self._send(message)
+                    if asked.wanted:
+                        self._send(wire.Await([asked.ticket]))
 
     def _send(self, message: msgspec.Struct) -> None:
         # Without a channel there is nothing to do: all that is pending is sent when there is one.
@@ -256,21 +270,23 @@ class ServiceConnection:
         self._prepared.find_toolchains(policies)
         launched = self._launch()
         channel = wire.Channel(launched.socket, wire.FromService)
-        self._welcomed = self._dismissed = False
-        self._service_pid = 0 if launched.pid == os.getpid() else launched.pid
+        self._service.begin(launched)
         with self._lock:
             self.launches += 1
             self._channel, self._launched = channel, launched
             self._send(wire.Hello(wire.PROTOCOL, self._preferences))
             self._send_prepared()
-            for asked in self._outstanding.all():
-                self._send_kickoff(asked)
-            self._send(wire.Await([asked.ticket for asked in self._outstanding.all() if asked.wanted]))
+            pending = self._outstanding.all()
+            self._unsent = deque(asked for asked in pending if asked.is_slow)
+            for asked in pending:
+                if not asked.is_slow:
+                    self._send_kickoff(asked)
+            self._send(wire.Await([asked.ticket for asked in pending if asked.wanted and not asked.is_slow]))
         timeout = _END_TIMEOUT
         try:
             self._converse(channel)
         except Stuck as stuck:
-            sharing.avoid(self._service_pid)
+            sharing.avoid(self._service.pid)
             timeout = 0.0
             raise ServiceError(f"the compile service {stuck}") from None
         finally:
@@ -282,17 +298,12 @@ class ServiceConnection:
             launched.end(timeout)
         if not died:
             return False
-        if self._dismissed or (launched.shared and self._was_too_late()):
+        if self._service.dismissed or (launched.shared and self._service.was_too_late()):
             for kickoff in self.in_flight():
                 kickoff.started = None
         else:
             self._on_service_death(launched.status, words)
         return bool(self._outstanding)
-
-    def _was_too_late(self) -> bool:
-        """Whether this looks like a service that ended, its last client gone, while we were connecting."""
-        self._refusals = 0 if self._welcomed else self._refusals + 1
-        return 0 < self._refusals <= MAX_REFUSALS
 
     def _converse(self, channel: wire.Channel) -> None:
         """Raises `Stuck` if the service does not answer."""
@@ -301,13 +312,14 @@ class ServiceConnection:
             selector.register(channel, selectors.EVENT_READ)
             silence = Watch()
             while not self._closing:
+                self._send_slow()
                 with self._lock:
                     events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.has_unsent else 0)
                 selector.modify(channel, events)
                 happened = selector.select(watch.QUIET if self._outstanding.is_awaited else None)
                 if any(event.fileobj is channel and mask & selectors.EVENT_READ for event, mask in happened):
                     silence.heard()
-                elif self._outstanding.is_awaited and silence.wants_to_ask(self._service_pid):
+                elif self._outstanding.is_awaited and silence.wants_to_ask(self._service.pid):
                     with self._lock:
                         self._send(wire.Control("status"))
                 for event, mask in happened:
@@ -328,18 +340,7 @@ class ServiceConnection:
                         raise ServiceError(f"the compile service talks another language: {error}") from error
 
     def _hear(self, message: Any) -> None:
-        if isinstance(message, wire.Notice):
-            _log.warning("%s", message.text)
-            return
-        if isinstance(message, wire.Unwelcome):
-            raise ServiceError(f"the compile service cannot be used: {message.why}")
-        if isinstance(message, wire.Welcome | wire.Leaving | wire.Report):
-            self._welcomed = True
-            if isinstance(message, wire.Welcome):
-                self._service_pid = message.pid  # a socket names its first listener, which may be a client
-            self._dismissed = isinstance(message, wire.Leaving)
-            if isinstance(message, wire.Leaving) and message.why:
-                _log.info("the compile service hung up, and is asked again: %s", message.why)
+        if self._service.hear(message):
             return
         if isinstance(message, wire.DescriberState):
             self._prepared.heard(message)
@@ -348,19 +349,19 @@ class ServiceConnection:
         if asked is None:
             return
         if isinstance(message, wire.Started):
-            if isinstance(asked, Kickoff):
-                asked.started, asked.worker = message.at, message.worker
-            return
-        self._fruitless = 0
-        if isinstance(message, wire.Failed):
-            self._outstanding.settle(asked, asked.error(message.failure))
+            asked.started, asked.worker = message.at, message.worker
             return
         try:
-            answer = asked.taken(message)
+            if isinstance(message, wire.Failed):
+                answer: Any = asked.error(message.failure)
+            elif asked.hear(message):
+                answer = asked.taken(message)
+            else:
+                return
         except HeadstartError as error:
-            self._outstanding.settle(asked, error)
-        else:
-            self._outstanding.settle(asked, answer)
+            answer = error
+        self._fruitless = 0
+        self._outstanding.settle(asked, answer)
 
     # Failures
 
@@ -387,8 +388,7 @@ class ServiceConnection:
         for asked in pending:
             # Another thread may have held the old one's lock at the moment of the fork.
             asked.answer = concurrent.futures.Future()
-            if isinstance(asked, Kickoff):
-                asked.started = None
+            asked.started = None
 
 
 _connections: weakref.WeakSet[ServiceConnection] = weakref.WeakSet()

@@ -6,7 +6,7 @@ import threading
 from itertools import count
 from typing import Any
 
-from headstart.client.asked import Asked, Kickoff
+from headstart.client.asked import Asked
 from headstart.client.policy import Policy
 from headstart.errors import HeadstartError
 
@@ -47,9 +47,9 @@ class Outstanding:
         """Everything."""
         return list(self._pending.values())
 
-    def in_flight(self) -> list[Kickoff]:
+    def in_flight(self) -> list[Asked[Any]]:
         """What workers are compiling now."""
-        return [asked for asked in self.all() if isinstance(asked, Kickoff) and asked.started is not None]
+        return [asked for asked in self.all() if asked.started is not None]
 
     def policies(self) -> set[Policy]:
         """By whom it is asked."""
@@ -57,7 +57,7 @@ class Outstanding:
 
     def settle(self, asked: Asked[Any], outcome: Any) -> None:
         """Answer it, or fail it if the outcome is an error."""
-        asked.settled()
+        asked.settled(outcome)
         # Settled first and forgotten second: a fork in between finds it answered, or asks again.
         if isinstance(outcome, HeadstartError):
             asked.answer.set_exception(outcome)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from headstart.client.asked import Kickoff
+from headstart.client.asked import Asked
 from headstart.errors import CompilerCrashed, ServiceError
 from headstart.model.request import CompileRequest
 
@@ -12,7 +13,7 @@ MAX_RUNNING_DEATHS = 2  # deaths of the service while one kernel was being compi
 MAX_FRUITLESS_DEATHS = 2  # deaths in a row without a single answer between
 
 
-def blame(running: Iterable[Kickoff]) -> list[Kickoff]:
+def blame(running: Iterable[Asked[Any]]) -> list[Asked[Any]]:
     """Count a death of the service for each kernel that was being compiled. Returns those that ran once too often."""
     suspects = []
     for kickoff in running:
@@ -24,18 +25,19 @@ def blame(running: Iterable[Kickoff]) -> list[Kickoff]:
 
 
 def crash_of(
-    kickoff: Kickoff, status: int | None, words: str, reproduce: Callable[[CompileRequest], str]
+    kickoff: Asked[Any], status: int | None, words: str, reproduce: Callable[[CompileRequest], str]
 ) -> CompilerCrashed:
     """What a suspect's waiters are told. `words` are the service's last ones."""
+    request = kickoff.request
     return CompilerCrashed(
         f"the compile service died {kickoff.deaths} times while it was being compiled",
-        kernel=kickoff.request.name,
-        target=kickoff.request.target,
-        options=kickoff.request.options,
+        kernel=kickoff.name,
+        target="" if request is None else request.target,
+        options={} if request is None else request.options,
         detail=f"it is the suspect because it ran each time; it is not tried again (status {status})",
         output=words,
         # A person who ran a plan with a strange source would vouch for it.
-        reproduce=reproduce(kickoff.request) if kickoff.vouched else "",
+        reproduce=reproduce(request) if request is not None and kickoff.vouched else "",
         advice="compile it alone (headstart build) and watch the memory: dmesg names what was killed",
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headstart.describe import facts
+from headstart.model.values import Encoded
 
 
 class NotPlainDataError(Exception):
@@ -47,6 +48,40 @@ def encode(value: Any) -> Any:
     raise NotPlainDataError(f"a {type(value).__module__}.{kind} ({value!r:.80})")
 
 
+def is_encoded(value: Any) -> bool:
+    """Whether `value` has the form of what `encode` makes; whether torch knows the names in it, only torch can say."""
+    if isinstance(value, list):
+        return all(map(is_encoded, value))
+    if not isinstance(value, dict):
+        return value is None or isinstance(value, (bool, str, int, float))
+    if len(value) != 1:
+        return False
+    ((tag, content),) = value.items()
+    return tag in _FORMS and _FORMS[tag](content)
+
+
+def as_constant(value: Any) -> Any:
+    """What `encode` was given, as `CompileRequest.make` takes it; without torch and Triton.
+
+    Raises:
+        NotPlainDataError: it is of a kind that no compile is given.
+    """
+    if isinstance(value, list):
+        return [as_constant(member) for member in value]
+    if not isinstance(value, dict):
+        return value
+    ((tag, content),) = value.items()
+    if tag == "tuple":
+        return tuple(as_constant(member) for member in content)
+    if tag == "dict":
+        return {as_constant(key): as_constant(member) for key, member in content}
+    if tag == "dtype":
+        return Encoded({"dtype": content})
+    if tag == "constexpr":
+        return as_constant(content)
+    raise NotPlainDataError(f"a {tag}")
+
+
 def decode(value: Any) -> Any:
     """What `encode` was given; `set`s come back as Inductor's OrderedSet.
 
@@ -72,4 +107,42 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "config": lambda content: facts.config(content[0], decode(content[1])),
     "dtype": lambda content: facts.triton_language().dtype(content),
     "constexpr": lambda content: facts.triton_language().constexpr(decode(content)),
+}
+
+
+def _is_list(content: Any) -> bool:
+    return isinstance(content, list) and is_encoded(content)
+
+
+def _is_dict(content: Any) -> bool:
+    return isinstance(content, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and is_encoded(pair) for pair in content
+    )
+
+
+_CONFIGS = ("Config", "InductorConfig")
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "enum": lambda content: (
+        isinstance(content, list)
+        and len(content) == 2
+        and all(isinstance(each, str) for each in content)
+        and content[0].isidentifier()
+        and content[0][0].isupper()  # a class of `runtime.hints`: whether it is an enumeration, `facts.hint` looks
+        and content[1].isidentifier()
+    ),
+    "device": _is_list,
+    "tuple": _is_list,
+    "dict": _is_dict,
+    "set": _is_list,
+    "config": lambda content: (
+        isinstance(content, list)
+        and len(content) == 2
+        and content[0] in _CONFIGS
+        and isinstance(content[1], dict)
+        and set(content[1]) == {"dict"}
+        and is_encoded(content[1])
+    ),
+    "dtype": lambda content: isinstance(content, str) and content.isidentifier(),
+    "constexpr": is_encoded,
 }

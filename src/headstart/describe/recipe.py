@@ -1,6 +1,6 @@
 """Recipes: what Inductor's decorator makes of one generated source, as plain data; and the messages that carry them.
 
-    client ⇄ describer   Describe Rescale / Described AddedJobs Undescribed   (in wire.Ask and wire.Answer)
+    service ⇄ describer   Describe Rescale / Described AddedJobs Undescribed   (in wire.Question and wire.Answer)
 
 A recipe says what is to be compiled (one job per configuration), and with which arguments the client is to build the
 CachingAutotuner that Inductor expects: so the client neither imports nor parses the source.
@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 
 from headstart.describe import facts, plain
+from headstart.model.request import CompileRequest
+from headstart.model.target import Target
 
 # How Inductor calls kernels of generated modules that are made from templates; and every kernel that is benchmarked as
 # a fusion, or any at all with `unique_kernel_names` off.
@@ -133,6 +135,33 @@ def as_loaded(name: str, source: str) -> str:
         return source
     body = textwrap.dedent(source).strip()
     return "\n" + "\n".join(line if line.strip() else "" for line in body.split("\n")) + "\n"
+
+
+def request_of(job: RecipeJob, *, text: str, path: str, module: str, variables: dict[str, str]) -> CompileRequest:
+    """What a worker is asked for.
+
+    Args:
+        job: of a recipe.
+        text: of the recipe's source.
+        path: where Inductor has that source: debug lines say it.
+        module: what it is called then.
+        variables: those that change what comes out.
+
+    Raises:
+        UsageError, NotPlainDataError: it cannot travel to a worker.
+    """
+    return CompileRequest.make(
+        job.name,
+        text,
+        signature=job.signature,
+        constants=plain.as_constant(job.constants),
+        attrs=plain.as_constant(job.attrs),
+        options=job.options,
+        target=str(Target.parse(job.target)),
+        filename=path,
+        module=module,
+        environment=variables,
+    )
 
 
 def job_key(src: Any, target: Any, options: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@
                            what each is doing; dispatch: who gets whom; limits: of time and memory; blame: whose fault a
                            death was; with queue, claims, capacity; no I/O
     executor               what runs compiles, as a protocol; process_pool: zygotes and workers, on this host
-    describers             the processes that have torch
+    sources                torch.compile's: recipe, one compile per configuration, rescaling; recipes: in the stores;
+                           describers: the processes that have torch
     loop, runtime          the selector; the folder that lives as long as a service
     intake                 what of a confined worker's answer is believed
     toolchains, reporting  what is known of clients' toolchains; the state of a service, for people

@@ -1,10 +1,10 @@
 """The processes that have torch: each runs the decorators of torch.compile's sources, for all clients of a service.
 
-    client ── Ask(question) ─▶ Describers ── Question ─▶ describer (torch, one toolchain, Inductor's variables)
-    client ◀─ Answer ────────  Describers ◀─ Answer ────┘
+    Sources ── ask(question) ─▶ Describers ── Question ─▶ describer (torch, one toolchain, Inductor's variables)
+    Sources ◀─ answered ──────  Describers ◀─ Answer ────┘
 
-What is asked and answered is bytes here: only the adapter and the describer know what they mean. A question that is on
-its way is asked once, whichever client asks; an answer is kept for as long as the process that gave it lives.
+What is asked and answered is bytes here. A question that is on its way is asked once, for whichever client; an answer
+is kept for as long as the process that gave it lives.
 
 A describer that dies is started again and asked again. The question that it was at both times is the suspect and fails;
 one that dies twice before it was awake cannot be used, and what was asked of it fails.
@@ -42,6 +42,9 @@ _OWN = "TORCHINDUCTOR_"  # variables that are not inherited: a client says which
 _log = logging.getLogger("headstart.service")
 
 
+Answered = Callable[[bytes | wire.Failure], None]
+
+
 class DescriberKind(NamedTuple):
     """What a describer is for. Clients with one torch, and the same variables of Inductor's, share one.
 
@@ -57,7 +60,7 @@ class DescriberKind(NamedTuple):
 class _Question:
     def __init__(self, body: bytes) -> None:
         self.body = body
-        self.askers: list[tuple[int, int]] = []  # client, ticket
+        self.askers: list[tuple[int, Answered]] = []  # client, and what its answer leads to
         self.deaths = 0
 
 
@@ -117,17 +120,21 @@ class Describers:
         except ServiceError as error:  # the client that asks is told
             _log.warning("%s", error)
 
-    def ask(self, client: int, ticket: int, kind: DescriberKind, body: bytes) -> None:
-        """Have `client` get the answer to a question."""
+    def is_awake(self, kind: DescriberKind) -> bool:
+        """Whether there is one of this kind that answers within milliseconds."""
+        return kind in self._describers and self._describers[kind].awake
+
+    def ask(self, client: int, kind: DescriberKind, body: bytes, answered: Answered) -> None:
+        """Ask on behalf of `client`; `answered` is called unless it leaves first, perhaps at once."""
         try:
             describer = self._of(client, kind)
         except ServiceError as error:
-            self._tell(client, wire.Failed(ticket, wire.Failure("service", str(error))))
+            answered(wire.Failure("service", str(error)))
             return
         describer.asked = True
         if (answer := describer.answers.get(body)) is not None:
             describer.answers.move_to_end(body)
-            self._tell(client, wire.Answer(ticket, answer))
+            answered(answer)
             return
         number = describer.numbers.get(body)
         if number is None:
@@ -135,7 +142,7 @@ class Describers:
             describer.questions[number] = _Question(body)
             assert describer.channel is not None
             self._loop.send(describer.channel, wire.Question(number, body))
-        describer.questions[number].askers.append((client, ticket))
+        describer.questions[number].askers.append((client, answered))
 
     def client_left(self, client: int) -> None:
         """Nobody is there to be told. What it asked is answered all the same: others may ask the same."""
@@ -257,8 +264,8 @@ class Describers:
         while describer.kept > _MAX_KEPT:
             body, answer = describer.answers.popitem(last=False)
             describer.kept -= len(body) + len(answer)
-        for client, ticket in question.askers:
-            self._tell(client, wire.Answer(ticket, message.answer))
+        for _, answered in question.askers:
+            answered(message.answer)
 
     def _announce(self, kind: DescriberKind, describer: _Describer) -> None:
         for client in describer.audience:
@@ -307,8 +314,8 @@ class Describers:
     def _fail(self, describer: _Describer, number: int, why: str) -> None:
         question = describer.questions.pop(number)
         del describer.numbers[question.body]
-        for client, ticket in question.askers:
-            self._tell(client, wire.Failed(ticket, wire.Failure("service", why)))
+        for _, answered in question.askers:
+            answered(wire.Failure("service", why))
 
     def _let_go(self, describer: _Describer) -> None:
         assert describer.channel is not None

@@ -75,6 +75,10 @@ class Lookup:
         """Notice what of a toolchain was rebuilt or edited since somebody looked."""
         self._toolchains.look_again(toolchain, os.fsdecode(preferences.cache_dir))
 
+    def digest(self, toolchain: Toolchain, variables: Mapping[str, str], preferences: wire.Preferences) -> str:
+        """Of a toolchain with the tools that `variables` name. Raises as `Toolchain.digest`."""
+        return self._toolchains.digest(toolchain, variables, os.fsdecode(preferences.cache_dir))
+
     def generation(self, toolchain: Toolchain) -> int:
         """How often it has changed on disk."""
         return self._toolchains.generation(toolchain)

@@ -41,7 +41,8 @@ class Requests:
         scheduler: knows what is under way.
         happened: is told of events.
         executor: knows since when.
-        sessions: those who ask, and are told.
+        sessions: those who ask.
+        tell: tells them; what a ticket below 0 is told is for this service's own use.
         errands, lookup: find out what is known of a request before anything is compiled.
 
     Attributes:
@@ -54,6 +55,7 @@ class Requests:
         happened: Callable[[events.Event], None],
         executor: Executor,
         sessions: Sessions,
+        tell: Callable[[int, wire.Started | wire.Result | wire.Failed], None],
         errands: Errands,
         lookup: Lookup,
     ) -> None:
@@ -61,6 +63,7 @@ class Requests:
         self._happened = happened
         self._executor = executor
         self._sessions = sessions
+        self._tell = tell
         self._errands = errands
         self._lookup = lookup
         self._results = Results(lookup)
@@ -75,7 +78,7 @@ class Requests:
         refused = None if message.vouched else check_environment(request, tools=session.preferences.tools)
         if refused is not None:
             failure = wire.Failure("source", unvouched(refused))
-            self._sessions.tell(session.number, wire.Failed(message.ticket, failure))
+            self._tell(session.number, wire.Failed(message.ticket, failure))
             return
         use_store = message.use_store and bypass_reason(request.environment) is None
         known = self._lookup.key(message.toolchain, request) if session.toolchains.get(message.toolchain) else None
@@ -117,13 +120,13 @@ class Requests:
                 in_triton_cache=bool(found.in_triton_cache),
                 registers=found.registers,
             )
-            self._sessions.tell(session.number, result)
+            self._tell(session.number, result)
         elif found.failure is not None:
             self.tally.failed += found.failure.kind != "service"
-            self._sessions.tell(session.number, wire.Failed(message.ticket, found.failure))
+            self._tell(session.number, wire.Failed(message.ticket, found.failure))
         elif not message.vouched and (why := unavailable()):
             failure = wire.Failure("service", unvouched(f"its worker cannot be confined here: {why}"))
-            self._sessions.tell(session.number, wire.Failed(message.ticket, failure))
+            self._tell(session.number, wire.Failed(message.ticket, failure))
         else:
             self._request(session, message, request, use_store, found)
         if message.ticket in session.awaited:
@@ -141,7 +144,7 @@ class Requests:
         self.tally.joined += running is not None
         if running is not None and running.worker is not None:
             started = self._executor.workers[running.worker].started
-            self._sessions.tell(session.number, wire.Started(message.ticket, running.worker, started))
+            self._tell(session.number, wire.Started(message.ticket, running.worker, started))
         preferences, confined = session.preferences, not message.vouched
         assert found.kind is not None
         self._happened(
@@ -213,7 +216,7 @@ class Requests:
                 wanted = session.wanted.pop(ticket.number, b"")
                 if isinstance(outcome, wire.Finished):
                     self._sessions.notify(session, outcome.notice)
-                self._sessions.tell(session.number, answer(ticket.number, payload.key, outcome, wanted))
+                self._tell(session.number, answer(ticket.number, payload.key, outcome, wanted))
 
 
 def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) -> str:

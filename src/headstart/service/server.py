@@ -2,6 +2,7 @@
 
     client ── Submit ──▶ Server ── Lookup: is it in the store? ──▶ Result
                            └─ Requested ─▶ Engine ─▶ Scheduler ─▶ actions ─▶ ProcessPool: zygotes fork, workers compile
+    client ── SubmitSource ─▶ Server ─▶ Sources: a recipe, and from it such Submits
     worker ── Finished ─▶ ProcessPool ─▶ Engine ─▶ Scheduler ─▶ Deliver ─▶ Results ─▶ Result to everyone who asked
 
 One thread and one selector, and a second thread for what may take long (`errands.py`). The server turns what clients
@@ -36,11 +37,13 @@ from headstart.service.executor import Executor
 from headstart.service.lookup import Lookup
 from headstart.service.loop import Loop
 from headstart.service.process_pool import ProcessPool
+from headstart.service.recipes import Recipes
 from headstart.service.reporting import report
 from headstart.service.requests import Requests
 from headstart.service.runtime import Workplace
 from headstart.service.scheduler import IDLE_TIMEOUT, Scheduler
 from headstart.service.sessions import Session, Sessions
+from headstart.service.sources import Sources
 from headstart.system import machine
 from headstart.system.confinement import unavailable
 from headstart.system.spawn import prefer_standard_library
@@ -79,8 +82,15 @@ class Server:
         self._errands = Errands(self._loop)
         self._lookup = Lookup(self.warn)
         self._requests = Requests(
-            self._scheduler, self._engine.happened, self._executor, self._sessions, self._errands, self._lookup
+            self._scheduler,
+            self._engine.happened,
+            self._executor,
+            self._sessions,
+            lambda client, message: self._sources.tell(client, message),
+            self._errands,
+            self._lookup,
         )
+        self._sources = Sources(self._sessions, self._describers, Recipes(self._lookup), self._requests, self._errands)
         self._draining: list[Session] = []  # those who asked to be told when there are no workers any more
         self._started = time.monotonic()
         self._measured = float("-inf")
@@ -162,6 +172,7 @@ class Server:
         if session in self._draining:
             self._draining.remove(session)
         self._describers.client_left(session.number)
+        self._sources.client_left(session.number)
         self._engine.happened(events.ClientLeft(session.number, time.monotonic()))
         self._stop_if_alone()
 
@@ -180,11 +191,14 @@ class Server:
                 self._stop_if_alone()
             case _ if session.hello is None:
                 self._sessions.dismiss(session)
+            case wire.Submit(ticket=ticket) | wire.SubmitSource(ticket=ticket) if ticket < 0:
+                self._sessions.dismiss(session)  # these are `Sources`' own
             case wire.Submit():
                 self._requests.submit(session, message)
             case wire.Await(tickets):
                 for number in tickets:
-                    self._requests.awaited(session, number)
+                    if not self._sources.awaited(session, number):
+                        self._requests.awaited(session, number)
             case wire.Prepare(toolchain, environment, vouched):
                 if vouched or not unavailable():
                     self._after_a_look(
@@ -196,11 +210,12 @@ class Server:
                     spec.toolchain,
                     lambda: self._describers.prepare(session.number, self._describer_kind(spec)),
                 )
-            case wire.Ask(ticket, spec, question):
+            case wire.SubmitSource(spec=spec):
+                self._sources.expect(session, message)
                 self._after_a_look(
                     session,
                     spec.toolchain,
-                    lambda: self._describers.ask(session.number, ticket, self._describer_kind(spec), question),
+                    lambda: self._sources.submit(session, message, self._describer_kind(spec)),
                 )
 
     def _after_a_look(self, session: Session, toolchain: Toolchain, then: Callable[[], None]) -> None:
@@ -269,7 +284,7 @@ class Server:
         if isinstance(action, Assign):
             started = self._executor.workers[action.worker].started
             for ticket in action.job.tickets:
-                self._sessions.tell(ticket.client, wire.Started(ticket.number, action.worker, started))
+                self._sources.tell(ticket.client, wire.Started(ticket.number, action.worker, started))
 
 
 def main(argument: str) -> None:

@@ -12,14 +12,11 @@ from headstart.wire.channel import (
     frame,
     receive_blocking,
 )
-from headstart.wire.describing import Answer, Ask, Awake, DescriberSpec, DescriberState, PrepareDescriber, Question
+from headstart.wire.describing import Answer, Awake, DescriberSpec, DescriberState, PrepareDescriber, Question
 from headstart.wire.messages import (
     PROTOCOL,
     Assign,
     Await,
-    CompileLog,
-    Failed,
-    Failure,
     Finished,
     Fork,
     Forked,
@@ -38,7 +35,6 @@ from headstart.wire.messages import (
     Reached,
     Ready,
     Reaped,
-    Result,
     StandAside,
     Started,
     StoodAside,
@@ -49,17 +45,18 @@ from headstart.wire.messages import (
     TritonCache,
     Unable,
     Unwelcome,
-    Warned,
     Welcome,
 )
+from headstart.wire.outcomes import CompileLog, Failed, Failure, Result, Warned
 from headstart.wire.reports import ClientReport, Control, Events, Happened, Report, RunningReport, Supersede
+from headstart.wire.sources import AddedCompiled, FanOut, JobOutcome, SourceCompiled, SourceLocated, SubmitSource
 
 __all__ = [
     "MAX_CONFINED_FRAME",
     "MAX_FRAME",
     "PROTOCOL",
+    "AddedCompiled",
     "Answer",
-    "Ask",
     "Assign",
     "Await",
     "Awake",
@@ -73,6 +70,7 @@ __all__ = [
     "Events",
     "Failed",
     "Failure",
+    "FanOut",
     "Finished",
     "Fork",
     "Forked",
@@ -83,6 +81,7 @@ __all__ = [
     "FromZygote",
     "Happened",
     "Hello",
+    "JobOutcome",
     "Kill",
     "Leaving",
     "Notice",
@@ -98,10 +97,13 @@ __all__ = [
     "Report",
     "Result",
     "RunningReport",
+    "SourceCompiled",
+    "SourceLocated",
     "StandAside",
     "Started",
     "StoodAside",
     "Submit",
+    "SubmitSource",
     "Supersede",
     "ToDescriber",
     "ToWorker",

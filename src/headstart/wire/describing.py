@@ -1,4 +1,4 @@
-"""What clients, the service and describers tell one another about sources of torch.compile's."""
+"""What clients and the service say of describers, and what the service asks these."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ class PrepareDescriber(msgspec.Struct, tag=True):
     spec: DescriberSpec
 
 
-class Ask(msgspec.Struct, tag=True):
-    """Have a describer answer `question`, which is the adapter's to encode."""
-
-    ticket: int
-    spec: DescriberSpec
-    question: bytes
-
-
 class DescriberState(msgspec.Struct, tag=True):
     """Whether the describer with these settings, which this client asks, answers within milliseconds."""
 
@@ -43,14 +35,14 @@ class DescriberState(msgspec.Struct, tag=True):
 
 
 class Answer(msgspec.Struct, tag=True):
-    """Answer to `Ask`, and to `Question`."""
+    """Answer to `Question`."""
 
     ticket: int
     answer: bytes
 
 
 class Question(msgspec.Struct, tag=True):
-    """What some client asks; `ticket` is the service's name for the answer."""
+    """What a source needs to be known; `ticket` is the service's name for the answer."""
 
     ticket: int
     question: bytes

@@ -1,7 +1,8 @@
 """The messages between the processes.
 
     client  ⇄ service   stream     Hello Prepare Submit Await    / Welcome Notice Started Result Failed Leaving
-                                   PrepareDescriber Ask          / DescriberState Answer Failed
+                                   PrepareDescriber SubmitSource / DescriberState SourceLocated SourceCompiled
+                                                                   AddedCompiled
     command ⇄ service   stream     Control Supersede             / Report Events Unwelcome
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Reaped
     service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
@@ -16,73 +17,12 @@ import msgspec
 
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
-from headstart.wire.describing import Answer, Ask, Awake, DescriberState, PrepareDescriber, Question
+from headstart.wire.describing import Answer, Awake, DescriberState, PrepareDescriber, Question
+from headstart.wire.outcomes import CompileLog, Failed, Failure, Result
 from headstart.wire.reports import Control, Events, Report, Supersede
+from headstart.wire.sources import AddedCompiled, SourceCompiled, SourceLocated, SubmitSource
 
-PROTOCOL = 5  # raised whenever a message changes its meaning
-_SHOWN = 16 << 10  # characters of what a compile printed that a person is shown
-
-
-class Warned(msgspec.Struct, frozen=True):
-    """A warning of Python's that a compile gave.
-
-    Attributes:
-        category: qualified name of its class, as `"builtins.UserWarning"`.
-        once: Triton gives it once in a process.
-    """
-
-    category: str
-    text: str
-    filename: str
-    line: int
-    once: bool = False
-
-
-class CompileLog(msgspec.Struct, frozen=True):
-    """What one compile printed and how long its stages took; of one that this client waited for.
-
-    Attributes:
-        stdout, stderr: of Triton and its tools.
-        warnings: in order.
-        times: microseconds by stage; see `headstart.worker.compiling.Compiled`.
-    """
-
-    stdout: str = ""
-    stderr: str = ""
-    warnings: list[Warned] = []
-    times: list[tuple[str, int]] = []
-
-    @property
-    def text(self) -> str:
-        """What was said, for people: of each stream the end."""
-        said = [f"{each.filename}:{each.line}: {each.category}: {each.text}" for each in self.warnings]
-        streams = [stream[-_SHOWN:].strip() for stream in (self.stdout, self.stderr)]
-        return "\n".join(filter(None, [*streams, *said]))
-
-    def naming(self, path: str, instead: str) -> CompileLog:
-        """The same, naming another file."""
-        stdout, stderr = (text.replace(path, instead) for text in (self.stdout, self.stderr))
-        return msgspec.structs.replace(self, stdout=stdout, stderr=stderr)
-
-
-class Failure(msgspec.Struct, tag=True):
-    """Why a kernel has no result: becomes the `CompileError` of its `kind`; "service" becomes a `ServiceError`.
-
-    A worker's "space", for want of which it could not compile, is for its service alone.
-    """
-
-    kind: str
-    summary: str
-    stage: str = ""
-    detail: str = ""
-    output: str = ""
-    reproduce: str = ""
-    advice: str = ""
-    raised: str = ""
-    message: str = ""
-    files: dict[str, bytes] = {}
-    log: CompileLog | None = None
-    needs_program: bool = False
+PROTOCOL = 6  # raised whenever a message changes its meaning
 
 
 # client → service
@@ -168,9 +108,6 @@ class Await(msgspec.Struct, tag=True):
     tickets: list[int]
 
 
-# command → service
-
-
 # service → client
 
 
@@ -207,32 +144,6 @@ class Started(msgspec.Struct, tag=True):
     ticket: int
     worker: int
     at: float
-
-
-class Result(msgspec.Struct, tag=True):
-    """The entry of `key` is in the store, or, where the store could not take it, here as `entry`.
-
-    `in_triton_cache`: it is where `Submit` wanted it to be, too; then `registers` per thread, if its binary says.
-    """
-
-    ticket: int
-    key: str
-    entry: bytes = b""
-    cached: bool = False
-    shared: int = 0  # bytes of shared memory that it needs
-    started: float = 0.0
-    finished: float = 0.0
-    cpu_s: float = 0.0
-    log: CompileLog | None = None  # None: it was compiled before
-    in_triton_cache: bool = False
-    registers: int | None = None
-
-
-class Failed(msgspec.Struct, tag=True):
-    """This request has no result."""
-
-    ticket: int
-    failure: Failure
 
 
 # service → zygote
@@ -348,9 +259,21 @@ class Finished(msgspec.Struct, tag=True):
 # service ⇄ describer
 
 
-FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | Ask | Control | Supersede
+FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | SubmitSource | Control | Supersede
 FromService = (
-    Welcome | Unwelcome | Notice | Started | Result | Failed | Leaving | Report | Events | DescriberState | Answer
+    Welcome
+    | Unwelcome
+    | Notice
+    | Started
+    | Result
+    | Failed
+    | Leaving
+    | Report
+    | Events
+    | DescriberState
+    | SourceLocated
+    | SourceCompiled
+    | AddedCompiled
 )
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Reaped

@@ -1,11 +1,12 @@
 """torch.compile: Inductor's kernels are compiled by headstart, and never in the training process.
 
-    adapter, thread        what Inductor's replaced names lead to; the thread in which everything but waiting happens
-    pool, source           what stands in for Inductor's pool; one generated source on its way; host: what they need
-    jobs, layout           one compile each; its kernel as Triton's cache entry; cubin: registers of it
-    describing, recipes    what is asked of the describer; what it said, in the store and in bundles
-    devices, ownership     which GPU a source is for; whether a recipe from elsewhere says only what the source says
+    adapter                what Inductor's replaced names lead to; host: what the others need of it
+    pool, source           what stands in for Inductor's pool; one generated source on its way to the service and back
+    jobs, layout           one compile each; its kernel as Triton's cache entry
+    describing             the describer, as far as this process knows it
+    recipes, local, thread what bundles have: recipes, the compiles of one, the thread that looks for them
     compat, integrity      what is relied on and replaced; what others have replaced
+    caches                 where Inductor keeps things
     without_gpu            code generation for a GPU that is not there
 
 Nothing here imports torch before the program does.

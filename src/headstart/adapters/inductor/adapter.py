@@ -1,8 +1,8 @@
-"""The adapter: what Inductor's replaced names lead to, and the thread in which everything but waiting happens.
+"""The adapter: what Inductor's replaced names lead to.
 
-    your threads                     headstart-inductor                    service
-    Pool.submit ── queue ──────────▶ Source.begin ── Describe, triton() ──▶
-    PoolFuture.result (waits) ◀───── Source.done ◀── queue ◀── callbacks ───
+    your threads                                              service
+    Pool.submit ─▶ Source.begin ── SubmitSource ─────────────▶ recipe, compiles
+    PoolFuture.result (waits) ◀── Source.done ◀── connection's thread ◀── SourceCompiled
     CachingAutotuner.precompile (stock) ─▶ compile: the job's result, in Triton's own form
 
 From there on everything is Inductor's.
@@ -26,9 +26,10 @@ from headstart.adapters.inductor.describing import Describing
 from headstart.adapters.inductor.graphs import Graphs
 from headstart.adapters.inductor.integrity import Integrity as InductorIntegrity
 from headstart.adapters.inductor.jobs import Jobs
+from headstart.adapters.inductor.local import is_refused_by_assembler
 from headstart.adapters.inductor.pool import Pool
 from headstart.adapters.inductor.recipes import Recipes
-from headstart.adapters.inductor.source import Source, is_refused_by_assembler
+from headstart.adapters.inductor.source import Source
 from headstart.adapters.inductor.thread import AdapterThread
 from headstart.adapters.triton.integrity import Integrity
 from headstart.client.async_compile import AsyncCompile
@@ -37,7 +38,7 @@ from headstart.client.kernel import CompiledKernel
 from headstart.client.policy import Policy
 from headstart.client.use import BundleUse
 from headstart.describe import facts, plain
-from headstart.describe.recipe import RecipeJob, job_key
+from headstart.describe.recipe import RecipeJob, as_loaded, job_key
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.model.environment import fingerprint
 from headstart.model.toolchain import Toolchain, find_toolchain
@@ -93,13 +94,7 @@ class Adapter:
         )
         self.compiler = AsyncCompile(client=client, policy=policy, start=False)
         self._policy = policy
-        self.recipes = Recipes(
-            policy,
-            self.compiler.cache_dir,
-            self.compiler.bundler.find,
-            self.compiler.bundler.put,
-            lambda step, *arguments: self.later(step, *arguments),
-        )
+        self.recipes = Recipes(policy, self.compiler.cache_dir, self.compiler.bundler)
         self._graphs = Graphs(self.compiler.bundler, policy, self.compiler.cache_dir, _torch())
         self._graphs_use = BundleUse()
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
@@ -125,9 +120,9 @@ class Adapter:
         self._thread = AdapterThread()
         self.soon, self.later = self._thread.soon, self._thread.later
         self._sources: dict[Any, Source] = {}
-        self._canonical_sources: dict[Any, Source] = {}
         self._jobs = Jobs(self.compiler, self.counts, self.patience_left, self.heard)
-        self.compile_job, self.made = self._jobs.compile, self._jobs.made
+        self.compile_job, self.expect_job = self._jobs.compile, self._jobs.expect
+        self.made, self.queued = self._jobs.made, self._jobs.queued
         self._loaded_here: set[str] = set()  # stems of sources that were imported before the describer was there
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
         self._started_early = False  # workers and describer, before anything was kicked off
@@ -193,6 +188,7 @@ class Adapter:
     ) -> Source:
         """The source's way begins, unless it has."""
         variables = _environment()  # now, in the program's thread: it may be another one in a moment
+        text = as_loaded(name, text)
         key = (name, text, *map(repr, (environment, config, variables, settings)))
         with self._lock:
             source = self._sources.get(key)
@@ -201,11 +197,7 @@ class Adapter:
             source = self._sources[key] = Source(self, name, text, environment, config, variables, settings)
             self.counts["sources"] += 1
             self._workers_start()
-        if self._thread.is_there():
-            self.soon(source.guarded_begin)
-        else:
-            self.forget(source)
-            source.leave("this process can start no thread; is there a limit on its processes?")
+        source.begin(is_bundled=self.recipes.are_bundled)
         return source
 
     def compile(self, real: Callable[..., Any], src: Any, target: Any = None, options: Any = None, **more: Any) -> Any:
@@ -252,16 +244,16 @@ class Adapter:
 
     # What sources call
 
-    def canonical(self, key: Any, source: Source) -> Source:
-        """The first source that turned out to have this text."""
-        return self._canonical_sources.setdefault(key, source)
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is looked up and kept in the store: not in one that others can write."""
+        return self.compiler.client.keeps
 
     def forget(self, source: Source) -> None:
         """The next kick-off of it begins anew."""
         with self._lock:
-            for known in (self._sources, self._canonical_sources):
-                for key in [key for key, value in known.items() if value is source]:
-                    del known[key]
+            for key in [key for key, value in self._sources.items() if value is source]:
+                del self._sources[key]
 
     def materialize(self, job: RecipeJob, kernel: CompiledKernel, root: str) -> None:
         """Write Triton's cache entry, if it can be. `compile` does so itself if it is asked before."""
@@ -329,7 +321,8 @@ class Adapter:
             self._workers_start()
             self._started_early = True
             self.soon(self._start_describer, self.describing)
-        self.soon(self.recipes.prepare)
+        if self.recipes.are_bundled:
+            self.soon(self.recipes.prepare)
 
     def _workers_start(self) -> None:
         if self._started is None:

@@ -35,12 +35,10 @@ from headstart.describe.facts import (
     heuristics,
     inductor_config,
     path_of_stem,
-    runtime_utils,
 )
 from headstart.errors import UsageError
 from headstart.model import environment as triton_environment
 from headstart.model.environment import fingerprint
-from headstart.system.files import replace
 
 ASYNC_COMPILE = "torch._inductor.async_compile"
 COMPILE_FX = "torch._inductor.compile_fx"
@@ -203,25 +201,6 @@ def _ptxas(folder: str) -> str | None:
 def benchmarks_elsewhere() -> bool:
     """Whether other processes benchmark candidates, which then look for kernels in Triton's cache."""
     return bool(getattr(inductor_config(), "autotune_in_subproc", False))
-
-
-# Inductor's caches
-
-
-def ensure_source(path: str, text: str) -> None:
-    """Have a generated file there: Inductor may load it."""
-    if not os.path.exists(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        replace(path, text.encode())
-
-
-def triton_folder(device: int, environment: dict[str, str] | None = None) -> str:
-    """Triton's cache folder for a device, as Inductor has it now, or had it when `environment` was taken."""
-    if environment is None:
-        return str(runtime_utils().triton_cache_dir(device))
-    configured = environment.get("TRITON_CACHE_DIR")
-    root = environment.get("TORCHINDUCTOR_CACHE_DIR") or runtime_utils().cache_dir()
-    return configured or os.path.join(root, "triton", str(device))
 
 
 # What Inductor is given

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from headstart.adapters.inductor.describing import Describing
+from headstart.adapters.inductor.jobs import Expected
 from headstart.adapters.inductor.layout import Made
 from headstart.adapters.inductor.recipes import Recipes
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
-from headstart.describe.recipe import RecipeJob
+from headstart.describe.recipe import Describe, RecipeJob
 
 
 class Host(Protocol):
@@ -18,13 +19,14 @@ class Host(Protocol):
 
     recipes: Recipes
 
-    def describing_with(self, settings: dict[str, str]) -> Describing: ...
+    @property
+    def keeps(self) -> bool: ...
 
-    def canonical(self, key: Any, source: Any) -> Any: ...
+    def describing_with(self, settings: dict[str, str]) -> Describing: ...
 
     def forget(self, source: Any) -> None: ...
 
-    def soon(self, step: Callable[..., None], *arguments: Any) -> None: ...
+    def soon(self, step: Callable[..., None], *arguments: Any) -> bool: ...
 
     def later(self, step: Callable[..., None], *arguments: Any) -> None: ...
 
@@ -41,11 +43,26 @@ class Host(Protocol):
         use_store: bool,
     ) -> LambdaFuture[CompiledKernel]: ...
 
+    def expect_job(
+        self,
+        job: RecipeJob,
+        *,
+        text: str,
+        path: str,
+        module: str,
+        device: int,
+        variables: dict[str, str],
+        use_store: bool,
+        want: Callable[[], None],
+    ) -> Expected | None: ...
+
     def made(self, job: RecipeJob, variables: dict[str, str]) -> Made | None: ...
 
     def materialize(self, job: RecipeJob, kernel: CompiledKernel, root: str) -> None: ...
 
     def heard(self) -> None: ...
+
+    def queued(self) -> None: ...
 
     def patience_left(self) -> float | None: ...
 
@@ -54,6 +71,29 @@ class Host(Protocol):
     def steps_aside(self, name: str, stem: str, reason: str) -> None: ...
 
     def log_once(self, text: str) -> None: ...
+
+
+class Described(Protocol):
+    """A source, as those know it who do its compiles; `Source` says what each method does."""
+
+    adapter: Host
+    described: Describe
+    variables: dict[str, str]
+    use_store: bool
+
+    def arguments(self) -> dict[str, Any]: ...
+
+    def ensure_file(self) -> None: ...
+
+    def guarded(self, step: Callable[..., None]) -> Callable[..., None]: ...
+
+    def index(self) -> int: ...
+
+    def path(self) -> str: ...
+
+    def root(self) -> str: ...
+
+    def settle(self, outcome: str | BaseException | None = None) -> None: ...
 
 
 class PoolHost(Host, Protocol):

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headstart import wire
-from headstart.adapters.inductor import compat, layout
+from headstart.adapters.inductor import caches, compat, layout
 from headstart.adapters.inductor.layout import Made
-from headstart.adapters.inductor.pool import NO_WORKER
 from headstart.client.async_compile import AsyncCompile
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
-from headstart.describe import facts, plain
-from headstart.describe.recipe import RecipeJob, job_of
-from headstart.errors import ServiceError
+from headstart.describe import facts
+from headstart.describe.recipe import RecipeJob, job_of, request_of
+from headstart.errors import HeadstartError, ServiceError
 from headstart.model.request import CompileRequest
-from headstart.model.target import Target
+
+if TYPE_CHECKING:
+    from headstart.client.delivered import Delivered
 
 
 class StartedJob(NamedTuple):
+    """One of them.
+
+    Attributes:
+        future: None: it was in Triton's cache.
+        token: whose `id` says what is known of it; see `Jobs.made`.
+    """
+
     job: RecipeJob
-    future: LambdaFuture[CompiledKernel] | None  # None: it was in Triton's cache
+    future: LambdaFuture[CompiledKernel] | None
     device: int
-    request: CompileRequest | None = None
+    token: object = None
+
+
+class Expected(NamedTuple):
+    """A compile that the service does as part of a source; told what became of it.
+
+    `note`: told where the kernel is by now, before those who wait.
+    """
+
+    delivered: Delivered
+    note: Callable[[wire.Result], None]
+
+    def settle(self, outcome: wire.JobOutcome) -> None:
+        """The service has said what became of it."""
+        if isinstance(outcome.answer, wire.Result):
+            self.note(outcome.answer)
+        self.delivered.settle(outcome)
+
+    def fail(self, error: HeadstartError) -> None:
+        """There is no kernel."""
+        self.delivered.fail(error)
+
+
+NO_WORKER = "no worker has answered yet"
 
 
 def under(key: str, variables: dict[str, str]) -> tuple[str, str]:
@@ -61,7 +93,7 @@ class Jobs:
         self._lock = threading.Lock()
         self._jobs: dict[tuple[str, str], StartedJob] = {}
         self._devices: dict[str, int] = {}
-        self._made: dict[int, Made] = {}  # by `id` of the request
+        self._made: dict[int, Made] = {}  # by `id` of the job's token
         self.first: float | None = None
 
     def find(self, key: str, variables: dict[str, str]) -> StartedJob | None:
@@ -71,14 +103,17 @@ class Jobs:
     def made(self, job: RecipeJob, variables: dict[str, str]) -> Made | None:
         """What is known of a kernel that a worker has put into Triton's cache; None: it may not be there."""
         started = self.find(job.key, variables)
-        return None if started is None else self._made.get(id(started.request))
+        return None if started is None else self._made.get(id(started.token))
 
     def answered(self, request: CompileRequest, result: wire.Result) -> None:
         """The service has answered; called in the connection's thread, before the future is done."""
+        self._note(request, request.name, result)
+
+    def _note(self, token: object, name: str, result: wire.Result) -> None:
         if result.in_triton_cache:
-            self._made[id(request)] = Made(result.registers)
+            self._made[id(token)] = Made(result.registers)
             if result.log is not None:  # nobody may ask for the kernel itself, and then nobody else would say it
-                self._compiler.client.show(request, result.log)
+                self._compiler.client.show(name, result.log)
 
     def compile(
         self,
@@ -101,26 +136,47 @@ class Jobs:
             key = under(job.key, variables)
             started = self._jobs.get(key)
             if started is None:
-                request = CompileRequest.make(
-                    job.name,
-                    text,
-                    signature=job.signature,
-                    constants=plain.decode(job.constants),
-                    attrs=plain.decode(job.attrs),
-                    options=job.options,
-                    target=str(Target.parse(job.target)),
-                    filename=path,
-                    module=module,
-                    environment=variables,
-                )
+                request = request_of(job, text=text, path=path, module=module, variables=variables)
                 place = layout.place(root, job.hash, job.name)
                 future = self._compiler.submit(request, use_store=use_store, triton_cache=place)
                 started = self._jobs[key] = StartedJob(job, future, device, request)
-                self._devices[Path(path).stem] = device
+                self._devices[os.path.basename(path).removesuffix(".py")] = device
                 self.first = self.first or time.monotonic()
                 self._counts["jobs"] += 1
         assert started.future is not None
         return started.future
+
+    def expect(
+        self,
+        job: RecipeJob,
+        *,
+        text: str,
+        path: str,
+        module: str,
+        device: int,
+        variables: dict[str, str],
+        use_store: bool,
+        want: Callable[[], None],
+    ) -> Expected | None:
+        """A compile that the service does as part of a source; None: it was asked for before.
+
+        Args:
+            want: called when somebody begins to wait for it; the rest as for `compile`.
+        """
+        with self._lock:
+            key = under(job.key, variables)
+            if key in self._jobs:
+                return None
+            make = functools.partial(request_of, job, text=text, path=path, module=module, variables=variables)
+            future, delivered = self._compiler.expect(job.name, make, use_store=use_store, want=want)
+            self._jobs[key] = StartedJob(job, future, device, delivered)
+            self._devices[os.path.basename(path).removesuffix(".py")] = device
+            self._counts["jobs"] += 1
+        return Expected(delivered, functools.partial(self._note, delivered, job.name))
+
+    def queued(self) -> None:
+        """Something waits for a worker now."""
+        self.first = self.first or time.monotonic()
 
     def files(self, started: StartedJob) -> dict[str, str]:
         """Triton's cache entry of a job; waits for it.
@@ -130,7 +186,7 @@ class Jobs:
             OSError: the cache folder cannot be used.
         """
         job = started.job
-        root = compat.triton_folder(started.device)
+        root = caches.triton_folder(started.device)
         found = layout.find(root, job.hash, job.name)
         if found is None:
             if started.future is None:
@@ -150,7 +206,7 @@ class Jobs:
         """Not foreseen: a fusion benchmarked by itself, coordinate descent, a launch that failed, no describer yet."""
         job = job_of(src, target, options)
         device = self._devices.get(stem, 0)
-        root = compat.triton_folder(device)
+        root = caches.triton_folder(device)
         if layout.find(root, job.hash, job.name) is not None:
             return StartedJob(job, None, device)
         with self._lock:

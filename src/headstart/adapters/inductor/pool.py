@@ -19,10 +19,9 @@ from typing import Any
 
 from headstart.adapters.inductor import compat
 from headstart.adapters.inductor.host import PoolHost
-from headstart.adapters.inductor.source import Source
+from headstart.adapters.inductor.jobs import NO_WORKER
+from headstart.adapters.inductor.source import Source, UnusableError
 from headstart.errors import CompileError, HeadstartError
-
-NO_WORKER = "no worker has answered yet"
 
 _log = logging.getLogger("headstart")
 
@@ -50,7 +49,8 @@ class PoolFuture(concurrent.futures.Future[Any]):
             TimeoutError: it was not there in time.
         """
         self._source.want()
-        if self._source.waits_for_describer:
+        patience = [seconds for seconds in (timeout, self._source.adapter.patience_left()) if seconds is not None]
+        if self._source.waits_for_describer(min(patience, default=None)):
             with self._making:
                 if self._made is None:
                     self._made = self._load_here()
@@ -58,8 +58,14 @@ class PoolFuture(concurrent.futures.Future[Any]):
         reason = self._wait(timeout)
         with self._making:
             if self._made is None:
-                self._made = self._source.autotuner() if reason is None else self._in_process(reason)
+                self._made = self._ours() if reason is None else self._in_process(reason)
             return self._made
+
+    def _ours(self) -> tuple[Any, int]:
+        try:
+            return self._source.autotuner()
+        except UnusableError as error:
+            return self._in_process(str(error))
 
     def _wait(self, timeout: float | None) -> str | None:
         """Returns why the kernel must be compiled in this process, or None."""

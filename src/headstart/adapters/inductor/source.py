@@ -1,42 +1,61 @@
-"""One generated source on its way: recipe, then one compile per configuration, then those that scaling adds.
+"""One generated source on its way: kicked off once, answered once.
 
-    kicked off ─▶ recipe from bundle or store? ──no──▶ describer
-                        └──────────yes──────────┬──────────┘
-                   one job per configuration ◀──┘ ─▶ workers ─▶ each: Triton's cache layout, registers
-                   all there, may scale? ─▶ describer: which more? ─▶ their jobs are kicked off ─▶ done
+    kick-off ─▶ in a bundle? ──no──▶ SubmitSource ─▶ service: recipe, compiles, rescaling ─▶ SourceCompiled ─▶ done
+                    └─yes─▶ LocalCompiles, in the adapter's thread: one compile per configuration ─────────────▶ done
 
-All but `want` and `autotuner` runs in the adapter's thread.
+`begin` runs in the program's thread and waits for nothing. The connection's thread says what the service is told, and
+hears what it says.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import functools
+import logging
+import os
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from headstart.adapters.inductor import compat, devices
-from headstart.adapters.inductor.describing import UndescribedError, described, jobs
+import msgspec
+
+from headstart import wire
+from headstart.adapters.inductor import caches, compat, layout
 from headstart.adapters.inductor.host import Host
-from headstart.adapters.inductor.ownership import is_of_source
-from headstart.artifacts.cubin import registers
-from headstart.client.future import LambdaFuture
-from headstart.client.kernel import CompiledKernel
-from headstart.describe import facts, plain
-from headstart.describe.recipe import Describe, Recipe, RecipeJob, Rescale, as_loaded
+from headstart.adapters.inductor.jobs import Expected
+from headstart.adapters.inductor.local import LocalCompiles
+from headstart.describe import devices, facts, plain
+from headstart.describe.recipe import Describe, Recipe, RecipeJob, request_of
 from headstart.errors import CompileError, HeadstartError, ServiceError
 
 if TYPE_CHECKING:
-    from headstart.client.asked import DescriberQuestion
+    from headstart.client.asked import SourceKickoff
+
+_MOMENT = 1.0  # seconds that the service has to say whether it knows a source
+
+_log = logging.getLogger("headstart")
+_encoder = msgspec.msgpack.Encoder()
+_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
+_jobs_decoder = msgspec.msgpack.Decoder(list[RecipeJob])
 
 
 class Source:
     """One source that was kicked off, however often.
 
-    Attributes:
+    Args:
+        adapter: whose it is.
         name: of its kernel.
+        text: as Inductor will load it; see `recipe.as_loaded`.
+        environment, config: what Inductor would give its own worker.
+        variables: those that change what a compile yields, when it was kicked off.
+        settings: Inductor's own variables, as its describer is to have them.
+
+    Attributes:
+        name: the same.
         stem: its key in Inductor's code cache; empty until it is known.
+        variables: the same.
+        use_store: whether anything of it may come from, or be put into, a store or a bundle.
+        described: what its describer is asked.
         done: None once all configurations are compiled; or why it has to be compiled in this process.
     """
 
@@ -51,243 +70,269 @@ class Source:
         settings: dict[str, str],
     ) -> None:
         self.adapter = adapter
-        self._describing = adapter.describing_with(settings)
-        self._settings = settings
         self.name = name
         self.stem = ""
+        self.variables = variables
+        self.use_store = True
+        self.described: Describe
         self.done: concurrent.futures.Future[str | None] = concurrent.futures.Future()
         self._text = text
         self._environment = environment
         self._config = config
-        self._variables = variables
+        self._settings = settings
+        self._describing = adapter.describing_with(settings)
+        self._shared_stem = ""  # of what is described, which is for device 0
         self._started = time.monotonic()
         self._finished = 0.0
         self._device: int | None = None  # what its recipe does not say: on which GPU it runs; None: its recipe says so
         self._recipe: Recipe | None = None  # for any GPU of this kind
-        self._module = ""  # what Inductor loads, for this GPU
-        self._described: Describe | None = None
-        self._question: DescriberQuestion | None = None  # the latest to the describer
-        self._futures: list[tuple[RecipeJob, LambdaFuture[CompiledKernel]]] = []
-        self._left = 0
-        self._wanted = False
+        self._kickoff: SourceKickoff | None = None
+        self._local: LocalCompiles | None = None
+        self._located = threading.Event()  # it has a recipe, or is asked of a describer that is not there yet
         self._undescribed = False
-        self._use_store = True
-        self._canonical = self  # the first source with the same text, once white space is as in the module
+        self._wanted = False
+        self._added_keys: list[str] = []  # of the jobs that rescaling adds
+        self._added: dict[str, Expected] = {}  # those that are not compiled yet
 
     def want(self) -> None:
         """Somebody is blocked on it."""
         self._wanted = True
-        if self._canonical is not self:
-            self._canonical.want()
-        if self._question is not None:
-            self._question.want()
-        for _, future in list(self._futures):
-            future.want()
+        if self._local is not None:
+            self._local.want()
+        if self._kickoff is not None:
+            self._kickoff.want()
 
-    @property
-    def waits_for_describer(self) -> bool:
-        """Whether it is asked of a describer that is not there yet, which may take seconds."""
-        source = self._canonical
-        return source._undescribed and not source._describing.awake.is_set()
+    def waits_for_describer(self, patience: float | None) -> bool:
+        """Whether it is asked of a describer that is not there yet, which may take seconds; or nobody can say.
+
+        Args:
+            patience: seconds that this may wait to find out; None: a moment.
+        """
+        if self.done.done() or self._describing.awake.is_set():
+            return False
+        is_located = self._located.wait(_MOMENT if patience is None else min(patience, _MOMENT))
+        return (self._undescribed or not is_located) and not self._describing.awake.is_set()
 
     def autotuner(self) -> tuple[Any, int]:
-        """A CachingAutotuner of the consumer's own, and the microseconds that everything took."""
-        if self._canonical is not self:
-            return self._canonical.autotuner()
-        assert self._recipe is not None
-        compat.ensure_source(self._path(), self._module)
-        function = compat.lean_function(devices.renamed(self._recipe.function, facts.module_of_stem(self.stem)))
-        made = compat.new_autotuner(function, self._arguments())
-        return made, int((self._finished - self._started) * 1e6)
+        """A CachingAutotuner of the consumer's own, and the microseconds that everything took.
 
-    def leave(self, reason: str) -> None:
-        """Have it compiled in this process; called instead of `begin`."""
-        self._settle(reason)
+        Raises:
+            UnusableError: torch cannot make anything of its recipe.
+        """
+        recipe = self._known_recipe()
+        try:
+            arguments = self.arguments()
+        except Exception as error:
+            raise UnusableError(f"its recipe cannot be used: {error}") from error
+        self.ensure_file()
+        function = compat.lean_function(devices.renamed(recipe.function, facts.module_of_stem(self.stem)))
+        return compat.new_autotuner(function, arguments), int((self._finished - self._started) * 1e6)
 
-    def begin(self) -> None:
-        """Find the recipe, or ask for it."""
-        self._use_store = not compat.caches_disabled()
-        text = as_loaded(self.name, self._text)
-        self.stem = facts.code_key(text)
-        shared, self._device = devices.split(text)
-        key = (self.name, text, *map(repr, (self._environment, self._config, self._variables, self._settings)))
-        self._canonical = self.adapter.canonical(key, self)
-        if self._canonical is not self:
-            self._canonical.done.add_done_callback(lambda done: self._settle(done.exception() or done.result()))
-            if self._wanted:
-                self._canonical.want()
+    def begin(self, *, is_bundled: bool) -> None:
+        """Ask for all that it needs; `is_bundled`: a bundle may have its recipe. In the program's thread."""
+        if not (is_bundled and self.adapter.soon(self.guarded(self._look_into_bundle))):
+            self.guarded(self._submit)()
+
+    def _submit(self) -> None:
+        self._kickoff = self._describing.submit(self.name, self)
+        if self._wanted:
+            self._kickoff.want()
+
+    def _describe(self) -> None:
+        """Not in the program's thread: it takes longer than a kick-off may."""
+        if self.stem:
             return
+        self.use_store = not compat.caches_disabled()
+        stem = facts.code_key(self._text)
+        shared, self._device = devices.split(self._text)
+        self._shared_stem = stem if shared is self._text else facts.code_key(shared)
         try:
             config = plain.encode(self._config)
         except plain.NotPlainDataError as error:
-            self._settle(f"its configuration has {error}")
-            return
-        describe = Describe(self.name, shared, self._environment, config, self._variables, self._settings)
-        self._described = describe
-        recipe = self.adapter.recipes.find(describe) if self._use_store else None
-        if recipe is not None:
-            self._begin_jobs(recipe)
-            return
-        self._undescribed = True
-        self._ask(describe, self._heard)
+            raise ServiceError(f"its configuration has {error}") from None
+        self.described = Describe(self.name, shared, self._environment, config, self.variables, self._settings)
+        self.stem = stem
 
-    def guarded_begin(self) -> None:
-        """`begin`, whose failures are the kernel's."""
-        self._guarded(self.begin)()
+    def _look_into_bundle(self) -> None:
+        """In the adapter's thread."""
+        self._describe()
+        recipe = self.adapter.recipes.find(self.described, self._shared_stem) if self.use_store else None
+        if recipe is None:
+            self._submit()
+        else:
+            self._begin_locally(recipe)
 
-    def _guarded(self, step: Callable[..., None]) -> Callable[..., None]:
+    def _begin_locally(self, recipe: Recipe) -> None:
+        """In the adapter's thread: the service knows nothing of this source, or not which configurations are wanted."""
+        self._recipe = recipe
+        self._local = LocalCompiles(self, recipe)
+        self._located.set()
+        self._local.begin()
+        if self._wanted:
+            self._local.want()
+
+    def _fan_out(self) -> wire.FanOut | None:
+        """Where everything is to be; None: only this process knows, or which configurations are wanted."""
+        path = self.path()
+        folder, per_device = caches.triton_root(self._environment)
+        if not (os.path.isabs(path) and os.path.isabs(folder) and layout.are_as_the_service_makes_them()):
+            return None
+        if caches.may_be_tuned(path):
+            return None
+        return wire.FanOut(path, self._device, folder, per_device)
+
+    # What the service is told, and says
+
+    def message(self, ticket: int) -> wire.SubmitSource:
+        """See `SourceTaker`."""
+        try:
+            self._describe()
+            return wire.SubmitSource(
+                ticket,
+                self._describing.spec(),
+                _encoder.encode(self.described),
+                self._shared_stem,
+                facts.torch_key() if self.use_store else "",
+                self.use_store and self.adapter.keeps,
+                self._fan_out(),
+            )
+        except ServiceError:
+            raise
+        except Exception as error:
+            raise ServiceError(f"it cannot be told to the service: {type(error).__name__}: {error}") from error
+
+    def located(self, has_recipe: bool) -> None:
+        """See `SourceTaker`."""
+        self._undescribed = not has_recipe
+        self._located.set()
+        if has_recipe:
+            self.adapter.queued()
+
+    def compiled(self, message: wire.SourceCompiled) -> None:
+        """See `SourceTaker`."""
+        self.guarded(self._take)(message)
+
+    def _take(self, message: wire.SourceCompiled) -> None:
+        self._undescribed = False
+        recipe = _recipe_decoder.decode(message.recipe)
+        if message.key:
+            self.adapter.recipes.note(message.key, self.name, message.recipe)
+        if not message.jobs and recipe.jobs:
+            if not self.adapter.soon(self.guarded(self._begin_locally), recipe):
+                self.settle("this process can start no thread; is there a limit on its processes?")
+            return
+        self._recipe = recipe
+        self.adapter.heard()
+        self._finished = time.monotonic()
+        error: BaseException | None = None
+        for job, outcome in zip(recipe.jobs, message.jobs, strict=True):
+            expected = self._expect(job)
+            if expected is not None:
+                expected.settle(outcome)
+            if isinstance(outcome.answer, wire.Failed) and not outcome.answer.failure.is_refused_by_assembler:
+                error = error or self._error(job, outcome.answer.failure)
+        if message.added:
+            self._take_added(message)
+        if isinstance(error, ServiceError):
+            self.settle(str(error))
+        else:
+            self.settle(error)
+
+    def _take_added(self, message: wire.SourceCompiled) -> None:
+        if message.added_key:
+            self.adapter.recipes.note(message.added_key, self.name, message.added)
+        added = _jobs_decoder.decode(message.added)
+        self._added_keys = [job.key for job in added]
+        for job in added:
+            expected = self._expect(job)
+            if expected is not None:
+                self._added[job.key] = expected
+
+    def added(self, message: wire.AddedCompiled) -> None:
+        """See `SourceTaker`."""
+        for key, outcome in zip(self._added_keys, message.jobs, strict=True):
+            expected = self._added.pop(key, None)
+            if expected is not None:
+                expected.settle(outcome)
+
+    def failed(self, error: HeadstartError) -> None:
+        """See `SourceTaker`."""
+        while self._added:
+            _, expected = self._added.popitem()
+            expected.fail(error)
+        self.settle(error if isinstance(error, CompileError) else str(error))
+
+    def _error(self, job: RecipeJob, failure: wire.Failure) -> HeadstartError:
+        from headstart.client.asked import error_of
+
+        recipe = self._known_recipe()
+        return error_of(
+            failure,
+            request_of(
+                job, text=recipe.text, path=self.path(), module=recipe.function.module, variables=self.variables
+            ),
+        )
+
+    def _expect(self, job: RecipeJob) -> Expected | None:
+        return self.adapter.expect_job(
+            job,
+            text=self._known_recipe().text,
+            path=self.path(),
+            module=self._known_recipe().function.module,
+            device=self.index(),
+            variables=self.variables,
+            use_store=self.use_store,
+            want=self.want,
+        )
+
+    # What its compiles need
+
+    def guarded(self, step: Callable[..., None]) -> Callable[..., None]:
+        """`step`, whose failures are the kernel's."""
+
         def run(*arguments: Any) -> None:
             try:
                 step(*arguments)
-            except (UndescribedError, HeadstartError, plain.NotPlainDataError) as error:
-                self._settle(str(error))
-            except Exception as error:  # noqa: BLE001 - those who wait must hear of it
-                self._settle(error)
+            except (HeadstartError, plain.NotPlainDataError) as error:
+                self.settle(str(error))
+            except Exception as error:  # noqa: BLE001 - nobody is to wait for ever, or fail, for a bug of ours
+                _log.exception("headstart's torch.compile adapter failed at %s; this is a bug", self.name)
+                self.settle(f"{type(error).__name__}: {error}")
 
         return run
 
-    def _ask(self, message: Describe | Rescale, hear: Callable[..., None]) -> None:
-        self._question = self._describing.ask(self.name, message)
-        if self._wanted:
-            self._question.want()
-        self._question.answer.add_done_callback(lambda answer: self.adapter.soon(self._guarded(hear), answer))
-
-    def _heard(self, answer: concurrent.futures.Future[bytes]) -> None:
-        self._undescribed = False
-        recipe = described(answer).recipe
-        assert self._described is not None
-        if not is_of_source(recipe, self._described.source):
-            self._settle(f"{self._path()} is there already and holds something else")
-            return
-        if self._use_store:
-            self.adapter.recipes.keep(self._described, recipe)
-        self._begin_jobs(recipe)
-
-    def _begin_jobs(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._module = recipe.text if self._device is None else devices.on(recipe.text, self._device)
-        wanted = self._wanted_jobs(recipe)
-        self._left = len(wanted)
-        if not wanted:
-            self._settle()
-        for job in wanted:
-            future = self._kick_off(job)
-            if not future.done():
-                # ptxas writes the file's time and size into debug lines. No worker gets that far before it is there.
-                compat.ensure_source(self._path(), self._module)
-            self._futures.append((job, future))
-            if self._wanted:
-                future.want()
-        for job, future in list(self._futures):
-            future.add_done_callback(functools.partial(self._soon_compiled, job))
-
-    def _soon_compiled(self, job: RecipeJob, future: LambdaFuture[CompiledKernel]) -> None:
-        self.adapter.soon(self._guarded(self._one_compiled), job, future)
-
-    def _wanted_jobs(self, recipe: Recipe) -> list[RecipeJob]:
-        """All, unless an earlier run has found out which one is best."""
-        if len(recipe.jobs) == 1:
-            return recipe.jobs
-        configs, _, _ = compat.check_autotune_cache(self._arguments())
-        left = {compat.config_hash(config) for config in configs}
-        return [job for job in recipe.jobs if compat.config_hash(plain.decode(job.config)) in left]
-
-    def _kick_off(self, job: RecipeJob) -> LambdaFuture[CompiledKernel]:
-        assert self._recipe is not None
-        return self.adapter.compile_job(
-            job,
-            text=self._recipe.text,
-            path=self._path(),
-            module=self._recipe.function.module,
-            device=self._index(),
-            root=self._root(),
-            variables=self._variables,
-            use_store=self._use_store,
-        )
-
-    def _one_compiled(self, job: RecipeJob, future: LambdaFuture[CompiledKernel]) -> None:
-        self.adapter.heard()
-        # Most are in Triton's cache by now. Opening and copying what is not takes this process time.
-        if self.adapter.made(job, self._variables) is None and future.exception() is None:
-            # Before anybody asks: a process that benchmarks looks in Triton's cache, not here.
-            write = functools.partial(self.adapter.materialize, job, future.result(), self._root())
-            if compat.benchmarks_elsewhere():
-                write()
-            else:
-                self.adapter.later(write)
-        self._left -= 1
-        if self._left == 0:
-            self._all_compiled()
-
-    def _all_compiled(self) -> None:
-        self._finished = time.monotonic()
-        error = next((error for started in self._futures if (error := self._fatal(*started)) is not None), None)
-        if error is not None:
-            self._settle(error)
-            return
-        assert self._recipe is not None
-        if not self._recipe.may_scale or len(self._futures) != len(self._recipe.jobs):
-            self._settle()
-            return
-        counts = tuple(self._registers(*started) for started in self._futures)
-        assert self._described is not None
-        known = self.adapter.recipes.scaled(self._described, self._recipe, counts) if self._use_store else None
-        if known is not None:
-            self._rescaled(known)
-            return
-        self._ask(Rescale(self._described, list(counts)), functools.partial(self._heard_rescaled, counts))
-
-    def _heard_rescaled(self, counts: tuple[int | None, ...], answer: concurrent.futures.Future[bytes]) -> None:
-        assert self._recipe is not None
-        try:
-            added = jobs(answer).jobs
-        except (UndescribedError, ServiceError):
-            self._settle()  # then the consumer waits for a worker when Inductor asks
-            return
-        if self._use_store:
-            self.adapter.recipes.keep_scaled(self._recipe, counts, added)
-        self._rescaled(added)
-
-    def _rescaled(self, added: list[RecipeJob]) -> None:
-        for job in added:
-            self._kick_off(job)
-        self._settle()
-
-    def _arguments(self) -> dict[str, Any]:
-        assert self._recipe is not None
-        arguments: dict[str, Any] = plain.decode(self._recipe.arguments)
+    def arguments(self) -> dict[str, Any]:
+        """Those of CachingAutotuner, for this device."""
+        arguments: dict[str, Any] = plain.decode(self._known_recipe().arguments)
         if arguments.get("filename"):
-            arguments["filename"] = self._path()
+            arguments["filename"] = self.path()
         if self._device is not None:
             meta = arguments["triton_meta"]
             meta["device"] = meta["device"]._replace(index=self._device)
         return arguments
 
-    def _fatal(self, job: RecipeJob, future: LambdaFuture[CompiledKernel]) -> BaseException | None:
-        """What fails the whole source; a configuration that the assembler refuses is one less."""
-        error = None if self.adapter.made(job, self._variables) else future.exception()
-        return None if error is None or is_refused_by_assembler(error) else error
+    def ensure_file(self) -> None:
+        """Have the source where Inductor loads it from."""
+        recipe = self._known_recipe()
+        caches.ensure_source(
+            self.path(), recipe.text if self._device is None else devices.on(recipe.text, self._device)
+        )
 
-    def _registers(self, job: RecipeJob, future: LambdaFuture[CompiledKernel]) -> int | None:
-        made = self.adapter.made(job, self._variables)
-        if made is not None:
-            return made.registers
-        if future.exception() is not None:
-            return None
-        kernel = future.result()
-        return registers(kernel.asm["cubin"], kernel.metadata["name"]) if "cubin" in kernel.asm else None
+    def index(self) -> int:
+        """Of its device."""
+        return self._known_recipe().device if self._device is None else self._device
 
-    def _root(self) -> str:
-        return compat.triton_folder(self._index(), self._environment)
+    def root(self) -> str:
+        """Triton's cache folder for that device."""
+        return caches.triton_folder(self.index(), self._environment)
 
-    def _index(self) -> int:
-        assert self._recipe is not None
-        return self._recipe.device if self._device is None else self._device
-
-    def _path(self) -> str:
+    def path(self) -> str:
+        """Its file."""
         return facts.path_of_stem(self.stem, self._environment.get("TORCHINDUCTOR_CACHE_DIR"))
 
-    def _settle(self, outcome: str | BaseException | None = None) -> None:
+    def settle(self, outcome: str | BaseException | None = None) -> None:
+        """It is over: compiled; or why it has to be compiled in this process; or what its compile has raised."""
+        self._located.set()
         if self.done.done():
             return
         if outcome is not None:
@@ -298,7 +343,10 @@ class Source:
         else:
             self.done.set_result(outcome)
 
+    def _known_recipe(self) -> Recipe:
+        assert self._recipe is not None
+        return self._recipe
 
-def is_refused_by_assembler(error: BaseException | None) -> bool:
-    """Whether an autotuner takes this failure as one configuration less."""
-    return isinstance(error, CompileError) and error.summary.startswith("PTXASError")
+
+class UnusableError(Exception):
+    """A source has a recipe that this torch can make nothing of."""

@@ -1,4 +1,4 @@
-"""The adapter's thread: everything but waiting happens in it, one step after the other."""
+"""The adapter's thread: what needs no service, and may take long, is done in it, one step after the other."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable
 
 _END_TIMEOUT = 5.0  # seconds for what is still to be written
+_IDLE_TIMEOUT = 1.0  # seconds; with no bundle there is hardly anything for it to do
 
 _log = logging.getLogger("headstart")
 
 
 class AdapterThread:
-    """Started with the first step."""
+    """Started with a step, and gone when there has been none for a moment."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -23,10 +24,19 @@ class AdapterThread:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def soon(self, step: Callable[..., None], *arguments: object) -> None:
-        """Run `step` in the thread."""
-        self._queue.put(functools.partial(step, *arguments))
-        self.is_there()  # if there is none now, the next who finds one has this run as well
+    def soon(self, step: Callable[..., None], *arguments: object) -> bool:
+        """Run `step` in the thread. False: there can be none, and it will not be run."""
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="headstart-inductor", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    _log.info("the torch.compile adapter has no thread: %s", error)
+                    return False
+                self._thread = thread
+            self._queue.put(functools.partial(step, *arguments))
+            return True
 
     def later(self, step: Callable[..., None], *arguments: object) -> None:
         """Run `step` in the thread, from which it is called, once nothing that somebody may wait for is left.
@@ -35,31 +45,26 @@ class AdapterThread:
         """
         self._idle.append(functools.partial(step, *arguments))
 
-    def is_there(self) -> bool:
-        """Whether there is a thread; starts it if there can be one."""
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    thread = threading.Thread(target=self._run, name="headstart-inductor", daemon=True)
-                    try:
-                        thread.start()
-                        self._thread = thread
-                    except RuntimeError as error:
-                        _log.info("the torch.compile adapter has no thread: %s", error)
-        return self._thread is not None
-
     def close(self) -> None:
         """Wait for what is still to be done."""
         self._queue.put(None)
-        if self._thread is not None:
-            self._thread.join(_END_TIMEOUT)
+        thread = self._thread
+        if thread is not None:
+            thread.join(_END_TIMEOUT)
 
     def _run(self) -> None:
         while True:
             try:
-                step = self._queue.get(block=not self._idle)
+                step = self._queue.get(timeout=0.0 if self._idle else _IDLE_TIMEOUT)
             except queue.Empty:
-                step = self._idle.popleft()
+                if self._idle:
+                    _guarded(self._idle.popleft())
+                    continue
+                with self._lock:  # whoever puts a step there finds this thread at work, or none
+                    if self._queue.empty():
+                        self._thread = None
+                        return
+                continue
             if step is None:
                 break
             _guarded(step)

@@ -26,7 +26,8 @@ def split(text: str) -> tuple[str, int | None]:
     found = list(_DEVICE.finditer(text))
     if len(found) != 1 or text.count(_KERNEL) != 1 or found[0].end() > text.index(_KERNEL):
         return text, None
-    return on(text, 0), int(found[0][0])
+    index = int(found[0][0])
+    return text if index == 0 else on(text, 0), index
 
 
 def on(text: str, index: int) -> str:

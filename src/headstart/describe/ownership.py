@@ -1,10 +1,12 @@
 """Whether a recipe out of a bundle or the store says nothing but what the program's own source says.
 
 Inductor makes launchers of a recipe's arguments by executing text: names of arguments, expressions for the grid.
-Whoever wrote a bundle must not thereby write the program's code. So the client parses its own source (about a
-millisecond), and takes of a recipe only strings that are literals there, plain names, and numbers. A recipe's text and
-module must be those of that source. What is left for somebody else to decide is which kernel is launched, and that is
-what a bundle is trusted with (docs/security.md).
+Whoever wrote a bundle must not thereby write the program's code. So the program's source is parsed (about a
+millisecond), and of a recipe are taken only strings that are literals there, plain names, and numbers. A recipe's text
+and module must be those of that source. What is left for somebody else to decide is which kernel is launched, and that
+is what a bundle is trusted with (docs/security.md).
+
+Nothing here needs torch: a service looks at what its store has, a client at what its bundle has.
 """
 
 from __future__ import annotations
@@ -27,10 +29,9 @@ def is_of_source(recipe: Recipe, source: str) -> bool:
     return recipe.text.strip() == source.strip()
 
 
-def is_own(recipe: Recipe, described: Describe) -> bool:
-    """Whether a recipe from elsewhere can be used for a source of the program's."""
+def is_own(recipe: Recipe, described: Describe, stem: str) -> bool:
+    """Whether a recipe from elsewhere can be used for a source of the program's; `stem`: its key in the code cache."""
     source, function = described.source, recipe.function
-    stem = facts.code_key(source)
     module = facts.module_of_stem(stem)
     return (
         is_of_source(recipe, source)
@@ -39,7 +40,7 @@ def is_own(recipe: Recipe, described: Describe) -> bool:
         and _bare(function.src) in _bare(source)
         and isinstance(recipe.arguments, dict)
         and isinstance(recipe.arguments.get("dict"), list)
-        and _decodes(recipe.arguments)
+        and plain.is_encoded(recipe.arguments)
         and _says_only(source, _without_file(recipe.arguments))
         and _says_only(source, function.arg_names)
         and _HASH.fullmatch(function.cache_key) is not None
@@ -53,7 +54,7 @@ def are_own(jobs: list[RecipeJob], described: Describe) -> bool:
         _HASH.fullmatch(job.hash) is not None
         and job.name == described.name
         and _TARGET.fullmatch(job.target) is not None
-        and all(map(_decodes, (job.constants, job.attrs, job.config)))
+        and all(map(plain.is_encoded, (job.constants, job.attrs, job.config)))
         and _says_only(described.source, [job.signature, job.constants, job.attrs, job.options, job.config])
         for job in jobs
     )
@@ -62,14 +63,6 @@ def are_own(jobs: list[RecipeJob], described: Describe) -> bool:
 def _bare(text: str) -> str:
     """Without white space at the ends of lines, of which `JITFunction.src` has less."""
     return "\n".join(map(str.rstrip, text.split("\n"))).strip()
-
-
-def _decodes(value: Any) -> bool:
-    try:
-        plain.decode(value)
-    except Exception:  # noqa: BLE001 - whatever it is, it was not made by `plain.encode`
-        return False
-    return True
 
 
 def _without_file(arguments: Any) -> list[Any]:

@@ -1,0 +1,135 @@
+"""Recipes of torch.compile's sources in the stores of clients. All of it reads and writes files: errands."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+
+import msgspec
+
+from headstart import wire
+from headstart.artifacts import triton_cache
+from headstart.artifacts.cubin import registers
+from headstart.artifacts.entry import Entry
+from headstart.describe import recipe_entries
+from headstart.describe.recipe import Describe, Recipe, RecipeJob
+from headstart.errors import DamagedError, StoreUnavailable
+from headstart.model.request import CompileRequest
+from headstart.service.lookup import Lookup
+
+_MOST_KNOWN = 2000  # recipes that are kept in memory, some KiB each
+
+_encoder = msgspec.msgpack.Encoder()
+_log = logging.getLogger("headstart.service")
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a store says of a source; `strange`: why what it has there is not used."""
+
+    key: str
+    recipe: Recipe | None = None
+    strange: str = ""
+
+
+class Recipes:
+    """Finds and keeps recipes.
+
+    Args:
+        lookup: has the stores, and knows the toolchains.
+    """
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._known: OrderedDict[tuple[bytes, str], Recipe] = OrderedDict()  # by cache folder and key, the latest last
+
+    def find(self, asked: wire.SubmitSource, described: Describe, preferences: wire.Preferences) -> Found:
+        """The key of a source's recipe, and that, if the source was described before by the same torch and Triton.
+
+        Raises:
+            ServiceError: the toolchain cannot be read.
+        """
+        key = recipe_entries.recipe_key(described, self._toolchain(asked, described, preferences), asked.torch)
+        if not asked.use_store:
+            return Found(key)
+        known = self._known.get((preferences.cache_dir, key))  # of another rank, most likely
+        if known is not None:
+            return Found(key, known)
+        entry = self._entry(key, preferences)
+        if entry is None:
+            return Found(key)
+        try:
+            recipe = recipe_entries.recipe_of(entry, described, asked.stem)
+        except recipe_entries.NotOwn as error:
+            return Found(key, strange=str(error))
+        self._remember(key, recipe, preferences)
+        return Found(key, recipe)
+
+    def added(
+        self,
+        asked: wire.SubmitSource,
+        described: Describe,
+        recipe: Recipe,
+        counts: list[int | None],
+        preferences: wire.Preferences,
+    ) -> tuple[str, list[RecipeJob] | None]:
+        """The key of what rescaling adds, and that, if it is known; `counts`: registers per thread of each job.
+
+        Raises:
+            ServiceError: as `find`.
+        """
+        toolchain = self._toolchain(asked, described, preferences)
+        key = recipe_entries.added_key(recipe, counts, toolchain, asked.torch)
+        entry = self._entry(key, preferences) if asked.use_store else None
+        return key, None if entry is None else recipe_entries.added_of(entry, described)
+
+    def keep(
+        self,
+        key: str,
+        asked: wire.SubmitSource,
+        described: Describe,
+        content: Recipe | list[RecipeJob],
+        preferences: wire.Preferences,
+    ) -> None:
+        """Keep a recipe, or what rescaling adds. A store that cannot be written costs others the describing."""
+        if isinstance(content, Recipe):
+            self._remember(key, content, preferences)
+        toolchain = self._toolchain(asked, described, preferences)
+        parts = recipe_entries.pack(key, described.name, _encoder.encode(content), toolchain)
+        try:
+            self._lookup.store(preferences).publish(key, parts)
+        except StoreUnavailable as error:
+            _log.debug("a recipe is not kept: %s", error)
+
+    def put_into_triton_cache(
+        self,
+        result: wire.Result,
+        request: CompileRequest,
+        place: wire.TritonCache,
+        preferences: wire.Preferences,
+    ) -> wire.Result:
+        """Have a kernel where its client wants it, if it can be, though its worker has not put it there."""
+        try:
+            entry = Entry.from_bytes(result.entry) if result.entry else None
+            if entry is None:
+                store = self._lookup.store(preferences)
+                entry = store.find(result.key, kind="kernel", request_digest=request.digest())
+            if entry is None:
+                return result
+            artifacts = {name: entry.artifact(name) for name in entry.artifact_names}
+            count = registers(artifacts["cubin"], entry.metadata["name"]) if "cubin" in artifacts else None
+            result = msgspec.structs.replace(result, registers=count)
+            triton_cache.keep(place, artifacts, entry.metadata)
+        except (DamagedError, OSError):
+            return result  # the client sees to it, and finds out why
+        return msgspec.structs.replace(result, in_triton_cache=True)
+
+    def _remember(self, key: str, recipe: Recipe, preferences: wire.Preferences) -> None:
+        self._known[preferences.cache_dir, key] = recipe
+        if len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
+
+    def _entry(self, key: str, preferences: wire.Preferences) -> Entry | None:
+        return self._lookup.store(preferences).find(key, kind=recipe_entries.KIND, request_digest=key)
+
+    def _toolchain(self, asked: wire.SubmitSource, described: Describe, preferences: wire.Preferences) -> str:
+        return self._lookup.digest(asked.spec.toolchain, described.variables, preferences)
