@@ -22,19 +22,13 @@ from headstart.client import timeline
 from headstart.client.bundled import BundledKernels
 from headstart.client.bundler import TritonBundler
 from headstart.client.client import Client
-from headstart.client.future import LambdaFuture
-from headstart.client.kernel import CompiledKernel
+from headstart.client.future import LambdaFuture, put_results
+from headstart.client.kernel import CompiledKernel, check_limits
 from headstart.client.kernels import CompiledTritonKernels, KernelFuture, failed_for_the_machine, live
 from headstart.client.policy import Policy
 from headstart.client.timeline import Span, Statistics, TimelineEntry
 from headstart.client.use import BundleUse
-from headstart.errors import (
-    CompileError,
-    CompileErrors,
-    DamagedError,
-    HeadstartError,
-    OutOfResources,
-)
+from headstart.errors import CompileError, DamagedError
 from headstart.model.captured import CapturedSource
 from headstart.model.request import CompileRequest, to_target
 from headstart.model.target import Target
@@ -289,17 +283,7 @@ class AsyncCompile:
         Raises:
             CompileErrors: all the kernels that failed.
         """
-        futures = {name: value for name, value in scope.items() if isinstance(value, LambdaFuture)}
-        for future in futures.values():
-            future.want()
-        errors: dict[int, HeadstartError] = {}
-        for name, future in futures.items():
-            try:
-                scope[name] = future.result()
-            except HeadstartError as error:
-                errors.setdefault(id(future), error)
-        if errors:
-            raise CompileErrors(list(errors.values()))
+        put_results(scope)
 
     def close(self) -> None:
         """Write the bundle that was given, if something was missing in it, and end the service.
@@ -371,7 +355,7 @@ class AsyncCompile:
         self.use.cached += result.cached
         self.use.compiled += not result.cached
         if self._policy.checks_limits:
-            self._check_limits(kickoff, result)
+            check_limits(kickoff.request, result.shared, self.client.reproduce if kickoff.vouched else None)
         if kickoff.bundled:
             self.bundler.put(result.key, lambda: self.client.entry(kickoff, result))
 
@@ -379,19 +363,6 @@ class AsyncCompile:
         """What nobody vouched for is there for those who do, once it is in the store."""
         if answer.exception() is None and answer.result().cached:
             self.used_early.add(digest)
-
-    def _check_limits(self, kickoff: Kickoff, result: wire.Result) -> None:
-        limit = Target.parse(kickoff.request.target).shared_memory_limit
-        if limit is not None and result.shared > limit:
-            raise OutOfResources(
-                f"it needs {result.shared} bytes of shared memory, and {kickoff.request.target} has {limit}",
-                kernel=kickoff.request.name,
-                target=kickoff.request.target,
-                options=kickoff.request.options,
-                stage="launch",
-                reproduce=self.client.reproduce(kickoff.request) if kickoff.vouched else "",
-                advice="use smaller blocks or fewer num_stages",
-            )
 
     def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:
         request = kickoff.request

@@ -10,10 +10,10 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from headstart.errors import CompileError
+from headstart.errors import CompileError, CompileErrors, HeadstartError
 
 T = TypeVar("T")
 
@@ -148,6 +148,21 @@ def as_completed(futures: Iterable[LambdaFuture[T]], timeout: float | None = Non
     except concurrent.futures.TimeoutError:
         left = [future.name for future in (f for group in by_answer.values() for f in group) if not future.done()]
         raise TimeoutError(f"{len(left)} kernels are not compiled after {timeout:g} s: {', '.join(left[:5])}") from None
+
+
+def put_results(scope: MutableMapping[str, Any]) -> None:
+    """Replace every LambdaFuture in `scope` by its result; see `AsyncCompile.wait`."""
+    futures = {name: value for name, value in scope.items() if isinstance(value, LambdaFuture)}
+    for future in futures.values():
+        future.want()
+    errors: dict[int, HeadstartError] = {}
+    for name, future in futures.items():
+        try:
+            scope[name] = future.result()
+        except HeadstartError as error:
+            errors.setdefault(id(future), error)
+    if errors:
+        raise CompileErrors(list(errors.values()))
 
 
 def _own(error: BaseException) -> BaseException:

@@ -7,8 +7,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from headstart.artifacts.entry import Entry
-from headstart.errors import DamagedError
+from headstart.errors import DamagedError, OutOfResources
 from headstart.model.keys import Component
+from headstart.model.request import CompileRequest
+from headstart.model.target import Target
 
 if TYPE_CHECKING:
     from headstart.wire import CompileLog
@@ -109,3 +111,27 @@ class CompiledKernel:
 
     def __repr__(self) -> str:
         return f"<CompiledKernel {self.name} {self.key[:12]} for {self.entry.header.target}>"
+
+
+def check_limits(request: CompileRequest, shared: int, reproduce: Callable[[CompileRequest], str] | None) -> None:
+    """Find out whether the target can hold a kernel.
+
+    Args:
+        request: what was compiled.
+        shared: bytes of shared memory that it needs.
+        reproduce: makes the command that compiles it again; None: nobody vouches for it.
+
+    Raises:
+        OutOfResources: it cannot.
+    """
+    limit = Target.parse(request.target).shared_memory_limit
+    if limit is not None and shared > limit:
+        raise OutOfResources(
+            f"it needs {shared} bytes of shared memory, and {request.target} has {limit}",
+            kernel=request.name,
+            target=request.target,
+            options=request.options,
+            stage="launch",
+            reproduce="" if reproduce is None else reproduce(request),
+            advice="use smaller blocks or fewer num_stages",
+        )
