@@ -9,7 +9,7 @@ import pytest
 
 from headstart.adapters.bundle_use import sentence
 from headstart.adapters.inductor import compat, compat_artifacts
-from headstart.adapters.inductor.compat_artifacts import Artifact
+from headstart.adapters.inductor.compat_artifacts import Artifact, LookUps
 from headstart.adapters.inductor.graphs import KIND, Graphs
 from headstart.artifacts.bundle import Bundle
 from headstart.client.bundler import TritonBundler
@@ -43,6 +43,8 @@ class FakeTorch:
         self.refuses: Artifact | None = None
         self.disabled = False
         self.ages: dict[Artifact, float] = {}  # seconds
+        self.counted = LookUps()
+        self.keeps = True
 
     def take(self, artifact: Artifact) -> None:
         if artifact == self.refuses:
@@ -55,6 +57,9 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> FakeTorch:
     fake = FakeTorch()
     monkeypatch.setattr(compat_artifacts, "noted", lambda: fake.noted)
     monkeypatch.setattr(compat_artifacts, "missing", lambda: None)
+    monkeypatch.setattr(compat_artifacts, "looked_up", lambda: fake.counted)
+    monkeypatch.setattr(compat_artifacts, "keeps_graphs", lambda: fake.keeps)
+    monkeypatch.setattr(compat_artifacts, "are_caches_off", lambda: fake.disabled)
     monkeypatch.setattr(compat_artifacts, "put", fake.take)
     monkeypatch.setattr(compat_artifacts, "age", lambda artifact: fake.ages.get(artifact, 0.0))
     monkeypatch.setattr(compat, "caches_disabled", lambda: fake.disabled)
@@ -106,6 +111,52 @@ def test_what_came_from_the_bundle_is_not_added_again_and_is_counted(
     assert (use.graphs, use.made_graphs, use.cached_graphs) == (1, 1, 1)
     assert use.missed == [Missed("graph fdef", "it is not in the bundle")]
     assert graphs._bundler.noted == 2
+
+
+def test_a_graph_that_another_process_has_made_meanwhile_is_not_made_here(
+    bundle: Path, tmp_path: Path, torch: FakeTorch
+) -> None:
+    graphs = _open(bundle, tmp_path)
+    torch.noted = [Artifact("inductor", "fghi", b"of another rank")]
+    torch.counted = LookUps(found=1)
+    use = graphs.save()
+    assert (use.made_graphs, use.cached_graphs, use.missed) == (0, 1, [])
+
+
+def test_graphs_count_though_the_program_has_emptied_what_torch_noted(
+    bundle: Path, tmp_path: Path, torch: FakeTorch
+) -> None:
+    graphs = _open(bundle, tmp_path)
+    torch.noted, torch.counted = [], LookUps(made=2)
+    use = graphs.save()
+    assert use.made_graphs == 2
+    assert use.missed == [Missed("graphs", "2 were made that torch does not keep")]
+
+
+def test_graphs_that_torch_does_not_look_up_are_all_missed(bundle: Path, tmp_path: Path, torch: FakeTorch) -> None:
+    graphs = _open(bundle, tmp_path)
+    torch.noted, torch.counted, torch.keeps = [], LookUps(traced=1), False
+    assert not graphs.save().missed_nothing
+
+
+def test_a_fork_tells_and_keeps_only_what_it_has_made_itself(bundle: Path, tmp_path: Path, torch: FakeTorch) -> None:
+    graphs = _open(bundle, tmp_path)
+    torch.noted, torch.counted = [GRAPH, Artifact("inductor", "fdef", b"the parent's")], LookUps(found=1, made=1)
+    graphs.after_fork()
+    torch.noted = [*torch.noted, Artifact("inductor", "fghi", b"its own")]
+    torch.counted = LookUps(found=1, made=2)
+    use = graphs.save()
+    assert (use.graphs, use.made_graphs) == (0, 1)
+    assert graphs._bundler.noted == 1
+
+
+def test_a_bundle_does_not_grow_with_each_run_of_a_program_that_empties_torchs_cache(
+    tmp_path: Path, torch: FakeTorch
+) -> None:
+    path = tmp_path / "grown.bundle"
+    for run in range(20):
+        _write(path, tmp_path, torch, [Artifact("inductor", "fabc", b"made anew %d" % run)])
+    assert len(Bundle.open(path)) == 8
 
 
 def test_a_profile_that_has_changed_takes_the_place_of_the_one_before(
@@ -177,6 +228,14 @@ def test_a_torch_without_what_is_relied_on_makes_its_own(
     _open(bundle, tmp_path).load()
     assert torch.put == []
     assert "torch has no torch.compiler._cache.CacheArtifactFactory" in caplog.text
+
+
+def test_profiles_are_put_before_inductor_is_there_to_be_looked_at(
+    bundle: Path, tmp_path: Path, torch: FakeTorch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat_artifacts, "missing", lambda: pytest.fail("it imports what torch is just importing"))
+    _open(bundle, tmp_path).load_profiles()
+    assert torch.put == [PROFILE]
 
 
 def test_with_caches_switched_off_nothing_is_put_or_noted(bundle: Path, tmp_path: Path, torch: FakeTorch) -> None:

@@ -121,6 +121,39 @@ def test_a_bundle_that_is_damaged_has_nothing(bundled: Programs) -> None:
     assert "  scale: the bundle could not be read: " in errors
 
 
+@pytest.mark.triton
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_a_child_that_missed_something_and_did_not_live_to_say_so_counts(end: str, bundled: Programs) -> None:
+    code, errors = bundled.run(
+        f"""
+        warm_up(32)
+        child = os.fork()
+        if child == 0:
+            warm_up(64)
+            {end}
+        os.waitpid(child, 0)
+        """,
+        "--require-bundle",
+        *DRY,
+    )
+    assert code == 3
+    assert "1 process missed something in app.bundle, and ended without telling what" in errors
+
+
+@pytest.mark.triton
+def test_a_program_that_becomes_another_one_is_judged_by_both(bundled: Programs) -> None:
+    code, _ = bundled.run(
+        """
+        if len(sys.argv) == 1:
+            warm_up(64)
+            os.execv(sys.executable, [sys.executable, __file__, "again"])
+        """,
+        "--require-bundle",
+        *DRY,
+    )
+    assert code == 3
+
+
 def test_a_program_that_leaves_without_its_end_cannot_be_judged(programs: Programs) -> None:
     programs.bundle.write_bytes(b"")
     code, errors = programs.run("os._exit(0)", "--require-bundle", *DRY)
@@ -165,6 +198,31 @@ def test_signals_to_the_command_reach_the_program_once(number: int, programs: Pr
         process.communicate()
 
 
+def test_children_are_waited_for_where_their_signal_is_inherited_as_ignored(programs: Programs) -> None:
+    programs.bundle.write_bytes(b"")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        process = programs.start("sys.exit(4)", "--require-bundle", *DRY)
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        assert process.wait(PATIENCE) == 4
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_command_that_is_killed_takes_the_program_along(programs: Programs) -> None:
+    programs.bundle.write_bytes(b"")
+    process = programs.start("open('ready', 'w').write(str(os.getpid()))\ntime.sleep(60)", "--require-bundle", *DRY)
+    ready = programs.folder / "ready"
+    wait_until(lambda: ready.exists() and ready.read_text())
+    program = int(ready.read_text())
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not Path(f"/proc/{program}").exists() or "Z" in Path(f"/proc/{program}/stat").read_text())
+
+
 @pytest.mark.parametrize(
     ("options", "variables", "said"),
     [
@@ -205,6 +263,11 @@ def test_statistics_are_the_same_as_data_and_for_all_processes(bundled: Programs
 def test_statistics_take_no_other_files_place(programs: Programs) -> None:
     file = programs.folder / "theirs.json"
     file.write_text('{"theirs": 1}')
+    programs.bundle.write_bytes(b"")
+    for place, words in (programs.bundle, "is to be another file"), (Path("/none/s.json"), "there is no folder"):
+        code, errors = programs.run("print('it ran')", "--stats", place, *DRY)
+        assert code == 2
+        assert words in errors
     code, errors = programs.run("print('it ran')", "--stats", file, *DRY)
     assert code == 2
     assert "theirs.json is there already" in errors

@@ -435,14 +435,14 @@ def test_a_child_that_outlives_the_program_writes_into_no_file_of_others(tmp_pat
     other = tmp_path / "other"
     other.write_text("theirs")
     with other.open("a") as file:
-        report(f"/proc/{os.getpid()}/fd/{file.fileno()}", BundleUse(1, 1, 1, 1.0))
-    report("/proc/0/fd/3", BundleUse(1, 1, 1, 1.0))
+        report(f"/proc/{os.getpid()}/fd/{file.fileno()}", "1 2", BundleUse(1, 1, 1, 1.0))
+    report("/proc/0/fd/3", "1 2", BundleUse(1, 1, 1, 1.0))
     assert other.read_text() == "theirs"
 
 
 def test_a_program_that_closed_all_files_reads_none_of_its_own_as_a_tally(tmp_path: Path) -> None:
     tally = UseTally()
-    report(tally.path, BundleUse(2, 1, 4, 0.5))
+    report(tally.path, "1 2", BundleUse(2, 1, 4, 0.5))
     assert tally.total(BundleUse(1, 0, 0, 0.25)) == BundleUse(3, 1, 4, 0.75)
     other = tmp_path / "other"
     other.write_text('{"kernels": 5}')

@@ -19,6 +19,10 @@ from typing import Any
 import pytest
 
 from conftest import PATIENCE, client_environment
+from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.entry import Entry, pack_entry
+from headstart.artifacts.kinds import LAUNCHER
+from headstart.client.bundler import TritonBundler
 
 
 def _builds_launchers() -> bool:
@@ -208,6 +212,21 @@ def test_a_launcher_is_code_and_comes_from_trusted_bundles_only(
     assert "1 launcher" in told["log"]
 
 
+@pytest.mark.parametrize("kind", ["kernel", "recipe"])
+def test_a_launcher_that_calls_itself_something_harmless_is_no_launcher(
+    machine: Machine, kind: str, edit_launchers: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whether code is looked upon as code is not for a bundle to say: in one that nobody signed it would run."""
+    bundle = str(machine.folder / "app.bundle")
+    machine.run(bundle=bundle)
+    edit_launchers(bundle, b"code of a stranger", kind=kind, decoy=True)
+    monkeypatch.setenv("HEADSTART_CONFIG_DIR", str(tmp_path / "another user's"))
+    told = machine.run(bundle=bundle)
+    assert told["error"] == ""
+    assert len(told["callers"]) == 1, "it was built"
+    assert told["compiled"] == 0
+
+
 def test_a_compiler_that_fails_fails_as_without_headstart(machine: Machine) -> None:
     stock, ours = (machine.run(enable=enable, CC="/bin/false") for enable in (False, True))
     assert stock["error"] == ours["error"] == "CalledProcessError"
@@ -215,7 +234,7 @@ def test_a_compiler_that_fails_fails_as_without_headstart(machine: Machine) -> N
 
 @pytest.mark.parametrize("damage", [b"", b"\x7fELF no library"])
 def test_a_file_that_cannot_be_loaded_is_built_anew(
-    machine: Machine, damage: bytes, tmp_path: Path, edit_launchers: Callable[[str, bytes], None]
+    machine: Machine, damage: bytes, tmp_path: Path, edit_launchers: Callable[..., None]
 ) -> None:
     """Of a machine with another C library, say."""
     bundle = str(machine.folder / "app.bundle")
@@ -227,42 +246,42 @@ def test_a_file_that_cannot_be_loaded_is_built_anew(
 
 
 @pytest.fixture
-def edit_launchers() -> Callable[[str, bytes], None]:
+def edit_launchers() -> Callable[..., None]:
     """Gives each launcher of a bundle another content, under this user's signature."""
 
-    def edit(bundle: str, content: bytes) -> None:
-        from headstart.artifacts.bundle import Bundle
-        from headstart.artifacts.entry import Entry, pack_entry
-        from headstart.artifacts.kinds import LAUNCHER
-        from headstart.client.bundler import TritonBundler
-
+    def edit(bundle: str, content: bytes, kind: str = LAUNCHER, *, decoy: bool = False) -> None:
         held = Bundle.open(bundle)
         bundler = TritonBundler()
         bundler.begin_compile()
         for item in held:
-            entry = held.entry(item.key)
+            entry = Entry.from_bytes(bytes(held.entry(item.key).raw()))
             if item.kind == LAUNCHER:
-                header = entry.header
-                parts = pack_entry(
-                    key=header.key,
-                    kind=header.kind,
-                    name=header.name,
-                    request_digest=header.request_digest,
-                    toolchain=header.toolchain,
-                    target=header.target,
-                    components=header.components,
-                    metadata=header.metadata,
-                    artifacts={"so": content},
-                    compile_wall_s=0.0,
-                    compile_cpu_s=0.0,
-                    triton_version=header.triton_version,
-                    request=b"",
-                    output="",
-                )
-                entry = Entry.from_bytes(b"".join(parts))
-            else:
-                entry = Entry.from_bytes(bytes(entry.raw()))
+                if decoy:
+                    other = _copied(entry, b"", LAUNCHER, "0" * 64)
+                    bundler.put(other.key, lambda other=other: other)
+                entry = _copied(entry, content, kind, entry.key)
             bundler.put(item.key, lambda entry=entry: entry)
         bundler.collect(bundle)
 
     return edit
+
+
+def _copied(entry: Entry, content: bytes, kind: str, key: str) -> Entry:
+    header = entry.header
+    parts = pack_entry(
+        key=key,
+        kind=kind,
+        name=header.name,
+        request_digest=header.request_digest,
+        toolchain=header.toolchain,
+        target=header.target,
+        components=header.components,
+        metadata=header.metadata,
+        artifacts={"so": content},
+        compile_wall_s=0.0,
+        compile_cpu_s=0.0,
+        triton_version=header.triton_version,
+        request=b"",
+        output="",
+    )
+    return Entry.from_bytes(b"".join(parts))

@@ -45,10 +45,10 @@ class UseTally:
 
     def total(self, own: BundleUse) -> BundleUse:
         """`own` and what was told until now."""
-        return sum((use for _, use in self.told()), own)
+        return sum((use for _, use in self.told() if use is not None), own)
 
-    def told(self) -> list[tuple[int, BundleUse]]:
-        """What each process told, with its number."""
+    def told(self) -> list[tuple[str, BundleUse | None]]:
+        """What each program told, and which: see `report`."""
         if not _is_tally(self.path):  # the program has closed whatever files it found
             return []
         import msgspec
@@ -58,12 +58,22 @@ class UseTally:
         told = []
         for line in os.pread(self._file, os.fstat(self._file).st_size, 0).splitlines():
             with contextlib.suppress(msgspec.MsgspecError):
-                told.append(msgspec.json.decode(line, type=tuple[int, BundleUse]))
+                told.append(msgspec.json.decode(line, type=tuple[str, BundleUse | None]))
         return told
 
+    def silent(self) -> int:
+        """How many have missed something, and have not lived to say what."""
+        told = self.told()
+        return len({who for who, use in told if use is None} - {who for who, use in told if use is not None})
 
-def report(path: str, use: BundleUse) -> None:
-    """Tell the process that made `path`, if it is still there."""
+
+def report(path: str, who: str, use: BundleUse | None) -> None:
+    """Tell the process that made `path`, if it is still there.
+
+    Args:
+        who: a program of a process: its number, and when it began, since one process may become several programs.
+        use: what it took; None: it has missed something, and what that is it says at its end.
+    """
     import msgspec
 
     with contextlib.suppress(OSError):
@@ -73,7 +83,7 @@ def report(path: str, use: BundleUse) -> None:
             here = f"/proc/self/fd/{found}"
             if _is_tally(here):
                 with open(here, "ab", buffering=0) as file:
-                    file.write(msgspec.json.encode((os.getpid(), use)) + b"\n")
+                    file.write(msgspec.json.encode((who, use)) + b"\n")
         finally:
             os.close(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from headstart.client.use import MOST_MISSED, BundleUse, Missed
+from headstart.client.use import MOST_MISSED, BundleUse, Missed, miss
 from headstart.errors import ServiceError
 from headstart.system.variables import Mode, mode
 
@@ -87,6 +87,7 @@ class Fallback:
         return BundleUse(in_process=self.counts["in_process"] - self._before, missed=list(self._left))
 
     def _leave(self, name: str, why: str) -> None:
+        miss()
         if len(self._left) < MOST_MISSED:
             self._left[Missed(name, why)] = None
 

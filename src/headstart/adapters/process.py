@@ -198,8 +198,6 @@ class Enabled:
             from headstart.client.client import release
 
             release()
-        if choices.tell_use is not None:
-            choices.tell_use(adapters)
         if torch_version and (recorder := self._record()) is not None:
             recorder.note_torch(torch_version)
         if self._recorder is not None:
@@ -208,6 +206,11 @@ class Enabled:
             from headstart.adapters.recording import gather  # children used Triton, and this process did not
 
             gather(choices.record, kept_days=choices.kept_days)
+        if choices.tell_use is not None:
+            try:
+                choices.tell_use(adapters)
+            except Exception:  # noqa: BLE001 - the program has ended; it must not fail for what is said of it
+                _log.exception("what came from the bundle cannot be told; this is a bug")
 
     @staticmethod
     def _end_first() -> None:
@@ -350,6 +353,7 @@ class Enabled:
     def _after_fork(self) -> None:
         self._start_over()
         self.replay = None  # the parent's
+        self._left_alone = []
 
 
 def _guarded(act: Callable[[], None]) -> None:

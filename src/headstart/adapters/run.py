@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,6 +142,23 @@ def _teller(orders: RunConfig) -> Callable[[Sequence[UsesBundle]], None]:
             orders = orders._replace(tally=tally.path)
             os.environ[VARIABLE] = orders.encode()
 
+    begun = {os.getpid(): time.monotonic_ns()}  # programs of this process and its forks: when
+
+    def who() -> str:
+        return f"{os.getpid()} {begun.setdefault(os.getpid(), time.monotonic_ns())}"
+
+    if orders.is_judged and orders.tally is not None:
+        from headstart.client.use import hear_of_misses
+
+        said: set[int] = set()
+
+        def hear() -> None:
+            if os.getpid() not in said:
+                said.add(os.getpid())
+                report(str(orders.tally), who(), None)
+
+        hear_of_misses(hear)
+
     def tell(adapters: Sequence[UsesBundle]) -> None:
         is_main = os.getpid() == orders.pid
         if not adapters and not (is_main and (orders.is_judged or orders.bundle is not None or orders.stats)):
@@ -150,7 +168,7 @@ def _teller(orders: RunConfig) -> Callable[[Sequence[UsesBundle]], None]:
                 use = use_of(adapters)
                 say_use(orders, use if tally is None else tally.total(use), is_said=is_said)
         elif orders.tally is not None:
-            report(orders.tally, use_of(adapters))
+            report(orders.tally, who(), use_of(adapters))
 
     return tell
 

@@ -14,7 +14,7 @@ from headstart.adapters.options import check_outputs
 from headstart.adapters.recording import module_program, record_path, script_program
 from headstart.adapters.run import RunConfig, become, environment, find_module, is_to_be_said, say_use
 from headstart.adapters.run import command as command_line
-from headstart.cli import EXIT_NOT_FROM_BUNDLE, Failure, OutputFile, printable_lines, say_misspelt
+from headstart.cli import EXIT_NOT_FROM_BUNDLE, Failure, OutputFile, count, printable_lines, say_misspelt
 from headstart.errors import UsageError
 from headstart.model.target import Target
 from headstart.system.files import STATISTICS, check_replaceable
@@ -123,7 +123,7 @@ def run(
         settings = Settings.load(workers=workers)
         check_outputs(bundle, record)
         if stats is not None:
-            check_replaceable(stats, STATISTICS)
+            _check_statistics(stats, bundle, record)
         name = module_program(program, find_module(program)) if as_module else script_program(program)
         automatic = record_path(name)
         if why := distrust(automatic, trusted=settings.trusts_cache_dir):
@@ -155,6 +155,14 @@ def run(
         raise Failure(f"cannot start {sys.executable}: {error.strerror}") from error
 
 
+def _check_statistics(stats: Path, *others: Path | None) -> None:
+    check_replaceable(stats, STATISTICS)
+    if any(other is not None and os.path.realpath(other) == os.path.realpath(stats) for other in others):
+        raise UsageError(f"--stats: {stats} is to be another file as well; choose another name")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(stats))):
+        raise UsageError(f"--stats: there is no folder for {stats}")
+
+
 def _check_required(bundle: Path | None) -> None:
     if bundle is None:
         raise UsageError("--require-bundle goes with --bundle")
@@ -176,14 +184,17 @@ def _judge(command: Sequence[str], config: RunConfig) -> int:
         become(command, environment(config._replace(pid=os.getpid(), tally=tally.path, is_judged=True)))
 
     ended = supervise(start)
-    told = tally.told()
-    use = sum((use for _, use in told), BundleUse())
+    use = tally.total(BundleUse())
     say_use(config, use, is_said=is_to_be_said(config))
     if ended.code or ended.signal:
         return end_as(ended)
-    if not any(pid == ended.pid for pid, _ in told):
-        name = os.path.basename(str(config.bundle))
+    name = os.path.basename(str(config.bundle))
+    if not any(who.startswith(f"{ended.pid} ") for who, told in tally.told() if told is not None):
         click.echo(f"headstart: the program ended without telling what it took from {name}", err=True)
+        return EXIT_NOT_FROM_BUNDLE
+    if silent := tally.silent():
+        processes = count(silent, "process") if silent == 1 else f"{silent} processes"
+        click.echo(f"headstart: {processes} missed something in {name}, and ended without telling what", err=True)
         return EXIT_NOT_FROM_BUNDLE
     if not use.missed_nothing:
         click.echo(f"headstart: {printable_lines(complaint(str(config.bundle), use))}", err=True)

@@ -1,23 +1,34 @@
-"""Running a program as a child that nobody can tell from the command itself, so that its end can be judged.
+"""Running a program as a child of the command, so that its end can be judged.
 
     terminal ── Ctrl-C ─▶ both, as one group of processes: the command takes no notice
     kill PID ── SIGTERM, … ─▶ the command ─▶ the child
+    kill -9 PID ─▶ the command; the kernel kills the child too
     the child ends ─▶ Ended ─▶ the command ends in the same way, unless it has reason not to
 
 `headstart run` becomes the program wherever it can. It cannot where it has to say something about the end that the
 program itself, which may be killed or leave by `os._exit`, need not come to say.
+
+A signal that somebody sends to the whole group of processes, as `timeout` and `kill %1` do, reaches the program twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-_PASSED_ON = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+from headstart.system.spawn import die_with_parent
+
+# All but those that cannot be caught, that stop and continue, and that tell of a process's own doing.
+_ITS_OWN = (
+    *("SIGKILL", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCONT", "SIGCHLD", "SIGPIPE", "SIGWINCH", "SIGURG"),
+    *("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGABRT"),
+)
+_PASSED_ON = signal.valid_signals() - {getattr(signal, name) for name in _ITS_OWN}
 _FROM_TERMINAL = 128  # SI_KERNEL: nobody's `kill`
 _CANNOT_START = 127  # as shells report it
 
@@ -46,18 +57,24 @@ def supervise(start: Callable[[], None]) -> Ended:
     """
     watched = {*_PASSED_ON, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    # Inherited as ignored, as some launchers have it, the kernel would reap the child and tell nobody.
+    inherited = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    parent = os.getpid()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
     pid = os.fork()
     if pid == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
+            die_with_parent(parent)
+            signal.signal(signal.SIGCHLD, inherited)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             start()
         except OSError as error:
             os.write(2, f"headstart: cannot start {sys.executable}: {error.strerror}\n".encode())
-        finally:
-            os._exit(_CANNOT_START)
+        except BaseException as error:  # noqa: BLE001 - this is a copy of the command, which must not go on
+            os.write(2, f"headstart: cannot start {sys.executable}: {error!r}\n".encode())
+        os._exit(_CANNOT_START)
     try:
         while True:
             received = signal.sigwaitinfo(watched)
@@ -67,6 +84,7 @@ def supervise(start: Callable[[], None]) -> Ended:
             elif (ended := _reap(pid)) is not None:
                 return ended
     finally:
+        signal.signal(signal.SIGCHLD, inherited)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -84,6 +102,8 @@ def _reap(pid: int) -> Ended | None:
 def end_as(ended: Ended) -> int:
     """The exit code for the command; does not return where a signal ended the child."""
     if ended.signal:
+        # The program has left a core file, if anybody wants one: this process's must not take its place.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         with contextlib.suppress(OSError):  # SIGKILL, for which nothing can be set
             signal.signal(ended.signal, signal.SIG_DFL)
         os.kill(os.getpid(), ended.signal)

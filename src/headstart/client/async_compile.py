@@ -30,7 +30,7 @@ from headstart.client.timeline import Span, Statistics, TimelineEntry
 from headstart.client.use import BundleUse
 from headstart.errors import CompileError, DamagedError
 from headstart.model.captured import CapturedSource
-from headstart.model.request import CompileRequest, to_target
+from headstart.model.request import KERNEL, CompileRequest, to_target
 from headstart.model.target import Target
 from headstart.system.forks import renew_in_forks
 
@@ -211,7 +211,9 @@ class AsyncCompile:
             else:
                 self._unvouched.add(digest)
             self._bundled.keep_promises()
-            future = self.kernels.request_emitted(digest, request, vouched) if use_store else None
+            # Bundles answer requests for kernels. What carries code is asked for where it is looked at whose it is.
+            is_offered = use_store and request.kind == KERNEL
+            future = self.kernels.request_emitted(digest, request, vouched) if is_offered else None
             if future is not None:
                 self.use.kernels += 1
                 return future

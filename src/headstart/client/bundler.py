@@ -137,8 +137,15 @@ class TritonBundler:
         """Whether anything noted or read is not in a bundle, or not as it was noted, or damaged there."""
         with self._lock:
             noted = dict(self._noted or {})
-        read = {item.key for source in self._sources.values() for item in source.bundle if _may_copy(item.kind, source)}
-        if not all(key in there.bundle for key in (*noted, *read)):
+        read = {
+            item.key: item.kind
+            for source in self._sources.values()
+            for item in source.bundle
+            if _may_copy(item.kind, source)
+        }
+        if not all(key in there.bundle for key in noted):
+            return True
+        if not all(key in there.bundle and there.bundle.item(key).kind == kind for key, kind in read.items()):
             return True
         for key, open_entry in noted.items():
             has_code = carries_code(there.bundle.item(key).kind)
@@ -147,8 +154,8 @@ class TritonBundler:
             try:
                 found = there.bundle.entry(key)
                 found.verify()
-                # A kernel is another one with another key; what carries code may have grown.
-                if has_code and found.raw() != open_entry().raw():
+                # A kernel is another one with another key; what carries code may have grown, or be called a kernel.
+                if (has_code or carries_code(open_entry().header.kind)) and found.raw() != open_entry().raw():
                     return True
             except DamagedError:
                 return True
@@ -198,10 +205,16 @@ class TritonBundler:
         with self._lock:
             self._noted = None
 
-    def find(self, key: str) -> Entry | None:
-        """The entry of a bundle that was read, by key; None if it is in none of them, damaged, or held back as code."""
+    def find(self, key: str, kind: str) -> Entry | None:
+        """The entry of a bundle that was read, by key; None if it is in none of them, damaged, or held back as code.
+
+        Args:
+            kind: what it is asked for as. An entry that calls itself another is none: what a bundle says of itself
+                must not decide whether code is looked upon as code.
+        """
         for source in list(self._sources.values()):
-            if key in source.bundle and (entry := self._given_out(source, key)) is not None:
+            is_there = key in source.bundle and source.bundle.item(key).kind == kind
+            if is_there and (entry := self._given_out(source, key)) is not None:
                 return entry
         return None
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.artifacts.bundle import Bundle
 from headstart.artifacts.entry import Entry
+from headstart.client import use
 from headstart.client.bundler import TritonBundler
 from headstart.client.policy import Policy
 from headstart.errors import DamagedError, ServiceError, UsageError
@@ -262,6 +263,7 @@ class Client:
 
     def missed(self, policy: Policy) -> None:
         """Somebody asks the service for a kernel. If nobody could use anything of the bundle, say so and why, once."""
+        use.miss()
         if self.bundle is not None and not (self._useful or self._judged):
             self._judged = True
             if self.bundler.holds_any():

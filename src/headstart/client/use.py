@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import msgspec
 
 MOST_MISSED = 1000  # that one process names
+
+
+_hear: Callable[[], None] | None = None
+
+
+def hear_of_misses(hear: Callable[[], None]) -> None:
+    """Have `hear` called whenever a process compiles, or makes, what no bundle had: it may not live to say so."""
+    global _hear
+    _hear = hear
+
+
+def miss() -> None:
+    """Something is about to be compiled or made."""
+    if _hear is not None:
+        _hear()
 
 
 class Missed(msgspec.Struct, frozen=True, order=True):

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from headstart import wire
 from headstart.artifacts.vetting import check_environment, unvouched
 from headstart.model.environment import bypass_reason
-from headstart.model.request import CompileRequest
+from headstart.model.request import KERNEL, CompileRequest
 from headstart.service import events
 from headstart.service.errands import Errands
 from headstart.service.executor import Executor
@@ -75,7 +75,7 @@ class Requests:
         request = message.request if message.vouched else without_what_is_not_identity(message.request)
         self.tally.requests += 1
         # Before anything is read that it names.
-        refused = None if message.vouched else check_environment(request, tools=session.preferences.tools)
+        refused = None if message.vouched else _why_not(request, session.preferences.tools)
         if refused is not None:
             failure = wire.Failure("source", unvouched(refused))
             self._tell(session.number, wire.Failed(message.ticket, failure))
@@ -217,6 +217,13 @@ class Requests:
                 if isinstance(outcome, wire.Finished):
                     self._sessions.notify(session, outcome.notice)
                 self._tell(session.number, answer(ticket.number, payload.key, outcome, wanted))
+
+
+def _why_not(request: CompileRequest, tools: Mapping[str, str]) -> str | None:
+    """Why nothing is done for a request that nobody vouches for, before its source is looked at; None: it may be."""
+    if request.kind != KERNEL:  # no confined worker is to be asked to build C
+        return f"it is no kernel, but a {request.kind}"
+    return check_environment(request, tools=tools)
 
 
 def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) -> str:

@@ -146,7 +146,10 @@ class Adapter:
         for forget in self._forget_imports:
             forget()
         self._replacement.remove()
-        self._graphs_use = self._graphs.save()
+        try:
+            self._graphs_use = self._graphs.save()
+        except Exception:  # noqa: BLE001 - the bundle is written all the same, without them
+            _log.exception("torch.compile's graphs are not put into the bundle; this is a bug")
         self._thread.close()
         self._fallback.report()
 

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from headstart.describe.facts import runtime_utils
+from headstart.describe.facts import inductor_config, runtime_utils
 
 CACHE = "torch.compiler._cache"
 DYNAMO = "torch._dynamo"  # once it is imported, profiles can be put where its first trace looks for them
@@ -36,6 +36,18 @@ _REQUIRED = {
 }
 
 
+class LookUps(NamedTuple):
+    """What torch counts of its graphs in this process: found in its cache, made, and those of Dynamo's in all."""
+
+    found: int = 0
+    made: int = 0
+    traced: int = 0
+
+    def since(self, before: LookUps) -> LookUps:
+        """What has come since."""
+        return LookUps(*(max(0, now - then) for now, then in zip(self, before, strict=True)))
+
+
 class Artifact(NamedTuple):
     """One of torch's; `content` is a pickle, if `type` is not `autotune`."""
 
@@ -50,7 +62,7 @@ class Artifact(NamedTuple):
 
 
 def missing() -> str | None:
-    """The first thing that is relied on and not there. Imports what torch.compile is about to import."""
+    """The first thing that is relied on and not there, once Inductor is imported."""
     for module, names in _REQUIRED.items():
         try:
             found = importlib.import_module(module)
@@ -62,6 +74,28 @@ def missing() -> str | None:
             except AttributeError:
                 return f"{module}.{name}"
     return None
+
+
+def looked_up() -> LookUps:
+    """As torch counts now; a program may set its counters back."""
+    module: Any = sys.modules.get("torch._dynamo.utils")
+    if module is None:
+        return LookUps()
+    inductor, stats = module.counters["inductor"], module.counters["stats"]
+    made = inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"]
+    return LookUps(inductor["fxgraph_cache_hit"], made, stats["unique_graphs"])
+
+
+def keeps_graphs() -> bool:
+    """Whether torch looks graphs up at all, once Inductor is imported."""
+    config = inductor_config()
+    return not config.force_disable_caches and bool(config.fx_graph_cache)
+
+
+def are_caches_off() -> bool:
+    """Whether the user wants nothing to be taken from a cache; asked while torch is still being imported."""
+    config: Any = sys.modules.get("torch.compiler.config")
+    return bool(getattr(config, "force_disable_caches", False))
 
 
 def noted() -> list[Artifact]:

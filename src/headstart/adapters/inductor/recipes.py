@@ -83,7 +83,7 @@ class Recipes:
         return 0  # none of them is a kernel
 
     def _find(self, key: str) -> Entry | None:
-        entry = self._bundler.find(key)
+        entry = self._bundler.find(key, recipe_entries.KIND)
         return entry if entry is not None and entry.answers(recipe_entries.KIND, key) else None
 
     def _toolchain(self, variables: Mapping[str, str] | None = None) -> str:

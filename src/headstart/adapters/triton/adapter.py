@@ -292,7 +292,7 @@ class Adapter:
 
     def used(self) -> BundleUse:
         """What this process took out of bundles, and what it did not and why."""
-        return self.compiler.used() + self._fallback.use
+        return self.compiler.used() + self.launchers.use + self._fallback.use
 
     # Inside
 

@@ -31,6 +31,7 @@ from headstart.client.async_compile import AsyncCompile
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
 from headstart.client.policy import Policy
+from headstart.client.use import BundleUse, Missed, miss
 from headstart.errors import HeadstartError
 from headstart.model import keys
 from headstart.model.environment import fingerprint
@@ -60,6 +61,7 @@ class Launchers:
         self._compiler = AsyncCompile(client=compiler.client, policy=self._policy, start=False)
         self._started: dict[str, LambdaFuture[CompiledKernel]] = {}  # by Triton's key
         self._recorded: list[CompileRequest] = []  # for when Triton is imported
+        self._missed: dict[Missed, None] = {}  # what no bundle had, in order
         self._seen: set[tuple[Any, ...]] = set()  # signatures of what was recorded
         self._undo: list[Callable[[], None]] = []
 
@@ -75,6 +77,11 @@ class Launchers:
         """Put them back."""
         while self._undo:
             self._undo.pop()()
+
+    @property
+    def use(self) -> BundleUse:
+        """What no bundle had, and a C compiler was called for."""
+        return BundleUse(missed=list(self._missed))
 
     def foresee(self, what: compat.CompileCall) -> None:
         """Have a worker build the launcher of a kernel that is being compiled. Never raises."""
@@ -137,6 +144,7 @@ class Launchers:
         request = _request(backend, name, text)
         if self._bundled(request) is None:
             self._started[key] = self._compiler.submit(request, background=background)
+            self._missed[Missed(name, "a worker built it: the bundle had none of this text")] = None
 
     def _replace(self, driver: Any, backend: str) -> None:
         stock = driver.compile_module_from_src
@@ -165,7 +173,10 @@ class Launchers:
             if manager.get_file(file) is not None:
                 return
             entry = self._bundled(_request(backend, name, text)) or self._built(_key_of(text))
-            if entry is not None:
+            if entry is None:
+                miss()
+                self._missed[Missed(name, "built in the program's process: the bundle gave none of this text")] = None
+            else:
                 manager.put(entry.artifact(ARTIFACT), file, binary=True)
         except (HeadstartError, OSError) as error:
             _log.debug("%s is left to Triton: %s", name, error)
@@ -174,14 +185,15 @@ class Launchers:
 
     def _bundled(self, request: CompileRequest) -> Entry | None:
         bundler = self._compiler.bundler
-        return bundler.find(self._entry_key(request)) if bundler.holds(LAUNCHER) else None
+        return bundler.find(self._entry_key(request), LAUNCHER) if bundler.holds(LAUNCHER) else None
 
     def _built(self, key: str) -> Entry | None:
         """What a worker made, or is about to have made; None if gcc is not even running there."""
         future = self._started.get(key)
         if future is None or not (future.done() or self._is_running(future)):
             return None
-        return future.result().entry
+        entry = future.result().entry
+        return entry if entry.header.kind == LAUNCHER else None
 
     def _is_running(self, future: LambdaFuture[CompiledKernel]) -> bool:
         return bool(getattr(future._pending, "started", None))
