@@ -207,6 +207,7 @@ class AsyncCompile:
                 if digest in self._unasked and not background:
                     self._unasked.discard(digest)
                     self.used_early.add(digest)
+                    self._bundled.asked_for(digest)
                     future.want()
                 return future
             if background:
@@ -216,7 +217,7 @@ class AsyncCompile:
             else:
                 self._unvouched.add(digest)
             self._bundled.keep_promises()
-            future = self.kernels.request_emitted(digest, request, vouched) if use_store else None
+            future = self._bundled.request(digest, request, vouched, background) if use_store else None
             if future is not None:
                 self.use.kernels += 1
                 return future
@@ -236,6 +237,10 @@ class AsyncCompile:
                 kickoff.answer.add_done_callback(functools.partial(self._note_if_stored, digest))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
             return self.kernels.save(digest, future)
+
+    def needs(self, digest: str) -> None:
+        """The program has what was kicked off in the background from elsewhere: its bundle is to keep it."""
+        self._bundled.asked_for(digest)
 
     def note_failure(self, request: CompileRequest, digest: str, error: CompileError) -> None:
         """Have the bundle say that a kernel does not compile, so that nobody who has the bundle tries it again.

@@ -65,6 +65,7 @@ class BundledKernels:
         self._saved = saved
         self._is_alone = is_alone
         self._promised: list[Bundle] = []
+        self._given: dict[str, str] = {}  # keys by digest, of what the program itself has not asked for
 
     def promise(self, bundle: Bundle) -> int:
         """As `emit`, once there is a request; returns how much may be of use.
@@ -99,6 +100,19 @@ class BundledKernels:
                 len(answers),
             )
         return len(usable)
+
+    def request(self, digest: str, request: CompileRequest, vouched: bool, background: bool) -> KernelFuture | None:
+        """The future of a kernel that a bundle holds, if one does; see `AsyncCompile.submit` for the arguments."""
+        future = self._kernels.request_emitted(digest, request, vouched)
+        if future is not None and not background:
+            self.asked_for(digest)
+        return future
+
+    def asked_for(self, digest: str) -> None:
+        """The program itself asks for what it was given, or what the background was given before."""
+        key = self._given.pop(digest, None)
+        if key is not None:
+            self._client.bundler.note_use(key)
 
     def missed(self, asked: Iterable[TimelineEntry]) -> list[Missed]:
         """What was compiled all the same, and why the bundles did not have it."""
@@ -147,5 +161,6 @@ class BundledKernels:
                 entry = rebuild(error)
             return CompiledKernel(entry, rebuild)
 
+        self._given[item.request_digest] = item.key
         self._asked(TimelineEntry(request.name, time.monotonic(), None))
         return LambdaFuture(request.name, Answered(), finish)

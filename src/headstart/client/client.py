@@ -176,6 +176,9 @@ class Client:
         except UsageError as error:  # it is another file by now
             _log.warning("cannot write the bundle: %s", error)
         finally:
+            if self.bundle is not None:
+                settings = self.settings
+                self.bundler.note_days(self.bundle, settings.cache_dir, trusted=settings.trusts_cache_dir)
             self.bundler.end_compile()
             self._closed = True
             if self._connection is not None:

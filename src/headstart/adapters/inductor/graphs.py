@@ -86,6 +86,8 @@ class Graphs:
             except ServiceError as error:
                 _log.warning("torch.compile's graphs are not put into the bundle: %s", error)
                 break
+            if key in self._held:
+                self._bundler.note_use(key)
             if artifact.type == compat_artifacts.GRAPH:
                 if key in self._held:
                     use.graphs += 1
