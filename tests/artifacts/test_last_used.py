@@ -111,6 +111,7 @@ def test_a_record_that_others_can_write_does_not_count_and_is_not_written(
     note(bundle, cache, {A}, {A}, today=BEFORE)
     folder = record_path(bundle, cache).parent
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert record_path(bundle, cache).stat().st_mode & 0o777 == 0o600
     folder.chmod(0o777)
     with pytest.raises(DamagedError):
         last_used(bundle, cache)

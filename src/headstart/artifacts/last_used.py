@@ -119,7 +119,7 @@ def note(
             recent = day - min(dt.timedelta(_GRACE), day - dt.date.min)
             days |= {key: min(last, day) for key, last in known.items() if key not in days and last >= recent}
             if days != known:
-                replace(path, _encode(days))
+                replace(path, _encode(days), mode=0o600)
     except (DamagedError, OSError) as error:
         _log.info("what was used of %s is not noted: %s", bundle, error)
 

@@ -198,7 +198,8 @@ class AsyncCompile:
         """
         digest = digest or request.digest()
         with self._lock:
-            future = self.kernels.get(digest)
+            name = self.kernels.name_of(digest, request)
+            future = self.kernels.get(name)
             was_unvouched = future is not None and vouched and digest in self._unvouched
             if was_unvouched:
                 future = None  # what may be refused, or wrong, is not for those who vouch for it
@@ -220,7 +221,7 @@ class AsyncCompile:
             future = self._bundled.request(digest, request, vouched, background) if use_store else None
             if future is not None:
                 self.use.kernels += 1
-                return future
+                return self.kernels.save(name, future)
             self.client.missed(self._policy)
             kickoff = self.client.submit(
                 request,
@@ -236,7 +237,7 @@ class AsyncCompile:
                 self._unasked.discard(digest)
                 kickoff.answer.add_done_callback(functools.partial(self._note_if_stored, digest))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
-            return self.kernels.save(digest, future)
+            return self.kernels.save(name, future)
 
     def needs(self, digest: str) -> None:
         """The program has what was kicked off in the background from elsewhere: its bundle is to keep it."""

@@ -6,7 +6,6 @@ a request for one ─▶ a future that is done; opened, and compiled again if it
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -65,6 +64,7 @@ class BundledKernels:
         self._saved = saved
         self._is_alone = is_alone
         self._promised: list[Bundle] = []
+        self._offers: dict[str, list[tuple[Bundle, BundleItem]]] = {}  # by the request's digest: of several toolchains
         self._given: dict[str, str] = {}  # keys by digest, of what the program itself has not asked for
 
     def promise(self, bundle: Bundle) -> int:
@@ -88,8 +88,11 @@ class BundledKernels:
         toolchain = self._client.toolchain_digest(self._policy, bundle)
         answers = [item for item in bundle if item.kind in _FOR_REQUESTS]
         usable = [item for item in answers if item.toolchain == toolchain]
-        for item in usable:
-            self._kernels.emit(item.request_digest, functools.partial(self._future, bundle, item))
+        for item in answers:
+            offers = self._offers.setdefault(item.request_digest, [])
+            if not offers:
+                self._kernels.emit(item.request_digest, self._future)
+            offers.append((bundle, item))
         if usable:
             self._client.is_useful()
         if self._is_alone and len(usable) < len(answers):
@@ -146,7 +149,24 @@ class BundledKernels:
             return "the bundle has no kernel of this name"
         return f"the bundle has another one of this name: {'; '.join(nearest)}"
 
-    def _future(self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool) -> KernelFuture:
+    def _offered(self, digest: str, request: CompileRequest) -> tuple[Bundle, BundleItem] | None:
+        """What the toolchain of this request made, with the assembler that it names.
+
+        A process of torch.compile's has two: Inductor's workers use the assembler that torch brings, Inductor's own
+        process uses Triton's. What was compiled for either is in the bundle under the same digest.
+        """
+        for bundle, item in self._offers.get(digest, ()):
+            if item.toolchain == self._client.toolchain_digest(self._policy, bundle, request.environment):
+                return bundle, item
+        return None
+
+    def _future(self, digest: str, request: CompileRequest, vouched: bool) -> KernelFuture | None:
+        offered = self._offered(digest, request)
+        if offered is None:
+            return None
+        bundle, item = offered
+        self._client.is_useful()
+
         def rebuild(error: DamagedError) -> Entry:
             _log.warning("%s is compiled again: %s", request.name, error)
             return self._compile_again(request, vouched)
@@ -161,6 +181,6 @@ class BundledKernels:
                 entry = rebuild(error)
             return CompiledKernel(entry, rebuild)
 
-        self._given[item.request_digest] = item.key
+        self._given[digest] = item.key
         self._asked(TimelineEntry(request.name, time.monotonic(), None))
         return LambdaFuture(request.name, Answered(), finish)
