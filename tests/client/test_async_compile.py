@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import os
@@ -13,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import headstart
 from conftest import PATIENCE, Client, client_environment, wait_until
 from headstart import AsyncCompile, CompiledKernel, UsageError, as_completed
 from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.last_used import last_used, note
 from headstart.model.request import CompileRequest
 from kernels import HEAD, Gate, hanging_ptxas, matmul, pointwise, raises, too_large_matmul
 
@@ -275,6 +278,59 @@ def test_what_is_missing_in_a_bundle_is_compiled_and_added_to_it(open_compile: O
             assert async_compile.statistics.compiled == 1
             assert async_compile.statistics.cached == number - 1
         assert len(Bundle.open(path)) == number
+
+
+def test_what_a_program_asks_for_is_noted_as_used_and_what_is_only_compiled_ahead_is_not(
+    open_compile: Open, tmp_path: Path
+) -> None:
+    path, long_ago = tmp_path / "used.bundle", dt.date(2026, 1, 1)
+    with open_compile(bundle=path) as first:
+        asked, ahead, raised, needed, met = made = [first.triton(**pointwise(n)).result(PATIENCE) for n in range(5)]
+        requests = [span.kickoff.request for span in first._asked if span.kickoff is not None]
+    keys = {kernel.key for kernel in made}
+    assert last_used(path, first.cache_dir).keys() == keys
+    note(path, first.cache_dir, keys, keys, today=long_ago)
+    with open_compile(bundle=path) as second:
+        for number in (1, 2, 3):
+            second.submit(requests[number], background=True)
+        second.triton(**pointwise(0))
+        second.triton(**pointwise(2))  # which was compiled ahead
+        second.needs(requests[3].digest())
+        assert second.services_started == 0
+    days = last_used(path, first.cache_dir)
+    assert {key for key in keys if days[key] == long_ago} == {ahead.key, met.key}
+    assert {key for key in keys if days[key] > long_ago} == {asked.key, raised.key, needed.key}
+
+
+def test_of_one_request_a_bundle_gives_what_the_assembler_made_that_it_names(
+    open_compile: Open, tmp_path: Path
+) -> None:
+    # As a process of torch.compile's asks: mostly with the assembler that torch brings, at times with Triton's.
+    from triton.backends import nvidia
+
+    assembler = tmp_path / "ptxas"
+    assembler.write_text(f'#!/bin/sh\nexec {Path(nvidia.__file__).parent / "bin" / "ptxas"} "$@"\n')
+    assembler.chmod(0o755)
+    path = tmp_path / "two.bundle"
+    with open_compile() as plain:
+        plain.triton(**pointwise())
+        (one,) = [each.kickoff.request for each in plain._asked if each.kickoff is not None]
+    other = msgspec.structs.replace(one, environment={**one.environment, "TRITON_PTXAS_PATH": str(assembler)})
+    assert one.digest() == other.digest()
+    made, found = [], []
+    for keys in (made, found):
+        for request in (one, other):
+            with open_compile(bundle=path, cache_dir=tmp_path / "empty" / str(len(made) + len(found))) as each:
+                keys.append(each.submit(request).result(PATIENCE).key)
+                assert each.statistics.compiled == (keys is made)
+    assert found == made
+    assert len(set(made)) == 2
+    with open_compile(bundle=path, cache_dir=tmp_path / "empty" / "both") as both:
+        futures = [both.submit(request) for request in (one, other, one, other)]
+        assert [future.result(PATIENCE).key for future in futures] == made * 2
+        assert (both.statistics.compiled, both.statistics.deduplicated) == (0, 2)
+    with open_compile(cache_dir=tmp_path / "empty" / "neither") as neither:
+        assert [neither.submit(request).result(PATIENCE).key for request in (other, one)] == made[::-1]
 
 
 def test_a_kernel_of_a_bundle_stays_on_offer_when_the_futures_are_forgotten(open_compile: Open, tmp_path: Path) -> None:

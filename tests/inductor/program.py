@@ -132,7 +132,8 @@ def main() -> None:
         results["portable"] = sorted((each.type, each.key) for each in _portable())
         headstart.disable()
         if adapter is not None:
-            results["use"] = [adapter.compiler.use.graphs, adapter.compiler.use.made_graphs]
+            use = adapter.used()
+            results["use"] = [use.graphs, use.made_graphs]
         results["restored"] = type(async_compile.AsyncCompile.process_pool).__name__ == "_lru_cache_wrapper"
     log = gpuless.compiles(os.environ["GPULESS_LOG"])
     results["in process"] = [line["name"] for line in log if line["pid"] == os.getpid() and not line["hit"]]

@@ -10,6 +10,7 @@
     packing, extracting    zstd as bundles use it; what is in an entry as files
     manifest               what a run compiled; specialization: one of it; retargeting: for other devices
     comparing              two manifests, or two bundles
+    last_used, pruning     when what is in a bundle was last used; what of one may go
     vetting                what of one from elsewhere may be compiled; vetting_words: what it may name
     reproduce              a failed request, as a plan that compiles it again
 

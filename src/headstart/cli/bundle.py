@@ -26,6 +26,7 @@ from headstart.cli import (
     reading,
 )
 from headstart.cli.differences import diff
+from headstart.cli.shrinking import prune
 from headstart.errors import UsageError
 from headstart.system.files import BUNDLE, check_replaceable, write_new
 
@@ -33,7 +34,7 @@ _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
 
 
-@click.group(short_help="List, compare, verify, sign, extract and merge bundles.")
+@click.group(short_help="List, compare, verify, sign, extract, merge and prune bundles.")
 def bundle() -> None:
     """Look into bundles, check and sign them, take them apart and put them together.
 
@@ -42,6 +43,7 @@ def bundle() -> None:
 
 
 bundle.add_command(diff)
+bundle.add_command(prune)
 
 
 @bundle.command("list")

@@ -193,7 +193,8 @@ class AsyncCompile:
         """
         digest = digest or request.digest()
         with self._lock:
-            future = self.kernels.get(digest)
+            name = self.kernels.name_of(digest, request)
+            future = self.kernels.get(name)
             was_unvouched = future is not None and vouched and digest in self._unvouched
             if was_unvouched:
                 future = None  # what may be refused, or wrong, is not for those who vouch for it
@@ -202,6 +203,7 @@ class AsyncCompile:
                 if digest in self._unasked and not background:
                     self._unasked.discard(digest)
                     self.used_early.add(digest)
+                    self._bundled.asked_for(digest)
                     future.want()
                 return future
             if background:
@@ -213,10 +215,10 @@ class AsyncCompile:
             self._bundled.keep_promises()
             # Bundles answer requests for kernels. What carries code is asked for where it is looked at whose it is.
             is_offered = use_store and request.kind == KERNEL
-            future = self.kernels.request_emitted(digest, request, vouched) if is_offered else None
+            future = self._bundled.request(digest, request, vouched, background) if is_offered else None
             if future is not None:
                 self.use.kernels += 1
-                return future
+                return self.kernels.save(name, future)
             self.client.missed(self._policy)
             kickoff = self.client.submit(
                 request,
@@ -232,7 +234,11 @@ class AsyncCompile:
                 self._unasked.discard(digest)
                 kickoff.answer.add_done_callback(functools.partial(self._note_if_stored, digest))
             future = LambdaFuture(request.name, kickoff, lambda answer: self._finish(kickoff, answer))
-            return self.kernels.save(digest, future)
+            return self.kernels.save(name, future)
+
+    def needs(self, digest: str) -> None:
+        """The program has what was kicked off in the background from elsewhere: its bundle is to keep it."""
+        self._bundled.asked_for(digest)
 
     def expect(
         self, name: str, make: Callable[[], CompileRequest], *, use_store: bool, want: Callable[[], None]

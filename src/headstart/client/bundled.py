@@ -6,7 +6,6 @@ a request for one ─▶ a future that is done; opened, and compiled again if it
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -66,6 +65,8 @@ class BundledKernels:
         self._saved = saved
         self._is_alone = is_alone
         self._promised: list[Bundle] = []
+        self._offers: dict[str, list[tuple[Bundle, BundleItem]]] = {}  # by the request's digest: of several toolchains
+        self._given: dict[str, str] = {}  # keys by digest, of what the program itself has not asked for
 
     def promise(self, bundle: Bundle) -> int:
         """As `emit`, once there is a request; returns how much may be of use.
@@ -88,8 +89,11 @@ class BundledKernels:
         toolchain = self._client.toolchain_digest(self._policy, bundle)
         answers = [item for item in bundle if item.kind in _FOR_REQUESTS]
         usable = [item for item in answers if item.toolchain == toolchain]
-        for item in usable:
-            self._kernels.emit(item.request_digest, functools.partial(self._future, bundle, item))
+        for item in answers:
+            offers = self._offers.setdefault(item.request_digest, [])
+            if not offers:
+                self._kernels.emit(item.request_digest, self._future)
+            offers.append((bundle, item))
         if usable:
             self._client.is_useful()
         if self._is_alone and len(usable) < len(answers):
@@ -100,6 +104,19 @@ class BundledKernels:
                 len(answers),
             )
         return len(usable)
+
+    def request(self, digest: str, request: CompileRequest, vouched: bool, background: bool) -> KernelFuture | None:
+        """The future of a kernel that a bundle holds, if one does; see `AsyncCompile.submit` for the arguments."""
+        future = self._kernels.request_emitted(digest, request, vouched)
+        if future is not None and not background:
+            self.asked_for(digest)
+        return future
+
+    def asked_for(self, digest: str) -> None:
+        """The program itself asks for what it was given, or what the background was given before."""
+        key = self._given.pop(digest, None)
+        if key is not None:
+            self._client.bundler.note_use(key)
 
     def missed(self, asked: Iterable[TimelineEntry]) -> list[Missed]:
         """What was compiled all the same, and why the bundles did not have it."""
@@ -134,7 +151,24 @@ class BundledKernels:
             return "the bundle has no kernel of this name"
         return f"the bundle has another one of this name: {'; '.join(nearest)}"
 
-    def _future(self, bundle: Bundle, item: BundleItem, request: CompileRequest, vouched: bool) -> KernelFuture:
+    def _offered(self, digest: str, request: CompileRequest) -> tuple[Bundle, BundleItem] | None:
+        """What the toolchain of this request made, with the assembler that it names.
+
+        A process of torch.compile's has two: Inductor's workers use the assembler that torch brings, Inductor's own
+        process uses Triton's. What was compiled for either is in the bundle under the same digest.
+        """
+        for bundle, item in self._offers.get(digest, ()):
+            if item.toolchain == self._client.toolchain_digest(self._policy, bundle, request.environment):
+                return bundle, item
+        return None
+
+    def _future(self, digest: str, request: CompileRequest, vouched: bool) -> KernelFuture | None:
+        offered = self._offered(digest, request)
+        if offered is None:
+            return None
+        bundle, item = offered
+        self._client.is_useful()
+
         def rebuild(error: DamagedError) -> Entry:
             _log.warning("%s is compiled again: %s", request.name, error)
             return self._compile_again(request, vouched)
@@ -149,5 +183,6 @@ class BundledKernels:
                 entry = rebuild(error)
             return CompiledKernel(entry, rebuild)
 
+        self._given[digest] = item.key
         self._asked(TimelineEntry(request.name, time.monotonic(), None))
         return LambdaFuture(request.name, Answered(), finish)

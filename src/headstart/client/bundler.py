@@ -46,6 +46,7 @@ class TritonBundler:
         self._lock = threading.Lock()
         self._noted: dict[str, Opener] | None = None
         self._sources: dict[Path, Source] = {}
+        self._used: set[str] = set()  # keys
         self._relied_on: set[bytes] = set()  # ids of the keys on whose word code was given out
 
     def offer_to(self, emit: Callable[[Bundle], int]) -> int:
@@ -89,6 +90,25 @@ class TritonBundler:
         with self._lock:
             if self._noted is not None:
                 self._noted[key] = open_entry
+
+    def note_use(self, key: str) -> None:
+        """The program uses an entry that one of the bundles has."""
+        self._used.add(key)
+
+    def note_days(self, path: str | os.PathLike[str], cache_dir: Path, *, trusted: bool) -> None:
+        """Write down, for `headstart bundle prune`, what of the bundle `path` was used; see `artifacts.last_used`.
+
+        Args:
+            cache_dir: headstart's cache folder.
+            trusted: whether the user trusts it whoever can write it.
+        """
+        from headstart.artifacts import last_used  # at the end, when nobody waits for what it imports
+
+        with self._lock:
+            noted = set(self._noted or ())
+        held = {item.key for bundle in self.bundles for item in bundle} | noted
+        if held:
+            last_used.note(path, cache_dir, held, (self._used & held) | noted, trusted=trusted)
 
     @property
     def is_noting(self) -> bool:
@@ -215,6 +235,7 @@ class TritonBundler:
         for source in list(self._sources.values()):
             is_there = key in source.bundle and source.bundle.item(key).kind == kind
             if is_there and (entry := self._given_out(source, key)) is not None:
+                self.note_use(key)
                 return entry
         return None
 

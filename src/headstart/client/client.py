@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,9 @@ class Client:
         except UsageError as error:  # it is another file by now
             _log.warning("cannot write the bundle: %s", error)
         finally:
+            if self.bundle is not None:
+                settings = self.settings
+                self.bundler.note_days(self.bundle, settings.cache_dir, trusted=settings.trusts_cache_dir)
             self.bundler.end_compile()
             self._closed = True
             if self._connection is not None:
@@ -248,10 +252,14 @@ class Client:
 
     # What the bundle is good for
 
-    def toolchain_digest(self, policy: Policy, bundle: Bundle) -> str:
-        """Of what compiles; where nothing can, of what made the bundle, if that was one toolchain."""
+    def toolchain_digest(self, policy: Policy, bundle: Bundle, variables: Mapping[str, str] | None = None) -> str:
+        """Of what compiles; where nothing can, of what made the bundle, if that was one toolchain.
+
+        Args:
+            variables: as for `Policy.toolchain_digest`.
+        """
         try:
-            return policy.toolchain_digest(self.settings.cache_dir)
+            return policy.toolchain_digest(self.settings.cache_dir, variables)
         except ServiceError:
             # A machine that only runs kernels needs no Triton: what the bundle was made with is what there is.
             toolchains = sorted(bundle.toolchains)

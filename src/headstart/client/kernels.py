@@ -10,6 +10,7 @@ from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
 from headstart.errors import ServiceError, UsageError
 from headstart.model.captured import CapturedSource
+from headstart.model.environment import TOOL_VARIABLES
 from headstart.model.request import CompileRequest
 
 KernelFuture = LambdaFuture[CompiledKernel]
@@ -19,34 +20,42 @@ class CompiledTritonKernels:
     """The in-memory future cache: one future per distinct request.
 
     Keyed by everything that makes a kernel what it is: full source, name, signature, constants, attributes, options,
-    target and environment; the toolchain is the process's own.
+    target and environment; the toolchain is the process's own. A process of torch.compile's has two assemblers, and
+    what one of them made is not for who asks for the other's.
     """
 
     def __init__(self) -> None:
+        self._tools: list[str] | None = None  # of the first request
         self._futures: dict[str, KernelFuture] = {}
-        self._emitted: dict[str, Callable[[CompileRequest, bool], KernelFuture]] = {}
+        self._emitted: dict[str, Callable[[str, CompileRequest, bool], KernelFuture | None]] = {}
+
+    def name_of(self, digest: str, request: CompileRequest) -> str:
+        """Under which the future of a request is kept: its digest, and its tools if the first request had others."""
+        environment = request.environment
+        tools = [f"{name}={environment[name]}" for name in sorted(TOOL_VARIABLES & environment.keys())]
+        if self._tools is None:
+            self._tools = tools
+        return digest if tools == self._tools else "\n".join([digest, "tools", *tools])
 
     def get(self, digest: str) -> KernelFuture | None:
-        """The future of the request with this digest, if it was made before."""
+        """The future of the request with this digest (or `name_of`), if it was made before."""
         return self._futures.get(digest)
 
     def request_emitted(self, digest: str, request: CompileRequest, vouched: bool = True) -> KernelFuture | None:
-        """The future of a kernel that a bundle holds, made now, at its first request.
+        """A future for a kernel that a bundle holds, made now and to be saved; None: no bundle has it.
 
         `vouched`: as for `AsyncCompile.submit`, should it have to be compiled after all.
         """
         make = self._emitted.get(digest)
-        if make is None:
-            return None
-        return self.save(digest, make(request, vouched))
+        return None if make is None else make(digest, request, vouched)
 
     def save(self, digest: str, future: KernelFuture) -> KernelFuture:
         """Remember `future`."""
         self._futures[digest] = future
         return future
 
-    def emit(self, digest: str, make: Callable[[CompileRequest, bool], KernelFuture]) -> None:
-        """Offer a kernel of a bundle; `make` is called if somebody requests it."""
+    def emit(self, digest: str, make: Callable[[str, CompileRequest, bool], KernelFuture | None]) -> None:
+        """Offer a kernel of a bundle; `make` is called if somebody requests it, with the digest and how."""
         self._emitted.setdefault(digest, make)
 
     def remove_future(self, digest: str) -> None:

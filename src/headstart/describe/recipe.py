@@ -120,6 +120,23 @@ class Undescribed(msgspec.Struct, tag=True, frozen=True):
     why: str
 
 
+_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
+_jobs_decoder = msgspec.msgpack.Decoder(list[RecipeJob])
+
+
+def kernels_named(content: bytes) -> frozenset[str]:
+    """The kernels that a recipe, or the jobs that it was scaled by, names: what an entry of either has for content.
+
+    Raises:
+        msgspec.DecodeError: it is neither, or of another headstart.
+    """
+    try:
+        jobs = _recipe_decoder.decode(content).jobs
+    except msgspec.DecodeError:
+        jobs = _jobs_decoder.decode(content)
+    return frozenset(job.name for job in jobs)
+
+
 ToDescriber = Describe | Rescale
 FromDescriber = Described | AddedJobs | Undescribed
 

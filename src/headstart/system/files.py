@@ -114,6 +114,7 @@ class Replacement:
     Args:
         path: where it goes. Its folder must exist.
         format: what may be replaced there; None: the place is headstart's own, and anything may.
+        mode: the file's permissions, less the umask.
 
     Attributes:
         path: as given, symbolic links resolved.
@@ -124,7 +125,7 @@ class Replacement:
         OSError: here and in `commit`: it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], format: Format | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], format: Format | None = None, mode: int = 0o666) -> None:
         self.path = Path(os.path.realpath(path))
         self._format = format
         if format is not None:
@@ -132,7 +133,7 @@ class Replacement:
         # Shortened, so that no name is too long that would not be without.
         shown = self.path.name[:_SHOWN]
         self._temporary = self.path.with_name(f".{shown}.{os.urandom(8).hex()}.tmp")
-        self.file: IO[bytes] = os.fdopen(os.open(self._temporary, _NEW, 0o666), "wb")
+        self.file: IO[bytes] = os.fdopen(os.open(self._temporary, _NEW, mode), "wb")
 
     def commit(self, *, close: bool = True) -> None:
         """Give the file its name.
@@ -162,9 +163,9 @@ class Replacement:
             self._temporary.unlink()
 
 
-def replace(path: str | os.PathLike[str], data: bytes, format: Format | None = None) -> None:
+def replace(path: str | os.PathLike[str], data: bytes, format: Format | None = None, mode: int = 0o666) -> None:
     """Write `data` to `path`; see `Replacement` for arguments and errors. Nothing is left behind by a failure."""
-    replacement = Replacement(path, format)
+    replacement = Replacement(path, format, mode)
     try:
         replacement.file.write(data)
     except BaseException:

@@ -113,6 +113,8 @@ class Graphs:
             _log.warning("torch.compile's graphs are not put into the bundle: %s", error)
             return BundleUse()
         for key, artifact in found.items():
+            if key in self._held:
+                self._bundler.note_use(key)
             if self._lacks(key, artifact):
                 self._bundler.put(key, functools.partial(self._entry, key, artifact))
         return self._use({key: each for key, each in found.items() if each.type == compat_artifacts.GRAPH})

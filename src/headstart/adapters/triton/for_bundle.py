@@ -37,6 +37,7 @@ class ForBundle:
         try:
             request = ask.make_request()
             future = self._compiler.submit(request, background=True, digest=ask.digest)
+            self._compiler.needs(ask.digest)
         except HeadstartError as error:
             _log.debug("%s is not bundled: %s", ask.what.function, error)
             return
