@@ -18,6 +18,7 @@ from headstart.artifacts.bundle import Bundle, BundleWriter, merge_bundles
 from headstart.artifacts.entry import Entry
 from headstart.artifacts.index import encode_items, ending
 from headstart.artifacts.keyring import Keyring
+from headstart.artifacts.kinds import GRAPHS
 from headstart.artifacts.seal import sign_bundle
 from headstart.artifacts.trust import Trust
 from headstart.client import client as client_module
@@ -89,7 +90,7 @@ def test_what_an_own_run_wrote_is_given_out(path: Path) -> None:
     bundler_with(entry(A), graphs(C)).extend(path)
     reader = reader_of(path)
     assert given(reader) == {C: b"a pickle"}
-    found = reader.find(C)
+    found = reader.find(C, GRAPHS)
     assert found is not None
     assert found.artifact("graphs") == b"a pickle"
     assert [each.key for each in reader.entries_of("kernel")] == [A]
@@ -101,8 +102,9 @@ def test_code_of_an_unsigned_bundle_is_held_back_with_one_line_and_its_kernels_a
 ) -> None:
     reader = reader_of(unsigned(path, entry(A), graphs(C), graphs(D)))
     assert given(reader) == {}
-    assert reader.find(C) is None
-    assert reader.find(A) is not None
+    assert reader.find(C, GRAPHS) is None
+    assert reader.find(C, "kernel") is None
+    assert reader.find(A, "kernel") is not None
     assert [each.key for each in reader.entries_of("kernel")] == [A]
     (said,) = caplog.messages
     assert f"{path}: entries that could run code (2 graphs) are held back" in said
@@ -114,7 +116,7 @@ def test_code_of_an_unsigned_bundle_is_held_back_with_one_line_and_its_kernels_a
 def test_nothing_is_said_of_a_bundle_of_kernels(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reader = reader_of(unsigned(path, entry(A)))
     assert given(reader) == {}
-    assert reader.find(A) is not None
+    assert reader.find(A, "kernel") is not None
     assert caplog.messages == []
 
 
@@ -138,7 +140,8 @@ def test_an_index_that_calls_code_a_kernel_gets_nobody_the_code(path: Path, capl
     end = ending(index.offset, len(lines), sha256(lines).digest(), [])
     path.write_bytes(data[: index.offset] + lines + end)
     reader = reader_of(path)
-    assert reader.find(C) is None
+    assert reader.find(C, GRAPHS) is None
+    assert reader.find(C, "kernel") is None
     assert list(reader.entries_of("kernel")) == []
     assert "lies where the index says" in caplog.text
 
@@ -146,7 +149,7 @@ def test_an_index_that_calls_code_a_kernel_gets_nobody_the_code(path: Path, capl
 def test_at_one_s_own_risk_code_is_given_out_whoever_signed_it(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reader = reader_of(unsigned(path, graphs(C)), trust=True)
     assert given(reader) == {C: b"a pickle"}
-    assert reader.find(C) is not None
+    assert reader.find(C, GRAPHS) is not None
     assert caplog.messages == []
 
 
@@ -157,8 +160,8 @@ def test_a_bundle_that_is_replaced_while_it_is_open_gives_out_no_code_of_the_oth
     reader = reader_of(path)
     unsigned(path, entry(A), graphs(C, b"of somebody else"))
     assert given(reader) == {}
-    assert reader.find(C) is None
-    assert reader.find(A) is not None
+    assert reader.find(C, GRAPHS) is None
+    assert reader.find(A, "kernel") is not None
     assert "not what the index says" in caplog.text
 
 
@@ -168,7 +171,7 @@ def test_of_two_bundles_the_trusted_one_gives_what_the_other_may_not(path: Path,
     reader.read_and_emit(unsigned(tmp_path / "other.bundle", graphs(C, b"of somebody else")))
     reader.read_and_emit(path)
     assert given(reader) == {C: b"a pickle"}
-    found = reader.find(C)
+    found = reader.find(C, GRAPHS)
     assert found is not None
     assert found.artifact("graphs") == b"a pickle"
 
