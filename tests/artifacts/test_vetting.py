@@ -174,6 +174,14 @@ def test_a_request_that_reaches_further_is_refused(changes: dict[str, Any], reas
     assert reason in str(check_request(request(**changes)))
 
 
+def test_c_is_never_built_for_somebody_unknown() -> None:
+    """Not even what would pass for a kernel's source."""
+    launcher = CompileRequest.make_launcher(
+        "cuda_utils", HEAD, backend="nvidia", platform="", compiler="/bin/cc", environment={}
+    )
+    assert check_request(launcher) == "it is no kernel, but a launcher, which is built from C"
+
+
 def test_a_refusal_says_which_line() -> None:
     source = HEAD + textwrap.dedent(KERNEL) + "import os\n"
     assert check_source(source) == "line 6 of its source imports os"

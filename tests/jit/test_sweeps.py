@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -92,7 +93,7 @@ def build(*arguments: object, status: int = 0) -> dict[str, Any]:
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env=client_environment(),
+        env={**client_environment(), "HEADSTART_CONFIG_DIR": os.environ["HEADSTART_CONFIG_DIR"]},
         check=False,
     )
     assert done.returncode == status, done.stderr

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from headstart.model import request
+
 GRAPHS = "graphs"  # torch's portable compile artifacts, which are pickles
-LAUNCHER = "launcher"  # shared libraries
+LAUNCHER = request.LAUNCHER  # shared libraries
 
 # Read as plain data, whoever wrote them: kernels and what is kept beside them.
 _PLAIN = frozenset({"kernel", "failure", "recipe", "tail"})

@@ -53,7 +53,7 @@ from headstart.artifacts.vetting_words import (
 from headstart.model import captured
 from headstart.model.captured import Binding, CapturedFunction, CapturedSource
 from headstart.model.environment import OUTCOME_VARIABLES, TOOL_VARIABLES
-from headstart.model.request import CompileRequest, Source, TupleType
+from headstart.model.request import KERNEL, CompileRequest, Source, TupleType
 
 
 def unvouched(reason: str) -> str:
@@ -79,6 +79,8 @@ def check_environment(request: CompileRequest, tools: Mapping[str, str]) -> str 
 
 def check_request(request: CompileRequest, tools: Mapping[str, str] = {}) -> str | None:
     """Why this request is not compiled without trust, one line; None if it may be. `tools`: see `check_environment`."""
+    if request.kind != KERNEL:
+        return f"it is no kernel, but a {request.kind}, which is built from C"
     signature = request.signature
     for text in signature.split(",") if isinstance(signature, str) else _type_names(signature.values()):
         name = text.partition(":")[0].strip()

@@ -228,7 +228,7 @@ class Client:
         return (
             Entry.from_bytes(result.entry)
             if result.entry
-            else self.store.find(result.key, kind="kernel", request_digest=request.digest())
+            else self.store.find(result.key, kind=request.kind, request_digest=request.digest())
         )
 
     def compile_again(self, request: CompileRequest, policy: Policy, answered: Answered | None, vouched: bool) -> Entry:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from headstart.client.future import LambdaFuture
+from headstart.client.kernel import CompiledKernel
 from headstart.errors import ServiceError, UsageError
 from headstart.model.captured import CapturedSource
 from headstart.model.environment import TOOL_VARIABLES
 from headstart.model.request import CompileRequest
-
-if TYPE_CHECKING:
-    pass
-
-from headstart.client.future import LambdaFuture
-from headstart.client.kernel import CompiledKernel
 
 KernelFuture = LambdaFuture[CompiledKernel]
 

@@ -18,6 +18,9 @@ from headstart.model.environment import TOOL_VARIABLES, fingerprint
 from headstart.model.target import Target
 from headstart.model.values import MAX_DEPTH, constant, named_tuple_fields, scalar
 
+HOST = "host"  # the target of a launcher
+KERNEL, LAUNCHER = "kernel", "launcher"
+
 Attributes = dict[str, list[tuple[str, int | str]]]
 Source: TypeAlias = str | CapturedSource  # what defines a kernel: Python text, or a live function as plain data
 
@@ -35,7 +38,7 @@ class TupleType(msgspec.Struct, frozen=True):
 
 
 class CompileRequest(msgspec.Struct, frozen=True):
-    """Everything that a worker needs in order to compile one kernel.
+    """Everything that a worker needs in order to compile one kernel; or one launcher, see `make_launcher`.
 
     Parameters are named by their name, or by their position as Triton does: `(2,)` travels as `"#2"`, and
     `(2, 0)`, the first member of a tuple, as `"#2.0"`.
@@ -52,6 +55,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
         filename: the file name that debug lines will show. Not part of the identity.
         module: `__name__` of the module that a text becomes; empty: `name`. Triton writes it into
             the names of the functions that a kernel calls.
+        compiler: of a launcher, the path of the C compiler. Not part of the identity, as it is none of Triton's.
     """
 
     name: str
@@ -64,6 +68,7 @@ class CompileRequest(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     filename: str
     module: str = ""
+    compiler: str = ""
 
     def __post_init__(self) -> None:
         # The process that receives it computes its identity: a stranger's data must not bring that down.
@@ -126,6 +131,28 @@ class CompileRequest(msgspec.Struct, frozen=True):
             field = next(field for field in msgspec.structs.fields(cls) if not _is_text(getattr(request, field.name)))
             raise UsageError(f"{name}: {field.name}: not valid text: {error.reason}") from None
         return request
+
+    @classmethod
+    def make_launcher(
+        cls, name: str, text: str, *, backend: str, platform: str, compiler: str, environment: Mapping[str, str]
+    ) -> CompileRequest:
+        """A C module that Triton up to 3.6 has built for what it launches: a stub for a signature, or its utilities.
+
+        Args:
+            name: of the Python module.
+            text: in C.
+            backend: of Triton's whose libraries and headers it needs: `"nvidia"`, `"amd"`.
+            platform: what a file of machine code is good for: the machine, and Python's suffix for such modules.
+            compiler: path of the C compiler.
+            environment: of the kernels that it launches, so that the same workers make both.
+        """
+        options = {"backend": backend, "platform": platform}
+        return cls(name, text, {}, {}, {}, options, HOST, dict(environment), f"{name}.c", compiler=compiler)
+
+    @property
+    def kind(self) -> str:
+        """What its entry is: `"kernel"` or `"launcher"`."""
+        return LAUNCHER if self.target == HOST else KERNEL
 
     def components(self) -> list[keys.Component]:
         """The named parts of this request's identity, in order."""

@@ -113,7 +113,7 @@ class Lookup:
         found = Found(digest, key, kind)
         if not use_store:
             return found
-        entry = self.store(preferences).find(key, kind="kernel", request_digest=request.digest())
+        entry = self.store(preferences).find(key, kind=request.kind, request_digest=request.digest())
         if entry is not None:
             shared = int(entry.metadata.get("shared") or 0)
             found = msgspec.structs.replace(found, shared=shared, seconds=entry.header.compile_wall_s)

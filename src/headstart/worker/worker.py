@@ -40,7 +40,7 @@ from headstart.artifacts.vetting import check_request, unvouched
 from headstart.errors import DamagedError, StoreUnavailable
 from headstart.model import keys
 from headstart.model.environment import TOOL_VARIABLES
-from headstart.model.request import CompileRequest
+from headstart.model.request import KERNEL, CompileRequest
 from headstart.stores import open_store
 from headstart.stores.disk import DiskStore
 from headstart.system.confinement import Unconfined, confine
@@ -62,7 +62,7 @@ from headstart.wire import (
     receive_blocking,
 )
 from headstart.wire.worker_folder import STAGE_FILE, STAGE_WIDTH
-from headstart.worker import standins, vetting_again
+from headstart.worker import launchers, standins, vetting_again
 from headstart.worker.compiling import Compiled, Compiler
 from headstart.worker.cutoff import (
     Cut,
@@ -196,7 +196,7 @@ def _sole_compiler(job: Assign) -> Iterator[Finished | None]:
         return
     store = _store_of(job)
     with store.claim(job.key):
-        entry = store.find(job.key, kind="kernel", request_digest=job.request.digest())
+        entry = store.find(job.key, kind=job.request.kind, request_digest=job.request.digest())
         now = time.monotonic()
         yield (
             None
@@ -224,14 +224,17 @@ def _compile(
     meter = _Meter()
     cutter = None
     # A job that has stood aside once, for nothing, is not to do so again.
-    if job.early_cutoff and not job.prefix:
+    if job.early_cutoff and not job.prefix and job.request.kind == KERNEL:
         suffixes = Suffixes(_store_of(job))
         cutter = Cutter(
             job.toolchain, job.request, suffixes, lambda suffix: ask(_in_store(suffix, job)), output.printed
         )
     try:
         with output.warnings(), standins.shown(job.torch_dir):
-            compiled = compiler.compile(job.request, cutter.reached if cutter else None)
+            if job.request.kind == KERNEL:
+                compiled = compiler.compile(job.request, cutter.reached if cutter else None)
+            else:
+                compiled = launchers.build(job.request)
     except standins.Unusable as error:
         return Failure("service", str(error))
     except Refused as refused:
@@ -350,6 +353,7 @@ def _entry(job: Assign, compiled: Compiled, wall_s: float, cpu_s: float, output:
     request = job.request
     return pack_entry(
         key=job.key,
+        kind=request.kind,
         name=request.name,
         request_digest=request.digest(),
         toolchain=job.toolchain,

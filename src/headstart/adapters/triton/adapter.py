@@ -28,7 +28,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headstart.adapters.fallback import Fallback
 from headstart.adapters.recording import Recorder
@@ -39,6 +39,7 @@ from headstart.adapters.triton.durations import Durations
 from headstart.adapters.triton.entries import Entries
 from headstart.adapters.triton.for_bundle import ForBundle
 from headstart.adapters.triton.integrity import Integrity
+from headstart.adapters.triton.launchers import Launchers
 from headstart.adapters.triton.patches import Compiles
 from headstart.artifacts import known_failure
 from headstart.artifacts.specialization import Tuning
@@ -64,9 +65,7 @@ from headstart.system.forks import renew_in_forks
 from headstart.system.imports import when_imported
 from headstart.system.variables import Mode, mode
 
-if TYPE_CHECKING:
-    pass
-
+_COUNTS = ["asked", "kicked_off", "from_cache", "late", "in_process", "failed", "refuted", "autotuned", "reused"]
 # What a compile in this process would not survive, or that has no end here either.
 _NOT_HERE = (CompilerCrashed, CompileTimeout, CompileOutOfMemory)
 
@@ -103,18 +102,13 @@ class Adapter:
         self._durations = Durations(lambda: self.recorder)
         # Limits are checked, and output is printed, where Triton would: see `relay`.
         self.compiler = AsyncCompile(client=client, policy=Policy(answered=self._durations.answered), start=False)
-        self.counts = dict.fromkeys(
-            (
-                *("asked", "kicked_off", "from_cache", "late", "in_process", "failed", "refuted"),
-                *("autotuned", "reused"),
-            ),
-            0,
-        )
+        self.counts = dict.fromkeys(_COUNTS, 0)
         self._fallback = Fallback("Triton's kernels", self.counts)
         self.count = self._fallback.count
         self._entries = Entries(self._fallback.say)
         self._for_bundle = ForBundle(self.compiler, client.bundle is not None)
         self.autotuning = Autotuning(self, tunings or {})
+        self._launchers = Launchers(self.compiler)
         self._patch = Compiles(self._compile, self._is_prefetching, self._prefetch)
         self._integrity = Integrity()
         self._asks: dict[str, PendingCompile] = {}  # by Triton's hash
@@ -139,6 +133,7 @@ class Adapter:
             self._fallback.steps_aside(reason)
             return
         self._patch.install()
+        self._launchers.install()
         self.autotuning.install()
         # A program that has no GPU imports Triton because torch does; if it asks for a kernel, everything starts then.
         if machine.has_gpu():
@@ -147,12 +142,14 @@ class Adapter:
     def start_early(self) -> None:
         """Have everything ready before the first kernel."""
         self.compiler.start()
+        self._launchers.foresee_utilities()
         self._entries.compute_key_early()
 
     def close(self) -> None:
         """Put everything back, and wait for what only the bundle needs. What was compiled goes on working."""
         self._forget_import()
         self._patch.remove()
+        self._launchers.remove()
         self.autotuning.remove()
         self._for_bundle.complete()
         self._entries.close()
@@ -303,6 +300,8 @@ class Adapter:
         ask = PendingCompile(what, fingerprint())
         if not found:
             future = self._submit(ask)
+            if not future.done():
+                self._launchers.foresee(what)
             self.count("late", launched and not future.done())
         ask = self._asks.setdefault(what.hash, ask)
         self.note(ask)

@@ -21,7 +21,7 @@ from headstart.capture import reading
 _MODULES = ("triton.language", "triton.compiler", "triton.backends", "triton._utils", "triton.runtime.jit")
 _NOT_THESE = ("triton.language.extra.hip.libdevice", "triton.language.extra.cuda.libdevice")  # tables of thousands
 # Replaced by the adapter; and what only launches.
-_OURS = frozenset({"_do_compile"})
+_OURS = frozenset({"_do_compile", "compile_module_from_src"})
 _CLASSES_THAT_LAUNCH = frozenset({"JITFunction", "KernelInterface", "CompiledKernel", "LazyDict", "AsmDict"})
 
 
