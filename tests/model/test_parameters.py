@@ -41,7 +41,9 @@ def test_a_captured_function_says_its_parameters() -> None:
     assert parameters_of(request(CapturedSource([kernel]))) == ("x", "B")
 
 
-@pytest.mark.parametrize("text", ["def k(", "\0", "def other(x): pass", "(" * 10_000, "k = 1"])
+@pytest.mark.parametrize(
+    "text", ["def k(", "\0", "def other(x): pass", "(" * 10_000, "-" * 1_000_000 + "1", "x." * 100_000 + "x", "k = 1"]
+)
 def test_what_has_no_such_function_has_no_names(text: str) -> None:
     assert parameters_of(request(text)) == ()
 
@@ -57,4 +59,9 @@ def test_a_position_gets_its_name(path: str, shown: str) -> None:
 def test_components_stay_different_from_one_another() -> None:
     components = [("constants.#0", "1"), ("constants.n", "2"), ("constants.#1", "3"), ("attributes.#1", "4")]
     shown = [("constants.x", "1"), ("constants.n", "2"), ("constants.#1", "3"), ("attributes.n", "4")]
-    assert with_names(components, ("x", "n")) == shown
+    assert with_names(components, lambda: ("x", "n")) == shown
+
+
+def test_a_source_whose_constants_have_names_is_not_looked_at() -> None:
+    components = [("name", "k"), ("constants.B", "1"), ("source", "whatever")]
+    assert with_names(components, lambda: pytest.fail("it is")) == components

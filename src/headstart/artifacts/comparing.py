@@ -52,7 +52,7 @@ class Compared(msgspec.Struct, frozen=True):
     @classmethod
     def of_specialization(cls, each: Specialization) -> Compared:
         request = each.request
-        components = with_names(request.components(), parameters_of(request))
+        components = with_names(request.components(), lambda: parameters_of(request))
         return cls(each.digest, KERNEL, request.name, request.target, components)
 
     @classmethod
@@ -63,7 +63,7 @@ class Compared(msgspec.Struct, frozen=True):
         header = bundle.entry(item.key).header
         components = header.components
         with contextlib.suppress(msgspec.MsgspecError, ValueError):  # of another headstart, or of nobody's
-            components = with_names(components, parameters_of(_request_decoder.decode(header.request)))
+            components = with_names(components, lambda: parameters_of(_request_decoder.decode(header.request)))
         if header.triton_version:  # the digest tells a machine, and nothing to a person
             version = f"{item.toolchain[:_SHORT_DIGEST]} (Triton {header.triton_version})"
             components = [(name, version if name == "toolchain" else value) for name, value in components]

@@ -41,10 +41,10 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
     for line in difference_lines(difference):
         click.echo(line)
     parts = [
-        f"{_counted(difference.removed)} only in {before}",
-        f"{_counted(difference.added)} only in {after}",
+        f"{counted(difference.removed)} only in {before}",
+        f"{counted(difference.added)} only in {after}",
         f"{len(difference.changed)} changed",
-        f"{_counted([item for item in new if item.key in old])} in both",
+        f"{counted([item for item in new if item.key in old])} in both",
     ]
     click.echo(", ".join(parts), err=True)
 
@@ -80,7 +80,7 @@ def _line(each: Compared) -> str:
     return printable(f"{each.key[:_SHORT_DIGEST]}  {each.target:12}  {each.name}  {shown}".rstrip())
 
 
-def _counted(several: list[Any]) -> str:
+def counted(several: list[Any]) -> str:
     """As `"3 kernels (and 1 graphs, 2 recipe)"`."""
     counts = counts_by_kind(several)
     kernels = count(counts.pop(KERNEL, 0), "kernel")

@@ -134,7 +134,7 @@ def _print_table(specializations: Sequence[Specialization]) -> None:
 
 
 def _options(request: CompileRequest) -> str:
-    parameters = parameters_of(request)
+    parameters = parameters_of(request) if any(path.startswith("#") for path in request.constants) else ()
     constants = {named(path, parameters): value for path, value in request.constants.items()}
     return ", ".join(f"{name}={value!r}" for name, value in {**constants, **request.options}.items())
 

@@ -11,12 +11,12 @@ import click
 import msgspec
 
 from headstart.artifacts import last_used, pruning
-from headstart.artifacts.bundle import Bundle, BundleItem
-from headstart.artifacts.comparing import counts_by_kind
+from headstart.artifacts.bundle import Bundle
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.pruning import Choice, Use
 from headstart.artifacts.trust import trust_of_this_user
 from headstart.cli import Failure, OutputFile, count, human_bytes, printable, printable_lines, reading
+from headstart.cli.differences import counted
 from headstart.client import vouching
 from headstart.describe.recipe import kernels_named
 from headstart.errors import DamagedError, UsageError
@@ -35,11 +35,14 @@ def _day(ctx: click.Context, param: click.Parameter, value: str | None) -> dt.da
     try:
         if value.isascii() and value.isdecimal():
             return today - dt.timedelta(int(value))
-        return dt.date.fromisoformat(value)
+        day = dt.date.fromisoformat(value)
     except (ValueError, OverflowError):
         raise click.BadParameter(
             f"{value!r} is neither a number of days nor a date such as 2026-11-30", ctx, param
         ) from None
+    if day > today:  # nothing was used since then, so that all would go
+        raise click.BadParameter(f"{value} is still to come", ctx, param)
+    return day
 
 
 @click.command(short_help="Drop what no recent run used, or no manifest asks for.")
@@ -81,12 +84,12 @@ def prune(path: Path, output: Path | None, since: dt.date | None, manifests: Seq
         click.echo(f"{item.key[:_SHORT_KEY]}  {printable(item.target):12}  {printable(item.name)}{kind}")
     if choice.unsure:
         click.echo(
-            f"kept, since nobody can tell whether they are used: {_counted(choice.unsure)}"
+            f"kept, since nobody can tell whether they are used: {counted(choice.unsure)}"
             " (of torch.compile, or of a kind that is not known here)",
             err=True,
         )
     if dry_run:
-        click.echo(f"{path}: {_counted(choice.dropped)} would be dropped, {len(choice.kept)} kept", err=True)
+        click.echo(f"{path}: {counted(choice.dropped)} would be dropped, {len(choice.kept)} kept", err=True)
         return
     if not choice.dropped and output is None:
         click.echo(f"{path}: nothing to drop, left as it is")
@@ -94,7 +97,7 @@ def prune(path: Path, output: Path | None, since: dt.date | None, manifests: Seq
     before = path.stat().st_size
     signed = _write(out, bundle, choice)
     sizes = f"{human_bytes(before)} before, {human_bytes(out.stat().st_size)} now"
-    click.echo(f"{out}: {_counted(choice.dropped)} dropped, {len(choice.kept)} kept, {sizes}, {signed}")
+    click.echo(f"{out}: {counted(choice.dropped)} dropped, {len(choice.kept)} kept, {sizes}, {signed}")
 
 
 def _chosen(bundle: Bundle, since: dt.date | None, manifests: Sequence[Path]) -> Choice:
@@ -160,9 +163,3 @@ def _write(out: Path, bundle: Bundle, choice: Choice) -> str:
         could = f"{count(len(written.code), 'entry')} of it could run code, and will not be used until it is signed"
         click.echo(f"{could}: headstart bundle sign {out} --key NAME", err=True)
     return "not signed"
-
-
-def _counted(items: Sequence[BundleItem]) -> str:
-    """As `"12 kernel, 1 failure"`."""
-    counts = counts_by_kind(items)
-    return ", ".join(f"{number} {printable(kind)}" for kind, number in counts.items()) or "nothing"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from headstart.model.captured import CapturedSource
 from headstart.model.keys import Component
 from headstart.model.request import CompileRequest
 
+PARSED = "<only parsed>"  # the file name under which a source is parsed, for whoever watches that none is run
 _POSITIONAL = ("constants.#", "attributes.#")  # beginnings of components that name a parameter by its position
 
 
@@ -26,7 +27,7 @@ def _parameters(name: str, text: str) -> tuple[str, ...]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings, say: nobody asked about them
-            tree = ast.parse(text)
+            tree = ast.parse(text, PARSED)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
     # The latest definition is the one that has the name when the text has run.
@@ -46,14 +47,19 @@ def named(path: str, parameters: Sequence[str]) -> str:
     return f"{parameters[int(position)]}{dot}{rest}"
 
 
-def with_names(components: Sequence[Component], parameters: Sequence[str]) -> list[Component]:
-    """Components of a key, as people read them. Their names stay different from one another."""
+def with_names(components: Sequence[Component], parameters: Callable[[], Sequence[str]]) -> list[Component]:
+    """Components of a key, as people read them. Their names stay different from one another.
+
+    Args:
+        parameters: gives the parameters' names; called once, if any is missing.
+    """
     taken = {name for name, _ in components}
+    known = parameters() if any(name.startswith(_POSITIONAL) for name in taken) else ()
     found = []
     for name, value in components:
         if name.startswith(_POSITIONAL):
             kind, _, path = name.partition(".")
-            better = f"{kind}.{named(path, parameters)}"
+            better = f"{kind}.{named(path, known)}"
             name = name if better in taken else better
         found.append((name, value))
     return found
