@@ -257,7 +257,8 @@ def measure(case: str, kind: str) -> dict[str, Any]:
         result["compiled_by_workers"] = adapter.compiler.statistics.compiled
         result["services"] = adapter.compiler.services_started
         headstart.disable()
-        result["graphs"] = [adapter.compiler.use.graphs, adapter.compiler.use.made_graphs]
+        use = headstart.report()
+        result["graphs"] = [use.graphs, use.made_graphs]
     elif kind == "stock":
         saved = torch.compiler.save_cache_artifacts()
         assert saved is not None

@@ -183,7 +183,7 @@ def registers() -> None:
     """What is read from cubins is what the driver says once they are loaded."""
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-    from headstart.adapters.inductor import compat
+    from headstart.adapters.inductor import caches
     from headstart.artifacts import cubin
     from headstart.describe import facts
 
@@ -194,7 +194,7 @@ def registers() -> None:
         original(self)
         for result in self.compile_results:
             kernel = result.kernel
-            file = Path(compat.triton_folder(0), facts.hash_folder(kernel.hash), f"{kernel.name}.cubin")
+            file = Path(caches.triton_folder(0), facts.hash_folder(kernel.hash), f"{kernel.name}.cubin")
             pairs.append((kernel.n_regs, cubin.registers(file.read_bytes(), kernel.name)))
 
     CachingAutotuner._make_launchers = make
@@ -267,7 +267,8 @@ def main() -> None:
         "services": adapter.compiler.services_started,
     }
     headstart.disable()
-    result["use"] = {"graphs": adapter.compiler.use.graphs, "made_graphs": adapter.compiler.use.made_graphs}
+    use = headstart.report()
+    result["use"] = {"graphs": use.graphs, "made_graphs": use.made_graphs}
     print(json.dumps(result), flush=True)
 
 
