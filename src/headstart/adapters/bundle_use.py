@@ -25,8 +25,8 @@ _SHOWN = 40  # lines of a complaint
 class UsesBundle(Protocol):
     """An adapter."""
 
-    def used(self) -> BundleUse:
-        """What this process took out of bundles, and what it did not and why."""
+    def used(self, *, why: bool = True) -> BundleUse:
+        """What this process took out of bundles, and, if that is asked for, what it did not and why."""
 
 
 class UseTally:
@@ -100,17 +100,18 @@ class LeftAlone:
         self._whose = whose
         self._reason = reason
 
-    def used(self) -> BundleUse:
+    def used(self, *, why: bool = True) -> BundleUse:
+        """See `UsesBundle`."""
         from headstart.client.use import BundleUse, Missed
 
         return BundleUse(missed=[Missed(self._whose, self._reason)])
 
 
-def use_of(adapters: Iterable[UsesBundle]) -> BundleUse:
-    """What they took out of bundles, together."""
+def use_of(adapters: Iterable[UsesBundle], *, why: bool = True) -> BundleUse:
+    """What they took out of bundles, together; `why`: and what they did not, and why, which may take a second."""
     from headstart.client.use import BundleUse
 
-    return sum((adapter.used() for adapter in adapters), BundleUse())
+    return sum((adapter.used(why=why) for adapter in adapters), BundleUse())
 
 
 def statistics(bundle: str | os.PathLike[str] | None, use: BundleUse) -> dict[str, Any]:

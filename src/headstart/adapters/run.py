@@ -135,6 +135,7 @@ def _teller(orders: RunConfig) -> Callable[[Sequence[UsesBundle]], None]:
     what all took from the bundle.
     """
     is_said = is_to_be_said(orders)
+    why = orders.is_judged or orders.stats is not None
     tally: UseTally | None = None
     if os.getpid() == orders.pid and not orders.is_judged and (is_said or orders.stats is not None):
         with contextlib.suppress(OSError, AttributeError):  # no such files here: then it says its own
@@ -165,10 +166,10 @@ def _teller(orders: RunConfig) -> Callable[[Sequence[UsesBundle]], None]:
             return  # it is much to load for nothing
         if is_main and not orders.is_judged:
             if is_said or orders.stats is not None:
-                use = use_of(adapters)
+                use = use_of(adapters, why=why)
                 say_use(orders, use if tally is None else tally.total(use), is_said=is_said)
         elif orders.tally is not None:
-            report(orders.tally, who(), use_of(adapters))
+            report(orders.tally, who(), use_of(adapters, why=why))
 
     return tell
 

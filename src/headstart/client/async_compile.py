@@ -329,10 +329,10 @@ class AsyncCompile:
         with self._lock:
             return [request.span() for request in self._asked]
 
-    def used(self) -> BundleUse:
-        """What this process took out of bundles, and what it did not and why."""
+    def used(self, *, why: bool = True) -> BundleUse:
+        """What this process took out of bundles, and, if that is asked for, what it did not and why."""
         with self._lock:
-            asked = self._asked[self._asked_before :]
+            asked = self._asked[self._asked_before :] if why else []
         return self.use + BundleUse(missed=self._bundled.missed(asked))
 
     def in_flight(self) -> list[tuple[str, float]]:

@@ -6,6 +6,7 @@ a request for one ─▶ a future that is done; opened, and compiled again if it
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +27,8 @@ from headstart.model.environment import bypass_reason
 from headstart.model.parameters import parameters_of, with_names
 from headstart.model.request import CompileRequest
 
+_EXPLAINED = 50  # kernels of which it is looked up at the end why a bundle did not have them
+_UNEXPLAINED = "the bundle did not have it; the reason was looked up for others only"
 _COMPARED = 20  # kernels of one name among which the nearest is looked for
 _FOR_REQUESTS = ("kernel", known_failure.KIND)  # entries that answer a request
 
@@ -120,10 +123,11 @@ class BundledKernels:
 
     def missed(self, asked: Iterable[TimelineEntry]) -> list[Missed]:
         """What was compiled all the same, and why the bundles did not have it."""
-        found = []
+        found: list[Missed] = []
         for entry in asked:
             if entry.kickoff is not None and entry.origin in ("worker", "failed"):
-                found.append(Missed(entry.name, self._why_missed(entry.kickoff.request)))
+                explained = len(found) < _EXPLAINED
+                found.append(Missed(entry.name, self._why_missed(entry.kickoff.request) if explained else _UNEXPLAINED))
                 if len(found) == MOST_MISSED:
                     break
         return found
@@ -131,7 +135,7 @@ class BundledKernels:
     def _why_missed(self, request: CompileRequest) -> str:
         if why := self._client.unread or bypass_reason(self._policy.environment()):
             return why
-        digest, parameters = request.digest(), parameters_of(request)
+        digest, parameters = request.digest(), functools.partial(parameters_of, request)
         components = with_names(request.components(), parameters)
         nearest: list[str] | None = None
         for bundle in self._client.bundler.bundles:

@@ -153,9 +153,9 @@ class Adapter:
         self._thread.close()
         self._fallback.report()
 
-    def used(self) -> BundleUse:
+    def used(self, *, why: bool = True) -> BundleUse:
         """What this process took out of bundles, and what it did not and why; of graphs, once it is closed."""
-        return self.compiler.used() + self._graphs_use + self._fallback.use
+        return self.compiler.used(why=why) + self._graphs_use + self._fallback.use
 
     # What Inductor calls
 

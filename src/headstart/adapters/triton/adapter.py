@@ -290,9 +290,9 @@ class Adapter:
         self.autotuning.launched(what.function, known)
         return known, found
 
-    def used(self) -> BundleUse:
+    def used(self, *, why: bool = True) -> BundleUse:
         """What this process took out of bundles, and what it did not and why."""
-        return self.compiler.used() + self.launchers.use + self._fallback.use
+        return self.compiler.used(why=why) + self.launchers.use + self._fallback.use
 
     # Inside
 
