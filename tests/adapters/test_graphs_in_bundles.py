@@ -17,6 +17,7 @@ from headstart.client.policy import Policy
 from headstart.client.use import BundleUse, Missed
 from headstart.describe.facts import Torch
 from headstart.model.toolchain import Toolchain
+from headstart.system import machine
 
 GRAPH = Artifact("inductor", "fabc", b"graph" * 50)
 OTHER_GUARD = Artifact("inductor", "fabc", b"for other sizes")
@@ -177,7 +178,7 @@ def test_a_profile_that_has_changed_takes_the_place_of_the_one_before(
     ("version", "policy", "said"),
     [
         ("2.14.1", None, "made for torch 2.13.0 (this is 2.14.1)"),
-        ("2.13.0", FakePolicy("e" * 64), "made for another Triton or Python"),
+        ("2.13.0", FakePolicy("e" * 64), "made for another Triton, Python or kind of CPU"),
     ],
 )
 def test_artifacts_of_another_torch_are_left_alone_and_one_line_says_so(
@@ -196,6 +197,15 @@ def test_artifacts_of_another_torch_are_left_alone_and_one_line_says_so(
     assert [record.getMessage() for record in caplog.records] == [
         f"torch.compile's graphs in the bundle were not used: {said}"
     ]
+
+
+def test_graphs_of_another_kind_of_cpu_are_left_alone(
+    bundle: Path, tmp_path: Path, torch: FakeTorch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's key of a graph does not name the CPU; C++ for wider vectors would leave out elements."""
+    monkeypatch.setattr(machine, "vector_instructions", lambda: "x86_64 avx2")
+    _open(bundle, tmp_path).load()
+    assert torch.put == []
 
 
 def test_an_artifact_that_torch_refuses_costs_only_itself(

@@ -117,3 +117,22 @@ def test_the_memory_of_a_process_counts_with_that_of_all_below_it(fake: Fake) ->
     process(2, 20, 0, 4)
     process(4, 40, 2)
     assert machine.tree_memory(1, fake.proc) == {1: 11 << 10, 2: 20 << 10, 3: 0, 4: 42 << 10}, "3 has just ended"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("processor : 0\nflags\t: fpu fma avx avx2 avx512f avx512vbmi\nprocessor : 1\n", "avx2 avx512f fma"),
+        ("processor : 0\nFeatures\t: fp asimd sve2 crc32\n", "asimd sve2"),
+        ("", ""),
+    ],
+)
+def test_vector_instructions_are_those_by_which_code_differs(
+    fake: Fake, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    fake.proc.mkdir(exist_ok=True)
+    (fake.proc / "cpuinfo").write_text(text)
+    assert machine.vector_instructions(fake.proc).split()[1:] == words.split()
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert machine.vector_instructions(fake.proc).split()[1:] == ["avx2", *words.split()]

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,52 +126,55 @@ def _carry_out(orders: RunConfig) -> None:
     if orders.verbose and is_main:
         choices = choices._replace(report=_say)
     if orders.bundle is not None or orders.record is not None or orders.stats is not None:
-        choices = choices._replace(tell_use=_teller(orders))
+        choices = choices._replace(tell_use=_Teller(orders))
     begin(choices)
 
 
-def _teller(orders: RunConfig) -> Callable[[Sequence[UsesBundle]], None]:
-    """For the end of this process and its forks: the program's own process, or the command that waits for it, says
-    what all took from the bundle.
+class _Teller:
+    """Says at the end of this process, and of its forks, what came from the bundle.
+
+    The program's own process says it to people, for all processes of the run. The others tell that process; or all of
+    them tell the command that waits for the program, which then judges it (`RunConfig.is_judged`).
     """
-    is_said = is_to_be_said(orders)
-    why = orders.is_judged or orders.stats is not None
-    tally: UseTally | None = None
-    if os.getpid() == orders.pid and not orders.is_judged and (is_said or orders.stats is not None):
-        with contextlib.suppress(OSError, AttributeError):  # no such files here: then it says its own
-            tally = UseTally()
-            orders = orders._replace(tally=tally.path)
-            os.environ[VARIABLE] = orders.encode()
 
-    begun = {os.getpid(): time.monotonic_ns()}  # programs of this process and its forks: when
+    def __init__(self, orders: RunConfig) -> None:
+        self._orders = orders
+        self._is_said = is_to_be_said(orders)
+        self._why = orders.is_judged or orders.stats is not None
+        self._tally: UseTally | None = None
+        self._begun: dict[int, int] = {}  # when this program began, by process: this one, and its forks
+        self._heard: set[int] = set()  # processes that have told of their first miss
+        if os.getpid() == orders.pid and not orders.is_judged and (self._is_said or orders.stats is not None):
+            with contextlib.suppress(OSError, AttributeError):  # no such files here: then it says its own
+                self._tally = UseTally()
+                self._orders = orders._replace(tally=self._tally.path)
+                os.environ[VARIABLE] = self._orders.encode()
+        if orders.is_judged:
+            from headstart.client.use import hear_of_misses
 
-    def who() -> str:
-        return f"{os.getpid()} {begun.setdefault(os.getpid(), time.monotonic_ns())}"
+            hear_of_misses(self._hear)
 
-    if orders.is_judged and orders.tally is not None:
-        from headstart.client.use import hear_of_misses
-
-        said: set[int] = set()
-
-        def hear() -> None:
-            if os.getpid() not in said:
-                said.add(os.getpid())
-                report(str(orders.tally), who(), None)
-
-        hear_of_misses(hear)
-
-    def tell(adapters: Sequence[UsesBundle]) -> None:
-        is_main = os.getpid() == orders.pid
-        if not adapters and not (is_main and (orders.is_judged or orders.bundle is not None or orders.stats)):
+    def __call__(self, adapters: Sequence[UsesBundle]) -> None:
+        """This process ends; `adapters`: those that were of use."""
+        orders, is_main = self._orders, os.getpid() == self._orders.pid
+        is_asked = is_main and (orders.is_judged or orders.bundle is not None or orders.stats is not None)
+        if not adapters and not is_asked:
             return  # it is much to load for nothing
-        if is_main and not orders.is_judged:
-            if is_said or orders.stats is not None:
-                use = use_of(adapters, why=why)
-                say_use(orders, use if tally is None else tally.total(use), is_said=is_said)
-        elif orders.tally is not None:
-            report(orders.tally, who(), use_of(adapters, why=why))
+        if not is_main or orders.is_judged:
+            if orders.tally is not None:
+                report(orders.tally, self._who(), use_of(adapters, why=self._why))
+        elif self._is_said or orders.stats is not None:
+            use = use_of(adapters, why=self._why)
+            say_use(orders, use if self._tally is None else self._tally.total(use), is_said=self._is_said)
 
-    return tell
+    def _hear(self) -> None:
+        """Something is missed in this process, which may not live to say what."""
+        if os.getpid() not in self._heard and self._orders.tally is not None:
+            self._heard.add(os.getpid())
+            report(self._orders.tally, self._who(), None)
+
+    def _who(self) -> str:
+        return f"{os.getpid()} {self._begun.setdefault(os.getpid(), time.monotonic_ns())}"
 
 
 def is_to_be_said(orders: RunConfig) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,23 @@ def has_gpu(dev: Path = Path("/dev")) -> bool:
     nodes = any(any(dev.glob(pattern)) for pattern in _GPU_NODES)
     # "" and "-1" hide all; where several are set, a program sees what each of them leaves.
     return nodes and not any(os.environ.get(name) in ("", "-1") for name in _GPU_VARIABLES)
+
+
+# Of x86-64 and aarch64, as /proc/cpuinfo names them: those by which Inductor chooses vectors (its cpu_vec_isa.py).
+_VECTORS = re.compile(
+    r"avx2|avx512(f|bw|dq|vl|_bf16|_fp16|_vnni)|amx_(tile|bf16|fp16|int8)|fma|f16c|sve\w*|asimd|bf16|i8mm"
+)
+
+
+def vector_instructions(proc: Path = _PROC) -> str:
+    """The vector instructions of this machine's CPU, with what PyTorch is told to use of them; for comparing."""
+    try:
+        text = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    words = sorted({word for word in line.partition(":")[2].split() if _VECTORS.fullmatch(word)})
+    return " ".join([platform.machine(), os.environ.get("ATEN_CPU_CAPABILITY", ""), *words])
 
 
 def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:

@@ -31,6 +31,7 @@ from headstart.client.use import BundleUse, Missed
 from headstart.describe.facts import Torch
 from headstart.errors import DamagedError, ServiceError
 from headstart.model import keys
+from headstart.system import machine
 
 KIND = GRAPHS  # of such an entry, and what its artifact is called
 _MOST_RIVALS = 8  # artifacts of one type and key of torch's that a bundle gets; they differ in guards, or by chance
@@ -177,7 +178,7 @@ class Graphs:
                 found[entry.key] = artifact
         if others and not self._held:
             made, here = str(others.get("torch", "another torch")), self._torch.version
-            why = f"torch {made} (this is {here})" if made != here else "another Triton or Python"
+            why = f"torch {made} (this is {here})" if made != here else "another Triton, Python or kind of CPU"
             self._why_missed = f"the bundle's graphs were made for {why}"
             _log.warning("torch.compile's graphs in the bundle were not used: made for %s", why)
         elif self.is_expected and not self._held:
@@ -241,8 +242,15 @@ class Graphs:
         # Two threads may do this at once, and a fork may come between: it takes no lock.
         if not self._identity:
             self._toolchain = self._policy.toolchain_digest(self._cache_dir)
+            # torch's own key does not name the CPU, for whose vectors a graph's parts in C++ are written: with others
+            # they would leave out elements, and nothing would say so.
             self._identity = keys.digest(
-                [("format", FORMAT), ("torch", self._torch.version), ("toolchain", self._toolchain)]
+                [
+                    ("format", FORMAT),
+                    ("torch", self._torch.version),
+                    ("toolchain", self._toolchain),
+                    ("vectors", machine.vector_instructions()),
+                ]
             )
         return self._identity
 
