@@ -423,7 +423,7 @@ def test_kinds_that_are_not_known_count_as_code() -> None:
     assert carries_code("launcher")
     assert carries_code("of next year")
     assert not any(map(carries_code, ["kernel", FAILURE, "recipe", "tail"]))
-    recipes = pytest.importorskip("headstart.adapters.inductor.recipes")
+    recipes = pytest.importorskip("headstart.describe.recipe_entries")
     cutoff = pytest.importorskip("headstart.worker.cutoff")
     assert (recipes.KIND, cutoff.KIND) == ("recipe", "tail")
 
