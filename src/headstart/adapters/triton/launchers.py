@@ -85,18 +85,9 @@ class Launchers:
 
     def foresee(self, what: compat.CompileCall) -> None:
         """Have a worker build the launcher of a kernel that is being compiled. Never raises."""
-        if not self._undo:
-            return
         try:
-            driver = _active_driver()
-            if driver is None or not _builds():
-                return
-            backend, module = driver
-            types = what.source.signature
-            if any("tensordesc" in str(each) for each in types.values()):
-                return  # only the kernel's metadata tell how it is launched
-            more = (int(what.target.rpartition(":")[2]),) if backend == "amd" else ()  # threads of a warp
-            self._foresee(backend, _LAUNCHER, module.make_launcher({}, dict(types), *more, None))
+            if self._undo and (backend := _active_backend()) is not None:
+                self._foresee_signature(backend, what.target, tuple(what.source.signature.values()))
         except Exception:  # noqa: BLE001 - it is built when it is needed
             _log.debug("a launcher is not foreseen", exc_info=True)
 
@@ -108,20 +99,30 @@ class Launchers:
 
     def _foresee_recorded(self) -> None:
         # No driver is asked for: that would start CUDA in a program that may be about to fork.
-        while self._recorded and self._undo and _builds():
+        while self._recorded and self._undo:
             request = self._recorded.pop()
-            target = Target.parse(request.target)
-            backend = "nvidia" if target.backend == "cuda" else "amd"
-            types = _types_of(request)
-            if types is None or (backend, target.warp_size, *types) in self._seen:
-                continue
-            self._seen.add((backend, target.warp_size, *types))
+            backend = "nvidia" if request.target.startswith("cuda:") else "amd"
             try:
-                more = (target.warp_size,) if backend == "amd" else ()
-                text = sys.modules[_DRIVERS[backend]].make_launcher({}, dict(enumerate(types)), *more, None)
-                self._foresee(backend, _LAUNCHER, text, background=True)
+                if (types := _types_of(request)) is not None:
+                    self._foresee_signature(backend, request.target, types, background=True)
             except Exception:  # noqa: BLE001 - as above
                 _log.debug("the launcher of %s is not foreseen", request.name, exc_info=True)
+
+    def _foresee_signature(
+        self, backend: str, target: str, types: tuple[Any, ...], *, background: bool = False
+    ) -> None:
+        """A launcher is for the types of a kernel's parameters, `types`, as `ASTSource.signature` has them in order.
+
+        With tensor descriptors it also depends on what the compile finds out: such a kernel's is not foreseen.
+        """
+        warp_size = Target.parse(target).warp_size
+        signature = (backend, warp_size, *types)
+        if signature in self._seen or not _builds() or any("tensordesc" in str(each) for each in types):
+            return
+        self._seen.add(signature)
+        more = (warp_size,) if backend == "amd" else ()
+        text = sys.modules[_DRIVERS[backend]].make_launcher({}, dict(enumerate(types)), *more, None)
+        self._foresee(backend, _LAUNCHER, text, background=background)
 
     def foresee_utilities(self) -> None:
         """Have a worker build what the driver for this machine's GPU needs before all else. Never raises.
@@ -239,14 +240,14 @@ class Launchers:
         return self._policy.toolchain_digest(self._compiler.cache_dir, request.environment)
 
 
-def _types_of(request: CompileRequest) -> list[str] | None:
+def _types_of(request: CompileRequest) -> tuple[str, ...] | None:
     """The types of a kernel's parameters in order, as `ASTSource.signature` has them; None if they are not plain."""
     signature = request.signature
     if isinstance(signature, str):
         return None
     parameters = parameters_of(request)  # a manifest keeps types by name, in any order
     types = [signature.get(name, "constexpr") for name in parameters]
-    plain = [each for each in types if isinstance(each, str) and not each.startswith("tensordesc")]
+    plain = tuple(each for each in types if isinstance(each, str))
     return plain if len(plain) == len(types) and signature.keys() <= set(parameters) else None
 
 
@@ -256,12 +257,10 @@ def _builds() -> bool:
     return not (getattr(build, "impl", None) or getattr(build, "backend_dirs", None))
 
 
-def _active_driver() -> tuple[str, Any] | None:
-    """The backend whose launchers the program uses, if it is one of Triton's own, and its module."""
-    driver = sys.modules["triton"].runtime.driver.active
-    module = type(driver).__module__
-    backend = next((each for each, name in _DRIVERS.items() if name == module), None)
-    return None if backend is None else (backend, sys.modules[module])
+def _active_backend() -> str | None:
+    """Whose launchers the program uses, if its driver is one of Triton's own."""
+    module = type(sys.modules["triton"].runtime.driver.active).__module__
+    return next((backend for backend, name in _DRIVERS.items() if name == module), None)
 
 
 def _request(backend: str, name: str, text: str) -> CompileRequest:
