@@ -63,10 +63,7 @@ class ServiceConnection:
     """
 
     def __init__(
-        self,
-        launch: Callable[[], Launched],
-        reproduce: Callable[[CompileRequest], str],
-        preferences: wire.Preferences,
+        self, launch: Callable[[], Launched], reproduce: Callable[[CompileRequest], str], preferences: wire.Preferences
     ) -> None:
         self._launch = launch
         self._reproduce = reproduce
@@ -356,7 +353,8 @@ class ServiceConnection:
                 answer: Any = asked.error(message.failure)
             elif asked.hear(message):
                 answer = asked.taken(message)
-            else:
+            else:  # there is more to come
+                self._fruitless *= not isinstance(message, wire.SourceCompiled)
                 return
         except HeadstartError as error:
             answer = error

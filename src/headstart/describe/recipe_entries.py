@@ -91,7 +91,7 @@ def recipe_of(entry: Entry, described: Describe, stem: str) -> Recipe:
     Raises:
         NotOwn: it is none of this source.
     """
-    with contextlib.suppress(msgspec.DecodeError, DamagedError, OSError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError, DamagedError, OSError):
         recipe = _recipe_decoder.decode(entry.artifact(KIND))
         if is_own(recipe, described, stem):
             return recipe
@@ -100,7 +100,7 @@ def recipe_of(entry: Entry, described: Describe, stem: str) -> Recipe:
 
 def added_of(entry: Entry, described: Describe) -> list[RecipeJob] | None:
     """What rescaling adds, as an entry says; None: it says something else."""
-    with contextlib.suppress(msgspec.DecodeError, DamagedError, OSError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError, DamagedError, OSError):
         jobs = _jobs_decoder.decode(entry.artifact(KIND))
         if are_own(jobs, described):
             return jobs

@@ -13,7 +13,7 @@ from headstart.artifacts.cubin import registers
 from headstart.artifacts.entry import Entry
 from headstart.describe import recipe_entries
 from headstart.describe.recipe import Describe, Recipe, RecipeJob
-from headstart.errors import DamagedError, StoreUnavailable
+from headstart.errors import DamagedError, ServiceError, StoreUnavailable
 from headstart.model.request import CompileRequest
 from headstart.service.lookup import Lookup
 
@@ -93,11 +93,11 @@ class Recipes:
         """Keep a recipe, or what rescaling adds. A store that cannot be written costs others the describing."""
         if isinstance(content, Recipe):
             self._remember(key, content, preferences)
-        toolchain = self._toolchain(asked, described, preferences)
-        parts = recipe_entries.pack(key, described.name, _encoder.encode(content), toolchain)
         try:
+            toolchain = self._toolchain(asked, described, preferences)
+            parts = recipe_entries.pack(key, described.name, _encoder.encode(content), toolchain)
             self._lookup.store(preferences).publish(key, parts)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, ServiceError) as error:
             _log.debug("a recipe is not kept: %s", error)
 
     def put_into_triton_cache(

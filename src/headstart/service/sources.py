@@ -98,7 +98,6 @@ class Sources:
         self._tickets = count(-1, -1)
         self._sources: dict[tuple[int, int], _Source] = {}  # by client and its ticket
         self._compiles: dict[int, tuple[_Compiles, int]] = {}  # by ticket: which of them
-        self._located: set[int] = set()  # clients that know that something of theirs is queued
 
     def expect(self, session: Session, asked: wire.SubmitSource) -> None:
         """A client asks; `submit` follows unless it leaves first."""
@@ -115,7 +114,7 @@ class Sources:
         source.kind = kind
         try:
             source.described = _describe.decode(asked.question)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             self._fail(source, wire.Failure("service", f"the client talks another language: {error}"))
             return
         if not asked.torch:
@@ -139,7 +138,6 @@ class Sources:
 
     def client_left(self, client: int) -> None:
         """Nobody is there to be told."""
-        self._located.discard(client)
         for known in [each for each in self._sources.values() if each.session.number == client]:
             self._forget(known)
 
@@ -201,9 +199,9 @@ class Sources:
             self._sessions.tell(client, wire.SourceCompiled(ticket, source.key, _encoder.encode(recipe)))
             self._forget(source)
             return
-        if client not in self._located or not self._describers.is_awake(source.kind):
-            self._located.add(client)
-            self._sessions.tell(client, wire.SourceLocated(ticket, True))
+        # Of each: while it waits for its compiles the describer may go, and then nobody could tell it from one that has
+        # none.
+        self._sessions.tell(client, wire.SourceLocated(ticket, True))
         self._compile(source, recipe.jobs, lambda outcomes: self._all_compiled(source, outcomes))
 
     # Compiles
@@ -328,8 +326,8 @@ class Sources:
         def guarded() -> Made | wire.Failure:
             try:
                 return work()
-            except (HeadstartError, NotPlainDataError, OSError) as error:
-                return wire.Failure("service", str(error))
+            except (HeadstartError, NotPlainDataError, OSError, TypeError, ValueError, RecursionError) as error:
+                return wire.Failure("service", str(error))  # also what a crafted recipe says of a job
 
         def go_on(made: Made | wire.Failure) -> None:
             if isinstance(made, wire.Failure):
@@ -360,7 +358,7 @@ def _understood(said: bytes | wire.Failure) -> Described | AddedJobs | wire.Fail
         return said
     try:
         answer = _answer.decode(said)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         return wire.Failure("service", f"the describer talks another language: {error}")
     return wire.Failure("service", answer.why) if isinstance(answer, Undescribed) else answer
 

@@ -122,7 +122,7 @@ class Adapter:
         self._sources: dict[Any, Source] = {}
         self._jobs = Jobs(self.compiler, self.counts, self.patience_left, self.heard)
         self.compile_job, self.expect_job = self._jobs.compile, self._jobs.expect
-        self.made, self.queued = self._jobs.made, self._jobs.queued
+        self.made, self.queued, self.find_job = self._jobs.made, self._jobs.queued, self._jobs.find
         self._loaded_here: set[str] = set()  # stems of sources that were imported before the describer was there
         self._left_alone: set[str] = set()  # stems of sources that this process compiles itself
         self._started_early = False  # workers and describer, before anything was kicked off
@@ -192,7 +192,7 @@ class Adapter:
         """The source's way begins, unless it has."""
         variables = _environment()  # now, in the program's thread: it may be another one in a moment
         text = as_loaded(name, text)
-        key = (name, text, *map(repr, (environment, config, variables, settings)))
+        key = (name, text, compat.caches_disabled(), *map(repr, (environment, config, variables, settings)))
         with self._lock:
             source = self._sources.get(key)
             if source is not None:

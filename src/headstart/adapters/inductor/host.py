@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from headstart.adapters.inductor.describing import Describing
-from headstart.adapters.inductor.jobs import Expected
+from headstart.adapters.inductor.jobs import Expected, StartedJob
 from headstart.adapters.inductor.layout import Made
 from headstart.adapters.inductor.recipes import Recipes
 from headstart.client.future import LambdaFuture
@@ -55,6 +55,8 @@ class Host(Protocol):
         use_store: bool,
         want: Callable[[], None],
     ) -> Expected | None: ...
+
+    def find_job(self, key: str, variables: dict[str, str]) -> StartedJob | None: ...
 
     def made(self, job: RecipeJob, variables: dict[str, str]) -> Made | None: ...
 

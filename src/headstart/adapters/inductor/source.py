@@ -73,7 +73,7 @@ class Source:
         self.name = name
         self.stem = ""
         self.variables = variables
-        self.use_store = True
+        self.use_store = not compat.caches_disabled()  # in the program's thread, whose configuration it is
         self.described: Describe
         self.done: concurrent.futures.Future[str | None] = concurrent.futures.Future()
         self._text = text
@@ -142,7 +142,6 @@ class Source:
         """Not in the program's thread: it takes longer than a kick-off may."""
         if self.stem:
             return
-        self.use_store = not compat.caches_disabled()
         stem = facts.code_key(self._text)
         shared, self._device = devices.split(self._text)
         self._shared_stem = stem if shared is self._text else facts.code_key(shared)
@@ -217,7 +216,11 @@ class Source:
         recipe = _recipe_decoder.decode(message.recipe)
         if message.key:
             self.adapter.recipes.note(message.key, self.name, message.recipe)
+        if not message.has_more:
+            self._give_up_added()  # an answer before, of a service that has died, said that there are some
         if not message.jobs and recipe.jobs:
+            if self.done.done():
+                return
             if not self.adapter.soon(self.guarded(self._begin_locally), recipe):
                 self.settle("this process can start no thread; is there a limit on its processes?")
             return
@@ -229,6 +232,8 @@ class Source:
             expected = self._expect(job)
             if expected is not None:
                 expected.settle(outcome)
+                if isinstance(outcome.answer, wire.Result) and not outcome.answer.in_triton_cache:
+                    self._write_early(job)
             if isinstance(outcome.answer, wire.Failed) and not outcome.answer.failure.is_refused_by_assembler:
                 error = error or self._error(job, outcome.answer.failure)
         if message.added:
@@ -237,6 +242,13 @@ class Source:
             self.settle(str(error))
         else:
             self.settle(error)
+
+    def _write_early(self, job: RecipeJob) -> None:
+        """Nobody could put a kernel into Triton's cache, where a process that benchmarks looks, and not here."""
+        started = self.adapter.find_job(job.key, self.variables)
+        if started is not None and started.future is not None and compat.benchmarks_elsewhere():
+            future, root = started.future, self.root()
+            self.adapter.soon(lambda: self.adapter.materialize(job, future.result(), root))
 
     def _take_added(self, message: wire.SourceCompiled) -> None:
         if message.added_key:
@@ -250,16 +262,24 @@ class Source:
 
     def added(self, message: wire.AddedCompiled) -> None:
         """See `SourceTaker`."""
-        for key, outcome in zip(self._added_keys, message.jobs, strict=True):
-            expected = self._added.pop(key, None)
-            if expected is not None:
-                expected.settle(outcome)
+        try:
+            for key, outcome in zip(self._added_keys, message.jobs, strict=True):
+                expected = self._added.pop(key, None)
+                if expected is not None:
+                    expected.settle(outcome)
+        except Exception:  # noqa: BLE001 - others are waiting for what this thread hears
+            _log.exception("headstart's torch.compile adapter failed at %s; this is a bug", self.name)
+        self._give_up_added()
+
+    def _give_up_added(self, error: HeadstartError | None = None) -> None:
+        """Nobody will say any more what became of what rescaling was to add: who waits compiles it in this process."""
+        while self._added:
+            _, expected = self._added.popitem()
+            expected.fail(error or ServiceError("the service says no more of what rescaling adds"))
 
     def failed(self, error: HeadstartError) -> None:
         """See `SourceTaker`."""
-        while self._added:
-            _, expected = self._added.popitem()
-            expected.fail(error)
+        self._give_up_added(error)
         self.settle(error if isinstance(error, CompileError) else str(error))
 
     def _error(self, job: RecipeJob, failure: wire.Failure) -> HeadstartError:

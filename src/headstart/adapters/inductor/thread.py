@@ -23,10 +23,13 @@ class AdapterThread:
         self._idle: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     def soon(self, step: Callable[..., None], *arguments: object) -> bool:
         """Run `step` in the thread. False: there can be none, and it will not be run."""
         with self._lock:
+            if self._closed:
+                return False
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="headstart-inductor", daemon=True)
                 try:
@@ -47,8 +50,10 @@ class AdapterThread:
 
     def close(self) -> None:
         """Wait for what is still to be done."""
-        self._queue.put(None)
-        thread = self._thread
+        with self._lock:
+            self._closed, thread = True, self._thread
+            if thread is not None:
+                self._queue.put(None)
         if thread is not None:
             thread.join(_END_TIMEOUT)
 
