@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from conftest import PATIENCE, client_environment
+from conftest import PATIENCE, client_environment, wait_until
 from headstart import wire
 from headstart.artifacts.entry import Entry
 from headstart.model import keys
@@ -132,7 +132,8 @@ def test_what_a_compile_prints_is_its_own_and_its_folder_is_emptied(worker: Work
     assert last_words(str(worker.folder)) == printed.strip()
     quiet = worker.does(pointwise())
     assert quiet.log.stdout + quiet.log.stderr == ""
-    assert {path.name for path in worker.folder.iterdir()} <= {"stage", "stdout", "stderr"}
+    # Once it has answered: nobody waits for it.
+    wait_until(lambda: {path.name for path in worker.folder.iterdir()} <= {"stage", "stdout", "stderr"})
     assert last_stage(str(worker.folder)) == "cubin"
     assert last_words(str(worker.folder)) == ""
 
