@@ -15,7 +15,7 @@ import importlib.machinery
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,21 @@ class Proxy:
 
     def __dir__(self) -> list[str]:
         return dir(self._module)
+
+
+def first_missing(required: Mapping[str, Sequence[str]]) -> str | None:
+    """The first of some names, dotted and by module, that this torch does not have. Imports the modules."""
+    for module, names in required.items():
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            return f"{module} ({error})"
+        for name in names:
+            try:
+                functools.reduce(getattr, name.split("."), found)
+            except AttributeError:
+                return f"{module}.{name}"
+    return None
 
 
 def inductor_config() -> Any:

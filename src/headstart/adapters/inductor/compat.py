@@ -32,6 +32,7 @@ from headstart.describe.facts import (
     HEURISTICS,
     Proxy,
     Torch,
+    first_missing,
     heuristics,
     inductor_config,
     path_of_stem,
@@ -66,17 +67,7 @@ _REQUIRED = {
 
 def missing() -> str | None:
     """The first thing of torch that the adapter relies on and does not find."""
-    for module, names in _REQUIRED.items():
-        try:
-            found = importlib.import_module(module)
-        except ImportError as error:
-            return f"{module} ({error})"
-        for name in names:
-            try:
-                functools.reduce(getattr, name.split("."), found)
-            except AttributeError:
-                return f"{module}.{name}"
-    return None
+    return first_missing(_REQUIRED)
 
 
 # What a function that `functools.lru_cache` made offers besides.

@@ -9,14 +9,13 @@ program what it saves itself. Read for torch 2.11 to 2.14, run with `facts.KNOWN
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import os
 import sys
 import time
 from typing import Any, NamedTuple
 
-from headstart.describe.facts import inductor_config, runtime_utils
+from headstart.describe.facts import first_missing, inductor_config, runtime_utils
 
 CACHE = "torch.compiler._cache"
 DYNAMO = "torch._dynamo"  # once it is imported, profiles can be put where its first trace looks for them
@@ -63,17 +62,7 @@ class Artifact(NamedTuple):
 
 def missing() -> str | None:
     """The first thing that is relied on and not there, once Inductor is imported."""
-    for module, names in _REQUIRED.items():
-        try:
-            found = importlib.import_module(module)
-        except ImportError as error:
-            return f"{module} ({error})"
-        for name in names:
-            try:
-                functools.reduce(getattr, name.split("."), found)
-            except AttributeError:
-                return f"{module}.{name}"
-    return None
+    return first_missing(_REQUIRED)
 
 
 def looked_up() -> LookUps:
