@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from headstart.artifacts import manifest as manifest_module
 from headstart.artifacts.bundle import Bundle
 from headstart.artifacts.comparing import compare
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import MAGIC, Manifest, is_manifest, merge
 from headstart.artifacts.retargeting import retarget
 from headstart.artifacts.specialization import Origin, Specialization, Tuning
@@ -37,6 +38,21 @@ def request(name: str = "k", source: str = "source", **changes: Any) -> CompileR
 def specialization(made: CompileRequest | None = None, **fields: Any) -> Specialization:
     made = made or request()
     return Specialization(request=made, digest=made.digest(), **{"last_seen": DAY, **fields})
+
+
+def generated(key: str = "a" * 64, **fields: Any) -> GeneratedSource:
+    said: dict[str, Any] = {
+        "name": "triton_poi_fused_add_0",
+        "target": "cuda:90",
+        "configurations": 2,
+        "question": b"question",
+        "recipe": b"recipe",
+        "stem": "cabc",
+        "torch": "torch",
+        "stamp": "stamp",
+        "last_seen": DAY,
+    }
+    return GeneratedSource(key=key, **{**said, **fields})
 
 
 def full() -> Manifest:
@@ -66,6 +82,7 @@ def full() -> Manifest:
             )
         ],
         [Origin(program="/app/train.py", headstart_version="0.1.0", triton_version="3.9.0", recorded_at=1.0)],
+        [generated(added_key="b" * 64, added=b"added", duration_s=0.5)],
     )
 
 
@@ -104,7 +121,8 @@ def test_a_source_is_kept_once() -> None:
 def test_equal_manifests_are_equal_bytes() -> None:
     parts = list(full().specializations.values())
     tunings = list(full().tunings.values())
-    assert Manifest.of(reversed(parts), tunings, full().origins).encode() == full().encode()
+    generated = list(full().generated.values())
+    assert Manifest.of(reversed(parts), tunings, full().origins, generated).encode() == full().encode()
 
 
 def test_the_layout_is_the_documented_one() -> None:
@@ -112,7 +130,15 @@ def test_the_layout_is_the_documented_one() -> None:
     magic, version, length, digest = PREFIX.unpack_from(data)
     body = data[PREFIX.size :]
     assert (magic, version, length, digest) == (MAGIC, 2, len(body), sha256(body).digest())
-    assert set(msgspec.msgpack.decode(body)) == {"origins", "specializations", "tunings", "sources"}
+    assert set(msgspec.msgpack.decode(body)) == {"origins", "specializations", "tunings", "sources", "generated"}
+
+
+def test_a_manifest_of_before_there_were_generated_sources_is_read() -> None:
+    body = msgspec.msgpack.decode(full().encode()[PREFIX.size :])
+    del body["generated"]
+    data = msgspec.msgpack.encode(body)
+    before = PREFIX.pack(MAGIC, 2, len(data), sha256(data).digest()) + data
+    assert manifest_module._parse(Path("any"), before) == msgspec.structs.replace(full(), generated={})
 
 
 def test_a_manifest_that_cannot_be_written_leaves_nothing_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +305,17 @@ manifests = st.builds(
     st.lists(specializations, max_size=4),
     st.lists(tunings, max_size=3),
     st.lists(origins, max_size=2),
+    st.lists(
+        st.builds(
+            generated,
+            st.sampled_from(["a" * 64, "b" * 64]),
+            recipe=st.sampled_from([b"one", b"another"]),
+            added_key=st.sampled_from(["", "c" * 64]),
+            duration_s=st.sampled_from([0.0, 1.0, 2.0]),
+            last_seen=st.sampled_from([DAY, DAY - dt.timedelta(1)]),
+        ),
+        max_size=3,
+    ),
 )
 
 
@@ -307,6 +344,19 @@ def test_each_field_has_its_rule() -> None:
     second = specialization(duration_s=1.0, asked_by="a.py:1", last_seen=late, winner=True)
     (merged,) = Manifest.of([first, second]).specializations.values()
     assert merged == specialization(duration_s=3.0, asked_by="a.py:1", last_seen=late, winner=True)
+
+
+def test_of_a_generated_source_what_the_last_run_saw_stands_and_what_either_knows_is_kept() -> None:
+    early = generated(recipe=b"z", duration_s=2.0, last_seen=DAY - dt.timedelta(1), added_key="c" * 64, added=b"added")
+    late = generated(recipe=b"a", duration_s=1.0)
+    (merged,) = Manifest.of([], generated=[early, late]).generated.values()
+    assert merged == generated(recipe=b"a", duration_s=2.0, added_key="c" * 64, added=b"added")
+
+
+def test_what_no_run_has_asked_for_is_forgotten() -> None:
+    old = generated("b" * 64, last_seen=DAY - dt.timedelta(9))
+    kept = Manifest.of([specialization()], generated=[old, generated()]).seen_since(DAY - dt.timedelta(3))
+    assert (list(kept.generated), len(kept.specializations)) == (["a" * 64], 1)
 
 
 def test_the_later_choice_of_an_autotuner_stands() -> None:

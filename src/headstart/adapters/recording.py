@@ -34,6 +34,7 @@ from typing import Any
 import msgspec
 
 from headstart.adapters.journal import Journal, exists_for, left_behind
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import Manifest, merge
 from headstart.artifacts.specialization import Origin, Specialization, Tuning
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError, UsageError
@@ -166,6 +167,7 @@ class Recorder:
         self._saving = threading.Lock()
         self._specializations: dict[str, Specialization] = {}  # unsaved
         self._tunings: dict[str, Tuning] = {}  # unsaved
+        self._generated: dict[str, GeneratedSource] = {}  # unsaved
         self._origin_unsaved = False  # alone worth writing
         self._wakeup = threading.Event()
         self._thread: threading.Thread | None = None
@@ -181,12 +183,13 @@ class Recorder:
         asked_by: str = "",
         winner: bool = False,
         failed: str = "",
+        torch: str = "",
     ) -> None:
         """The program asked for a kernel. It may be noted again, when its duration or an autotuner's choice is known.
 
         Args:
             digest: of the request; the adapter that asks for a compile has it already.
-            failed: see `Specialization`.
+            failed, torch: see `Specialization`.
         """
         self._keep(
             Specialization(
@@ -197,12 +200,17 @@ class Recorder:
                 asked_by=asked_by,
                 last_seen=self._today,
                 failed=failed,
+                torch=torch,
             )
         )
 
     def note_tuning(self, tuning: Tuning) -> None:
         """A sweep ended."""
         self._keep(tuning)
+
+    def note_generated(self, source: GeneratedSource) -> None:
+        """torch.compile generated a source, and it was compiled; its `last_seen` is today."""
+        self._keep(msgspec.structs.replace(source, last_seen=self._today))
 
     def note_torch(self, version: str) -> None:
         """The program uses torch.compile. Written with the next notes, or by `close`.
@@ -222,24 +230,24 @@ class Recorder:
         """
         with self._saving:
             with self._lock:
-                specializations, tunings = self._specializations, self._tunings
-                self._specializations, self._tunings = {}, {}
+                unsaved = self._unsaved()
+                self._specializations, self._tunings, self._generated = {}, {}, {}
                 self._wakeup.clear()
                 origin_unsaved, self._origin_unsaved = self._origin_unsaved, False
                 noted = 0 if self._journal is None else self._journal.size
-            if not specializations and not tunings and not origin_unsaved:
+            if unsaved == Manifest() and not origin_unsaved:
                 return not self._closed or gather(self.path, kept_days=self._kept_days)
             origin = msgspec.structs.replace(self._origin, recorded_at=time.time())
-            unsaved = Manifest(origins=(origin,), specializations=specializations, tunings=tunings)
+            unsaved = msgspec.structs.replace(unsaved, origins=(origin,))
             if update(self.path, unsaved, kept_days=self._kept_days):
                 self._forget_journal(noted)
                 return True
             with self._lock:
                 self._failed = True
                 self._origin_unsaved = origin_unsaved or self._origin_unsaved
-                since = Manifest(specializations=self._specializations, tunings=self._tunings)
-                both = merge(unsaved, since)
+                both = merge(unsaved, self._unsaved())
                 self._specializations, self._tunings = both.specializations, both.tunings
+                self._generated = both.generated
             return False
 
     def close(self) -> bool:
@@ -249,17 +257,19 @@ class Recorder:
         self._wakeup.set()
         return self.save()
 
-    def _keep(self, noted: Specialization | Tuning) -> None:
+    def _unsaved(self) -> Manifest:
+        return Manifest(specializations=self._specializations, tunings=self._tunings, generated=self._generated)
+
+    def _keep(self, noted: Specialization | Tuning | GeneratedSource) -> None:
         with self._lock:
             if self._closed:
                 return
             if isinstance(noted, Specialization):
-                known = self._specializations.get(noted.digest)
-                self._specializations[noted.digest] = noted if known is None else known.merged(noted)
+                _merge_into(self._specializations, noted.digest, noted)
+            elif isinstance(noted, Tuning):
+                _merge_into(self._tunings, noted.digest(), noted)
             else:
-                digest = noted.digest()
-                chosen = self._tunings.get(digest)
-                self._tunings[digest] = noted if chosen is None else chosen.merged(noted)
+                _merge_into(self._generated, noted.key, noted)
             if self._may_be_killed():
                 self._write_at_once(noted)
             if self._thread is None and not self._failed:
@@ -268,7 +278,7 @@ class Recorder:
                     self._thread.start()
                 except RuntimeError:  # no more threads: `close` saves, or a later note finds that there is one again
                     self._thread = None
-            if len(self._specializations) >= SAVE_COUNT:
+            if len(self._specializations) + len(self._generated) >= SAVE_COUNT:
                 self._wakeup.set()
 
     def _may_be_killed(self) -> bool:
@@ -276,16 +286,19 @@ class Recorder:
         process = sys.modules.get("multiprocessing.process")
         return self._forked or (process is not None and process.parent_process() is not None)
 
-    def _write_at_once(self, noted: Specialization | Tuning) -> None:
+    def _write_at_once(self, noted: Specialization | Tuning | GeneratedSource) -> None:
         try:
             if self._journal is None:
                 place = Path(os.path.realpath(self.path))
                 _make_folder_of(place)
                 self._journal = Journal(place)
             if isinstance(noted, Specialization):
-                self._journal.append(Manifest.of([noted], [], [self._origin]))
+                said = Manifest.of([noted])
+            elif isinstance(noted, Tuning):
+                said = Manifest.of([], [noted])
             else:
-                self._journal.append(Manifest.of([], [noted], [self._origin]))
+                said = Manifest.of([], generated=[noted])
+            self._journal.append(msgspec.structs.replace(said, origins=(self._origin,)))
         except OSError as error:
             _log.debug("what is noted is written later: %s", error)
 
@@ -326,6 +339,11 @@ class DryRecorder(Recorder):
         super().note(*arguments, **keywords)
 
 
+def _merge_into(known: dict[str, Any], digest: str, noted: Any) -> None:
+    before = known.get(digest)
+    known[digest] = noted if before is None else before.merged(noted)
+
+
 def _existing(path: Path) -> Manifest:
     """What is there already."""
     try:
@@ -350,9 +368,8 @@ def _last_run_before(new: Manifest, existing: Manifest) -> dt.date:
     The clock of one run may be wrong by years. Were ages counted from its own day, it would have all others forgotten;
     and a day that is still to come is one of such a run.
     """
-    today = max((each.last_seen for each in new.specializations.values()), default=_today())
-    days = (each.last_seen for each in existing.specializations.values())
-    return max((day for day in days if day < today), default=dt.date.min)
+    today = max(new.last_seen(), default=_today())
+    return max((day for day in existing.last_seen() if day < today), default=dt.date.min)
 
 
 def _without_choices_to_come(existing: Manifest, new: Manifest) -> Manifest:
@@ -375,5 +392,6 @@ def _same(before: Manifest, after: Manifest) -> bool:
     return (
         before.specializations == after.specializations
         and before.tunings == after.tunings
+        and before.generated == after.generated
         and [origin.undated() for origin in before.origins] == [origin.undated() for origin in after.origins]
     )

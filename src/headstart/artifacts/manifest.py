@@ -1,5 +1,8 @@
 """What a run compiled: sources, what they were specialized for, how long each took. One file.
 
+Beside kernels it holds the sources that torch.compile generated, each with the recipe that was made of it
+(`generated.py`).
+
 Layout; numbers are little-endian:
 
     offset  bytes  what
@@ -23,6 +26,7 @@ and twice. So nothing is counted, and every field of one kernel has a rule by wh
     failed               any: it is the failure that a build takes for granted, and a success never hides
     last_seen            the later
     asked_by, request    of the one seen last, then the greater: of requests with one digest only file names differ
+    generated sources    by the same rules; of what rescaling added, the greater
     origins              all; of the same program and versions the last recording
     tunings              the one recorded later, then the greater
 
@@ -50,6 +54,7 @@ import msgspec
 
 from headstart.artifacts.container import check_version, decode, snapshot_of
 from headstart.artifacts.entry import Key, Size
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.specialization import Origin, Specialization, Tuning
 from headstart.errors import DamagedError
 from headstart.model.request import CompileRequest, Source
@@ -70,11 +75,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         origins: programs and versions that it was recorded with, in order.
         specializations: by digest of the request.
         tunings: by `Tuning.digest()`.
+        generated: by the keys of their recipes.
     """
 
     origins: tuple[Origin, ...] = ()
     specializations: dict[str, Specialization] = {}
     tunings: dict[str, Tuning] = {}
+    generated: dict[str, GeneratedSource] = {}
 
     @classmethod
     def of(
@@ -82,12 +89,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         specializations: Iterable[Specialization],
         tunings: Iterable[Tuning] = (),
         origins: Iterable[Origin] = (),
+        generated: Iterable[GeneratedSource] = (),
     ) -> Manifest:
         """Put a manifest together; what is given twice is merged."""
         return cls(
             origins=_merged_origins(origins),
             specializations=_merged((each.digest, each) for each in specializations),
             tunings=_merged((each.digest(), each) for each in tunings),
+            generated=_merged((each.key, each) for each in generated),
         )
 
     @classmethod
@@ -111,6 +120,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 specializations=[_Record.of(self.specializations[key], shared) for key in sorted(self.specializations)],
                 tunings=[self.tunings[key] for key in sorted(self.tunings)],
                 sources=shared.table,
+                generated=[self.generated[key] for key in sorted(self.generated)],
             )
         )
         return _PREFIX.pack(MAGIC, VERSION, len(body), sha256(body).digest()) + body
@@ -127,12 +137,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def targets(self) -> list[str]:
         """What its kernels were compiled for, in order."""
-        return sorted({each.request.target for each in self.specializations.values()})
+        generated = {each.target for each in self.generated.values()}
+        return sorted({each.request.target for each in self.specializations.values()} | generated - {""})
 
     @property
     def uses_torch_compile(self) -> bool:
         """Whether a program that it was recorded with used torch.compile."""
         return any(origin.torch_version for origin in self.origins)
+
+    @property
+    def torch_compiles(self) -> int:
+        """How many sources and kernels in it are torch.compile's."""
+        return len(self.generated) + sum(bool(each.torch) for each in self.specializations.values())
 
     @property
     def triton_versions(self) -> list[str]:
@@ -144,10 +160,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         found = [each for digest, each in self.specializations.items() if digest not in known]
         return sorted(found, key=lambda each: (not each.winner, -each.duration_s))
 
+    def generated_in_order(self) -> list[GeneratedSource]:
+        """torch.compile's sources in the order in which to compile them: longest first."""
+        return sorted(self.generated.values(), key=lambda each: -each.duration_s)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it to compile."""
+        return not (self.specializations or self.generated)
+
+    def last_seen(self) -> Iterator[dt.date]:
+        """The days on which what is in it was last asked for."""
+        yield from (each.last_seen for each in self.specializations.values())
+        yield from (each.last_seen for each in self.generated.values())
+
     def seen_since(self, day: dt.date) -> Manifest:
-        """Without the kernels that nobody has asked for since `day`."""
+        """Without what nobody has asked for since `day`."""
         kept = {digest: each for digest, each in self.specializations.items() if each.last_seen >= day}
-        return msgspec.structs.replace(self, specializations=kept)
+        generated = {key: each for key, each in self.generated.items() if each.last_seen >= day}
+        return msgspec.structs.replace(self, specializations=kept, generated=generated)
 
 
 def merge(*manifests: Manifest) -> Manifest:
@@ -156,6 +187,7 @@ def merge(*manifests: Manifest) -> Manifest:
         origins=_merged_origins(origin for each in manifests for origin in each.origins),
         specializations=_merged(item for each in manifests for item in each.specializations.items()),
         tunings=_merged(item for each in manifests for item in each.tunings.items()),
+        generated=_merged(item for each in manifests for item in each.generated.items()),
     )
 
 
@@ -182,6 +214,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     asked_by: str
     last_seen: dt.date
     failed: str = ""
+    torch: str = ""
 
     @classmethod
     def of(cls, each: Specialization, sources: _Sources) -> _Record:
@@ -194,6 +227,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
             each.asked_by,
             each.last_seen,
             each.failed,
+            each.torch,
         )
 
     def specialization(self, sources: Sequence[Source]) -> Specialization:
@@ -205,6 +239,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
             asked_by=self.asked_by,
             last_seen=self.last_seen,
             failed=self.failed,
+            torch=self.torch,
         )
 
 
@@ -213,6 +248,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     specializations: list[_Record]
     tunings: list[Tuning]
     sources: list[Source]
+    generated: list[GeneratedSource] = []
 
 
 class _Sources:
@@ -252,7 +288,7 @@ def _parse(path: Path, data: bytes) -> Manifest:
         found = [record.specialization(decoded.sources) for record in decoded.specializations]
     except (IndexError, ValueError) as error:
         raise DamagedError(path, f"cannot be decoded: {error}") from error
-    return Manifest.of(found, decoded.tunings, decoded.origins)
+    return Manifest.of(found, decoded.tunings, decoded.origins, decoded.generated)
 
 
 def decode_each(path: Path, data: bytes) -> Iterator[Manifest]:

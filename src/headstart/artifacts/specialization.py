@@ -64,6 +64,8 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             nobody knows.
         asked_by: where the program asked for it, `"file:line"`; empty if unknown.
         last_seen: the day (UTC) on which a program last asked for it.
+        torch: of a kernel that torch.compile asked for by itself, and not as part of a generated source
+            (`headstart.artifacts.generated`): which torch, as `headstart.describe.facts.stamp` says it; else empty.
     """
 
     request: CompileRequest
@@ -73,6 +75,7 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     asked_by: str = ""
     last_seen: dt.date = dt.date.min
     failed: str = ""
+    torch: str = ""
 
     def __post_init__(self) -> None:
         if len(self.failed) > _MAX_CLASS_NAME:
