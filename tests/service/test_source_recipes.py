@@ -74,6 +74,36 @@ def test_what_is_known_is_known_for_one_cache_folder(preferences: wire.Preferenc
     assert service.find(asked(), DESCRIBED, elsewhere).recipe is None
 
 
+def recorded(key: str, recipe: Recipe = RECIPE, *, added_key: str = "", added: bytes = b"") -> wire.SubmitSource:
+    said = wire.RecordedRecipe(key, msgspec.msgpack.encode(recipe), added_key, added)
+    return msgspec.structs.replace(asked(), recorded=said)
+
+
+def test_what_an_earlier_run_has_recorded_is_believed_and_kept_if_it_is_of_the_same_key(
+    preferences: wire.Preferences,
+) -> None:
+    key = recipes().find(asked(), DESCRIBED, preferences).key
+    added_key, _ = recipes().added(asked(), DESCRIBED, RECIPE, [64], preferences)
+    service = recipes()
+    said = recorded(key, added_key=added_key, added=msgspec.msgpack.encode([JOB]))
+    assert service.find(said, DESCRIBED, preferences).recipe == RECIPE
+    assert recipes().find(asked(), DESCRIBED, preferences).recipe == RECIPE
+    assert recipes().added(asked(), DESCRIBED, RECIPE, [64], preferences) == (added_key, [JOB])
+
+
+def test_what_was_recorded_with_another_torch_or_triton_is_described_again(preferences: wire.Preferences) -> None:
+    assert recipes().find(recorded("0" * 64), DESCRIBED, preferences).recipe is None
+    assert recipes().find(asked(), DESCRIBED, preferences).recipe is None
+
+
+def test_what_was_recorded_and_says_more_than_its_source_is_described_again(preferences: wire.Preferences) -> None:
+    key = recipes().find(asked(), DESCRIBED, preferences).key
+    lie = msgspec.structs.replace(RECIPE, text=f"import os\n{TEXT}")
+    assert recipes().find(recorded(key, lie), DESCRIBED, preferences).recipe is None
+    no_jobs = recorded(key, added_key="d" * 64, added=b"\xc1")
+    assert recipes().find(no_jobs, DESCRIBED, preferences).recipe == RECIPE
+
+
 @pytest.mark.parametrize(
     "changes",
     [

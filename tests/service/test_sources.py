@@ -107,7 +107,7 @@ class Service:
     def put_into_triton_cache(
         self, result: wire.Result, request: CompileRequest, place: wire.TritonCache, preferences: Any
     ) -> wire.Result:
-        return msgspec.structs.replace(result, in_triton_cache=True, registers=99)
+        return msgspec.structs.replace(result, in_triton_cache=place is not None, registers=99)
 
     # Requests
     def submit_one(self, session: Any, submit: wire.Submit) -> None:
@@ -127,11 +127,15 @@ class Service:
         torch: str = "torch",
         fan_out: bool = True,
         device: int | None = None,
+        background: bool = False,
     ) -> Any:
         session: Any = SimpleNamespace(number=client, preferences=None)
         described = Describe("triton_kernel", TEXT, {}, None, {"TRITON_DEBUG": "1"}, {})
-        where = wire.FanOut(str(self.folder / "ab" / "stem.py"), device, str(self.folder / "triton"), True)
-        asked = wire.SubmitSource(ticket, SPEC, encode(described), "stem", torch, use_store, where if fan_out else None)
+        cache = "" if background else str(self.folder / "triton")
+        where = wire.FanOut(str(self.folder / "ab" / "stem.py"), device, cache, True) if fan_out else None
+        asked = wire.SubmitSource(
+            ticket, SPEC, encode(described), "stem", torch, use_store, where, background=background
+        )
         self.sources.expect(session, asked)
         self.sources.submit(session, asked, DescriberKind(SPEC, 0))
         self.settle()
@@ -304,6 +308,26 @@ def test_what_rescaling_adds_is_kicked_off_and_answered_later(service: Service) 
     service.finish(2)
     assert [message.jobs[0].answer.key for message in service.answers(wire.AddedCompiled)] == ["entry 2"]
     assert service.sources._sources == service.sources._compiles == {}
+
+
+def test_a_source_of_an_earlier_run_is_compiled_in_the_background_into_the_store_alone(service: Service) -> None:
+    service.known = Found("key", recipe(job(1)))
+    service.begin(background=True)
+    ((_, submit),) = service.submits
+    assert (submit.background, submit.triton_cache) == (True, None)
+    service.finish(0, in_triton_cache=False, registers=None)
+    (answer,) = service.answers(wire.SourceCompiled)
+    assert not answer.jobs[0].answer.in_triton_cache
+
+
+def test_what_rescaling_adds_to_a_source_of_an_earlier_run_follows_from_its_registers_too(service: Service) -> None:
+    service.known = Found("key", recipe(job(1), may_scale=True))
+    service.known_added = [job(3)]
+    service.begin(background=True)
+    service.finish(0, in_triton_cache=False, registers=None)
+    (answer,) = service.answers(wire.SourceCompiled)
+    assert answer.added_key == "added for [99]", "as the program itself will ask for it"
+    assert service.submits[1][1].background
 
 
 def test_what_rescaling_adds_may_be_known(service: Service) -> None:

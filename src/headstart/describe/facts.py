@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import getpass
 import hashlib
 import importlib
 import importlib.abc
@@ -15,6 +16,7 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,16 @@ def module_of_stem(stem: str) -> str:
 def path_of_stem(stem: str, cache_dir: str | None = None) -> str:
     """Where PyCodeCache keeps the source with this key; `cache_dir` as in TORCHINDUCTOR_CACHE_DIR."""
     return os.path.join(cache_dir or runtime_utils().cache_dir(), stem[1:3], f"{stem}.py")
+
+
+def expected_cache_dir() -> str:
+    """Inductor's cache folder, if the program does not choose another; without torch."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        user = f"uid_{os.getuid()}"
+    folder = os.path.join(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))
+    return os.path.abspath(os.environ.get("TORCHINDUCTOR_CACHE_DIR", folder))
 
 
 def is_cached(text: str) -> bool:

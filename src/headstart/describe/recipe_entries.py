@@ -91,17 +91,31 @@ def recipe_of(entry: Entry, described: Describe, stem: str) -> Recipe:
     Raises:
         NotOwn: it is none of this source.
     """
-    with contextlib.suppress(msgspec.DecodeError, RecursionError, DamagedError, OSError):
-        recipe = _recipe_decoder.decode(entry.artifact(KIND))
-        if is_own(recipe, described, stem):
+    with contextlib.suppress(DamagedError, OSError):
+        recipe = decoded(entry.artifact(KIND), described, stem)
+        if recipe is not None:
             return recipe
     raise NotOwn(f"{described.name}: what a bundle or the store says is not what its source says; unused")
 
 
 def added_of(entry: Entry, described: Describe) -> list[RecipeJob] | None:
     """What rescaling adds, as an entry says; None: it says something else."""
-    with contextlib.suppress(msgspec.DecodeError, RecursionError, DamagedError, OSError):
-        jobs = _jobs_decoder.decode(entry.artifact(KIND))
-        if are_own(jobs, described):
-            return jobs
+    with contextlib.suppress(DamagedError, OSError):
+        return decoded_jobs(entry.artifact(KIND), described)
+    return None
+
+
+def decoded(content: bytes, described: Describe, stem: str) -> Recipe | None:
+    """A recipe as it was written down; None: it is none, or none of this source. Arguments as for `is_own`."""
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        recipe = _recipe_decoder.decode(content)
+        return recipe if is_own(recipe, described, stem) else None
+    return None
+
+
+def decoded_jobs(content: bytes, described: Describe) -> list[RecipeJob] | None:
+    """What rescaling adds, as it was written down; None: it is something else."""
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        jobs = _jobs_decoder.decode(content)
+        return jobs if are_own(jobs, described) else None
     return None

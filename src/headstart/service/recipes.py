@@ -56,13 +56,27 @@ class Recipes:
             return Found(key, known)
         entry = self._entry(key, preferences)
         if entry is None:
-            return Found(key)
+            return Found(key, self._recorded(asked, described, key, preferences))
         try:
             recipe = recipe_entries.recipe_of(entry, described, asked.stem)
         except recipe_entries.NotOwn as error:
             return Found(key, strange=str(error))
         self._remember(key, recipe, preferences)
         return Found(key, recipe)
+
+    def _recorded(
+        self, asked: wire.SubmitSource, described: Describe, key: str, preferences: wire.Preferences
+    ) -> Recipe | None:
+        """The recipe that an earlier run made of the source, if that was under the same key; it is kept."""
+        said = asked.recorded
+        if said is None or said.key != key:
+            return None
+        recipe = recipe_entries.decoded(said.recipe, described, asked.stem)
+        if recipe is not None:
+            self.keep(key, asked, described, recipe, preferences)
+            if said.added_key and (jobs := recipe_entries.decoded_jobs(said.added, described)) is not None:
+                self.keep(said.added_key, asked, described, jobs, preferences)
+        return recipe
 
     def added(
         self,
@@ -104,10 +118,14 @@ class Recipes:
         self,
         result: wire.Result,
         request: CompileRequest,
-        place: wire.TritonCache,
+        place: wire.TritonCache | None,
         preferences: wire.Preferences,
     ) -> wire.Result:
-        """Have a kernel where its client wants it, if it can be, though its worker has not put it there."""
+        """Have a kernel where its client wants it, if it can be, though its worker has not put it there.
+
+        Returns:
+            The result with what its client is told then; `place` None: only with the registers that it takes.
+        """
         try:
             entry = Entry.from_bytes(result.entry) if result.entry else None
             if entry is None:
@@ -118,6 +136,8 @@ class Recipes:
             artifacts = {name: entry.artifact(name) for name in entry.artifact_names}
             count = registers(artifacts["cubin"], entry.metadata["name"]) if "cubin" in artifacts else None
             result = msgspec.structs.replace(result, registers=count)
+            if place is None:
+                return result
             triton_cache.keep(place, artifacts, entry.metadata)
         except (DamagedError, OSError):
             return result  # the client sees to it, and finds out why

@@ -12,8 +12,6 @@ queued goes with it, as everything else of it does.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
@@ -21,8 +19,6 @@ from typing import TypeVar
 import msgspec
 
 from headstart import wire
-from headstart.artifacts import triton_cache
-from headstart.describe import devices
 from headstart.describe.ownership import is_of_source
 from headstart.describe.plain import NotPlainDataError
 from headstart.describe.recipe import (
@@ -34,15 +30,14 @@ from headstart.describe.recipe import (
     RecipeJob,
     Rescale,
     Undescribed,
-    request_of,
 )
 from headstart.errors import HeadstartError
 from headstart.service.describers import DescriberKind, Describers
 from headstart.service.errands import Errands
+from headstart.service.fan_out import submits
 from headstart.service.recipes import Found, Recipes
 from headstart.service.requests import Requests
 from headstart.service.sessions import Session, Sessions
-from headstart.system.files import replace
 
 Made = TypeVar("Made")
 Outcomes = list[wire.JobOutcome]
@@ -209,8 +204,8 @@ class Sources:
     def _compile(self, source: _Source, jobs: list[RecipeJob], then: Callable[[Outcomes], None]) -> None:
         self._do(
             source,
-            lambda: _submits(source.asked, source.described, source.recipe, jobs),
-            lambda submits: self._send(_Compiles(source, submits, then)),
+            lambda: submits(source.asked, source.described, source.recipe, jobs),
+            lambda made: self._send(_Compiles(source, made, then)),
         )
 
     def _send(self, compiles: _Compiles) -> None:
@@ -236,7 +231,7 @@ class Sources:
 
     def _compiled(self, compiles: _Compiles, index: int, result: wire.Result) -> None:
         place, request = compiles.submits[index].triton_cache, compiles.submits[index].request
-        if place is None or result.in_triton_cache:
+        if result.in_triton_cache or (place is None and not compiles.source.recipe.may_scale):
             self._over(compiles, index, result)
             return
         preferences = compiles.source.session.preferences
@@ -361,37 +356,3 @@ def _understood(said: bytes | wire.Failure) -> Described | AddedJobs | wire.Fail
     except (msgspec.DecodeError, RecursionError) as error:
         return wire.Failure("service", f"the describer talks another language: {error}")
     return wire.Failure("service", answer.why) if isinstance(answer, Undescribed) else answer
-
-
-def _submits(asked: wire.SubmitSource, described: Describe, recipe: Recipe, jobs: list[RecipeJob]) -> list[wire.Submit]:
-    """What a client would ask for, configuration by configuration. Writes the source where Inductor will look for it.
-
-    Raises:
-        HeadstartError, NotPlainDataError: a job cannot travel to a worker.
-    """
-    fan_out = asked.fan_out
-    assert fan_out is not None
-    # ptxas writes the file's time and size into debug lines: it is there before any worker gets that far.
-    # Where this process cannot write, workers see no file of the client's either, which then writes it for itself.
-    with contextlib.suppress(OSError):
-        if not os.path.exists(fan_out.path):
-            module = recipe.text if fan_out.device is None else devices.on(recipe.text, fan_out.device)
-            os.makedirs(os.path.dirname(fan_out.path), exist_ok=True)
-            replace(fan_out.path, module.encode())
-    device = recipe.device if fan_out.device is None else fan_out.device
-    root = os.path.join(fan_out.triton_cache, str(device)) if fan_out.per_device else fan_out.triton_cache
-    return [
-        wire.Submit(
-            0,
-            asked.spec.toolchain,
-            request_of(
-                job, text=recipe.text, path=fan_out.path, module=recipe.function.module, variables=described.variables
-            ),
-            asked.use_store,
-            vouched=True,
-            triton_cache=wire.TritonCache(
-                os.fsencode(os.path.join(root, triton_cache.folder_name(job.hash))), job.hash, job.name
-            ),
-        )
-        for job in jobs
-    ]

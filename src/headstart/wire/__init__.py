@@ -49,7 +49,15 @@ from headstart.wire.messages import (
 )
 from headstart.wire.outcomes import CompileLog, Failed, Failure, Result, Warned
 from headstart.wire.reports import ClientReport, Control, Events, Happened, Report, RunningReport, Supersede
-from headstart.wire.sources import AddedCompiled, FanOut, JobOutcome, SourceCompiled, SourceLocated, SubmitSource
+from headstart.wire.sources import (
+    AddedCompiled,
+    FanOut,
+    JobOutcome,
+    RecordedRecipe,
+    SourceCompiled,
+    SourceLocated,
+    SubmitSource,
+)
 
 __all__ = [
     "MAX_CONFINED_FRAME",
@@ -94,6 +102,7 @@ __all__ = [
     "Reached",
     "Ready",
     "Reaped",
+    "RecordedRecipe",
     "Report",
     "Result",
     "RunningReport",

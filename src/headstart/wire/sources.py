@@ -23,7 +23,7 @@ class FanOut(msgspec.Struct, frozen=True):
     Attributes:
         path: of the source's file.
         device: index of the device that this file is for; None: the recipe says it.
-        triton_cache: Triton's cache folder.
+        triton_cache: Triton's cache folder; empty: nobody knows it yet, and the store alone is to have the kernels.
         per_device: whether each device has a folder of its own in there, named by its index.
     """
 
@@ -31,6 +31,19 @@ class FanOut(msgspec.Struct, frozen=True):
     device: int | None
     triton_cache: str
     per_device: bool
+
+
+class RecordedRecipe(msgspec.Struct, frozen=True):
+    """What an earlier run had of a source: believed if it is of the key that this run would look for.
+
+    Attributes:
+        key, recipe, added_key, added: as in `SourceCompiled`.
+    """
+
+    key: str
+    recipe: bytes
+    added_key: str
+    added: bytes
 
 
 class SubmitSource(msgspec.Struct, tag=True):
@@ -43,6 +56,8 @@ class SubmitSource(msgspec.Struct, tag=True):
         torch: Inductor's digest of torch's files; empty: what comes of it is for no store and no bundle.
         use_store: whether recipes and kernels may come from the store, and be kept there.
         fan_out: None: the client wants the recipe alone, and asks for compiles itself.
+        background: nobody has asked for it yet: an earlier run did.
+        recorded: by that run.
     """
 
     ticket: int
@@ -52,6 +67,8 @@ class SubmitSource(msgspec.Struct, tag=True):
     torch: str
     use_store: bool
     fan_out: FanOut | None
+    background: bool = False
+    recorded: RecordedRecipe | None = None
 
 
 class SourceLocated(msgspec.Struct, tag=True):
