@@ -51,6 +51,7 @@ class Adapter:
         self.expected: dict[str, Delivered] = {}
         self.begun_locally: list[Any] = []
         self.recipes = SimpleNamespace(note=lambda *arguments: None)
+        self.recorder = None
 
     def expect_job(self, job: RecipeJob, **how: Any) -> Expected | None:
         if job.key in self.expected:

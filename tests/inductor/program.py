@@ -5,6 +5,9 @@ Prints one line of JSON: what happened while torch.compile generated code for ea
     adapter     "headstart" (enable, before torch is imported), "backend" (backend="headstart"), or "stock"
     bundle      given to enable
     trust       whether the bundle is trusted whoever signed it
+    record      manifest to write down what is compiled
+    manifest    what an earlier run recorded; the program's own unless `stranger`
+    settled     wait until everything of it is compiled
     assembler   what headstart is to take for the assembler that torch brings
     patch       replace a method of Triton's code generator by one that does the same
     change      replace a decorator of Inductor's ("decorator"), its autotuner ("class") or a method of it ("method")
@@ -46,6 +49,8 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     was_there = "torch" in sys.modules  # the stand-in for a GPU imports a torch that is built with CUDA
     import headstart
+    from headstart.adapters import process
+    from headstart.adapters.options import EnableOptions
 
     if "assembler" in ORDER:
         from headstart.adapters.inductor import compat
@@ -55,8 +60,17 @@ def main() -> None:
 
     machine.has_gpu = lambda: True  # so that everything starts early
     started = time.perf_counter()
+    told: list[str] = []
     if ADAPTER == "headstart":
-        headstart.enable(bundle=ORDER.get("bundle"), trust_bundle=ORDER.get("trust", False))
+        choices = EnableOptions(
+            manifest=ORDER.get("manifest"),
+            bundle=ORDER.get("bundle"),
+            record=ORDER.get("record"),
+            trust_bundle=ORDER.get("trust", False),
+            trusted="stranger" not in ORDER,
+            report=told.append,
+        )
+        process.begin(choices)
     enabled = time.perf_counter() - started
     assert ("torch" in sys.modules) == was_there
     import torch
@@ -78,6 +92,8 @@ def main() -> None:
         from headstart.adapters import inductor
 
         assert inductor.current().describing.awake.wait(60)
+    if ORDER.get("settled"):
+        _settle(process.current())
     os.environ.update(ORDER.get("set", {}))
     if "chdir" in ORDER:
         os.mkdir(ORDER["chdir"])
@@ -131,6 +147,7 @@ def main() -> None:
         }
         results["portable"] = sorted((each.type, each.key) for each in _portable())
         headstart.disable()
+        results["told"] = told
         if adapter is not None:
             use = adapter.used()
             results["use"] = [use.graphs, use.made_graphs]
@@ -172,6 +189,16 @@ def _run(torch: Any, cases: Any, name: str, kicks: list[Any]) -> dict[str, Any]:
         "names": sorted({kick["name"] for kick in kicks}),
         "not_early": sorted(kick["name"] for kick in late if kick["text"] not in early),
     }
+
+
+def _settle(enabled: Any) -> None:
+    """Wait until what was recorded is compiled."""
+    enabled._thread.join(60)
+    connection = enabled._torchs().compiler.client._connection
+    deadline = time.monotonic() + 120
+    while connection is not None and connection._outstanding:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _watch_kick_offs(async_compile: Any) -> list[Any]:

@@ -31,8 +31,9 @@ from headstart.system.variables import Mode, misspelt, mode, required
 
 if TYPE_CHECKING:
     from headstart.adapters.bundle_use import UsesBundle
+    from headstart.adapters.inductor.adapter import Adapter as TorchAdapter
     from headstart.adapters.recording import Recorder
-    from headstart.adapters.replay import Replay
+    from headstart.adapters.replay import Replay, SourcesReplay
     from headstart.adapters.triton.adapter import Adapter
     from headstart.artifacts.manifest import Manifest
     from headstart.client.client import Client
@@ -130,12 +131,13 @@ class Enabled:
 
     Attributes:
         jit: the adapter for `@triton.jit`, once Triton is imported or a manifest was given.
-        replay: of the manifest, once it is read and holds something.
+        replay: of the manifest's kernels, once it is read and holds some; sources_replay: the same of its sources.
     """
 
     def __init__(self, choices: EnableOptions) -> None:
         self.jit: Adapter | None = None
         self.replay: Replay | None = None
+        self.sources_replay: SourcesReplay | None = None
         self._choices = choices
         self._for_client = {each: getattr(choices, each) for each in ("bundle", "trust_bundle", "workers", "cache_dir")}
         self._client: Client | None = None
@@ -182,12 +184,15 @@ class Enabled:
             self._closed = True
             for forget in self._forget:
                 forget()
-        if self.replay is not None:
-            self.replay.stop()
+        for replay in (self.replay, self.sources_replay):
+            if replay is not None:
+                replay.stop()
         if self._thread is not None:
             self._thread.join(_END_OF_REPLAY)
         if self.replay is not None and self.jit is not None:
             choices.report(self.replay.report(self.jit.compiler.used_early, self.jit.had()))
+        if self.sources_replay is not None and (torchs := self._torchs()) is not None:
+            choices.report(self.sources_replay.report(torchs.recipes.noted))
         adapters = self._were_used = self._adapters()
         if self.jit is not None:
             self.jit.close()
@@ -283,7 +288,8 @@ class Enabled:
                 manifest = self._manifest
             if manifest.uses_torch_compile and self._choices.torch_when_used:
                 self._start_torch()
-            if manifest.specializations and (adapter := self._adapter()) is not None:
+            kernels = len(manifest.specializations) + len(manifest.generated) - manifest.torch_compiles
+            if kernels and (adapter := self._adapter()) is not None:
                 from headstart.adapters.replay import Replay
 
                 choices = self._choices
@@ -294,6 +300,13 @@ class Enabled:
                     self.replay.run()
                     if choices.trusted and choices.target is None:
                         adapter.launchers.foresee_recorded(self.replay.requests)
+            if manifest.uses_torch_compile and self._choices.target is None:
+                from headstart.adapters.replay import SourcesReplay
+
+                self.sources_replay = SourcesReplay(manifest, self._torchs, trusted=self._choices.trusted)
+                if not self._closed:
+                    self._loaded.set()
+                    self.sources_replay.run()
         except HeadstartError as error:
             _log.warning("nothing is compiled ahead: %s", error)
         except Exception:  # noqa: BLE001 - the program goes on without what it would have had early
@@ -313,14 +326,18 @@ class Enabled:
             if why_not is not None and self._choices.torch_when_used:  # it is used
                 self._left_alone.append(LeftAlone("torch.compile", why_not))
             if not self._closed:
-                inductor.enable(**self._for_client)
+                inductor.enable(**self._for_client, recorder=self._record())
                 self._end_first()  # `inductor` has registered an end of its own
 
     def _adapters(self) -> list[UsesBundle]:
         """Those that were of use."""
+        return [adapter for adapter in (self.jit, self._torchs()) if adapter is not None] + self._left_alone
+
+    @staticmethod
+    def _torchs() -> TorchAdapter | None:
+        """torch.compile's adapter, if there is one."""
         module: Any = sys.modules.get("headstart.adapters.inductor")
-        torchs = None if module is None else module.current()
-        return [adapter for adapter in (self.jit, torchs) if adapter is not None] + self._left_alone
+        return None if module is None else module.current()
 
     def used(self) -> BundleUse:
         """What this process has taken out of its bundle so far, and what it did not and why."""
@@ -330,12 +347,11 @@ class Enabled:
 
     def _end_torch(self) -> str:
         """Returns the version of the program's torch, if it used torch.compile."""
-        module: Any = sys.modules.get("headstart.adapters.inductor")
-        adapter = None if module is None else module.current()
+        adapter = self._torchs()
         if adapter is None:
             return ""
         used = adapter.counts["sources"] > 0
-        module.disable()
+        sys.modules["headstart.adapters.inductor"].disable()
         return str(sys.modules["torch"].__version__) if used else ""
 
     # Forks
@@ -352,7 +368,7 @@ class Enabled:
 
     def _after_fork(self) -> None:
         self._start_over()
-        self.replay = None  # the parent's
+        self.replay = self.sources_replay = None  # the parent's
         self._left_alone = []
 
 

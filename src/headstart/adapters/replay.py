@@ -1,5 +1,7 @@
 """What an earlier run recorded is kicked off before the program asks: winners first, then the longest.
 
+Kernels and sources of torch.compile's alike: `Replay` and `SourcesReplay`, one after the other in one thread.
+
     headstart-replay (thread)                               the program
       open the manifest, check, submit(background) ──▶ service
       a few at a time, so that imports go on               asks for one: the same future, from now on before all others
@@ -14,8 +16,11 @@ import logging
 import threading
 from collections.abc import Callable, Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import Manifest
+from headstart.artifacts.specialization import Specialization
 from headstart.artifacts.vetting import check_request
 from headstart.client.async_compile import AsyncCompile
 from headstart.errors import DamagedError, HeadstartError
@@ -23,6 +28,9 @@ from headstart.model.environment import TOOL_VARIABLES, bypass_reason, fingerpri
 from headstart.model.request import CompileRequest
 from headstart.model.target import Target
 from headstart.system.confinement import unavailable
+
+if TYPE_CHECKING:
+    from headstart.adapters.inductor.adapter import Adapter
 
 _BATCH = 32  # kick-offs between two pauses
 _PAUSE = 0.002  # seconds: this thread shares the interpreter's lock with the program's imports
@@ -66,7 +74,7 @@ class Replay:
         self._kernels = [
             each
             for each in manifest.in_compile_order()
-            if wanted is None or Target.parse(each.request.target) == wanted
+            if not each.torch and (wanted is None or Target.parse(each.request.target) == wanted)
         ]
         self._stop = threading.Event()
         self._digests: set[str] = set()
@@ -130,3 +138,63 @@ class Replay:
         if self._refused:
             parts.append(f"{self._refused} refused")
         return ", ".join(parts)
+
+
+class SourcesReplay:
+    """One replay of the sources of torch.compile's in a manifest.
+
+    Args:
+        manifest: what to kick off.
+        adapter: called in the replay's thread, once there is something to do; None: torch.compile is left alone.
+        trusted: as for `Replay`. Of others' nothing is kicked off: torch's decorators run what a source says.
+    """
+
+    def __init__(self, manifest: Manifest, adapter: Callable[[], Adapter | None], *, trusted: bool) -> None:
+        self._adapter = adapter
+        self._trusted = trusted
+        self._sources = manifest.generated_in_order()
+        self._late = [each for each in manifest.in_compile_order() if each.torch]
+        self._stop = threading.Event()
+        self._keys: set[str] = set()
+
+    def run(self) -> None:
+        """Kick everything off, in the calling thread; ends early after `stop`."""
+        count = len(self._sources) + len(self._late)
+        if not count or bypass_reason(fingerprint()) is not None:
+            return
+        if not self._trusted:
+            _log.warning(
+                "%d recorded sources of torch.compile's are not compiled ahead: nobody vouches for them; --trust "
+                "compiles them",
+                count,
+            )
+            return
+        adapter = self._adapter()
+        if adapter is None:
+            return
+        everything: list[GeneratedSource | Specialization] = [*self._sources, *self._late]
+        for index, each in enumerate(everything):
+            if self._stop.is_set() or (index % _BATCH == _BATCH - 1 and self._stop.wait(_PAUSE)):
+                return
+            try:
+                if isinstance(each, Specialization):
+                    adapter.prefetch_late(each)
+                elif adapter.prefetch(each):
+                    self._keys.add(each.key)
+            except DamagedError as error:
+                _log.debug("%s is not compiled ahead: %s", each, error)
+            except HeadstartError as error:
+                _log.debug("no more is compiled ahead: %s", error)
+                return
+
+    def stop(self) -> None:
+        """Kick off no more."""
+        self._stop.set()
+
+    def report(self, noted: Set[str]) -> str:
+        """One line on what it was good for; `noted`: keys of the recipes that the program's sources have."""
+        used = len(self._keys & noted)
+        return (
+            f"torch.compile: {len(self._sources)} sources recorded, {len(self._keys)} prefetched, {used} used, "
+            f"{len(self._keys) - used} not used"
+        )

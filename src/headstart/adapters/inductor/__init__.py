@@ -4,6 +4,7 @@
     pool, source           what stands in for Inductor's pool; one generated source on its way to the service and back
     jobs, layout           one compile each; its kernel as Triton's cache entry
     describing             the describer, as far as this process knows it
+    recorded               torch.compile in the record: what is noted of a source, and how it is kicked off again
     recipes, local, thread what bundles have: recipes, the compiles of one, the thread that looks for them
     compat, integrity      what is relied on and replaced; what others have replaced
     caches                 where Inductor keeps things
@@ -25,6 +26,7 @@ from headstart.system.variables import Mode, mode
 
 if TYPE_CHECKING:
     from headstart.adapters.inductor.adapter import Adapter
+    from headstart.adapters.recording import Recorder
 
 __all__ = ["backend", "current", "disable", "enable"]
 
@@ -39,6 +41,7 @@ def enable(
     trust_bundle: bool = False,
     workers: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    recorder: Recorder | None = None,
 ) -> None:
     """Have torch.compile's kernels compiled by headstart from now on.
 
@@ -51,6 +54,7 @@ def enable(
         trust_bundle: whether what carries code in it may be loaded, whoever signed it.
         workers: compiles that may run at once; default: the CPUs this process may use.
         cache_dir: where compiled kernels are kept; default: `HEADSTART_CACHE_DIR`, or the platform's cache folder.
+        recorder: writes down what is compiled; whoever made it closes it.
 
     Raises:
         UsageError: an argument or one of headstart's environment variables is not valid.
@@ -73,7 +77,7 @@ def enable(
 
         client = acquire(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir)
         try:
-            _current = Adapter(client)
+            _current = Adapter(client, recorder)
             _current.install()
         except BaseException:
             _current = None

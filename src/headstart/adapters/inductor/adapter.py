@@ -18,10 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from headstart.adapters.fallback import Fallback
-from headstart.adapters.inductor import compat, compat_artifacts, layout
+from headstart.adapters.inductor import compat, compat_artifacts, layout, toolchain
 from headstart.adapters.inductor.describing import Describing
 from headstart.adapters.inductor.graphs import Graphs
 from headstart.adapters.inductor.integrity import Integrity as InductorIntegrity
@@ -29,9 +27,13 @@ from headstart.adapters.inductor.jobs import Jobs
 from headstart.adapters.inductor.local import is_refused_by_assembler
 from headstart.adapters.inductor.pool import Pool
 from headstart.adapters.inductor.recipes import Recipes
+from headstart.adapters.inductor.recorded import RecordedSource
 from headstart.adapters.inductor.source import Source
 from headstart.adapters.inductor.thread import AdapterThread
+from headstart.adapters.recording import Recorder
 from headstart.adapters.triton.integrity import Integrity
+from headstart.artifacts.generated import GeneratedSource
+from headstart.artifacts.specialization import Specialization
 from headstart.client.async_compile import AsyncCompile
 from headstart.client.client import Client
 from headstart.client.kernel import CompiledKernel
@@ -41,7 +43,7 @@ from headstart.describe import facts, plain
 from headstart.describe.recipe import RecipeJob, as_loaded, job_key
 from headstart.errors import CompileError, DamagedError, HeadstartError, ServiceError
 from headstart.model.environment import fingerprint
-from headstart.model.toolchain import Toolchain, find_toolchain
+from headstart.model.request import CompileRequest
 from headstart.system import machine
 from headstart.system.forks import renew_in_forks
 from headstart.system.imports import when_imported
@@ -50,22 +52,6 @@ from headstart.system.settings import patience
 _MOMENT = 1.0  # seconds that a job has until a worker begins it
 
 _log = logging.getLogger("headstart")
-
-
-@functools.cache
-def _torch() -> facts.Torch:
-    found = facts.find_torch()
-    if found is None:
-        raise ServiceError("there is no torch")
-    return found
-
-
-def _toolchain() -> Toolchain:
-    return msgspec.structs.replace(find_toolchain(), torch_dir=_torch().folder)
-
-
-def _environment() -> dict[str, str]:
-    return compat.environment(_torch())
 
 
 class _Prefetching(threading.local):
@@ -77,25 +63,27 @@ class Adapter:
 
     Args:
         client: asks the service; its maker closes it.
+        recorder: writes down what is compiled.
 
     Attributes:
         counts: for tests and people: sources kicked off, jobs, jobs that were wanted before they were foreseen
             (`late`), kernels left to Inductor's own process (`in_process`).
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, recorder: Recorder | None = None) -> None:
+        self.recorder = recorder
         # Its workers know what generated sources import of torch. A kernel that needs too much shared memory is
         # Inductor's to refuse: it then tries another configuration.
         policy = Policy(
-            find=_toolchain,
-            environment=_environment,
+            find=toolchain.toolchain,
+            environment=toolchain.environment,
             answered=lambda request, result: self._jobs.answered(request, result),
             shows_output=True,
         )
         self.compiler = AsyncCompile(client=client, policy=policy, start=False)
         self._policy = policy
         self.recipes = Recipes(policy, self.compiler.cache_dir, self.compiler.bundler)
-        self._graphs = Graphs(self.compiler.bundler, policy, self.compiler.cache_dir, _torch())
+        self._graphs = Graphs(self.compiler.bundler, policy, self.compiler.cache_dir, toolchain.torch())
         self._graphs_use = BundleUse()
         self.counts = {"sources": 0, "jobs": 0, "late": 0, "in_process": 0}
         self._integrity = Integrity()
@@ -120,7 +108,7 @@ class Adapter:
         self._thread = AdapterThread()
         self.soon, self.later = self._thread.soon, self._thread.later
         self._sources: dict[Any, Source] = {}
-        self._jobs = Jobs(self.compiler, self.counts, self.patience_left, self.heard)
+        self._jobs = Jobs(self.compiler, self.counts, self.patience_left, self.heard, self._note_late)
         self.compile_job, self.expect_job = self._jobs.compile, self._jobs.expect
         self.made, self.queued, self.find_job = self._jobs.made, self._jobs.queued, self._jobs.find
         self._loaded_here: set[str] = set()  # stems of sources that were imported before the describer was there
@@ -190,7 +178,7 @@ class Adapter:
         self, name: str, text: str, environment: dict[str, str], config: dict[str, Any], settings: dict[str, str]
     ) -> Source:
         """The source's way begins, unless it has."""
-        variables = _environment()  # now, in the program's thread: it may be another one in a moment
+        variables = toolchain.environment()  # now, in the program's thread: it may be another one in a moment
         text = as_loaded(name, text)
         key = (name, text, compat.caches_disabled(), *map(repr, (environment, config, variables, settings)))
         with self._lock:
@@ -202,6 +190,33 @@ class Adapter:
             self._workers_start()
         source.begin(is_bundled=self.recipes.are_bundled)
         return source
+
+    def prefetch(self, recorded: GeneratedSource) -> bool:
+        """Have a source of an earlier run compiled in the background.
+
+        Returns:
+            False: there is nothing to do, or it would be in vain.
+
+        Raises:
+            DamagedError: the record says too little.
+            ServiceError: the client is closed, or there is no toolchain.
+        """
+        if recorded.stamp != facts.stamp() or not self.keeps or self.recipes.has(recorded.key):
+            return False
+        source = RecordedSource(recorded, self._policy.toolchain)
+        self.compiler.client.submit_source(recorded.name, self._policy, source)
+        return True
+
+    def prefetch_late(self, recorded: Specialization) -> bool:
+        """The same of a kernel that no source foresaw."""
+        if recorded.torch != facts.stamp() or not self.keeps:
+            return False
+        self.compiler.submit(recorded.request, background=True)
+        return True
+
+    def _note_late(self, request: CompileRequest, seconds: float) -> None:
+        if self.recorder is not None and not compat.caches_disabled():
+            self.recorder.note(request, request.digest(), duration_s=seconds, torch=facts.stamp())
 
     def compile(self, real: Callable[..., Any], src: Any, target: Any = None, options: Any = None, **more: Any) -> Any:
         """In place of `triton.compile`, for Inductor."""
@@ -216,7 +231,7 @@ class Adapter:
             key = job_key(src, target, options)
             # Inductor's workers prefer torch's assembler. This process, whose Triton names what is late, does not.
             late = fingerprint()
-            started = self._jobs.find(key, _environment()) or self._jobs.find(key, late)
+            started = self._jobs.find(key, toolchain.environment()) or self._jobs.find(key, late)
             started = started or self._jobs.start_late(stem, src, target, options, late)
             if self._prefetching.on:
                 raise compat.Prefetched
@@ -315,7 +330,7 @@ class Adapter:
     def _unusable(self) -> str | None:
         if self._missing is None:
             return None
-        return f"torch {_torch().version} has no {self._missing}, which headstart relies on"
+        return f"torch {toolchain.torch().version} has no {self._missing}, which headstart relies on"
 
     def _start_early(self) -> None:
         """Have everything ready before the first kernel."""

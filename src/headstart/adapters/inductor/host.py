@@ -9,6 +9,7 @@ from headstart.adapters.inductor.describing import Describing
 from headstart.adapters.inductor.jobs import Expected, StartedJob
 from headstart.adapters.inductor.layout import Made
 from headstart.adapters.inductor.recipes import Recipes
+from headstart.adapters.recording import Recorder
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
 from headstart.describe.recipe import Describe, RecipeJob
@@ -18,6 +19,7 @@ class Host(Protocol):
     """The adapter, as its sources and its pool know it; `Adapter` says what each method does."""
 
     recipes: Recipes
+    recorder: Recorder | None
 
     @property
     def keeps(self) -> bool: ...

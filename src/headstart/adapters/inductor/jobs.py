@@ -74,6 +74,7 @@ class Jobs:
         counts: the adapter's.
         patience_left: seconds until this process compiles by itself; None: it waits.
         heard: called once a worker has answered.
+        note: told of each compile that no source foresaw, once it is there: what was asked for, and its seconds.
 
     Attributes:
         first: when the first was kicked off; monotonic seconds.
@@ -85,7 +86,9 @@ class Jobs:
         counts: dict[str, int],
         patience_left: Callable[[], float | None],
         heard: Callable[[], None],
+        note: Callable[[CompileRequest, float], None],
     ) -> None:
+        self._note_late = note
         self._compiler = compiler
         self._counts = counts
         self._patience_left = patience_left
@@ -222,5 +225,11 @@ class Jobs:
             variables=variables,
             use_store=not compat.caches_disabled(),
         )
-        future.add_done_callback(lambda _: self._heard())
+        started = self._jobs[under(job.key, variables)]
+        future.add_done_callback(functools.partial(self._late_is_done, started.token))
         return StartedJob(job, future, device)
+
+    def _late_is_done(self, request: object, future: LambdaFuture[CompiledKernel]) -> None:
+        self._heard()
+        if isinstance(request, CompileRequest) and future.exception() is None:
+            self._note_late(request, future.result().entry.header.compile_wall_s)

@@ -28,6 +28,7 @@ class Recipes:
 
     Attributes:
         are_bundled: whether there are any in the bundles that were read.
+        noted: keys of those that the program's sources have.
     """
 
     def __init__(self, policy: Policy, cache_dir: Path, bundler: TritonBundler) -> None:
@@ -35,6 +36,7 @@ class Recipes:
         self._cache_dir = cache_dir
         self._bundler = bundler
         self.are_bundled = False
+        self.noted: set[str] = set()
         bundler.offer_to(self._emit)
 
     def prepare(self) -> None:
@@ -42,8 +44,12 @@ class Recipes:
         with contextlib.suppress(ServiceError):
             self._toolchain()
 
-    def find(self, described: Describe, stem: str) -> Recipe | None:
-        """The recipe of a source, if a bundle has it; `stem`: the source's key in Inductor's code cache.
+    def find(self, described: Describe, stem: str) -> tuple[str, bytes, Recipe] | None:
+        """The recipe of a source, its key and its encoding, if a bundle has it.
+
+        Args:
+            described: the source.
+            stem: its key in Inductor's code cache.
 
         Raises:
             ServiceError: the toolchain cannot be read.
@@ -58,7 +64,12 @@ class Recipes:
             _log.warning("%s", error)
             return None
         self._bundler.put(key, lambda: entry)
-        return recipe
+        self.noted.add(key)
+        return key, entry.artifact(recipe_entries.KIND), recipe
+
+    def has(self, key: str) -> bool:
+        """Whether a bundle has the recipe with this key."""
+        return self._find(key) is not None
 
     def added(self, described: Describe, recipe: Recipe, registers: list[int | None]) -> list[RecipeJob] | None:
         """What rescaling adds, given registers per thread of each of a recipe's jobs, if a bundle has it."""
@@ -77,6 +88,7 @@ class Recipes:
             return Entry.from_bytes(b"".join(recipe_entries.pack(key, name, content, self._toolchain())))
 
         self._bundler.put(key, make)
+        self.noted.add(key)
 
     def _emit(self, bundle: Bundle) -> int:
         self.are_bundled = self.are_bundled or any(item.kind == recipe_entries.KIND for item in bundle)

@@ -24,6 +24,7 @@ from headstart.adapters.inductor import caches, compat, layout
 from headstart.adapters.inductor.host import Host
 from headstart.adapters.inductor.jobs import Expected
 from headstart.adapters.inductor.local import LocalCompiles
+from headstart.adapters.inductor.recorded import generated
 from headstart.describe import devices, facts, plain
 from headstart.describe.recipe import Describe, Recipe, RecipeJob, request_of
 from headstart.errors import CompileError, HeadstartError, ServiceError
@@ -155,10 +156,12 @@ class Source:
     def _look_into_bundle(self) -> None:
         """In the adapter's thread."""
         self._describe()
-        recipe = self.adapter.recipes.find(self.described, self._shared_stem) if self.use_store else None
-        if recipe is None:
+        found = self.adapter.recipes.find(self.described, self._shared_stem) if self.use_store else None
+        if found is None:
             self._submit()
         else:
+            key, content, recipe = found
+            self._note(wire.SourceCompiled(0, key, content), recipe)
             self._begin_locally(recipe)
 
     def _begin_locally(self, recipe: Recipe) -> None:
@@ -216,6 +219,7 @@ class Source:
         recipe = _recipe_decoder.decode(message.recipe)
         if message.key:
             self.adapter.recipes.note(message.key, self.name, message.recipe)
+        self._note(message, recipe)
         if not message.has_more:
             self._give_up_added()  # an answer before, of a service that has died, said that there are some
         if not message.jobs and recipe.jobs:
@@ -242,6 +246,11 @@ class Source:
             self.settle(str(error))
         else:
             self.settle(error)
+
+    def _note(self, message: wire.SourceCompiled, recipe: Recipe) -> None:
+        """For the next run: what was asked, and what was said of it."""
+        if self.adapter.recorder is not None and message.key:
+            self.adapter.recorder.note_generated(generated(self.described, self._shared_stem, message, recipe))
 
     def _write_early(self, job: RecipeJob) -> None:
         """Nobody could put a kernel into Triton's cache, where a process that benchmarks looks, and not here."""
