@@ -144,7 +144,7 @@ def test_diff_says_what_only_one_side_has_and_why_kernels_differ() -> None:
     assert "gone" in lines[0]
     assert "come" in lines[1]
     assert lines[3] == "    options.num_warps was 4, now 8"
-    assert result.stderr == "1 kernel only in a.manifest, 1 only in b.manifest, 1 changed\n"
+    assert result.stderr == "1 kernel only in a.manifest, 1 kernel only in b.manifest, 1 changed\n"
 
 
 def test_diff_of_equals_is_empty() -> None:

@@ -141,7 +141,7 @@ def human_bytes(size: float) -> str:
 
 def count(number: int, noun: str) -> str:
     """`1, "kernel"` as `"1 kernel"`, `2` as `"2 kernels"`."""
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    plural = noun[:-1] + "ies" if noun.endswith("ry") else noun + "s"
     return f"{number} {noun if number == 1 else plural}"
 
 

@@ -40,6 +40,7 @@ from headstart.system.confinement import unavailable
 from headstart.system.files import BUNDLE, check_replaceable
 
 if TYPE_CHECKING:
+    from headstart.cli.build_sources import SourcesBuild
     from headstart.client.async_compile import AsyncCompile
     from headstart.client.timeline import Statistics
 
@@ -141,9 +142,13 @@ def build(
         with _open(workers, recorded is None or trust, is_plan=recorded is None) as async_compile:
             job = Build(async_compile, devices, tally, vouched=recorded is None or trust)
             with make_progress(tally, async_compile.in_flight, quiet=quiet) as progress:
-                plan_error = job.run(_specs(plan) if recorded is None else job.recorded(recorded), progress)
+                if recorded is None:
+                    plan_error = job.run(_specs(plan), progress)
+                else:
+                    sources = _sources(recorded, job, async_compile, trust)
+                    plan_error = job.run(job.recorded(recorded), progress, sources)
             bundle = job.write(output)
-            statistics = async_compile.statistics
+            statistics = job.statistics
     except KeyboardInterrupt:
         # Closing answers what was pending with an error, so that what counts is what was looked at before.
         progress_made = f"{tally.seen} of {count(tally.requested, 'kernel')} done"
@@ -182,7 +187,7 @@ def summarize(statistics: Statistics, job: Build, wall_s: float, bundle: Path | 
         "longest_s": statistics.longest_s,
         "bound_s": max(statistics.cpu_s / statistics.workers, statistics.longest_s),
         "workers": statistics.workers,
-        "targets": [str(target) for target in job.used],
+        "targets": [str(target) for target in job.targets],
         "bundle": None if bundle is None else str(bundle),
     }
 
@@ -194,7 +199,7 @@ def describe(outcome: dict[str, Any]) -> str:
     told = ("deduplicated", "failed", "failed_as_recorded")
     parts += [f"{outcome[what]} {what.replace('_', ' ')}" for what in told if outcome[what]]
     lines = [
-        f"{kernels} for {', '.join(outcome['targets'])} in {outcome['wall_s']:.1f} s, {workers}",
+        f"{kernels} for {', '.join(outcome['targets']) or 'no target'} in {outcome['wall_s']:.1f} s, {workers}",
         ", ".join(parts),
     ]
     if outcome["bundle"] is None:
@@ -222,6 +227,18 @@ def _open(workers: int | None, vouched: bool, *, is_plan: bool) -> AsyncCompile:
     return AsyncCompile(workers=workers, vouched=vouched, policy=policy)
 
 
+def _sources(manifest: Manifest, job: Build, async_compile: AsyncCompile, vouched: bool) -> SourcesBuild | None:
+    """What torch.compile generated; None: it is left out, or there is nothing of it."""
+    if not manifest.torch_compiles:
+        return None
+    from headstart.cli import build_sources
+
+    if (why := build_sources.why_not(vouched=vouched)) is not None:
+        job.refuse(f"{count(manifest.torch_compiles, 'source')} of torch.compile's left out: {why}")
+        return None
+    return build_sources.SourcesBuild(async_compile.client, manifest, job.devices, job.watch, job.refuse)
+
+
 def _specs(plan: str) -> Iterator[KernelSpec]:
     """What `load_plan` yields; what is wrong with the plan shows when it is iterated over."""
     yield from load_plan(plan)
@@ -243,7 +260,7 @@ def _manifest_at(plan: str) -> Manifest | None:
         return None
     with reading(path):
         manifest = Manifest.open(path)
-    if not manifest.specializations:
+    if manifest.is_empty:
         raise UsageError(f"{plan} holds no kernels: there is nothing to build")
     return manifest
 

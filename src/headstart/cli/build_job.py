@@ -27,8 +27,10 @@ from headstart.model.request import CompileRequest
 from headstart.model.target import Target
 
 if TYPE_CHECKING:
+    from headstart.cli.build_sources import SourcesBuild
     from headstart.client.async_compile import AsyncCompile
     from headstart.client.kernel import CompiledKernel
+    from headstart.client.timeline import Statistics
 
 
 class _Recorded(NamedTuple):
@@ -42,6 +44,7 @@ class Build:
     """One run of `headstart build`.
 
     Attributes:
+        devices: to compile for what names none; of a manifest, all.
         failures: what went wrong, in the order it was noticed. Reports in the same words count as one: without a
             service, every kernel says so.
         refused: requests that were wrong in themselves and never reached a worker.
@@ -54,21 +57,27 @@ class Build:
     ) -> None:
         self._vouched = vouched
         self._async_compile = async_compile
-        self._devices = devices
+        self.devices = devices
         self._tally = tally
         self._futures: dict[int, LambdaFuture[CompiledKernel]] = {}
         self._progress = Progress()
         self.failures: dict[str, None] = {}
         self._recorded: dict[int, _Recorded] = {}  # by the `id` of the future
+        self._sources: SourcesBuild | None = None
         self.refused = 0
         self.as_recorded = 0
         self.used: dict[Target, None] = {}
 
-    def run(self, requests: Iterable[KernelSpec | _Recorded], progress: Progress) -> UsageError | None:
+    def run(
+        self, requests: Iterable[KernelSpec | _Recorded], progress: Progress, sources: SourcesBuild | None = None
+    ) -> UsageError | None:
         """Build everything that a plan or a manifest yields; what was wrong with the plan itself is returned."""
         self._progress = progress
         plan_error = None
+        self._sources = sources
         self._async_compile.bundler.begin_compile()
+        if sources is not None:
+            sources.kick_off()
         try:
             for each in requests:
                 if isinstance(each, KernelSpec):
@@ -78,6 +87,8 @@ class Build:
                 self._look_at_answers()
         except UsageError as error:
             plan_error = error
+        if sources is not None:
+            sources.finish()
         self._tally.complete = True
         for _ in as_completed(self._futures.values()):
             self._look_at_answers()
@@ -88,7 +99,7 @@ class Build:
 
     def write(self, output: Path) -> Path | None:
         """Write what was built to `output`. None if nothing was, or if that failed, which is one of the failures."""
-        bundler, statistics = self._async_compile.bundler, self._async_compile.statistics
+        bundler, statistics = self._async_compile.bundler, self.statistics
         try:
             return bundler.collect(output) if statistics.compiled + statistics.cached + self.as_recorded else None
         except OSError as error:
@@ -97,13 +108,26 @@ class Build:
         finally:
             bundler.end_compile()
 
+    @property
+    def targets(self) -> list[Target]:
+        """What was compiled for."""
+        return list(dict.fromkeys([*self.used, *([] if self._sources is None else self._sources.targets)]))
+
+    @property
+    def statistics(self) -> Statistics:
+        """What became of everything."""
+        own = self._async_compile.statistics
+        return own if self._sources is None else own + self._sources.statistics
+
     def recorded(self, manifest: Manifest) -> Iterator[_Recorded]:
         """What to compile of a manifest, in order; what may not be compiled is reported as a failure."""
         tools = {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES}
         for each in manifest.in_compile_order():
+            if each.torch:
+                continue  # see `build_sources`
             reason = None if self._vouched else check_request(each.request, tools=tools)
             if reason is not None:
-                self._refuse(
+                self.refuse(
                     f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust"
                 )
                 continue
@@ -113,13 +137,13 @@ class Build:
             try:
                 recorded_for = Target.parse(request.target)
             except UsageError as error:
-                self._refuse(f"{_named(each)} was left out: {error}")
+                self.refuse(f"{_named(each)} was left out: {error}")
                 continue
-            for device in self._devices or [recorded_for]:
+            for device in self.devices or [recorded_for]:
                 yield _Recorded(retarget(request, device)[0], each.failed)
 
     def _kick_off_spec(self, spec: KernelSpec) -> None:
-        devices = [spec.target] if spec.target is not None else self._devices
+        devices = [spec.target] if spec.target is not None else self.devices
         if not devices:
             raise UsageError(
                 f"what is {spec.name} to be compiled for? Pass --target, as in --target cuda:90 (H100) or --target "
@@ -157,10 +181,14 @@ class Build:
         try:
             future = kick_off()
         except UsageError as error:
-            self._refuse(f"{what} failed: {error}")
+            self.refuse(f"{what} failed: {error}")
             return
         if recorded is not None:
             self._recorded[id(future)] = recorded
+        self.watch(future)
+
+    def watch(self, future: LambdaFuture[CompiledKernel]) -> None:
+        """See to a kernel that was asked for."""
         self._tally.requested += 1
         if id(future) in self._futures:
             # The same kernel again: its answer is counted, and its failure reported, once.
@@ -169,7 +197,7 @@ class Build:
             self._futures[id(future)] = future
             future.add_done_callback(self._tally.unseen.put)
 
-    def _refuse(self, report: str) -> None:
+    def refuse(self, report: str) -> None:
         """Count a kernel that is not even kicked off."""
         self.refused += 1
         self._tally.requested += 1

@@ -12,11 +12,12 @@ import click
 import msgspec
 
 from headstart.artifacts.comparing import compare
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.manifest import merge as merge_manifests
 from headstart.artifacts.specialization import Specialization
 from headstart.cli import OutputFile, count, json_line, printable, reading
-from headstart.cli.differences import difference_lines
+from headstart.cli.differences import counted, difference_lines
 from headstart.model.parameters import named, parameters_of
 from headstart.model.request import CompileRequest
 from headstart.system.files import MANIFEST, check_replaceable
@@ -43,8 +44,10 @@ def show(path: Path, as_json: bool) -> None:
     if as_json:
         for each in opened.in_compile_order():
             click.echo(json_line(fields(each)))
+        for source in opened.generated_in_order():
+            click.echo(json_line(fields_of_source(source)))
         return
-    _print_table(opened.in_compile_order())
+    _print_table(opened.in_compile_order(), opened.generated_in_order())
     click.echo(_totals(opened), err=True)
 
 
@@ -64,8 +67,7 @@ def merge(paths: Sequence[Path], output: Path) -> None:
     merged = merge_manifests(*map(_open, paths))
     with reading(output):
         merged.save(output)
-    kernels = count(len(merged.specializations), "kernel")
-    click.echo(f"{output}: {kernels} of {count(len(paths), 'manifest')}")
+    click.echo(f"{output}: {_held(merged)} of {count(len(paths), 'manifest')}")
 
 
 @manifest.command(short_help="Tell two manifests apart.")
@@ -82,8 +84,8 @@ def diff(before: Path, after: Path) -> None:
     for line in difference_lines(difference):
         click.echo(line)
     parts = [
-        f"{count(len(difference.removed), 'kernel')} only in {before}",
-        f"{len(difference.added)} only in {after}",
+        f"{counted(difference.removed)} only in {before}",
+        f"{counted(difference.added)} only in {after}",
         f"{len(difference.changed)} changed",
     ]
     click.echo(", ".join(parts), err=True)
@@ -104,12 +106,32 @@ def fields(each: Specialization) -> dict[str, Any]:
     }
 
 
+def fields_of_source(each: GeneratedSource) -> dict[str, Any]:
+    """The same of a source that torch.compile generated."""
+    return {
+        "digest": each.key,
+        "name": each.name,
+        "kind": "torch.compile",
+        "target": each.target,
+        "configurations": each.configurations,
+        "duration_s": each.duration_s,
+        "last_seen": each.last_seen.isoformat(),
+    }
+
+
+def _held(opened: Manifest) -> str:
+    parts = [count(len(opened.specializations), "kernel")]
+    if opened.generated:
+        parts.append(f"{count(len(opened.generated), 'source')} of torch.compile's")
+    return " and ".join(parts)
+
+
 def _open(path: Path) -> Manifest:
     with reading(path):
         return Manifest.open(path)
 
 
-def _print_table(specializations: Sequence[Specialization]) -> None:
+def _print_table(specializations: Sequence[Specialization], generated: Sequence[GeneratedSource]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -129,6 +151,11 @@ def _print_table(specializations: Sequence[Specialization]) -> None:
             each.asked_by,
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))
+    for source in generated:
+        seconds = f"{source.duration_s:.2f}" if source.duration_s else ""
+        compiled = count(source.configurations, "configuration")
+        cells = (source.name, source.target, compiled, seconds, "", "torch.compile")
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     # Piped, a table is for grep: a row is not to be folded at 80 columns.
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
@@ -140,10 +167,10 @@ def _options(request: CompileRequest) -> str:
 
 
 def _totals(opened: Manifest) -> str:
-    specializations = opened.specializations.values()
-    durations = [each.duration_s for each in specializations]
+    durations = [each.duration_s for each in opened.specializations.values()]
+    durations += [each.duration_s for each in opened.generated.values()]
     parts = [
-        f"{count(len(specializations), 'kernel')} for {printable(', '.join(opened.targets)) or 'nothing'}",
+        f"{_held(opened)} for {printable(', '.join(opened.targets)) or 'nothing'}",
         f"{sum(durations):.1f} s to compile, the longest {max(durations, default=0.0):.1f} s",
         f"{count(len(opened.tunings), 'tuned key')}",
     ]

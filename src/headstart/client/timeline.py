@@ -37,6 +37,19 @@ class Statistics(msgspec.Struct, frozen=True):
     longest_s: float
     workers: int
 
+    def __add__(self, other: Statistics) -> Statistics:
+        """Of both, which have the same workers."""
+        return Statistics(
+            requested=self.requested + other.requested,
+            compiled=self.compiled + other.compiled,
+            cached=self.cached + other.cached,
+            deduplicated=self.deduplicated + other.deduplicated,
+            failed=self.failed + other.failed,
+            cpu_s=self.cpu_s + other.cpu_s,
+            longest_s=max(self.longest_s, other.longest_s),
+            workers=self.workers,
+        )
+
 
 class Span(msgspec.Struct, frozen=True):
     """One kernel on the timeline; times are `time.monotonic()` seconds, None where it did not happen (yet).
