@@ -13,6 +13,7 @@ each and a table, and writes live.json into $OUT.
     bundle     headstart run --bundle --reuse-tuning: from what `headstart` left; no cache of Triton's or of headstart's
     record     the same from the record alone: no bundle, no cache, and autotuners benchmark
     warm       plain Triton with the disk cache that `headstart` left, and TRITON_CACHE_AUTOTUNING=1
+    sweeps     the same without that variable: nothing is compiled, and autotuners benchmark, as they do for `record`
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = ("liger", "gla")
-KINDS = ("headstart", "bundle", "warm", "record", "stock")
-AGAIN = ("bundle", "warm", "record")
+KINDS = ("headstart", "bundle", "warm", "sweeps", "record", "stock")
+AGAIN = ("bundle", "warm", "sweeps", "record")
 ROUNDS = int(os.environ.get("ROUNDS", "1"))
 DEADLINE = float(os.environ.get("DEADLINE", "540"))  # seconds, for everything
 _TOLERANCE = 2e-2  # of a norm: autotuners may choose configurations that add up in another order
@@ -45,8 +46,8 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "HEADSTART"))},
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH", "")]),
-        "TRITON_CACHE_DIR": str(kept / ("headstart" if kind == "warm" else kind) / "triton"),
-        "TRITON_CACHE_AUTOTUNING": "1",
+        "TRITON_CACHE_DIR": str(kept / ("headstart" if kind in ("warm", "sweeps") else kind) / "triton"),
+        **({} if kind == "sweeps" else {"TRITON_CACHE_AUTOTUNING": "1"}),
         "HEADSTART_CACHE_DIR": str(caches / "headstart"),
         "HEADSTART_CONFIG_DIR": str(folder / "config"),
         "XDG_RUNTIME_DIR": str(caches / "runtime"),

@@ -11,8 +11,9 @@ torch_compile.json into $OUT.
 
     stock       Inductor's default pool
     cached      stock again, with the caches that `stock` left
-    headstart   enable() before `import torch`; nothing waits for the workers
+    headstart   enabled before `import torch`, and recording; nothing waits for the workers
     warm        headstart again, Inductor's and Triton's caches empty, from the bundle that `headstart` left
+    record      headstart again, every cache empty, from the record alone that `headstart` left
     artifacts   stock, every cache empty, that loads what `stock` saved by torch.compiler.save_cache_artifacts; the
                 time for that counts
     ready       as headstart, and the first compile begins once the workers and the describer are ready
@@ -40,10 +41,11 @@ from pathlib import Path
 from typing import Any
 
 CASES = ("gpt", "vision", "matmul", "fusions", "flex")
-KINDS = ("stock", "cached", "headstart", "warm", "artifacts", "ready", "serial", "after", "slow")
-OURS = ("headstart", "warm", "ready", "after", "slow")
-AGAIN = ("cached", "warm", "artifacts")
-HOMES = {"cached": "stock", "artifacts": "stock", "warm": "headstart"}  # whose folders a kind has
+KINDS = ("stock", "cached", "headstart", "warm", "record", "artifacts", "ready", "serial", "after", "slow")
+OURS = ("headstart", "warm", "record", "ready", "after", "slow")
+AGAIN = ("cached", "warm", "record", "artifacts")
+# Whose folders a kind has.
+HOMES = {"cached": "stock", "artifacts": "stock", "warm": "headstart", "record": "headstart"}
 ONLY = {  # kinds that are not run for every case
     "cached": ("gpt", "vision"),
     "ready": ("gpt", "vision", "fusions"),
@@ -199,7 +201,7 @@ def measure(case: str, kind: str) -> dict[str, Any]:
     if kind in OURS:
         import headstart
 
-        headstart.enable(bundle=os.environ["BUNDLE"])
+        enable(kind)
     import torch
 
     if kind in OURS:
@@ -209,7 +211,7 @@ def measure(case: str, kind: str) -> dict[str, Any]:
     torch.manual_seed(0)
     meters = Meters(torch)
     if kind in OURS:
-        meters.watch_graphs()
+        meters.watch_ours()
     function, arguments, options, trained, tolerance = globals()[case](torch)
     expected = _call(torch, getattr(function, "reference", function), arguments, trained)
     torch.cuda.synchronize()
@@ -266,6 +268,22 @@ def measure(case: str, kind: str) -> dict[str, Any]:
     return result
 
 
+def enable(kind: str) -> None:
+    """What `headstart run` would enable, before torch is there."""
+    from headstart.adapters import process
+    from headstart.adapters.options import EnableOptions
+
+    process.begin(
+        EnableOptions(
+            manifest=os.environ["RECORD"] if kind == "record" else None,
+            bundle=None if kind == "record" else os.environ["BUNDLE"],
+            record=os.environ["RECORD"] if kind == "headstart" else None,
+            trusted=True,
+            report=lambda text: print(text, file=sys.stderr),
+        )
+    )
+
+
 class Meters:
     """What the first call spends where, in this process. Seconds; only the first call is counted."""
 
@@ -281,7 +299,7 @@ class Meters:
         self._depth: dict[str, int] = {}
         self.compiled: list[tuple[bool, float]] = []  # per end of `triton.compile` here: hit, seconds
         knobs.compilation.listener = self._compiled
-        self._watch(AsyncCompile, "wait", "wait_s")
+        self._watch(AsyncCompile, "wait", "wait_s")  # what Inductor does with each kernel counts, too
         # The module's and the class's name differ from torch to torch.
         for module in ("static_triton_launcher", "static_cuda_launcher"):
             with contextlib.suppress(ImportError):
@@ -294,10 +312,12 @@ class Meters:
         self._watch(CachingAutotuner, "_make_launchers", "launchers_s")
         self._watch(CachingAutotuner, "benchmark_all_configs", "benchmark_s")
 
-    def watch_graphs(self) -> None:
+    def watch_ours(self) -> None:
         from headstart.adapters.inductor.graphs import Graphs
+        from headstart.adapters.inductor.pool import PoolFuture
 
         self._watch(Graphs, "_put", "graphs_s")
+        self._watch(PoolFuture, "_wait", "blocked_s")  # until a source's kernels are there
 
     def _compiled(self, *, times: Any, cache_hit: bool, **_: Any) -> None:
         if self._on:
@@ -456,6 +476,7 @@ def run(case: str, kind: str, folder: Path) -> dict[str, Any]:
         "HEADSTART_CACHE_DIR": str(caches / "headstart"),
         "HEADSTART_CONFIG_DIR": str(folder / "config"),  # the key that signed the bundle is trusted where it is used
         "XDG_RUNTIME_DIR": str(caches / "runtime"),
+        "RECORD": str(folder / f"{case}.manifest"),
         "ARTIFACTS": str(folder / f"{case}.artifacts"),
         # The one that `headstart` left is what `warm` starts from; nobody else may read it.
         "BUNDLE": str(folder / (f"{case}.bundle" if kind in ("headstart", "warm") else f"{case}-{kind}.bundle")),
@@ -537,6 +558,11 @@ def report(results: list[dict[str, Any]]) -> str:
             ratio(figure(case, "ready", "first_call_s"), free),
             ratio(figure(case, "stock", "first_call_s"), free),
             " : ".join(f"{wait:.2f}" if wait is not None else "" for wait in waits),
+            " of ".join(
+                f"{seconds:.2f}"
+                for name in ("blocked_s", "wait_s")
+                if (seconds := figure(case, "record", name)) is not None
+            ),
             ratio(figure(case, "warm", "first_call_s"), figure(case, "cached", "first_call_s")),
             ratio(figure(case, "warm", "first_call_s"), figure(case, "artifacts", "first_call_s")),
             " of ".join(str(count) for count in _graphs(figure(case, "warm", "graphs"))),
@@ -580,7 +606,11 @@ def report(results: list[dict[str, Any]]) -> str:
                 "Against the goals; compile-free: `serial` less its time in Triton's compiler",
                 [
                     *("compile-free, s", "ready : compile-free", "stock : compile-free"),
-                    *("wait for kernels, headstart : stock, s", "warm : cached"),
+                    *(
+                        "wait for kernels, headstart : stock, s",
+                        "for kernels that are not there, of that, from the record, s",
+                        "warm : cached",
+                    ),
                     *("warm : artifacts", "graphs from the bundle", "loading, warm, s"),
                     "memory of the pool, headstart : stock (MiB)",
                     *("CPU time of headstart's threads, s (how many)", "ready : after"),
