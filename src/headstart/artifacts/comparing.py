@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.index import BundleItem
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.specialization import Specialization
@@ -56,6 +57,10 @@ class Compared(msgspec.Struct, frozen=True):
         return cls(each.digest, KERNEL, request.name, request.target, components)
 
     @classmethod
+    def of_source(cls, each: GeneratedSource) -> Compared:
+        return cls(each.key, "torch.compile", each.name, each.target, [])
+
+    @classmethod
     def of_item(cls, bundle: Bundle, item: BundleItem) -> Compared:
         """Raises `DamagedError` and `OSError`: the entry cannot be read."""
         if item.kind != KERNEL:
@@ -88,11 +93,15 @@ class Difference(msgspec.Struct, frozen=True):
 
 def compare(before: Manifest, after: Manifest) -> Difference:
     """How `after` differs from `before`."""
-    old, new = before.specializations, after.specializations
-    return _difference(
-        [Compared.of_specialization(each) for digest, each in old.items() if digest not in new],
-        [Compared.of_specialization(each) for digest, each in new.items() if digest not in old],
-    )
+    return _difference(_only_in(before, after), _only_in(after, before))
+
+
+def _only_in(one: Manifest, other: Manifest) -> list[Compared]:
+    kernels, sources = one.specializations, one.generated
+    return [
+        *(Compared.of_specialization(each) for digest, each in kernels.items() if digest not in other.specializations),
+        *(Compared.of_source(each) for key, each in sources.items() if key not in other.generated),
+    ]
 
 
 def compare_bundles(before: Bundle, after: Bundle) -> Difference:
