@@ -13,13 +13,14 @@ each and a table, and writes live.json into $OUT.
     bundle     headstart run --bundle --reuse-tuning: from what `headstart` left; no cache of Triton's or of headstart's
     record     the same from the record alone: no bundle, no cache, and autotuners benchmark
     warm       plain Triton with the disk cache that `headstart` left, and TRITON_CACHE_AUTOTUNING=1
-    sweeps     the same without that variable: nothing is compiled, and autotuners benchmark, as they do for `record`
+    sweeps     the same without what autotuners chose: nothing is compiled, and they benchmark, as they do for `record`
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,11 +44,14 @@ def run(program: str, kind: str, folder: Path, limit: float) -> dict[str, Any]:
     if caches.exists():  # of the round before
         caches.rename(kept / f"{kind} {len(list(kept.iterdir()))}")
     (caches / "runtime").mkdir(parents=True, mode=0o700)
+    if kind == "sweeps":
+        chosen = shutil.ignore_patterns("*.autotune.json")
+        shutil.copytree(kept / "headstart" / "triton", caches / "triton", ignore=chosen)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "HEADSTART"))},
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH", "")]),
-        "TRITON_CACHE_DIR": str(kept / ("headstart" if kind in ("warm", "sweeps") else kind) / "triton"),
-        **({} if kind == "sweeps" else {"TRITON_CACHE_AUTOTUNING": "1"}),
+        "TRITON_CACHE_DIR": str(kept / ("headstart" if kind == "warm" else kind) / "triton"),
+        "TRITON_CACHE_AUTOTUNING": "1",
         "HEADSTART_CACHE_DIR": str(caches / "headstart"),
         "HEADSTART_CONFIG_DIR": str(folder / "config"),
         "XDG_RUNTIME_DIR": str(caches / "runtime"),

@@ -277,7 +277,7 @@ def enable(kind: str) -> None:
         EnableOptions(
             manifest=os.environ["RECORD"] if kind == "record" else None,
             bundle=None if kind == "record" else os.environ["BUNDLE"],
-            record=os.environ["RECORD"] if kind == "headstart" else None,
+            record=os.environ.get("RECORD") if kind == "headstart" else None,
             trusted=True,
             report=lambda text: print(text, file=sys.stderr),
         )

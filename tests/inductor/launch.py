@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import headstart
+from headstart.adapters import process
+from headstart.adapters.options import EnableOptions
 
 if __name__ == "__main__":
-    headstart.enable(bundle=os.environ.get("BUNDLE"))
+    TOLD: list[str] = []  # of what was recorded
+    RECORD = os.environ.get("RECORD")
+    CHOICES = EnableOptions(bundle=os.environ.get("BUNDLE"), record=RECORD, manifest=RECORD, trusted=True)
+    process.begin(CHOICES._replace(report=TOLD.append))
 
 import torch
 from torch import nn
@@ -269,6 +274,7 @@ def main() -> None:
     headstart.disable()
     use = headstart.report()
     result["use"] = {"graphs": use.graphs, "made_graphs": use.made_graphs}
+    result["told"] = TOLD
     print(json.dumps(result), flush=True)
 
 

@@ -91,6 +91,20 @@ def test_graphs_from_a_bundle_run_right_and_none_is_made_again(tmp_path: Path) -
     assert (warm["compiled"], warm["services"]) == (0, 0)
 
 
+def test_from_its_record_a_program_waits_for_hardly_a_compile(tmp_path: Path) -> None:
+    record = str(tmp_path / "app.manifest")
+    for name in ("cold", "again"):
+        (tmp_path / name).mkdir()
+    cold = run("many", tmp_path / "cold", RECORD=record)
+    again = run("many", tmp_path / "again", RECORD=record)
+    assert cold["in process"] == again["in process"] == []
+    (line,) = [line for line in again["told"] if line.startswith("torch.compile")]
+    recorded, prefetched, used = (int(line.split(word)[0].split()[-1]) for word in (" sources", " prefetched", " used"))
+    assert recorded == prefetched > 30
+    # What Inductor benchmarks decides what it generates.
+    assert used >= 0.9 * recorded, line
+
+
 def test_inductors_own_graph_cache_off_and_filled(tmp_path: Path) -> None:
     off = run("twins", tmp_path, TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
     filled = run("twins", tmp_path)

@@ -214,8 +214,9 @@ class Adapter:
         self.compiler.submit(recorded.request, background=True)
         return True
 
-    def _note_late(self, request: CompileRequest, seconds: float) -> None:
-        if self.recorder is not None and not compat.caches_disabled():
+    def _note_late(self, stem: str, request: CompileRequest, seconds: float) -> None:
+        # A source that was imported here, since the describer was late, is recorded as one.
+        if self.recorder is not None and stem not in self._loaded_here and not compat.caches_disabled():
             self.recorder.note(request, request.digest(), duration_s=seconds, torch=facts.stamp())
 
     def compile(self, real: Callable[..., Any], src: Any, target: Any = None, options: Any = None, **more: Any) -> Any:

@@ -74,7 +74,8 @@ class Jobs:
         counts: the adapter's.
         patience_left: seconds until this process compiles by itself; None: it waits.
         heard: called once a worker has answered.
-        note: told of each compile that no source foresaw, once it is there: what was asked for, and its seconds.
+        note: told of each compile that no source foresaw, once it is there: the source's stem, what was asked for, and
+            its seconds.
 
     Attributes:
         first: when the first was kicked off; monotonic seconds.
@@ -86,7 +87,7 @@ class Jobs:
         counts: dict[str, int],
         patience_left: Callable[[], float | None],
         heard: Callable[[], None],
-        note: Callable[[CompileRequest, float], None],
+        note: Callable[[str, CompileRequest, float], None],
     ) -> None:
         self._note_late = note
         self._compiler = compiler
@@ -226,10 +227,10 @@ class Jobs:
             use_store=not compat.caches_disabled(),
         )
         started = self._jobs[under(job.key, variables)]
-        future.add_done_callback(functools.partial(self._late_is_done, started.token))
+        future.add_done_callback(functools.partial(self._late_is_done, stem, started.token))
         return StartedJob(job, future, device)
 
-    def _late_is_done(self, request: object, future: LambdaFuture[CompiledKernel]) -> None:
+    def _late_is_done(self, stem: str, request: object, future: LambdaFuture[CompiledKernel]) -> None:
         self._heard()
         if isinstance(request, CompileRequest) and future.exception() is None:
-            self._note_late(request, future.result().entry.header.compile_wall_s)
+            self._note_late(stem, request, future.result().entry.header.compile_wall_s)
