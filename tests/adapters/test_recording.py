@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from conftest import client_environment, wait_until
 from headstart.adapters import recording
 from headstart.adapters.recording import Recorder, module_program, record_path, script_program, update
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import MAGIC, Manifest
 from headstart.artifacts.specialization import Specialization, Tuning
 from headstart.model.request import CompileRequest
@@ -34,6 +36,21 @@ def request(name: str = "k", **options: Any) -> CompileRequest:
 def specialization(name: str = "k", *, day: dt.date = DAY, **fields: Any) -> Specialization:
     made = request(name)
     return Specialization(request=made, digest=made.digest(), last_seen=day, **fields)
+
+
+def generated(key: str, **fields: Any) -> GeneratedSource:
+    made = GeneratedSource(
+        key=key,
+        name="triton_poi_fused_add_0",
+        target="cuda:90",
+        configurations=2,
+        question=b"question",
+        recipe=b"recipe",
+        stem="cabc",
+        torch="torch",
+        stamp="stamp",
+    )
+    return msgspec.structs.replace(made, **fields)
 
 
 def names(path: Path) -> set[str]:
@@ -313,6 +330,19 @@ def test_what_is_noted_is_saved_at_the_end(path: Path) -> None:
     (origin,) = found.origins
     assert (origin.program, origin.triton_version, origin.toolchain) == ("/app.py", "3.9.0", "t")
     assert time.time() - 60 < origin.recorded_at <= time.time()
+
+
+def test_sources_that_torch_compile_generated_are_saved_with_the_day_and_forgotten_in_time(path: Path) -> None:
+    today = recording._today()
+    days = {"a" * 64: today - dt.timedelta(200), "c" * 64: today - dt.timedelta(1)}
+    update(path, Manifest.of([], generated=[generated(key, last_seen=day) for key, day in days.items()]))
+    recorder = Recorder(path, program="app.py", kept_days=90)
+    recorder.note_generated(generated("b" * 64))
+    recorder.note_generated(generated("b" * 64, duration_s=2.0))
+    assert recorder.close()
+    saved = Manifest.open(path).generated
+    assert sorted(saved) == ["b" * 64, "c" * 64], "the run before this one was yesterday"
+    assert (saved["b" * 64].duration_s, saved["b" * 64].last_seen) == (2.0, today)
 
 
 def test_notes_after_the_end_are_lost(path: Path) -> None:

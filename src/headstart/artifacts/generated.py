@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from typing import Annotated
 
 import msgspec
 
 from headstart.artifacts.entry import Key
+
+# It becomes a file's name.
+Stem = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]{1,100}\Z")]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
@@ -39,7 +43,7 @@ class GeneratedSource(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     recipe: bytes
     added_key: str = ""
     added: bytes = b""
-    stem: str
+    stem: Stem
     torch: str
     stamp: str
     duration_s: float = 0.0

@@ -27,7 +27,7 @@ from headstart.client.policy import Policy
 from headstart.client.timeline import Statistics
 from headstart.describe import facts
 from headstart.describe.recipe import Recipe, RecipeJob, request_of
-from headstart.errors import DamagedError, HeadstartError
+from headstart.errors import DamagedError, HeadstartError, UsageError
 from headstart.model.environment import TOOL_VARIABLES
 from headstart.model.target import Target
 
@@ -93,7 +93,7 @@ class SourcesBuild:
     def kick_off(self) -> None:
         """Ask for everything, without waiting."""
         for each in self._sources:
-            if not self._is_for(each.target):
+            if not self._is_for(each.name, each.target):
                 continue
             # To ask torch takes seconds: it has to be imported.
             torch = each.torch if each.stamp == facts.stamp() else facts.torch_key()
@@ -113,15 +113,20 @@ class SourcesBuild:
             self._compiler.client.submit_source(each.name, self._policy, source)
         for late in self._late:
             request = late.request
-            if self._is_for(request.target):
+            if self._is_for(request.name, request.target):
                 request = msgspec.structs.replace(request, environment=self._with_tools(request.environment))
-                self._watch(self._compiler.submit(request))
+                try:
+                    self._watch(self._compiler.submit(request))
+                except UsageError as error:
+                    self._refuse(f"{request.name} ({request.target}) was left out: {error}")
 
     def finish(self) -> None:
         """Wait until it is known of every source which kernels it has, and hand these over."""
         while self._asked:
             recorded, answer = self._answers.get()
-            source = self._asked[recorded.key]
+            source = self._asked.get(recorded.key)
+            if source is None:
+                continue  # a service that died had said all of it
             if isinstance(answer, HeadstartError):
                 self._refuse(f"{recorded.name} ({recorded.target}) failed: {answer}")
             elif isinstance(answer, wire.AddedCompiled):
@@ -136,9 +141,13 @@ class SourcesBuild:
         """In the connection's thread."""
         self._answers.put((recorded, answer))
 
-    def _is_for(self, target: str) -> bool:
+    def _is_for(self, name: str, target: str) -> bool:
         """What Inductor generates is for one device, and nothing else can be made of it."""
-        device = Target.parse(target)
+        try:
+            device = Target.parse(target)
+        except UsageError as error:
+            self._refuse(f"{name} was left out: {error}")
+            return False
         if not self._devices or device in self._devices:
             self._built.add(device)
             return True
