@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from headstart.stores.remote.base import Remote
+from headstart.stores.remote.base import Prunable, Remote
 from headstart.stores.remote.tiers import Remotes
 from headstart.stores.remote.urls import RemoteUrl, parse_urls
 from headstart.stores.remote.wrappers import BreakerRemote, CountingRemote, DeadlineRemote, ReadOnlyRemote
@@ -69,3 +69,14 @@ def open_remote(url: RemoteUrl) -> Remote:
     from headstart.stores.remote.objects import ObjectsRemote
 
     return ObjectsRemote(url)
+
+
+def prunable(remote: Remote) -> Prunable | None:
+    """A store of `open_remote`'s, if it can be pruned."""
+    from headstart.stores.remote.folder import FolderRemote
+
+    if isinstance(remote, FolderRemote):
+        return remote
+    from headstart.stores.remote.objects import ObjectsRemote
+
+    return remote if isinstance(remote, ObjectsRemote) else None
