@@ -27,7 +27,7 @@ from headstart.system.variables import misspelt
 COMMANDS = {
     "run": "Run a program with its compiles in workers.",
     "build": "Compile every kernel of a plan or a manifest into a bundle.",
-    "bundle": "List, compare, verify, sign, extract, merge, prune, push and pull bundles.",
+    "bundle": "List, compare, sign, merge, prune, push and pull bundles.",
     "key": "Make, trust and forget keys that sign bundles.",
     "manifest": "Show, merge and compare manifests: what runs compiled.",
     "cache": "Show, shrink or empty the cache of compiled kernels.",

@@ -35,7 +35,7 @@ _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
 
 
-@click.group(short_help="List, compare, verify, sign, extract, merge, prune, push and pull bundles.")
+@click.group(short_help="List, compare, sign, merge, prune, push and pull bundles.")
 def bundle() -> None:
     """Look into bundles, check and sign them, take them apart and put them together.
 

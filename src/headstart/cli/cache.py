@@ -15,7 +15,9 @@ from headstart.stores.disk import DiskStore
 from headstart.system.settings import Settings, parse_size
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
     try:
         size = parse_size(value)
     except UsageError:
@@ -56,9 +58,9 @@ def info(as_json: bool) -> None:
 def prune(max_size: int | None, remote: bool, older_than: str | None) -> None:
     """Remove the kernels that were used longest ago until at most --max-size is left, and all of earlier formats.
 
-    With --remote, from those stores of HEADSTART_REMOTE that are folders or object stores: what was written (in a folder:
-    used) longer ago than --older-than. Redis drops what is older than the ttl of its URL; a registry has rules of its
-    own for that.
+    With --remote, from those stores of HEADSTART_REMOTE that are folders or object stores: what was written, in a
+    folder used, longer ago than --older-than. Redis drops what is older than the ttl of its URL; a registry has rules
+    of its own for that.
     """
     if remote:
         if older_than is None or max_size is not None:
