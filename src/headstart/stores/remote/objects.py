@@ -203,7 +203,13 @@ class ObjectsRemote:
             raise UsageError(f"{url.shown}: {_short(error)}") from None
 
     def _put(self, place: str, blob: bytes, mode: Any) -> None:
-        self._call(lambda: self._obstore.put(self._store, place, blob, mode=mode, use_multipart=False))
+        """`mode`: obstore's; with a version, the absence of that is an error of obstore's too."""
+        try:
+            self._call(lambda: self._obstore.put(self._store, place, blob, mode=mode, use_multipart=False))
+        except (FileNotFoundError, self._errors.NotFoundError):
+            if isinstance(mode, str):
+                raise self._no_bucket() from None
+            raise
 
     def _delete(self, places: list[str]) -> None:
         if places:
@@ -221,7 +227,7 @@ class ObjectsRemote:
             return False
         try:
             self._put(place, mine, held[2])
-        except (self._errors.PreconditionError, self._errors.AlreadyExistsError, self._errors.NotFoundError):
+        except (FileNotFoundError, self._errors.PreconditionError, self._errors.AlreadyExistsError):
             return False
         except (NotImplementedError, self._errors.NotSupportedError):
             self._delete([place])  # whoever comes next may take it
@@ -258,6 +264,8 @@ class ObjectsRemote:
         try:
             now: dt.datetime = self._call(lambda: self._obstore.head(self._store, place))["last_modified"]
             return now
+        except (FileNotFoundError, self._errors.NotFoundError):
+            raise RemoteError(f"{self.name}: what was written is not there") from None
         finally:
             self._delete([place])
 
@@ -284,9 +292,10 @@ class ObjectsRemote:
         """Raises RemoteError if it is not the object that is absent."""
         code = _CODE.search(str(error))
         if code is not None and code[1] in ("NoSuchBucket", "ContainerNotFound"):
-            raise RemoteError(
-                f"{self.name}: there is no such bucket", advice="make it, or correct the URL", lasting=True
-            ) from None
+            raise self._no_bucket() from None
+
+    def _no_bucket(self) -> RemoteError:
+        return RemoteError(f"{self.name}: there is no such bucket", advice="make it, or correct the URL", lasting=True)
 
     def _error(self, error: Exception) -> RemoteError:
         """Told by words of obstore's, whose classes of errors are few; the text itself is pages long."""
