@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from conftest import wait_until
 from headstart.errors import UsageError
-from headstart.stores.remote import base, open_remote, open_remotes
-from headstart.stores.remote.base import MAX_BLOB_BYTES, Remote
+from headstart.stores.remote import base, open_remote, open_remotes, prunable
+from headstart.stores.remote.base import MAX_BLOB_BYTES, Pruned, Remote
 from headstart.stores.remote.tiers import Remotes
 from headstart.stores.remote.urls import parse_url
 from headstart.stores.remote.wrappers import BreakerRemote, CountingRemote, DeadlineRemote, ReadOnlyRemote
@@ -233,6 +233,31 @@ def test_one_of_those_who_claim_at_once_gets_it(claiming: Callable[[], Remote]) 
     for thread in threads:
         thread.join(60)
     assert sorted(map(bool, got)) == [False] * 5 + [True]
+
+
+# Pruning
+
+
+@pytest.mark.parametrize("place", conftest.only("folder", "s3"), indirect=True)
+def test_what_is_old_is_pruned_by_the_clock_of_the_store(
+    place: Place, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = prunable(open_store(place()))
+    assert store is not None
+    assert store.prune(0) == Pruned()
+    for key in (A, B):
+        store.put(key, BLOB)
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 7200)
+    assert store.prune(3600) == Pruned(0, 0, 2, 2 * len(BLOB))
+    assert store.get_many([A, B]) == {A: BLOB, B: BLOB}
+    assert store.prune(-3600) == Pruned(2, 2 * len(BLOB), 0, 0)
+    assert store.get_many([A, B]) == {}
+
+
+@pytest.mark.parametrize("place", conftest.only("redis", "oci"), indirect=True)
+def test_stores_that_have_rules_of_their_own_for_it_are_not_pruned(place: Place, open_store: Open) -> None:
+    assert prunable(open_store(place())) is None
 
 
 # Reading only
