@@ -129,8 +129,6 @@ class RemoteReport(msgspec.Struct, frozen=True):
         published, published_bytes: entries that it took.
         errors: calls that failed.
         seconds: that calls took, of all threads together.
-        refused: entries that were damaged, or that nobody trusted had signed.
-        dropped: entries that were to be published and were not, for lack of room, time, or a remote that answers.
     """
 
     name: str
@@ -141,18 +139,30 @@ class RemoteReport(msgspec.Struct, frozen=True):
     published_bytes: int = 0
     errors: int = 0
     seconds: float = 0.0
-    refused: int = 0
-    dropped: int = 0
 
     def __add__(self, other: RemoteReport) -> RemoteReport:
         (name, *mine), (_, *others) = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
         return RemoteReport(name, *(one + another for one, another in zip(mine, others, strict=True)))
 
 
-class RemoteCounts(msgspec.Struct, tag=True):
-    """How it stands with each remote, nearest first."""
+class RemoteCounts(msgspec.Struct, tag=True, frozen=True):
+    """How it stands with the remotes of one `RemoteSettings`.
 
-    reports: list[RemoteReport]
+    Attributes:
+        tiers: each of them, nearest first.
+        refused: entries that were damaged, or that nobody trusted had signed.
+        dropped: entries that were to be published and were not, for lack of room, time, or a remote that answers.
+    """
+
+    tiers: list[RemoteReport] = []
+    refused: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: RemoteCounts) -> RemoteCounts:
+        tiers = [one + another for one, another in zip(self.tiers, other.tiers, strict=False)]
+        return RemoteCounts(
+            tiers or self.tiers or other.tiers, self.refused + other.refused, self.dropped + other.dropped
+        )
 
 
 class RemoteSays(msgspec.Struct, tag=True):

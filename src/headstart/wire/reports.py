@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from headstart.wire.remotes import RemoteReport
+from headstart.wire.remotes import RemoteCounts
 
 
 class Control(msgspec.Struct, tag=True):
@@ -65,7 +65,7 @@ class Report(msgspec.Struct, tag=True):
         clients: who is there.
         running: what is being compiled.
         describers: processes with torch in them.
-        remotes: the stores of other hosts, and what each was good for.
+        remotes: what the stores of other hosts were good for; one for each setting that a client had.
     """
 
     pid: int
@@ -87,7 +87,7 @@ class Report(msgspec.Struct, tag=True):
     taken_over: int = 0
     describers: int = 0
     remote: int = 0
-    remotes: list[RemoteReport] = []
+    remotes: list[RemoteCounts] = []
 
 
 class Happened(msgspec.Struct, frozen=True):
