@@ -175,9 +175,11 @@ class Finder:
         return [item for item, ours in zip(items, answers, strict=True) if ours]
 
     def _try_to_claim(self, item: _Item) -> bool:
-        """Whether it is to be compiled here."""
+        """Whether it is to be made here. What takes no time to speak of has no lease, and is not claimed."""
+        if not item.wanted.lease:
+            return True
         try:
-            answer = self._shared.remotes.claim(item.wanted.key, max(1.0, item.wanted.lease))
+            answer = self._shared.remotes.claim(item.wanted.key, item.wanted.lease)
         except RemoteError:
             return True
         if answer:

@@ -96,7 +96,9 @@ class Server:
             self._lookup,
             self._remotes,
         )
-        self._sources = Sources(self._sessions, self._describers, Recipes(self._lookup), self._requests, self._errands)
+        self._sources = Sources(
+            self._sessions, self._describers, Recipes(self._lookup), self._requests, self._errands, self._remotes
+        )
         self._draining: list[Session] = []  # those who asked to be told when there are no workers any more
         self._started = time.monotonic()
         self._measured = float("-inf")
