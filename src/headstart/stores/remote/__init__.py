@@ -5,7 +5,8 @@
     folder      file:// (a mounted folder)
     redis       redis://, rediss://
     objects     s3://, gs://, az://
-    registry    oci://: tokens, blobs and manifests over HTTP; oci: entries, and bundles, in a registry
+    credentials, registry, oci, oci_bundles
+                oci://: who this user is; tokens, blobs and manifests over HTTP; entries; bundles
     wrappers    read-only, counting, with a deadline, left alone for a while once it fails
     tiers       several, the nearest first
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from headstart.errors import UsageError
 from headstart.stores.remote.base import Remote
 from headstart.stores.remote.tiers import Remotes
 from headstart.stores.remote.urls import RemoteUrl, parse_urls
@@ -58,4 +58,14 @@ def open_remote(url: RemoteUrl) -> Remote:
         from headstart.stores.remote.folder import FolderRemote
 
         return FolderRemote(url.path, trust_all=url.trust_all)
-    raise UsageError(f"{url.shown}: such remotes cannot be opened yet")
+    if url.scheme in ("redis", "rediss"):
+        from headstart.stores.remote.redis import RedisRemote
+
+        return RedisRemote(url)
+    if url.scheme == "oci":
+        from headstart.stores.remote.oci import OciRemote
+
+        return OciRemote(url)
+    from headstart.stores.remote.objects import ObjectsRemote
+
+    return ObjectsRemote(url)

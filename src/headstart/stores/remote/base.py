@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -26,6 +26,7 @@ from headstart.errors import HeadstartError, UsageError
 MAX_BLOB_BYTES = 64 << 20  # of one entry; a kernel's is about 20 KB to 1 MB
 MAX_REPLY_BYTES = 256 << 20  # of all that one `get_many` gives
 
+_LINE = 200  # characters
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -151,3 +152,20 @@ def check_blob(blob: bytes) -> bytes:
     if len(blob) > MAX_BLOB_BYTES:
         raise UsageError(f"an entry of {len(blob)} bytes is not kept in remotes, which take {MAX_BLOB_BYTES}")
     return blob
+
+
+def missing(name: str, package: str, extra: str) -> UsageError:
+    """That a remote's library is not installed."""
+    return UsageError(f"{name} needs the package {package}: pip install 'headstart[{extra}]'")
+
+
+def plain(text: object, secrets: Iterable[str] = ()) -> str:
+    """One short line of what a library or a server said, without secrets, for people.
+
+    A server may repeat what it was sent: Redis names the arguments of a command that it does not know.
+    """
+    line = next((line.strip() for line in str(text).splitlines() if line.strip()), "")
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        line = line.replace(secret, "***")
+    line = line if line.isprintable() else ascii(line)[1:-1]
+    return line if len(line) <= _LINE else f"{line[:_LINE]}…"

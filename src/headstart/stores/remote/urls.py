@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -38,6 +39,7 @@ _FLAGS = frozenset({"read-only", "claims", "allow-http"})
 _ALIASES = {"valkey": "redis", "valkeys": "rediss"}
 SCHEMES = (*_OPTIONS, *_ALIASES)
 
+_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _TIME = re.compile(r"(\d{1,9})([smhd]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _ON = frozenset({"", "1", "true", "yes", "on"})
@@ -69,7 +71,11 @@ class RemoteUrl(msgspec.Struct, frozen=True):
     @property
     def claims(self) -> bool:
         """Whether hosts tell one another there what they compile."""
-        return "claims" in self.options
+        return self.options.get("claims") == "1"
+
+    def allows_http(self, host: str) -> bool:
+        """Whether requests to a host may travel without TLS: within this host, or if the URL says so."""
+        return self.options.get("allow-http", "1" if is_loopback(host) else "0") == "1"
 
     @property
     def path(self) -> str:
@@ -100,7 +106,7 @@ def parse_url(text: str) -> RemoteUrl:
     if scheme not in _OPTIONS:
         raise UsageError(f"{_printable(known)}:// is no kind of remote{_did_you_mean(known)}; there are {_listed()}")
     location, _, query = rest.partition("#")[0].partition("?")
-    shown = f"{scheme}://{_without_credentials(location)}"
+    shown = f"{scheme}://{without_credentials(location)}"
     if not shown.isprintable():
         shown = ascii(shown)[1:-1]
     options = _options(scheme, query, shown)
@@ -108,8 +114,7 @@ def parse_url(text: str) -> RemoteUrl:
     trust = options.pop("trust", "signed")
     if trust not in ("all", "signed"):
         raise UsageError(f"{shown}: trust: expected all or signed")
-    read_only = "read-only" in options
-    options.pop("read-only", None)
+    read_only = options.pop("read-only", "0") == "1"
     return RemoteUrl(scheme, location, options, read_only, trust == "all", shown)
 
 
@@ -134,10 +139,9 @@ def _options(scheme: str, query: str, shown: str) -> dict[str, str]:
             # What stands behind it may be a password.
             raise UsageError(f"{shown}: {_printable(name)} is no option of it; there are {there}")
         if name in _FLAGS:
-            if value.lower() in _OFF:
-                continue
-            if value.lower() not in _ON:
+            if value.lower() not in _ON | _OFF:
                 raise UsageError(f"{shown}: {name}: expected 1 or 0")
+            value = "1" if value.lower() in _ON else "0"
         elif not value:
             raise UsageError(f"{shown}: {name}: expected a value")
         options[name] = value
@@ -153,7 +157,7 @@ def _check_location(scheme: str, location: str, shown: str) -> None:
         if "\0" in unquote(location):
             raise UsageError(f"{shown}: this is no path")
         return
-    place, _, path = location.rpartition("@")[2].partition("/")
+    place, _, path = without_credentials(location).partition("/")
     if not place:
         raise UsageError(f"{shown}: expected {_EXAMPLES[scheme]}")
     if scheme == "oci" and not path:
@@ -173,15 +177,18 @@ _EXAMPLES = {
 }
 
 
-def _without_credentials(location: str) -> str:
-    """A password may have a slash in it that nobody quoted: all before the last @ goes."""
-    return location.rpartition("@")[2] if "@" in location else location
+def without_credentials(location: str) -> str:
+    """A password may have a slash in it that nobody quoted: all before the last @ goes, but for that of a digest."""
+    digest = _DIGEST.search(location)
+    if digest is not None:
+        return without_credentials(location[: digest.start()]) + digest[0]
+    return location.rpartition("@")[2]
 
 
 def _no_scheme(text: str) -> str:
     if text.startswith("/"):
         return f"{_printable(text)} is no URL of a remote; did you mean file://{_printable(text)}?"
-    return f"{_printable(_without_credentials(text))} is no URL of a remote; there are {_listed()}"
+    return f"{_printable(without_credentials(text))} is no URL of a remote; there are {_listed()}"
 
 
 def _did_you_mean(scheme: str) -> str:
@@ -197,3 +204,13 @@ def _listed() -> str:
 
 def _printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name can only be this host."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,412 @@
+"""One repository of an OCI registry, over HTTP: tokens, manifests, blobs.
+
+The protocol is the OCI Distribution Specification 1.1, and Docker's for tokens. What of it is used:
+
+    GET, HEAD, PUT, DELETE /v2/<repository>/manifests/<tag or digest>
+    GET, HEAD              /v2/<repository>/blobs/<digest>
+    POST, then PUT         /v2/<repository>/blobs/uploads/…
+    GET                    <realm of a challenge>?service=…&scope=…        a token
+
+Guarantees:
+
+What is got by a digest has that digest, and no more bytes are read than were expected. Nothing is unpacked.
+
+Credentials go to the registry, and to where it says that its tokens are; never over http, unless within this host or
+if the URL says so; and not to where a blob is redirected.
+
+This code assumes that manifests are small (`MAX_MANIFEST_BYTES`). Each wait is bounded, but not their sum: that is the
+caller's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import IO, Any, NamedTuple
+from urllib.parse import urlencode, urljoin, urlsplit
+
+import msgspec
+
+from headstart.errors import UsageError
+from headstart.stores.remote.base import RemoteError, missing, plain
+from headstart.stores.remote.credentials import Credentials, credentials_for
+from headstart.stores.remote.urls import RemoteUrl, without_credentials
+
+CONNECT_SECONDS = 1.0  # TLS included
+READ_SECONDS = 5.0  # between two pieces of an answer
+CONNECTIONS = 16  # kept, and used at once
+MAX_MANIFEST_BYTES = 4 << 20  # as registries have it
+_MAX_TOKEN_BYTES = 64 << 10
+_REDIRECTS = 3
+_PIECE = 1 << 20
+
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_HOST = re.compile(r"[A-Za-z0-9.-]+(?::\d{1,5})?|\[[0-9a-fA-F:]+\](?::\d{1,5})?")
+_PARAMETER = re.compile(r'(\w+)="([^"]*)"')
+_DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+_EXPECTED = "expected oci://registry.example/team/kernels:tag"
+
+
+class Reference(NamedTuple):
+    """What a URL names: a repository, and a tag or digest in it, either of which may be empty."""
+
+    host: str
+    repository: str
+    tag: str
+    digest: str
+
+
+def reference_of(url: RemoteUrl) -> Reference:
+    """Take an `oci` URL apart.
+
+    Raises:
+        UsageError: no registry could have it.
+    """
+    location, _, digest = without_credentials(url.location).partition("@")
+    host, _, rest = location.partition("/")
+    repository, _, tag = rest.partition(":")
+    if not _HOST.fullmatch(host):
+        raise UsageError(f"{url.shown}: this is no name of a host; {_EXPECTED}")
+    if not _REPOSITORY.fullmatch(repository):
+        raise UsageError(f"{url.shown}: a repository is of lower-case words, as team/kernels; {_EXPECTED}")
+    if tag and not _TAG.fullmatch(tag):
+        raise UsageError(f"{url.shown}: a tag is up to 128 letters, digits, _, . and -; {_EXPECTED}")
+    if digest and not _DIGEST.fullmatch(digest):
+        raise UsageError(f"{url.shown}: a digest is sha256: and 64 hexadecimal digits")
+    if host in _DOCKER_HUB and "/" not in repository:
+        repository = f"library/{repository}"
+    return Reference(host, repository, tag, digest)
+
+
+class Answer(NamedTuple):
+    """What a registry said. `headers` have lower-case names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Registry:
+    """One repository. Nothing is connected to before the first call; its methods may be called from several threads.
+
+    Raises:
+        UsageError: urllib3 is not installed, or no registry could have this URL.
+    """
+
+    def __init__(self, url: RemoteUrl, *, read_seconds: float = READ_SECONDS) -> None:
+        self.name = url.shown
+        try:
+            import urllib3
+        except ImportError as error:
+            raise missing(url.shown, "urllib3", "oci") from error
+        self._urllib3: Any = urllib3
+        self.reference = reference_of(url)
+        host = _DOCKER_HUB.get(self.reference.host, self.reference.host)
+        self._url = url
+        scheme = "http" if url.allows_http(urlsplit(f"//{host}").hostname or "") else "https"
+        self._base = f"{scheme}://{host}/v2/{self.reference.repository}/"
+        self._credentials: Credentials = credentials_for(url, self.reference.host)
+        self._authorization = ""
+        self._lock = threading.Lock()
+        self._pool: Any = urllib3.PoolManager(
+            num_pools=4,
+            maxsize=CONNECTIONS,
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds),
+            retries=urllib3.Retry(total=1, connect=1, read=0, redirect=0, status=0, other=0, raise_on_redirect=False),
+            headers={"User-Agent": "headstart", "Accept-Encoding": "identity"},
+        )
+
+    def manifest(self, reference: str, media_type: str) -> tuple[bytes, str] | None:
+        """A manifest and its digest; None if there is none.
+
+        Raises:
+            RemoteError: nobody knows, or it is not what its digest says.
+        """
+        answer = self._request("GET", f"manifests/{reference}", {"Accept": media_type}, most=MAX_MANIFEST_BYTES)
+        if answer.status == 404:
+            return None
+        self._expect(answer, 200)
+        digest = digest_of(answer.body)
+        if _DIGEST.fullmatch(reference) and digest != reference:
+            raise self._nonsense(f"{reference} is something else")
+        return answer.body, digest
+
+    def manifest_digest(self, reference: str, media_type: str) -> str:
+        """The digest that a registry gives for a manifest; empty if there is none.
+
+        Raises:
+            RemoteError: nobody knows.
+        """
+        answer = self._request("HEAD", f"manifests/{reference}", {"Accept": media_type})
+        if answer.status == 404:
+            return ""
+        self._expect(answer, 200)
+        digest = answer.headers.get("docker-content-digest", "")
+        if _DIGEST.fullmatch(digest):
+            return digest
+        found = self.manifest(reference, media_type)  # a registry need not say it
+        return "" if found is None else found[1]
+
+    def put_manifest(self, reference: str, body: bytes, media_type: str) -> str:
+        """Returns its digest.
+
+        Raises:
+            RemoteError: it is not kept.
+        """
+        answer = self._request("PUT", f"manifests/{reference}", {"Content-Type": media_type}, body)
+        self._expect(answer, 201)
+        return digest_of(body)
+
+    def delete_manifest(self, digest: str) -> bool:
+        """Remove a manifest; fine if it is gone. False: this registry does not let anybody.
+
+        Raises:
+            RemoteError: it may still be there.
+        """
+        answer = self._request("DELETE", f"manifests/{digest}")
+        if answer.status in (404, 405):
+            return answer.status == 404
+        self._expect(answer, 202, 200)
+        return True
+
+    def blob(self, digest: str, size: int) -> bytes | None:
+        """A blob of that size; None if there is none.
+
+        Raises:
+            RemoteError: nobody knows, or it is not what its digest says.
+        """
+        answer = self._request("GET", f"blobs/{digest}", most=size)
+        if answer.status == 404:
+            return None
+        self._expect(answer, 200)
+        if len(answer.body) != size or digest_of(answer.body) != digest:
+            raise self._nonsense(f"blob {digest} is something else")
+        return answer.body
+
+    def blob_into(self, digest: str, size: int, write: Callable[[bytes], object]) -> None:
+        """Have a blob of that size written, piece by piece. What was written counts only once this returns.
+
+        Raises:
+            RemoteError: there is none, or it is not what its digest says.
+        """
+        with_digest = hashlib.sha256()
+        left = size
+
+        def take(piece: bytes) -> None:
+            nonlocal left
+            left -= len(piece)
+            if left < 0:
+                raise self._nonsense(f"blob {digest} is longer than it should be")
+            with_digest.update(piece)
+            write(piece)
+
+        answer = self._request("GET", f"blobs/{digest}", into=take)
+        self._expect(answer, 200)
+        if left or f"sha256:{with_digest.hexdigest()}" != digest:
+            raise self._nonsense(f"blob {digest} is something else")
+
+    def put_blob(self, digest: str, size: int, data: bytes | IO[bytes]) -> None:
+        """Keep a blob, if it is not there.
+
+        Raises:
+            RemoteError: it is not kept.
+        """
+        if self._request("HEAD", f"blobs/{digest}").status == 200:
+            return
+        begun = self._request("POST", "blobs/uploads/", {"Content-Length": "0"})
+        self._expect(begun, 202)
+        place = self._place(begun.headers.get("location", ""))
+        place += ("&" if "?" in place else "?") + urlencode({"digest": digest})
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        self._expect(self._request("PUT", place, headers, data), 201)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._pool.clear()
+
+    # HTTP
+
+    def _request(
+        self,
+        method: str,
+        place: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | IO[bytes] | None = None,
+        *,
+        most: int = MAX_MANIFEST_BYTES,
+        into: Callable[[bytes], None] | None = None,
+    ) -> Answer:
+        """Ask, and once more with a token if the registry wants one. Errors of the service are raised."""
+        for is_last in (False, True):
+            authorization = self._authorization
+            if body is not None and not isinstance(body, bytes):
+                body.seek(0)
+            with_token = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
+            answer = self._ask(method, urljoin(self._base, place), with_token, body, most, into)
+            if answer.status != 401:
+                break
+            if is_last or not self._authorize(answer.headers.get("www-authenticate", ""), authorization):
+                raise self._refused(answer)
+        if answer.status == 403:
+            raise self._refused(answer)
+        if answer.status == 429 or answer.status >= 500:
+            raise RemoteError(
+                f"{self.name}: the registry is busy, or broken ({answer.status})", advice="try again later"
+            )
+        return answer
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | IO[bytes] | None,
+        most: int,
+        into: Callable[[bytes], None] | None,
+    ) -> Answer:
+        errors = self._urllib3.exceptions
+        for _ in range(_REDIRECTS + 1):
+            try:
+                response = self._pool.request(
+                    method,
+                    url,
+                    headers={**self._pool.headers, **headers},
+                    body=body,
+                    preload_content=False,
+                    redirect=False,
+                )
+                try:
+                    known = {name.lower(): value for name, value in response.headers.items()}
+                    if response.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
+                        target = self._checked(urljoin(url, known.get("location", "")))
+                        if urlsplit(target).netloc != urlsplit(url).netloc:
+                            headers = {name: value for name, value in headers.items() if name != "Authorization"}
+                        url = target
+                        continue
+                    if into is not None and response.status == 200:
+                        for piece in response.stream(_PIECE, decode_content=False):
+                            into(piece)
+                        return Answer(200, known, b"")
+                    data = b"" if method == "HEAD" else response.read(most + 1, decode_content=False)
+                    if len(data) > most:
+                        raise self._nonsense("an answer is longer than it should be")
+                    return Answer(response.status, known, data)
+                finally:
+                    # One that was not read to its end cannot be used again.
+                    response.release_conn() if _is_read(response) else response.close()
+            except (errors.HTTPError, OSError, ValueError) as error:
+                raise self._error(error) from None
+        raise self._nonsense("it redirects in a circle")
+
+    def _checked(self, url: str) -> str:
+        """An address that the registry gave, if it may be asked."""
+        parts = urlsplit(url)
+        if parts.scheme == "https" or (parts.scheme == "http" and self._url.allows_http(parts.hostname or "")):
+            return url
+        raise self._nonsense("it sends this host on to where nothing is encrypted")
+
+    def _place(self, location: str) -> str:
+        """Where an upload goes; the token goes along, so that it is the registry itself."""
+        url = self._checked(urljoin(self._base, location))
+        if urlsplit(url).netloc != urlsplit(self._base).netloc:
+            raise self._nonsense("it has this host upload to another one")
+        return url
+
+    # Tokens
+
+    def _authorize(self, challenge: str, used: str) -> bool:
+        """Get what the registry asks for; False if there is nothing better than what was used."""
+        kind, _, rest = challenge.partition(" ")
+        with self._lock:
+            if self._authorization != used:
+                return True  # another thread has
+            if kind.lower() == "basic":
+                fresh = self._credentials.basic()
+            elif kind.lower() == "bearer":
+                fresh = self._token(dict(_PARAMETER.findall(rest)))
+            else:
+                fresh = ""
+            has_changed = bool(fresh) and (fresh != used)
+            self._authorization = fresh or self._authorization
+            return has_changed
+
+    def _token(self, challenge: Mapping[str, str]) -> str:
+        realm = self._checked(challenge.get("realm", ""))
+        asked = {name: challenge[name] for name in ("service", "scope") if name in challenge}
+        basic = self._credentials.basic()
+        headers = {"Authorization": basic} if basic else {}
+        separator = "&" if "?" in realm else "?"
+        answer = self._ask("GET", f"{realm}{separator}{urlencode(asked)}", headers, None, _MAX_TOKEN_BYTES, None)
+        if answer.status in (401, 403):
+            raise self._refused(answer)
+        self._expect(answer, 200)
+        try:
+            given = msgspec.json.decode(answer.body, type=_Token)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise self._nonsense("its token cannot be read") from None
+        token = given.token or given.access_token
+        if not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise self._nonsense("its token cannot be read")
+        return f"Bearer {token}"
+
+    # Errors
+
+    def _expect(self, answer: Answer, *statuses: int) -> None:
+        if answer.status not in statuses:
+            said = plain(answer.body.decode("utf-8", "replace"), self._credentials.secrets())
+            raise RemoteError(f"{self.name}: the registry answers {answer.status}{': ' if said else ''}{said}")
+
+    def _refused(self, answer: Answer) -> RemoteError:
+        known = self._credentials.user
+        who = f"{known} is not let in" if known else "it asks who this is"
+        return RemoteError(
+            f"{self.name}: {who} ({answer.status})", advice=self._credentials.advice(self.reference.host), lasting=True
+        )
+
+    def _nonsense(self, what: str) -> RemoteError:
+        return RemoteError(f"{self.name}: {what}", advice="see whether this is a registry, and the right one")
+
+    def _error(self, error: Exception) -> RemoteError:
+        errors = self._urllib3.exceptions
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, errors.SSLError) or isinstance(error, errors.SSLError):
+            return RemoteError(
+                f"{self.name}: TLS is refused ({plain(reason, self._credentials.secrets())})",
+                advice="have its certificate trusted (SSL_CERT_FILE); a registry without TLS needs ?allow-http",
+                lasting=True,
+            )
+        if isinstance(reason, (errors.TimeoutError, TimeoutError)) and not isinstance(
+            reason, errors.NewConnectionError
+        ):
+            return RemoteError(f"{self.name}: no answer in time", advice="see whether it can be reached from this host")
+        if isinstance(reason, (errors.NewConnectionError, errors.NameResolutionError)):
+            return RemoteError(
+                f"{self.name}: cannot be reached", advice="see whether it runs and can be reached from this host"
+            )
+        return RemoteError(f"{self.name}: the connection broke, or this is no registry ({type(reason).__name__})")
+
+
+class _Token(msgspec.Struct):
+    token: str = ""
+    access_token: str = ""
+
+
+def digest_of(data: bytes) -> str:
+    """As registries name it."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def digest_of_pieces(pieces: Iterable[bytes]) -> str:
+    """The same for what does not fit into memory."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _is_read(response: Any) -> bool:
+    return response.length_remaining in (0, None) and not response.chunked
