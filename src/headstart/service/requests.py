@@ -124,7 +124,8 @@ class Requests:
         session = asked.session
         session.toolchains[asked.message.toolchain] = True
         settings = session.preferences.remote
-        if settings is None or not asked.use_store or found.shared is not None or found.failure is not None:
+        is_known = found.shared is not None or found.failure is not None
+        if settings is None or not asked.use_store or is_known or self._is_in_flight(asked, found):
             self._settle(asked, found)
         elif self._sessions.has(session):
             sought = asked.sought(found.key)
@@ -148,14 +149,16 @@ class Requests:
 
     def _came_late(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely) -> None:
         """A remote has an entry that nobody waited for any longer; its job may be under way."""
-        key = _job_key(found.key, asked.message, asked.session, asked.use_store)
 
         def tell(found: Found) -> None:
             if found.shared is not None:
-                self._happened(events.Obtained(key, found, time.monotonic()))
+                self._happened(events.Obtained(asked.job_key(found.key), found, time.monotonic()))
 
-        if self._scheduler.in_flight(key) is not None:
+        if self._is_in_flight(asked, found):
             self._obtain(asked, found, remotely, tell)
+
+    def _is_in_flight(self, asked: _Asked, found: Found) -> bool:
+        return self._scheduler.in_flight(asked.job_key(found.key)) is not None
 
     def _obtain(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely, then: Callable[[Found], None]) -> None:
         if remotely.entry:
@@ -315,6 +318,10 @@ class _Asked(NamedTuple):
     message: wire.Submit
     request: CompileRequest
     use_store: bool
+
+    def job_key(self, key: str) -> str:
+        """The scheduler's, of the job that compiles the entry of `key`."""
+        return _job_key(key, self.message, self.session, self.use_store)
 
     def sought(self, key: str) -> Sought:
         """What a remote is asked for."""
