@@ -55,12 +55,12 @@ class Process:
         )
 
     def start(self) -> None:
-        """Have its threads begin, and tell the service that it can be asked."""
+        """Tell the service that it can be asked, and have the threads begin."""
+        self._shared.say(wire.Awake())
+        self._shared.say_counts()
         self._watch.start()
         self._publisher.start()
         self._finder.start()
-        self._shared.say(wire.Awake())
-        self._shared.say_counts()
 
     def take(self, message: Any) -> None:
         """Do what the service says."""

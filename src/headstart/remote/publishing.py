@@ -46,7 +46,7 @@ class Publisher:
         self._queued = 0  # bytes, of what is under way as well
         self._at_work = 0
         self._done = 0
-        self._there: OrderedDict[str, None] = OrderedDict()  # keys that a remote has
+        self._there: OrderedDict[str, None] = OrderedDict()  # keys that a remote has, or is about to get
         self._held: set[str] = set()  # keys that are claimed by this host
         self._changed = threading.Condition()
 
@@ -64,8 +64,10 @@ class Publisher:
             size = os.stat(store.path_of(message.key)).st_size
         except OSError:
             size = self._max_queued + 1  # it was pruned already
+        self._note(message.key)
         if not self._put_into_queue(size, lambda: self._publish(message)):
-            self._shared.count("dropped")
+            self._forget(message.key)
+            self._drop()
             self.disclaim(message.key)
 
     def copy(self, found: dict[str, Found]) -> None:
@@ -74,7 +76,7 @@ class Publisher:
             self._note(key)
         far = {key: each for key, each in found.items() if each.tier > 0}
         if far and not self._put_into_queue(sum(len(each.blob) for each in far.values()), lambda: self._copy(far)):
-            self._shared.count("dropped", len(far))
+            self._drop(len(far))
 
     def claimed(self, key: str) -> None:
         """This host has claimed a key."""
@@ -100,6 +102,10 @@ class Publisher:
         with self._changed:
             while (self._queue or self._at_work) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
+
+    def _drop(self, entries: int = 1) -> None:
+        self._shared.count("dropped", entries)
+        self._shared.say_counts()
 
     def _put_into_queue(self, size: int, task: Callable[[], None]) -> bool:
         with self._changed:
@@ -136,6 +142,7 @@ class Publisher:
         try:
             entry = shared.store(message.cache_dir, message.trusted).find(key)
             if entry is None:
+                self._forget(key)
                 shared.count("dropped")
                 return
             entry.verify()  # what is signed has to be whole
@@ -148,8 +155,8 @@ class Publisher:
                 shared.unfit.discard(key)
                 shared.remotes.delete(key)
             shared.remotes.put(key, blob)
-            self._note(key)
         except (RemoteError, UsageError, DamagedError, OSError) as error:
+            self._forget(key)
             shared.count("dropped")
             if isinstance(error, RemoteError):
                 self._failed()
@@ -174,3 +181,7 @@ class Publisher:
             self._there[key] = None
             if len(self._there) > _MOST_KNOWN:
                 self._there.popitem(last=False)
+
+    def _forget(self, key: str) -> None:
+        with self._changed:
+            self._there.pop(key, None)
