@@ -224,6 +224,7 @@ def test_what_is_asked_for_while_a_call_is_under_way_goes_into_the_next_one(run:
     running = run(remote)
     remote.may_get.clear()
     tickets = running.look_up(KEYS[0], background=True)  # one thread is at this
+    wait_until(lambda: len(remote.asked) == 1)
     tickets += running.look_up(KEYS[1])  # and one at this
     wait_until(lambda: len(remote.asked) == 2)
     for key in KEYS[2:10]:
