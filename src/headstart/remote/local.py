@@ -97,8 +97,7 @@ class Shared:
     def _refuse(self, key: str, kind: str, why: str) -> None:
         self.count("refused")
         self.unfit.add(key)
-        if kind not in self._told:
-            self._told.add(kind)
+        if self._is_first(kind):
             self.tell(f"{self.remotes.name}: {why}")
 
     def tell(self, text: str, quiet: bool = False) -> None:
@@ -107,9 +106,14 @@ class Shared:
 
     def tell_once(self, text: str) -> None:
         """Have the log told."""
-        if text not in self._told:
-            self._told.add(text)
+        if self._is_first(text):
             self.tell(text, quiet=True)
+
+    def _is_first(self, text: str) -> bool:
+        with self._lock:
+            is_first = text not in self._told
+            self._told.add(text)
+            return is_first
 
     def count(self, what: str, by: int = 1) -> None:
         """One more `"refused"`, or `"dropped"`."""

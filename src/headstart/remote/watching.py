@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from headstart.errors import HeadstartError
 FAILURES = 3  # in a row, after which nobody is to ask
 FIRST_PAUSE = 0.05  # seconds between two tries, twice as many each time
 MAX_PAUSE = 30.0  # seconds
+
+_log = logging.getLogger("headstart.remote")
 
 
 class Watch:
@@ -52,6 +55,9 @@ class Watch:
             try:
                 self._attempt(os.urandom(32).hex())
             except HeadstartError:
+                failures += 1
+            except Exception:  # noqa: BLE001 - the thread is to live on
+                _log.exception("a remote was tried and failed; this is a bug")
                 failures += 1
             else:
                 self._say(True)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,7 +61,7 @@ class _Signed(NamedTuple):
 
 
 class Signer:
-    """Signs with this user's keys, as far as there are any.
+    """Signs with this user's keys, as far as there are any. May be used from several threads.
 
     Args:
         keyring: those; None: the user can have none.
@@ -76,16 +77,19 @@ class Signer:
         self._read = float("-inf")
         self._pair: tuple[bytes, str] | None = None
         self._local: bytes | None = None
+        self._lock = threading.Lock()
         self.problem = ""
 
     def sign(self, entry: bytes) -> list[Signature]:
         """Signatures over an entry; none if there is no key to sign with."""
-        if time.monotonic() - self._read > KEYS_AGE:
-            self._read_keys()
+        with self._lock:
+            if time.monotonic() - self._read > KEYS_AGE:
+                self._read_keys()
+            local, pair = self._local, self._pair
         digest = _digest(entry)
-        made = [] if self._local is None else [signing.sign_locally(self._local, VERSION, digest)]
-        if self._pair is not None:
-            secret, name = self._pair
+        made = [] if local is None else [signing.sign_locally(local, VERSION, digest)]
+        if pair is not None:
+            secret, name = pair
             try:
                 made.append(signing.sign(secret, name, VERSION, digest))
             except ServiceError as error:
