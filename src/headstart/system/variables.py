@@ -60,13 +60,17 @@ def required() -> bool:
     return _text("HEADSTART") == "require"
 
 
-def switch(name: str) -> bool:
-    """A variable that is on or off; off where it is not set.
+def switch(name: str, text: str) -> bool:
+    """Whether a setting is on or off; off where it is not set.
+
+    Args:
+        name: of the setting, for the message.
+        text: what it says.
 
     Raises:
         UsageError: it is neither.
     """
-    text = _text(name)
+    text = text.strip().lower()
     if text and text not in _ON | _OFF:
         raise UsageError(f"{name}: expected 1 or 0 (or true, false, yes, no, on, off), got {text!r}")
     return text in _ON

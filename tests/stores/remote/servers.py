@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -26,14 +27,27 @@ S3_ENVIRONMENT = {
 BUCKET = "kernels"
 
 
-def program(name: str) -> str | None:
-    """Where a server is; None if it is not installed."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name)
+ENVIRONMENT = Path(sys.executable).parent.parent
+PROGRAMS = {"redis": "redis-server", "s3": "weed", "registry": "docker-registry"}
+
+
+def program(kind: str) -> str:
+    """Where a server is: beside this Python, where `make test-remote` puts it, or installed. Empty: nowhere."""
+    name = PROGRAMS[kind]
+    for place in (ENVIRONMENT / "bin" / name, ENVIRONMENT / "servers" / "usr" / "bin" / name):
+        if place.exists():
+            return str(place)
+    return shutil.which(name) or ""
+
+
+def libraries() -> dict[str, str]:
+    """The environment in which servers find what was downloaded with them."""
+    found = ":".join(map(str, (ENVIRONMENT / "servers" / "usr" / "lib").glob("*-linux-gnu")))
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, [found, os.environ.get("LD_LIBRARY_PATH")]))}
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on which nobody listens, and of which ports 10000 higher (of SeaweedFS's gRPC) do not matter."""
+    """Ports on which nobody listens just now."""
     listening = [socket.socket() for _ in range(count)]
     for each in listening:
         each.bind(("127.0.0.1", 0))
@@ -60,7 +74,7 @@ class Server:
     def start(self) -> None:
         with open(self._folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command, cwd=self._folder, env=libraries(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         deadline = time.monotonic() + STARTS_WITHIN
         while not self._is_up():
@@ -92,8 +106,7 @@ def running(server: Server) -> Iterator[Server]:
 
 
 def redis_server(folder: Path, *options: str, password: str = "", tls: tuple[Path, Path] | None = None) -> Server:
-    command = program("redis-server")
-    assert command is not None
+    command = program("redis")
     (port,) = free_ports(1)
     listening = ["--port", str(port)]
     if tls is not None:
@@ -106,16 +119,15 @@ def redis_server(folder: Path, *options: str, password: str = "", tls: tuple[Pat
 
 
 def s3_server(folder: Path) -> Server:
-    command = program("weed")
-    assert command is not None
+    command = program("s3")
     keys = {"accessKey": S3_ENVIRONMENT["AWS_ACCESS_KEY_ID"], "secretKey": S3_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"]}
     identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "List", "Tagging", "Write"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-    ports = free_ports(len(names) + 3)
+    ports = free_ports(len(names) + 2)
     listening = [f"-{name}={port}" for name, port in zip(names, ports, strict=False)]
-    port, grpc, iceberg = ports[len(names) :]
-    listening += [f"-s3.port={port}", f"-s3.port.grpc={grpc}", f"-s3.port.iceberg={iceberg}"]
+    port, grpc = ports[len(names) :]
+    listening += [f"-s3.port={port}", f"-s3.port.grpc={grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     fixed = [
         f"-dir={folder}",
         "-ip=127.0.0.1",
@@ -128,15 +140,28 @@ def s3_server(folder: Path) -> Server:
     return Server([command, "server", *fixed, *listening], folder, lambda: _has_bucket(ports[4], port), port)
 
 
-def registry_server(folder: Path, *, htpasswd: Path | None = None, token: dict[str, str] | None = None) -> Server:
-    command = program("docker-registry")
-    assert command is not None
+def registry_server(
+    folder: Path,
+    *,
+    htpasswd: Path | None = None,
+    token: dict[str, str] | None = None,
+    tls: tuple[Path, Path] | None = None,
+    deletes: bool = True,
+) -> Server:
+    command = program("registry")
     (port,) = free_ports(1)
+    http: dict[str, object] = {"addr": f"127.0.0.1:{port}", "secret": "of tests"}
+    if tls is not None:
+        http["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
     config: dict[str, object] = {
         "version": 0.1,
         "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
-        "http": {"addr": f"127.0.0.1:{port}", "secret": "of tests"},
+        "storage": {
+            "filesystem": {"rootdirectory": str(folder / "data")},
+            "cache": {"blobdescriptor": "inmemory"},
+            "delete": {"enabled": deletes},
+        },
+        "http": http,
     }
     if htpasswd is not None:
         config["auth"] = {"htpasswd": {"realm": "tests", "path": str(htpasswd)}}

@@ -5,8 +5,8 @@
     folder      file:// (a mounted folder)
     redis       redis://, rediss://
     objects     s3://, gs://, az://
-    credentials, registry, oci, oci_bundles
-                oci://: who this user is; tokens, blobs and manifests over HTTP; entries; bundles
+    references, credentials, registry, oci, oci_bundles
+                oci:// taken apart; who this user is; tokens, blobs and manifests over HTTP; entries; bundles
     wrappers    read-only, counting, with a deadline, left alone for a while once it fails
     tiers       several, the nearest first
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from headstart.stores.remote.base import Remote
+from headstart.stores.remote.base import Prunable, Remote
 from headstart.stores.remote.tiers import Remotes
 from headstart.stores.remote.urls import RemoteUrl, parse_urls
 from headstart.stores.remote.wrappers import BreakerRemote, CountingRemote, DeadlineRemote, ReadOnlyRemote
@@ -69,3 +69,14 @@ def open_remote(url: RemoteUrl) -> Remote:
     from headstart.stores.remote.objects import ObjectsRemote
 
     return ObjectsRemote(url)
+
+
+def prunable(remote: Remote) -> Prunable | None:
+    """A store of `open_remote`'s, if it can be pruned."""
+    from headstart.stores.remote.folder import FolderRemote
+
+    if isinstance(remote, FolderRemote):
+        return remote
+    from headstart.stores.remote.objects import ObjectsRemote
+
+    return remote if isinstance(remote, ObjectsRemote) else None

@@ -1,6 +1,6 @@
 """The seam between those who keep entries for other hosts and those who want them: bytes by key.
 
-Guarantees of every `Remote`, which `tests/stores/remote/test_contract.py` holds them to:
+Guarantees of every `Remote`, which `tests/stores/remote/test_remote_contract.py` holds them to:
 
 What is put is got whole, or not at all, by every host. Of two that put one key at once either stays: they are the same
 entry.

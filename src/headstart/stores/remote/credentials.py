@@ -105,9 +105,9 @@ def _decoded(entry: dict[str, Any]) -> Credentials:
         except (binascii.Error, ValueError):
             return Credentials()
         return Credentials(user, password)
-    user, password = entry.get("username"), entry.get("password")
-    if isinstance(user, str) and isinstance(password, str):
-        return Credentials(user, password)
+    name, word = entry.get("username"), entry.get("password")
+    if isinstance(name, str) and isinstance(word, str):
+        return Credentials(name, word)
     return Credentials()
 
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from headstart.errors import UsageError
-from headstart.stores.remote.base import MAX_BLOB_BYTES, MAX_REPLY_BYTES, check_blob, check_key
+from headstart.stores.remote.base import MAX_BLOB_BYTES, MAX_REPLY_BYTES, RemoteError, check_blob, check_key
 from headstart.stores.remote.registry import CONNECTIONS, Registry, digest_of
 from headstart.stores.remote.urls import RemoteUrl
 
@@ -130,13 +130,18 @@ class OciRemote:
         digest = digest_of(check_blob(blob))
         if self._registry.manifest_digest(tag, MANIFEST_TYPE) not in ("", digest_of(_GONE)):
             return
-        self._put_empty()
-        self._registry.put_blob(digest, len(blob), blob)
         data = base64.b64encode(blob).decode() if len(blob) <= EMBEDDED_BYTES else ""
         layer = Descriptor(ENTRY_TYPE, digest, len(blob), data)
         # With its key, so that no two keys have one manifest: it is deleted by its digest.
         body = manifest_of(ENTRY_TYPE, [layer], {"io.headstart.key": key})
-        self._registry.put_manifest(tag, body, MANIFEST_TYPE)
+        try:
+            self._put_empty()
+            self._registry.put_blob(digest, len(blob), blob)
+            self._registry.put_manifest(tag, body, MANIFEST_TYPE)
+        except RemoteError as error:
+            # A registry may answer 500 to all but one of those who push the same at once.
+            if error.lasting or self._registry.manifest_digest(tag, MANIFEST_TYPE) in ("", digest_of(_GONE)):
+                raise
 
     def claim(self, key: str, seconds: float) -> bool | None:
         """There are none: a registry keeps the last tag of those that come at once."""

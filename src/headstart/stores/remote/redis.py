@@ -83,8 +83,6 @@ class RedisRemote:
             # Once, for a connection that the server has closed since it was last used.
             retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             protocol=2,
-            lib_name=None,  # each would be a round trip of every connection
-            lib_version=None,
         )
 
     def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:

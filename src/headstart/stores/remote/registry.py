@@ -23,16 +23,17 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
 
-from headstart.errors import UsageError
 from headstart.stores.remote.base import RemoteError, missing, plain
 from headstart.stores.remote.credentials import Credentials, credentials_for
-from headstart.stores.remote.urls import RemoteUrl, without_credentials
+from headstart.stores.remote.references import DIGEST, reference_of
+from headstart.stores.remote.urls import RemoteUrl
 
 CONNECT_SECONDS = 1.0  # TLS included
 READ_SECONDS = 5.0  # between two pieces of an answer
@@ -40,46 +41,11 @@ CONNECTIONS = 16  # kept, and used at once
 MAX_MANIFEST_BYTES = 4 << 20  # as registries have it
 _MAX_TOKEN_BYTES = 64 << 10
 _REDIRECTS = 3
+_TRIES = 3  # of what only reads, where a registry says that it failed
+_PAUSE = 0.02  # seconds between them
 _PIECE = 1 << 20
 
-_REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_HOST = re.compile(r"[A-Za-z0-9.-]+(?::\d{1,5})?|\[[0-9a-fA-F:]+\](?::\d{1,5})?")
 _PARAMETER = re.compile(r'(\w+)="([^"]*)"')
-_DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
-_EXPECTED = "expected oci://registry.example/team/kernels:tag"
-
-
-class Reference(NamedTuple):
-    """What a URL names: a repository, and a tag or digest in it, either of which may be empty."""
-
-    host: str
-    repository: str
-    tag: str
-    digest: str
-
-
-def reference_of(url: RemoteUrl) -> Reference:
-    """Take an `oci` URL apart.
-
-    Raises:
-        UsageError: no registry could have it.
-    """
-    location, _, digest = without_credentials(url.location).partition("@")
-    host, _, rest = location.partition("/")
-    repository, _, tag = rest.partition(":")
-    if not _HOST.fullmatch(host):
-        raise UsageError(f"{url.shown}: this is no name of a host; {_EXPECTED}")
-    if not _REPOSITORY.fullmatch(repository):
-        raise UsageError(f"{url.shown}: a repository is of lower-case words, as team/kernels; {_EXPECTED}")
-    if tag and not _TAG.fullmatch(tag):
-        raise UsageError(f"{url.shown}: a tag is up to 128 letters, digits, _, . and -; {_EXPECTED}")
-    if digest and not _DIGEST.fullmatch(digest):
-        raise UsageError(f"{url.shown}: a digest is sha256: and 64 hexadecimal digits")
-    if host in _DOCKER_HUB and "/" not in repository:
-        repository = f"library/{repository}"
-    return Reference(host, repository, tag, digest)
 
 
 class Answer(NamedTuple):
@@ -105,7 +71,7 @@ class Registry:
             raise missing(url.shown, "urllib3", "oci") from error
         self._urllib3: Any = urllib3
         self.reference = reference_of(url)
-        host = _DOCKER_HUB.get(self.reference.host, self.reference.host)
+        host = self.reference.api_host
         self._url = url
         scheme = "http" if url.allows_http(urlsplit(f"//{host}").hostname or "") else "https"
         self._base = f"{scheme}://{host}/v2/{self.reference.repository}/"
@@ -131,7 +97,7 @@ class Registry:
             return None
         self._expect(answer, 200)
         digest = digest_of(answer.body)
-        if _DIGEST.fullmatch(reference) and digest != reference:
+        if DIGEST.fullmatch(reference) and digest != reference:
             raise self._nonsense(f"{reference} is something else")
         return answer.body, digest
 
@@ -146,7 +112,7 @@ class Registry:
             return ""
         self._expect(answer, 200)
         digest = answer.headers.get("docker-content-digest", "")
-        if _DIGEST.fullmatch(digest):
+        if DIGEST.fullmatch(digest):
             return digest
         found = self.manifest(reference, media_type)  # a registry need not say it
         return "" if found is None else found[1]
@@ -240,23 +206,39 @@ class Registry:
         most: int = MAX_MANIFEST_BYTES,
         into: Callable[[bytes], None] | None = None,
     ) -> Answer:
-        """Ask, and once more with a token if the registry wants one. Errors of the service are raised."""
-        for is_last in (False, True):
-            authorization = self._authorization
-            if body is not None and not isinstance(body, bytes):
-                body.seek(0)
-            with_token = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
-            answer = self._ask(method, urljoin(self._base, place), with_token, body, most, into)
-            if answer.status != 401:
+        """Ask, with a token if the registry wants one. Errors of the service are raised."""
+        for number in range(_TRIES):
+            answer = self._authorized(method, place, headers or {}, body, most, into)
+            # Docker's own answers so to those who read a tag or a blob while another host writes the same.
+            if answer.status < 500 or method not in ("GET", "HEAD") or number == _TRIES - 1:
                 break
-            if is_last or not self._authorize(answer.headers.get("www-authenticate", ""), authorization):
-                raise self._refused(answer)
+            time.sleep(_PAUSE)
         if answer.status == 403:
             raise self._refused(answer)
         if answer.status == 429 or answer.status >= 500:
             raise RemoteError(
                 f"{self.name}: the registry is busy, or broken ({answer.status})", advice="try again later"
             )
+        return answer
+
+    def _authorized(
+        self,
+        method: str,
+        place: str,
+        headers: Mapping[str, str],
+        body: bytes | IO[bytes] | None,
+        most: int,
+        into: Callable[[bytes], None] | None,
+    ) -> Answer:
+        """Ask, and once more if the registry says who could be let in."""
+        used = self._authorization
+        answer = self._ask(method, urljoin(self._base, place), _with(headers, used), body, most, into)
+        if answer.status == 401 and self._authorize(answer.headers.get("www-authenticate", ""), used):
+            answer = self._ask(
+                method, urljoin(self._base, place), _with(headers, self._authorization), body, most, into
+            )
+        if answer.status == 401:
+            raise self._refused(answer)
         return answer
 
     def _ask(
@@ -269,6 +251,8 @@ class Registry:
         into: Callable[[bytes], None] | None,
     ) -> Answer:
         errors = self._urllib3.exceptions
+        if body is not None and not isinstance(body, bytes):
+            body.seek(0)
         for _ in range(_REDIRECTS + 1):
             try:
                 response = self._pool.request(
@@ -400,12 +384,8 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def digest_of_pieces(pieces: Iterable[bytes]) -> str:
-    """The same for what does not fit into memory."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return f"sha256:{digest.hexdigest()}"
+def _with(headers: Mapping[str, str], authorization: str) -> dict[str, str]:
+    return {**headers, "Authorization": authorization} if authorization else dict(headers)
 
 
 def _is_read(response: Any) -> bool:

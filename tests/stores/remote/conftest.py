@@ -1,0 +1,89 @@
+"""Servers that tests share, and what names a place of a test's own in each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import servers
+from _pytest.mark import ParameterSet
+
+from headstart.stores.remote import open_remote
+from headstart.stores.remote.base import Remote
+from headstart.stores.remote.urls import parse_url
+
+Place: TypeAlias = Callable[[], str]  # the URL of a place that nothing is in
+
+# Which server each kind of store needs; `folder` none.
+KINDS = {"folder": "", "redis": "redis", "s3": "s3", "oci": "registry", "oci without deleting": "registry"}
+
+
+def needs(kind: str) -> list[pytest.MarkDecorator]:
+    """The marks of a test that talks to a server."""
+    program = servers.PROGRAMS[kind]
+    reason = f"there is no {program}: make test-remote gets it where that can be done"
+    return [pytest.mark.remote, pytest.mark.skipif(not servers.program(kind), reason=reason)]
+
+
+def only(*kinds: str) -> list[ParameterSet]:
+    """Parameters of the fixture `place`."""
+    return [pytest.param(kind, marks=needs(KINDS[kind]) if KINDS[kind] else []) for kind in kinds]
+
+
+def started(kind: str, folder: Path) -> servers.Server | None:
+    if kind == "folder":
+        return None
+    if kind == "redis":
+        return servers.redis_server(folder)
+    if kind == "s3":
+        return servers.s3_server(folder)
+    return servers.registry_server(folder, deletes=kind == "oci")
+
+
+@pytest.fixture(scope="session", params=only(*KINDS))
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Makes URLs of one kind of store. Its server is started before a test looks at which processes there are."""
+    kind: str = request.param
+    folder = tmp_path_factory.mktemp(kind.replace(" ", "-"))
+    with ExitStack() as stack:
+        server = started(kind, folder)
+        address = stack.enter_context(servers.running(server)).address if server is not None else ""
+        yield lambda: url_of(kind, address, folder)
+
+
+def url_of(kind: str, address: str, folder: Path) -> str:
+    own = os.urandom(6).hex()
+    return {
+        "folder": f"file://{folder}/{own}",
+        "redis": f"redis://{address}/0?prefix={own}",
+        "s3": f"s3://{servers.BUCKET}/{own}?endpoint=http://{address}",
+    }.get(kind, f"oci://{address}/tests/{own}:v1")
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those of the tests' servers, and none of whoever runs them."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "DOCKER_", "REGISTRY_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name, value in servers.S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+
+
+@pytest.fixture
+def open_store() -> Iterator[Callable[[str], Remote]]:
+    """Opens stores by URL, with nothing around them, and closes them."""
+    opened: list[Remote] = []
+
+    def make(url: str) -> Remote:
+        opened.append(open_remote(parse_url(url)))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
