@@ -30,7 +30,8 @@ from headstart.model.environment import TOOL_VARIABLES, fingerprint
 from headstart.model.request import CompileRequest
 from headstart.stores import open_store
 from headstart.system.files import BUNDLE, check_replaceable
-from headstart.system.folders import config_dir, distrust, readable, told
+from headstart.system.folders import distrust, readable, told
+from headstart.system.places import config_dir
 from headstart.system.settings import Settings
 
 if TYPE_CHECKING:

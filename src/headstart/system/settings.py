@@ -79,10 +79,10 @@ class Settings(msgspec.Struct, frozen=True):
             service=_service(),
             early_cutoff=_switch("HEADSTART_EARLY_CUTOFF"),
             trusts_cache_dir=trusts_cache_dir(),
-            remote=" ".join(os.environ.get("HEADSTART_REMOTE", "").split()),
+            remote=" ".join(lookup("HEADSTART_REMOTE").split()),
             trusts_remote=_trusts_remote(),
             remote_deadline=_seconds("HEADSTART_REMOTE_DEADLINE"),
-            remote_key=os.environ.get("HEADSTART_REMOTE_KEY", "").strip(),
+            remote_key=lookup("HEADSTART_REMOTE_KEY"),
         )
 
     def __repr__(self) -> str:
@@ -149,7 +149,7 @@ def _switch(variable: str) -> bool:
 
 
 def _trusts_remote() -> bool:
-    text = os.environ.get("HEADSTART_REMOTE_TRUST", "").strip().lower()
+    text = lookup("HEADSTART_REMOTE_TRUST").lower()
     if text not in ("", "signed", "all"):
         raise UsageError(f"HEADSTART_REMOTE_TRUST: expected signed or all, got {text!r}")
     return text == "all"
