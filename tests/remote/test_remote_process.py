@@ -372,7 +372,7 @@ def test_what_is_offered_is_signed_and_put_once(run: Run, tmp_path: Path) -> Non
 
 
 def test_that_others_will_not_trust_what_goes_out_is_said_once_in_the_log(run: Run) -> None:
-    running = run(FakeRemote())
+    running = run(FakeRemote(trusted=False))
     for key in KEYS[:3]:
         running.publish(key)
     running.counts(lambda counts: counts.tiers[0].published == 3)
