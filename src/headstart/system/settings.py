@@ -36,6 +36,10 @@ class Settings(msgspec.Struct, frozen=True):
         service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
         early_cutoff: whether configurations that become the same program are one compile from there on.
         trusts_cache_dir: whether `cache_dir` is used though others can write it; docs/security.md says what that means.
+        remote: URLs of stores that hosts share, separated by blanks; there may be passwords in them.
+        trusts_remote: whether entries from there count that no trusted key has signed.
+        remote_deadline: seconds that a compile waits for them; None: the default.
+        remote_key: which of the user's own keys signs what goes there; empty: the only one.
     """
 
     cache_dir: Path
@@ -46,12 +50,17 @@ class Settings(msgspec.Struct, frozen=True):
     service: str = "auto"
     early_cutoff: bool = False
     trusts_cache_dir: bool = False
+    remote: str = ""
+    trusts_remote: bool = False
+    remote_deadline: float | None = None
+    remote_key: str = ""
 
     @classmethod
     def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
         (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` and
-        `_TRUST_CACHE_DIR` (`"1"`).
+        `_TRUST_CACHE_DIR` (`"1"`), `_REMOTE` (URLs), `_REMOTE_TRUST` (`"signed"`, `"all"`), `_REMOTE_DEADLINE`
+        (seconds) and `_REMOTE_KEY` (a name).
 
         Raises:
             UsageError: one of them is not valid.
@@ -70,7 +79,14 @@ class Settings(msgspec.Struct, frozen=True):
             service=_service(),
             early_cutoff=_switch("HEADSTART_EARLY_CUTOFF"),
             trusts_cache_dir=trusts_cache_dir(),
+            remote=" ".join(lookup("HEADSTART_REMOTE").split()),
+            trusts_remote=_trusts_remote(),
+            remote_deadline=_seconds("HEADSTART_REMOTE_DEADLINE"),
+            remote_key=lookup("HEADSTART_REMOTE_KEY"),
         )
+
+    def __repr__(self) -> str:
+        return f"Settings({str(self.cache_dir)!r}, …)"  # there may be passwords
 
 
 def trusts_cache_dir() -> bool:
@@ -130,6 +146,13 @@ def _service() -> str:
 
 def _switch(variable: str) -> bool:
     return switch(origin(variable), lookup(variable))
+
+
+def _trusts_remote() -> bool:
+    text = lookup("HEADSTART_REMOTE_TRUST").lower()
+    if text not in ("", "signed", "all"):
+        raise UsageError(f"HEADSTART_REMOTE_TRUST: expected signed or all, got {text!r}")
+    return text == "all"
 
 
 def _size(variable: str, default: int | None) -> int | None:

@@ -94,6 +94,21 @@ class Remotes:
                         copies += 1
         return copies
 
+    def probe(self, key: str) -> None:
+        """Find out whether any of them answers, with a key that nobody has; it is not counted.
+
+        Raises:
+            RemoteError: none does.
+        """
+        errors = []
+        for tier in self.tiers:
+            try:
+                tier.probe(key)
+            except RemoteError as error:
+                errors.append(error)
+        if errors and len(errors) == len(self.tiers):
+            raise errors[0]
+
     def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """See `Remote`. Copies at once, and accepts everything."""
         found = self.find_many(keys)

@@ -126,6 +126,15 @@ class CountingRemote(RemoteWrapper):
             self.hit_bytes += sum(map(len, found.values()))
         return found
 
+    def probe(self, key: str) -> None:
+        """As `get_many`, of a key that nobody has; a trial, which is not counted unless it fails."""
+        try:
+            self._remote.get_many([key])
+        except RemoteError:
+            with self._lock:
+                self.errors += 1
+            raise
+
     def put(self, key: str, blob: bytes) -> None:
         """See `Remote`."""
         super().put(key, blob)
