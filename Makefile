@@ -50,7 +50,7 @@ test: $(VENV)/.installed
 
 # On loopback. The servers are downloaded into the environment; of what cannot be had the tests are skipped.
 test-remote: $(VENV)/.servers
-	$(BIN)/$(PYTEST) --dist loadgroup -m remote -rs $(PYTEST_ARGS)
+	$(BIN)/$(PYTEST) -m remote $(PYTEST_ARGS)
 
 # What touches Triton's insides, on the versions that `make test` leaves out.
 test-tritons: $(VENV37)/.installed $(VENV38)/.installed

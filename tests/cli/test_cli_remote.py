@@ -13,7 +13,7 @@ from pathlib import Path
 import bad_servers
 import pytest
 import servers
-from remote.conftest import needs
+from servers import needs
 from test_bundle import A, B, entry, write
 from test_cli import run
 

@@ -10,28 +10,13 @@ from typing import TypeAlias
 
 import pytest
 import servers
-from _pytest.mark import ParameterSet
+from servers import KINDS, only
 
 from headstart.stores.remote import open_remote
 from headstart.stores.remote.base import Remote
 from headstart.stores.remote.urls import parse_url
 
 Place: TypeAlias = Callable[[], str]  # the URL of a place that nothing is in
-
-# Which server each kind of store needs; `folder` none.
-KINDS = {"folder": "", "redis": "redis", "s3": "s3", "oci": "registry", "oci without deleting": "registry"}
-
-
-def needs(kind: str) -> list[pytest.MarkDecorator]:
-    """The marks of a test that talks to a server."""
-    program = servers.PROGRAMS[kind]
-    reason = f"there is no {program}: make test-remote gets it where that can be done"
-    return [pytest.mark.remote, pytest.mark.skipif(not servers.program(kind), reason=reason)]
-
-
-def only(*kinds: str) -> list[ParameterSet]:
-    """Parameters of the fixture `place`."""
-    return [pytest.param(kind, marks=needs(KINDS[kind]) if KINDS[kind] else []) for kind in kinds]
 
 
 def started(kind: str, folder: Path) -> servers.Server | None:

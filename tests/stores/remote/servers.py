@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import obstore
+import pytest
+from _pytest.mark import ParameterSet
 from obstore.store import S3Store
 
 STARTS_WITHIN = 60.0  # seconds; two shared cores, and a server of 150 MB
@@ -38,6 +40,21 @@ def program(kind: str) -> str:
         if place.exists():
             return str(place)
     return shutil.which(name) or ""
+
+
+# Which server each kind of store needs; `folder` none.
+KINDS = {"folder": "", "redis": "redis", "s3": "s3", "oci": "registry", "oci without deleting": "registry"}
+
+
+def needs(kind: str) -> list[pytest.MarkDecorator]:
+    """The marks of a test that talks to a server."""
+    reason = f"there is no {PROGRAMS[kind]}: make test-remote gets it where that can be done"
+    return [pytest.mark.remote, pytest.mark.skipif(not program(kind), reason=reason)]
+
+
+def only(*kinds: str) -> list[ParameterSet]:
+    """Parameters of the fixture `place`."""
+    return [pytest.param(kind, marks=needs(KINDS[kind]) if KINDS[kind] else []) for kind in kinds]
 
 
 def libraries() -> dict[str, str]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from servers import only
 
 from conftest import wait_until
 from headstart.errors import UsageError
@@ -20,7 +21,6 @@ from headstart.stores.remote.base import MAX_BLOB_BYTES, Pruned, Remote
 from headstart.stores.remote.tiers import Remotes
 from headstart.stores.remote.urls import parse_url
 from headstart.stores.remote.wrappers import BreakerRemote, CountingRemote, DeadlineRemote, ReadOnlyRemote
-from remote import conftest
 
 Open = Callable[[str], Remote]
 Place = Callable[[], str]
@@ -190,7 +190,7 @@ def test_without_being_asked_for_there_are_no_claims(place: Place, open_store: O
         store.release(A)
 
 
-with_claims = pytest.mark.parametrize("place", conftest.only("redis", "s3"), indirect=True)
+with_claims = pytest.mark.parametrize("place", only("redis", "s3"), indirect=True)
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_one_of_those_who_claim_at_once_gets_it(claiming: Callable[[], Remote]) 
 # Pruning
 
 
-@pytest.mark.parametrize("place", conftest.only("folder", "s3"), indirect=True)
+@pytest.mark.parametrize("place", only("folder", "s3"), indirect=True)
 def test_what_is_old_is_pruned_by_the_clock_of_the_store(
     place: Place, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +255,7 @@ def test_what_is_old_is_pruned_by_the_clock_of_the_store(
     assert store.get_many([A, B]) == {}
 
 
-@pytest.mark.parametrize("place", conftest.only("redis", "oci"), indirect=True)
+@pytest.mark.parametrize("place", only("redis", "oci"), indirect=True)
 def test_stores_that_have_rules_of_their_own_for_it_are_not_pruned(place: Place, open_store: Open) -> None:
     assert prunable(open_store(place())) is None
 

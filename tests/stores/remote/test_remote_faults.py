@@ -23,6 +23,7 @@ import bad_servers
 import pytest
 import redis
 import servers
+from servers import needs
 
 from headstart.errors import UsageError
 from headstart.stores.remote import oci, open_remote, open_remotes
@@ -31,7 +32,6 @@ from headstart.stores.remote.oci import Descriptor, OciRemote, manifest_of
 from headstart.stores.remote.redis import FIRST_BYTES, RedisRemote
 from headstart.stores.remote.registry import Registry, digest_of
 from headstart.stores.remote.urls import parse_url
-from remote.conftest import needs
 
 SECRET = "hunter2-of-mine"
 A, B = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
