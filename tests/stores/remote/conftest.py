@@ -60,6 +60,17 @@ def _credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 
 
+@pytest.fixture(autouse=True)
+def _a_busy_machine_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of tests share few cores with the tests: what stores wait for them is not what these are about."""
+    monkeypatch.setattr("headstart.stores.remote.redis.READ_SECONDS", 2.0)
+    monkeypatch.setattr("headstart.stores.remote.redis.CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr("headstart.stores.remote.objects.REQUEST_SECONDS", 20.0)
+    monkeypatch.setattr("headstart.stores.remote.objects.CONNECT_SECONDS", 10.0)
+    monkeypatch.setattr("headstart.stores.remote.registry.CONNECT_SECONDS", 10.0)
+    monkeypatch.setattr("headstart.stores.remote.registry.READ_SECONDS", 20.0)
+
+
 @pytest.fixture
 def open_store() -> Iterator[Callable[[str], Remote]]:
     """Opens stores by URL, with nothing around them, and closes them."""

@@ -266,7 +266,7 @@ def test_stores_that_have_rules_of_their_own_for_it_are_not_pruned(place: Place,
 def test_a_store_that_is_only_read_is_not_written(place: Place, open_store: Open) -> None:
     url = place()
     open_store(url).put(A, BLOB)
-    store = open_remotes(f"{url}{'&' if '?' in url else '?'}read-only")
+    store = open_remotes(f"{url}{'&' if '?' in url else '?'}read-only", operation_seconds=60)
     assert not store.writable
     store.put(B, BLOB)
     store.delete(A)
@@ -292,7 +292,7 @@ def test_a_store_does_what_a_dict_does(place: Place) -> None:
         @initialize()
         def open(self) -> None:
             url = place()
-            self.hosts = [open_remote(parse_url(url)), open_remotes(url)]
+            self.hosts = [open_remote(parse_url(url)), open_remotes(url, operation_seconds=60)]
             self.expected: dict[str, set[bytes]] = {}
 
         @rule(host=st.integers(0, 1), key=st.sampled_from(KEYS), blob=st.binary(min_size=1, max_size=50))

@@ -63,7 +63,7 @@ class Registry:
         UsageError: urllib3 is not installed, or no registry could have this URL.
     """
 
-    def __init__(self, url: RemoteUrl, *, read_seconds: float = READ_SECONDS) -> None:
+    def __init__(self, url: RemoteUrl, *, read_seconds: float | None = None) -> None:
         self.name = url.shown
         try:
             import urllib3
@@ -81,7 +81,7 @@ class Registry:
         self._pool: Any = urllib3.PoolManager(
             num_pools=4,
             maxsize=CONNECTIONS,
-            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds),
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds or READ_SECONDS),
             retries=urllib3.Retry(total=1, connect=1, read=0, redirect=0, status=0, other=0, raise_on_redirect=False),
             headers={"User-Agent": "headstart", "Accept-Encoding": "identity"},
         )
