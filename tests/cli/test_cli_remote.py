@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import socket
@@ -23,6 +25,7 @@ from headstart.stores.remote.oci import MANIFEST_TYPE, Descriptor, manifest_of
 from headstart.stores.remote.oci_bundles import BUNDLE_TYPE
 from headstart.stores.remote.registry import Registry, digest_of
 from headstart.stores.remote.urls import parse_url
+from headstart.system import files
 
 SECRET = "hunter2-of-mine"
 KEY = hashlib.sha256(b"key").hexdigest()
@@ -298,6 +301,23 @@ def test_a_registry_that_gives_something_else_than_was_asked_for_is_found_out(bu
         result = run("bundle", "pull", f"oci://127.0.0.1:{port}/team/app@{digest}", "-o", "out.bundle")
     assert result.exit_code == 1
     assert "is something else" in result.stderr or "longer than it should be" in result.stderr
+    assert os.listdir() == ["app.bundle"]
+
+
+def test_a_full_disk_is_said_to_be_one(bundle: Path, repository: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("bundle", "push", bundle, repository)
+    kept = bundle.read_bytes()
+
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "fdopen", lambda fd, mode: (os.close(fd), Full())[1])
+        result = run("bundle", "pull", repository, "-o", "app.bundle")
+    assert result.exit_code == 1
+    assert "app.bundle: No space left on device" in result.stderr
+    assert Path("app.bundle").read_bytes() == kept
     assert os.listdir() == ["app.bundle"]
 
 

@@ -10,23 +10,13 @@ from typing import TypeAlias
 
 import pytest
 import servers
-from servers import KINDS, only
+from servers import KINDS, only, started, url_of
 
 from headstart.stores.remote import open_remote
 from headstart.stores.remote.base import Remote
 from headstart.stores.remote.urls import parse_url
 
 Place: TypeAlias = Callable[[], str]  # the URL of a place that nothing is in
-
-
-def started(kind: str, folder: Path) -> servers.Server | None:
-    if kind == "folder":
-        return None
-    if kind == "redis":
-        return servers.redis_server(folder)
-    if kind == "s3":
-        return servers.s3_server(folder)
-    return servers.registry_server(folder, deletes=kind == "oci")
 
 
 @pytest.fixture(scope="session", params=only(*KINDS))
@@ -38,15 +28,6 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         server = started(kind, folder)
         address = stack.enter_context(servers.running(server)).address if server is not None else ""
         yield lambda: url_of(kind, address, folder)
-
-
-def url_of(kind: str, address: str, folder: Path) -> str:
-    own = os.urandom(6).hex()
-    return {
-        "folder": f"file://{folder}/{own}",
-        "redis": f"redis://{address}/0?prefix={own}",
-        "s3": f"s3://{servers.BUCKET}/{own}?endpoint=http://{address}",
-    }.get(kind, f"oci://{address}/tests/{own}:v1")
 
 
 @pytest.fixture(autouse=True)

@@ -191,6 +191,27 @@ def registry_server(
     return Server([command, "serve", str(folder / "config.yml")], folder, lambda: accepts(port), port)
 
 
+def started(kind: str, folder: Path) -> Server | None:
+    """The server of a kind of store, to be started; None: it has none."""
+    if kind == "folder":
+        return None
+    if kind == "redis":
+        return redis_server(folder)
+    if kind == "s3":
+        return s3_server(folder)
+    return registry_server(folder, deletes=kind == "oci")
+
+
+def url_of(kind: str, address: str, folder: Path) -> str:
+    """A place in a store that nothing is in."""
+    own = os.urandom(6).hex()
+    return {
+        "folder": f"file://{folder}/{own}",
+        "redis": f"redis://{address}/0?prefix={own}",
+        "s3": f"s3://{BUCKET}/{own}?endpoint=http://{address}",
+    }.get(kind, f"oci://{address}/tests/{own}:v1")
+
+
 def accepts(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True

@@ -6,13 +6,15 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
+import servers
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from servers import only
+from servers import KINDS, needs, only, started, url_of
 
 from conftest import wait_until
 from headstart.errors import UsageError
@@ -324,6 +326,74 @@ def test_a_store_does_what_a_dict_does(place: Place) -> None:
         max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     Agreement.TestCase().runTest()
+
+
+ALL = ("folder", "redis", "s3", "oci")
+
+
+NEED_ALL = [mark for kind in ALL if KINDS[kind] for mark in needs(KINDS[kind])]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(ALL, marks=NEED_ALL, id="all")])
+def places(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], list[str]]]:
+    """Makes URLs of one place in each kind of store."""
+    with ExitStack() as stack:
+        addresses = {}
+        folders = {kind: tmp_path_factory.mktemp(kind) for kind in request.param}
+        for kind, folder in folders.items():
+            server = started(kind, folder)
+            addresses[kind] = "" if server is None else stack.enter_context(servers.running(server)).address
+        yield lambda: [url_of(kind, addresses[kind], folders[kind]) for kind in request.param]
+
+
+def test_all_stores_and_tiers_of_them_agree(places: Callable[[], list[str]]) -> None:
+    class Agreement(RuleBasedStateMachine):
+        """One store of each kind, and all of them as tiers: a key's blob is the same wherever it comes from."""
+
+        @initialize()
+        def open(self) -> None:
+            self.stores: list[Remote] = [open_remote(parse_url(url)) for url in places()]
+            self.stores.append(open_remotes(" ".join(places()), operation_seconds=60))
+            self.expected: set[str] = set()
+
+        @rule(keys=st.sets(st.sampled_from(KEYS), min_size=1))
+        def put(self, keys: set[str]) -> None:
+            for store in self.stores:
+                for key in keys:
+                    store.put(key, blob_of(key))
+            self.expected |= keys
+
+        @rule(key=st.sampled_from(KEYS))
+        def delete(self, key: str) -> None:
+            for store in self.stores:
+                store.delete(key)
+            self.expected.discard(key)
+
+        @rule(key=st.sampled_from(KEYS), number=st.integers(0, len(ALL) - 2))
+        def lose_in_a_near_tier(self, key: str, number: int) -> None:
+            tiers = self.stores[-1]
+            assert isinstance(tiers, Remotes)
+            tiers.tiers[number].delete(key)
+
+        @rule(keys=st.lists(st.sampled_from(KEYS)))
+        def get(self, keys: list[str]) -> None:
+            expected = {key: blob_of(key) for key in keys if key in self.expected}
+            assert [store.get_many(keys) for store in self.stores] == [expected] * len(self.stores)
+
+        def teardown(self) -> None:
+            for store in getattr(self, "stores", []):
+                store.close()
+
+    Agreement.TestCase.settings = settings(
+        max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
+    Agreement.TestCase().runTest()
+
+
+def blob_of(key: str) -> bytes:
+    return key.encode() * 3
 
 
 def limit_everything_to(size: int, monkeypatch: pytest.MonkeyPatch) -> None:

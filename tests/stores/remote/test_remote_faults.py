@@ -155,7 +155,7 @@ def test_a_registry_that_demands_a_token_gets_one(
         assert store.get_many([A]) == {}
         store.close()
         error = refused(f"oci://me:not-{SECRET}@{server.address}/team/kernels")
-        assert "me is not let in" in str(error)
+        assert "this user is not let in" in str(error)
         assert error.lasting
         error = refused(f"oci://{server.address}/team/kernels")
         assert "it asks who this is" in str(error)
@@ -237,6 +237,50 @@ def test_a_token_is_not_sent_to_where_a_blob_is_redirected(tmp_path: Path) -> No
         there.close()
     assert seen
     assert b"authorization" not in seen[0].lower()
+
+
+def test_a_password_is_not_sent_to_whoever_a_blob_is_redirected_to() -> None:
+    asked: list[bytes] = []
+
+    def realm(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(_http(200, "", b'{"token": "x"}'))
+
+    def registry(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(_http(307, f"Location: http://127.0.0.1:{elsewhere}/blob\r\n"))
+
+    with bad_servers.serving(realm) as realm_port:
+        challenge = f'WWW-Authenticate: Bearer realm="http://127.0.0.1:{realm_port}/token"\r\n'
+        with (
+            bad_servers.serving(bad_servers.saying(_http(401, challenge))) as elsewhere,
+            bad_servers.serving(registry) as port,
+        ):
+            there = Registry(parse_url(f"oci://me:{SECRET}@127.0.0.1:{port}/team/kernels"))
+            with pytest.raises(RemoteError, match="nobody is let in"):
+                there.blob(digest_of(b"12345"), 5)
+            there.close()
+    assert asked == []
+
+
+@marked(with_registry)
+def test_what_a_registry_says_may_be_longer_than_the_blob_that_was_asked_for(
+    run: Callable[..., servers.Server], tmp_path: Path
+) -> None:
+    server = run(servers.registry_server(tmp_path))
+    there = Registry(parse_url(f"oci://{server.address}/team/kernels"))
+    assert there.blob(digest_of(b"1"), 1) is None
+    there.put_blob(digest_of(b"1"), 1, b"1")
+    assert there.blob(digest_of(b"1"), 1) == b"1"
+    there.close()
+
+
+def test_a_token_in_the_place_of_a_user_is_not_said_either() -> None:
+    with bad_servers.serving(bad_servers.saying(_http(401, "WWW-Authenticate: Basic realm=x\r\n"))) as port:
+        assert "this user is not let in" in str(refused(f"oci://{SECRET}@127.0.0.1:{port}/team/kernels"))
+    with bad_servers.serving(bad_servers.saying(f"-ERR unknown 'AUTH {SECRET}'\r\n".encode())) as port:
+        refused(f"redis://{SECRET}@127.0.0.1:{port}")
+        refused(f"redis://{SECRET}:pw@127.0.0.1:{port}")
 
 
 def _http(status: int, headers: str = "", body: bytes = b"", *, close: bool = True) -> bytes:

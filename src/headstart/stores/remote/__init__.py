@@ -5,8 +5,8 @@
     folder      file:// (a mounted folder)
     redis       redis://, rediss://
     objects     s3://, gs://, az://
-    references, credentials, registry, oci, oci_bundles
-                oci:// taken apart; who this user is; tokens, blobs and manifests over HTTP; entries; bundles
+    references, credentials, transport, registry, oci, oci_bundles
+                oci:// taken apart; who this user is; HTTP; tokens, blobs and manifests; entries; bundles
     wrappers    read-only, counting, with a deadline, left alone for a while once it fails
     tiers       several, the nearest first
 

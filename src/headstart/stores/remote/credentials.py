@@ -42,7 +42,7 @@ class Credentials(msgspec.Struct):
 
     def secrets(self) -> list[str]:
         """What no message may have in it."""
-        return [each for each in (self.password, self.basic().removeprefix("Basic ")) if each]
+        return [each for each in (self.user, self.password, self.basic().removeprefix("Basic ")) if each]
 
     def advice(self, host: str) -> str:
         """What to do if the registry does not let this user in."""

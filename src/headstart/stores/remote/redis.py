@@ -66,7 +66,7 @@ class RedisRemote:
             raise missing(url.shown, "redis", "redis") from error
         self._redis: Any = redis
         host, port, database, user, password = _parts(url)
-        self._secrets = [each for each in (password, url.location.rpartition("@")[0]) if each]
+        self._secrets = [each for each in (user, password, url.location.rpartition("@")[0]) if each]
         self._ttl = seconds_of(url.options["ttl"], "ttl", url.shown) if "ttl" in url.options else None
         self._prefix = f"{url.options.get('prefix', _PREFIX)}:{_FORMAT}:"
         self._has_claims = url.claims

@@ -9,7 +9,7 @@ The protocol is the OCI Distribution Specification 1.1, and Docker's for tokens.
 
 Guarantees:
 
-What is got by a digest has that digest, and no more bytes are read than were expected. Nothing is unpacked.
+What is got by a digest has that digest, and no more bytes are read than were expected.
 
 Credentials go to the registry, and to where it says that its tokens are; never over http, unless within this host or
 if the URL says so; and not to where a blob is redirected.
@@ -25,14 +25,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import IO, Any, NamedTuple
+from typing import IO
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
 
-from headstart.stores.remote.base import RemoteError, missing, plain
+from headstart.stores.remote.base import RemoteError, plain
 from headstart.stores.remote.credentials import Credentials, credentials_for
 from headstart.stores.remote.references import DIGEST, reference_of
+from headstart.stores.remote.transport import Answer, Transport
 from headstart.stores.remote.urls import RemoteUrl
 
 CONNECT_SECONDS = 1.0  # TLS included
@@ -40,20 +41,10 @@ READ_SECONDS = 5.0  # between two pieces of an answer
 CONNECTIONS = 16  # kept, and used at once
 MAX_MANIFEST_BYTES = 4 << 20  # as registries have it
 _MAX_TOKEN_BYTES = 64 << 10
-_REDIRECTS = 3
 _TRIES = 3  # of what only reads, where a registry says that it failed
 _PAUSE = 0.02  # seconds between them
-_PIECE = 1 << 20
 
 _PARAMETER = re.compile(r'(\w+)="([^"]*)"')
-
-
-class Answer(NamedTuple):
-    """What a registry said. `headers` have lower-case names."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Registry:
@@ -65,26 +56,15 @@ class Registry:
 
     def __init__(self, url: RemoteUrl, *, read_seconds: float | None = None) -> None:
         self.name = url.shown
-        try:
-            import urllib3
-        except ImportError as error:
-            raise missing(url.shown, "urllib3", "oci") from error
-        self._urllib3: Any = urllib3
         self.reference = reference_of(url)
         host = self.reference.api_host
-        self._url = url
         scheme = "http" if url.allows_http(urlsplit(f"//{host}").hostname or "") else "https"
         self._base = f"{scheme}://{host}/v2/{self.reference.repository}/"
         self._credentials: Credentials = credentials_for(url, self.reference.host)
         self._authorization = ""
         self._lock = threading.Lock()
-        self._pool: Any = urllib3.PoolManager(
-            num_pools=4,
-            maxsize=CONNECTIONS,
-            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds or READ_SECONDS),
-            retries=urllib3.Retry(total=1, connect=1, read=0, redirect=0, status=0, other=0, raise_on_redirect=False),
-            headers={"User-Agent": "headstart", "Accept-Encoding": "identity"},
-        )
+        secrets = self._credentials.secrets()
+        self._transport = Transport(url, secrets, CONNECT_SECONDS, read_seconds or READ_SECONDS, CONNECTIONS)
 
     def manifest(self, reference: str, media_type: str) -> tuple[bytes, str] | None:
         """A manifest and its digest; None if there is none.
@@ -98,7 +78,7 @@ class Registry:
         self._expect(answer, 200)
         digest = digest_of(answer.body)
         if DIGEST.fullmatch(reference) and digest != reference:
-            raise self._nonsense(f"{reference} is something else")
+            raise self._transport.nonsense(f"{reference} is something else")
         return answer.body, digest
 
     def manifest_digest(self, reference: str, media_type: str) -> str:
@@ -134,7 +114,7 @@ class Registry:
             RemoteError: it may still be there.
         """
         answer = self._request("DELETE", f"manifests/{digest}")
-        if answer.status in (404, 405):
+        if answer.status in (404, 405, 400):
             return answer.status == 404
         self._expect(answer, 202, 200)
         return True
@@ -150,7 +130,7 @@ class Registry:
             return None
         self._expect(answer, 200)
         if len(answer.body) != size or digest_of(answer.body) != digest:
-            raise self._nonsense(f"blob {digest} is something else")
+            raise self._transport.nonsense(f"blob {digest} is something else")
         return answer.body
 
     def blob_into(self, digest: str, size: int, write: Callable[[bytes], object]) -> None:
@@ -158,6 +138,7 @@ class Registry:
 
         Raises:
             RemoteError: there is none, or it is not what its digest says.
+            OSError: of `write`.
         """
         with_digest = hashlib.sha256()
         left = size
@@ -166,14 +147,20 @@ class Registry:
             nonlocal left
             left -= len(piece)
             if left < 0:
-                raise self._nonsense(f"blob {digest} is longer than it should be")
+                raise self._transport.nonsense(f"blob {digest} is longer than it should be")
             with_digest.update(piece)
-            write(piece)
+            try:
+                write(piece)
+            except OSError as error:
+                raise _NotWritten(error) from error
 
-        answer = self._request("GET", f"blobs/{digest}", into=take)
+        try:
+            answer = self._request("GET", f"blobs/{digest}", into=take)
+        except _NotWritten as error:
+            raise error.error from None
         self._expect(answer, 200)
         if left or f"sha256:{with_digest.hexdigest()}" != digest:
-            raise self._nonsense(f"blob {digest} is something else")
+            raise self._transport.nonsense(f"blob {digest} is something else")
 
     def put_blob(self, digest: str, size: int, data: bytes | IO[bytes]) -> None:
         """Keep a blob, if it is not there.
@@ -192,7 +179,7 @@ class Registry:
 
     def close(self) -> None:
         """Let go of connections."""
-        self._pool.clear()
+        self._transport.close()
 
     # HTTP
 
@@ -232,72 +219,20 @@ class Registry:
     ) -> Answer:
         """Ask, and once more if the registry says who could be let in."""
         used = self._authorization
-        answer = self._ask(method, urljoin(self._base, place), _with(headers, used), body, most, into)
+        answer = self._transport.ask(method, urljoin(self._base, place), _with(headers, used), body, most, into)
         if answer.status == 401 and self._authorize(answer.headers.get("www-authenticate", ""), used):
-            answer = self._ask(
+            answer = self._transport.ask(
                 method, urljoin(self._base, place), _with(headers, self._authorization), body, most, into
             )
         if answer.status == 401:
             raise self._refused(answer)
         return answer
 
-    def _ask(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | IO[bytes] | None,
-        most: int,
-        into: Callable[[bytes], None] | None,
-    ) -> Answer:
-        errors = self._urllib3.exceptions
-        if body is not None and not isinstance(body, bytes):
-            body.seek(0)
-        for _ in range(_REDIRECTS + 1):
-            try:
-                response = self._pool.request(
-                    method,
-                    url,
-                    headers={**self._pool.headers, **headers},
-                    body=body,
-                    preload_content=False,
-                    redirect=False,
-                )
-                try:
-                    known = {name.lower(): value for name, value in response.headers.items()}
-                    if response.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
-                        target = self._checked(urljoin(url, known.get("location", "")))
-                        if urlsplit(target).netloc != urlsplit(url).netloc:
-                            headers = {name: value for name, value in headers.items() if name != "Authorization"}
-                        url = target
-                        continue
-                    if into is not None and response.status == 200:
-                        for piece in response.stream(_PIECE, decode_content=False):
-                            into(piece)
-                        return Answer(200, known, b"")
-                    data = b"" if method == "HEAD" else response.read(most + 1, decode_content=False)
-                    if len(data) > most:
-                        raise self._nonsense("an answer is longer than it should be")
-                    return Answer(response.status, known, data)
-                finally:
-                    # One that was not read to its end cannot be used again.
-                    response.release_conn() if _is_read(response) else response.close()
-            except (errors.HTTPError, OSError, ValueError) as error:
-                raise self._error(error) from None
-        raise self._nonsense("it redirects in a circle")
-
-    def _checked(self, url: str) -> str:
-        """An address that the registry gave, if it may be asked."""
-        parts = urlsplit(url)
-        if parts.scheme == "https" or (parts.scheme == "http" and self._url.allows_http(parts.hostname or "")):
-            return url
-        raise self._nonsense("it sends this host on to where nothing is encrypted")
-
     def _place(self, location: str) -> str:
         """Where an upload goes; the token goes along, so that it is the registry itself."""
-        url = self._checked(urljoin(self._base, location))
+        url = self._transport.checked(urljoin(self._base, location))
         if urlsplit(url).netloc != urlsplit(self._base).netloc:
-            raise self._nonsense("it has this host upload to another one")
+            raise self._transport.nonsense("it has this host upload to another one")
         return url
 
     # Tokens
@@ -319,22 +254,24 @@ class Registry:
             return has_changed
 
     def _token(self, challenge: Mapping[str, str]) -> str:
-        realm = self._checked(challenge.get("realm", ""))
+        realm = self._transport.checked(challenge.get("realm", ""))
         asked = {name: challenge[name] for name in ("service", "scope") if name in challenge}
         basic = self._credentials.basic()
         headers = {"Authorization": basic} if basic else {}
         separator = "&" if "?" in realm else "?"
-        answer = self._ask("GET", f"{realm}{separator}{urlencode(asked)}", headers, None, _MAX_TOKEN_BYTES, None)
+        answer = self._transport.ask(
+            "GET", f"{realm}{separator}{urlencode(asked)}", headers, None, _MAX_TOKEN_BYTES, None
+        )
         if answer.status in (401, 403):
             raise self._refused(answer)
         self._expect(answer, 200)
         try:
             given = msgspec.json.decode(answer.body, type=_Token)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise self._nonsense("its token cannot be read") from None
+            raise self._transport.nonsense("its token cannot be read") from None
         token = given.token or given.access_token
         if not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise self._nonsense("its token cannot be read")
+            raise self._transport.nonsense("its token cannot be read")
         return f"Bearer {token}"
 
     # Errors
@@ -345,33 +282,19 @@ class Registry:
             raise RemoteError(f"{self.name}: the registry answers {answer.status}{': ' if said else ''}{said}")
 
     def _refused(self, answer: Answer) -> RemoteError:
-        known = self._credentials.user
-        who = f"{known} is not let in" if known else "it asks who this is"
+        # Not by name: tokens are given as users, too.
+        who = "this user is not let in" if self._credentials.basic() else "it asks who this is"
         return RemoteError(
             f"{self.name}: {who} ({answer.status})", advice=self._credentials.advice(self.reference.host), lasting=True
         )
 
-    def _nonsense(self, what: str) -> RemoteError:
-        return RemoteError(f"{self.name}: {what}", advice="see whether this is a registry, and the right one")
 
-    def _error(self, error: Exception) -> RemoteError:
-        errors = self._urllib3.exceptions
-        reason = getattr(error, "reason", None) or error
-        if isinstance(reason, errors.SSLError) or isinstance(error, errors.SSLError):
-            return RemoteError(
-                f"{self.name}: TLS is refused ({plain(reason, self._credentials.secrets())})",
-                advice="have its certificate trusted (SSL_CERT_FILE); a registry without TLS needs ?allow-http",
-                lasting=True,
-            )
-        if isinstance(reason, (errors.TimeoutError, TimeoutError)) and not isinstance(
-            reason, errors.NewConnectionError
-        ):
-            return RemoteError(f"{self.name}: no answer in time", advice="see whether it can be reached from this host")
-        if isinstance(reason, (errors.NewConnectionError, errors.NameResolutionError)):
-            return RemoteError(
-                f"{self.name}: cannot be reached", advice="see whether it runs and can be reached from this host"
-            )
-        return RemoteError(f"{self.name}: the connection broke, or this is no registry ({type(reason).__name__})")
+class _NotWritten(Exception):
+    """What came cannot be written where it should go; `error` says why."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class _Token(msgspec.Struct):
@@ -386,7 +309,3 @@ def digest_of(data: bytes) -> str:
 
 def _with(headers: Mapping[str, str], authorization: str) -> dict[str, str]:
     return {**headers, "Authorization": authorization} if authorization else dict(headers)
-
-
-def _is_read(response: Any) -> bool:
-    return response.length_remaining in (0, None) and not response.chunked
