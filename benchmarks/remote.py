@@ -1,6 +1,8 @@
 """Stores that hosts share: what another host gains by one, and what one costs that is of no use.
 
-    .venv/bin/python -m benchmarks.remote                [ROUNDS=5] [KERNELS=312] [DELAY_MS=0]
+    .venv/bin/python -m benchmarks.remote [PART]...      [ROUNDS=5] [KERNELS=312] [DELAY_MS=0]
+
+PART is second, cold or together; without any, all.
 
 Each measurement is a fresh process with a service of its own; kinds take turns, round by round, and ratios are of one
 round each. A host is a cache folder. Redis is the one that `make test-remote` fetches, or the installed one; without
@@ -317,9 +319,13 @@ def main() -> None:
         print(f"{name}: {value}")
     with tempfile.TemporaryDirectory(prefix="headstart-bench-") as folder, redis(Path(folder)) as address:
         bench = Bench(Path(folder))
-        second_host(bench, address, rounds, count, delay)
-        cold_sweep(bench, address, rounds)
-        together(bench, address, max(1, rounds // 2))
+        parts = sys.argv[1:] or ["second", "cold", "together"]
+        if "second" in parts:
+            second_host(bench, address, rounds, count, delay)
+        if "cold" in parts:
+            cold_sweep(bench, address, rounds)
+        if "together" in parts:
+            together(bench, address, max(1, rounds // 2))
 
 
 if __name__ == "__main__":
