@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import os
 import shutil
 import socket
@@ -35,6 +36,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from examples import codegen
+
 from benchmarks import machine
 from benchmarks.workloads import TARGET
 
@@ -45,11 +48,10 @@ _TOGETHER = 48
 _HOSTS, _CLIENTS = 4, 4
 
 _PROGRAM = """
-import itertools, json, os, sys, time
+import json, marshal, os, sys, time
 import headstart
-from examples import codegen
 from headstart.client import control
-what, count, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+path, count, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 SOURCE = '''import triton
 import triton.language as tl
 
@@ -60,10 +62,11 @@ def scaled(x, y, n, BLOCK: tl.constexpr):
     tl.store(y + i, tl.exp(tl.load(x + i, mask=i < n)) * {factor}.0, mask=i < n)
 '''
 HOW = {"signature": {"x": "*fp32", "y": "*fp32", "n": "i32"}, "constants": {"BLOCK": 128}}
-if what == "small":
+if path == "small":
     kernels = [("scaled", SOURCE.format(factor=factor), HOW) for factor in range(1, count + 1)]
 else:
-    kernels = list(itertools.islice(codegen.collect()[1], 0, None, 3))[:count]
+    with open(path, "rb") as file:
+        kernels = marshal.load(file)[:count]
 begun = time.monotonic()
 with headstart.AsyncCompile("TARGET", workers=workers) as async_compile:
     futures = [async_compile.triton(name, source, **how) for name, source, how in kernels]
@@ -84,6 +87,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._hosts = 0
+        self.codegen = folder / "codegen.kernels"
+        self.codegen.write_bytes(marshal.dumps(codegen.collect()[1][::3]))
         (folder / "run").mkdir(mode=0o700)
 
     def host(self) -> Path:
@@ -91,7 +96,7 @@ class Bench:
         self._hosts += 1
         return self.folder / f"host{self._hosts}"
 
-    def start(self, host: Path, remote: str, what: str, count: int, **variables: str) -> subprocess.Popen[str]:
+    def start(self, host: Path, remote: str, kernels: str, count: int, **variables: str) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADSTART")}
         environment |= {
             "HEADSTART_CACHE_DIR": str(host),
@@ -103,15 +108,16 @@ class Bench:
         }
         workers = str(len(os.sched_getaffinity(0)))
         return subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, what, str(count), workers],
+            [sys.executable, "-c", _PROGRAM, kernels, str(count), workers],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, host: Path, remote: str, what: str, count: int) -> dict[str, Any]:
-        return finish(self.start(host, remote, what, count))
+    def run(self, host: Path, remote: str, kernels: str, count: int) -> dict[str, Any]:
+        """`kernels`: a file of them, or `"small"`."""
+        return finish(self.start(host, remote, kernels, count))
 
     def settle(self) -> None:
         """Until nothing is published any more."""
@@ -278,7 +284,7 @@ def cold_sweep(bench: Bench, address: str, rounds: int) -> None:
 
             def run(at: str = at) -> dict[str, Any]:
                 url = f"redis://{at}/0?prefix={os.urandom(4).hex()}" if at else ""
-                said = bench.run(bench.host(), url, "codegen", _SWEEP)
+                said = bench.run(bench.host(), url, str(bench.codegen), _SWEEP)
                 bench.settle()
                 return said
 
@@ -302,7 +308,7 @@ def together(bench: Bench, address: str, rounds: int) -> None:
                 run.mkdir(parents=True, mode=0o700)
                 host.chmod(0o700)
                 shared = {"HEADSTART_SERVICE": "shared", "XDG_RUNTIME_DIR": str(run)}
-                processes += [bench.start(host, url, "codegen", _TOGETHER, **shared) for _ in range(_CLIENTS)]
+                processes += [bench.start(host, url, str(bench.codegen), _TOGETHER, **shared) for _ in range(_CLIENTS)]
             said = [finish(process) for process in processes]
             hosts = [said[first : first + _CLIENTS] for first in range(0, len(said), _CLIENTS)]
             # Who leaves last sees the service's last count.

@@ -130,7 +130,7 @@ class Finder:
         entries: dict[str, bytes] = {}
 
         def accept(key: str, blob: bytes, trusted: bool) -> bool:
-            entry = self._shared.accepted(wanted[key], blob, trusted)
+            entry = self._shared.accepted(wanted[key], blob, trusted) if key in wanted else None
             if entry is not None:
                 entries[key] = entry
             return entry is not None
