@@ -391,6 +391,18 @@ def test_what_runs_in_the_background_is_asked_for_as_such_until_somebody_waits(s
     wait_until(lambda: not look_up.background)
 
 
+def test_a_claim_lasts_for_as_long_as_the_compile_may_take_with_what_is_before_it(start: Start) -> None:
+    service = start(never)
+    caller = service.caller()
+    for number in range(200):
+        caller.submit(number, factor=float(number + 1))
+    wait_until(lambda: len(service.wanted()) == 200)
+    leases = [each.lease for each in service.wanted()]
+    each = requests_module.LEASE_MARGIN * requests_module.DEFAULT_ESTIMATE
+    assert leases[:3] == [each, 2 * each, 3 * each]  # there is one worker
+    assert leases[-1] == requests_module.MAX_LEASE
+
+
 def test_who_has_no_remote_starts_no_process(start: Start) -> None:
     service = start(compiled)
     caller = service.caller(None)

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from headstart import wire
@@ -25,6 +24,7 @@ from headstart.stores.remote.tiers import Found
 
 BATCH = 64  # keys of one call, if somebody waits for them: then come the next ones
 BACKGROUND_BATCH = 256  # and else
+SAID_AT_ONCE = 16  # entries: who waits for the next ones is to hear that they are coming
 FIRST_POLL = 0.05  # seconds until another host's entry is looked for again; longer each time
 MAX_POLL = 1.0  # seconds
 _LONGER = 1.5  # times
@@ -130,7 +130,7 @@ class Finder:
         entries: dict[str, bytes] = {}
 
         def accept(key: str, blob: bytes, trusted: bool) -> bool:
-            entry = self._shared.accepted(wanted[key], blob, trusted)
+            entry = self._shared.accepted(wanted[key], blob, trusted) if key in wanted else None
             if entry is not None:
                 entries[key] = entry
             return entry is not None
@@ -141,7 +141,9 @@ class Finder:
         except RemoteError:
             self._failed()
         here = [item for item in batch if item.wanted.key in found]
-        self._say([self._keep(item, entries[item.wanted.key]) for item in here], [])
+        for start in range(0, len(here), SAID_AT_ONCE):
+            some = here[start : start + SAID_AT_ONCE]
+            self._say([self._keep(item, entries[item.wanted.key]) for item in some], [])
         if found:
             self._found(found)
         return [item for item in batch if item.wanted.key not in found]
@@ -162,6 +164,8 @@ class Finder:
 
     def _claim(self, items: Sequence[_Item]) -> list[_Item]:
         """Claim what is missing; returns what is to be compiled here."""
+        from concurrent.futures import ThreadPoolExecutor  # few have claims
+
         with ThreadPoolExecutor(min(_CLAIMING, len(items))) as pool:
             answers = list(pool.map(self._try_to_claim, items))
         others = [item for item, ours in zip(items, answers, strict=True) if not ours]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -127,6 +128,7 @@ def main(argument: str) -> None:
     """Run a remote process; `argument`: the fd of its socket."""
     prefer_standard_library()
     continue_without_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of `headstart serve`'s terminal: the service says when it ends
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     sock = socket.socket(fileno=int(argument))
     sock.set_inheritable(False)

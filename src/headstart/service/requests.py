@@ -82,6 +82,7 @@ class Requests:
         self._remotes = remotes
         self._results = Results(lookup)
         self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
+        self._sought = 0  # how many wait for a remote
         self.tally = Tally()
 
     def submit(self, session: Session, message: wire.Submit) -> None:
@@ -130,6 +131,7 @@ class Requests:
         elif self._sessions.has(session):
             sought = asked.sought(found.key)
             session.sought[asked.message.ticket] = sought
+            self._sought += 1
             self._remotes.look_up(
                 settings,
                 sought,
@@ -142,6 +144,7 @@ class Requests:
     def _looked_up(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely | None) -> None:
         """A remote has an entry, or has not, or takes too long."""
         asked.session.sought.pop(asked.message.ticket, None)
+        self._sought -= 1
         if remotely is None:
             self._settle(asked, found)
         else:
@@ -172,8 +175,8 @@ class Requests:
     def _lease(self, request: CompileRequest) -> float:
         """Seconds within which a compile of it should be over here, whatever is in front of it."""
         each = self._estimates.get(request.kernel, DEFAULT_ESTIMATE)
-        turns = 1 + len(self._scheduler.jobs()) / max(1, self._scheduler.limit)
-        return min(MAX_LEASE, LEASE_MARGIN * max(each, DEFAULT_ESTIMATE) * turns)
+        before = len(self._scheduler.jobs()) + self._sought
+        return min(MAX_LEASE, LEASE_MARGIN * each * (1 + before / max(1, self._scheduler.limit)))
 
     def _settle(self, asked: _Asked, found: Found) -> None:
         session, message = asked.session, asked.message
