@@ -113,6 +113,18 @@ def test_what_no_store_could_be_is_refused_before_anything_is_sent(text: str) ->
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+def test_the_object_stores_of_other_clouds_are_opened_by_what_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert open_remotes("gs://bucket/prefix").tiers[0].name == "gs://bucket/prefix"
+    with pytest.raises(UsageError, match="Account must be specified"):
+        open_remotes("az://container/prefix")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+    for url in ("az://container/prefix", "az://container?endpoint=http://127.0.0.1:10000/account"):
+        assert open_remotes(url).writable
+
+
 def test_http_is_for_this_host_or_for_those_who_ask_for_it() -> None:
     for text in (
         "s3://bucket?endpoint=http://127.0.0.1:9000",

@@ -160,12 +160,11 @@ class ObjectsRemote:
         now = self._now()
         removed = freed = kept = kept_bytes = 0
 
-        def listed() -> list[list[Any]]:
-            return list(self._obstore.list(self._store, prefix=_FORMAT, chunk_size=1000))
-
-        for chunk in self._call(listed):
+        # Page by page: there may be millions.
+        pages = iter(self._obstore.list(self._store, prefix=_FORMAT, chunk_size=1000))
+        while (page := self._call(lambda: next(pages, None))) is not None:
             old = []
-            for each in chunk:
+            for each in page:
                 age = (now - each["last_modified"]).total_seconds()
                 is_claim = each["path"].startswith(f"{_FORMAT}/claims/")
                 if not is_claim and not _BLOB.fullmatch(each["path"].rpartition("/")[2]):

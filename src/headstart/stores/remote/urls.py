@@ -20,16 +20,15 @@ import msgspec
 
 from headstart.errors import UsageError
 
-_OBJECTS = "region endpoint allow-http"
 # Schemes and their own options; all have those below.
 _OPTIONS: Mapping[str, frozenset[str]] = {
     scheme: frozenset(names.split())
     for scheme, names in {
         "redis": "ttl prefix",
         "rediss": "ttl prefix",
-        "s3": _OBJECTS,
-        "gs": _OBJECTS,
-        "az": _OBJECTS,
+        "s3": "region endpoint allow-http",
+        "gs": "",
+        "az": "endpoint allow-http",
         "oci": "allow-http",
         "file": "",
     }.items()
