@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_cli import run
 
 from headstart.errors import UsageError
+from headstart.stores.remote import open_remotes
+from headstart.stores.remote.urls import parse_urls
 from headstart.system import configuration as module
 from headstart.system.configuration import allow, configuration, lookup, origin
 from headstart.system.settings import Settings, patience
@@ -301,7 +306,12 @@ def test_a_list_of_what_is_allowed_that_others_could_write_counts_for_nothing(pr
         "redis://host?ttl=7d&trust=all",
         "file:///mnt/a redis://host?TRUST=all",
         "redis://host?%74rust=all",
-        "file:///a\nfile:///b?read-only&trust=all",
+        "redis://a\nredis://b?read-only&trust=all",
+        "redis://host?trust=signed&trust=all",
+        "file:///of/the/project/which/this/user/owns",
+        "redis://host FILE:///a?read-only",
+        "file:///a#?trust=signed",
+        "file:///a?trust=signed+",
     ],
 )
 def test_a_remote_that_counts_without_signatures_no_project_s_file_names(project: Path, own: Path, remote: str) -> None:
@@ -312,6 +322,31 @@ def test_a_remote_that_counts_without_signatures_no_project_s_file_names(project
     path.unlink()
     write(own, f'remote = """{remote}"""\n')
     assert lookup("HEADSTART_REMOTE") == remote
+
+
+WORDS = (*"?&#=;+%/: \t", "%74", "trust", "TRUST", "signed", "all", "read-only", "file:///a", "redis://a", "FILE://")
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=12))
+def test_what_a_project_s_file_may_name_never_counts_without_a_signature(words: list[str]) -> None:
+    setting = "".join(words)
+    if module._loosens(setting):
+        return
+    with contextlib.suppress(UsageError):
+        for url in parse_urls(setting):
+            assert not url.trust_all
+            assert url.scheme != "file" or url.signed_only
+
+
+def test_a_folder_that_a_project_s_file_names_takes_signatures(project: Path) -> None:
+    remote = f"file://{project}/kernels?trust=signed redis://host?trust=signed"
+    allow(write(project / "headstart.toml", f"remote = '{remote}'\n"))
+    assert lookup("HEADSTART_REMOTE") == remote
+    store = open_remotes(lookup("HEADSTART_REMOTE")).tiers[0]
+    store.put("a" * 64, b"a")
+    assert not store.trusted
+    assert store.get_many(["a" * 64]) == {"a" * 64: b"a"}
+    assert open_remotes(f"file://{project}/kernels").trusted
 
 
 @pytest.mark.parametrize("key", sorted({*HARMLESS, *NEEDS_A_WORD, *NEVER} - {"config-dir"}))

@@ -106,5 +106,5 @@ def _shown(text: str) -> str:
     except UsageError:
         return "***"  # who knows what it is
     options = [f"{name}={value}" for name, value in url.options.items()]
-    options += ["trust=all"] * url.trust_all + ["read-only"] * url.read_only
+    options += ["read-only"] * url.read_only
     return f"{url.shown}{'?' if options else ''}{'&'.join(options)}"

@@ -220,7 +220,7 @@ def _values(
         elif may is not None and name not in _ANYBODY | _ONCE_ALLOWED:
             refused.append(f"{path}: {key} {_ONLY_OWN}")
         elif may is not None and name == "HEADSTART_REMOTE" and _loosens(text):
-            refused.append(f"{path}: {key}: trust {_ONLY_OWN}")
+            refused.append(f"{path}: {key}: a remote whose entries could count unsigned {_ONLY_OWN}")
         elif may is not None and name not in may:
             refused.append(f"{path}: {key} is not used until you allow it: headstart config --allow")
         else:
@@ -228,8 +228,21 @@ def _values(
 
 
 def _loosens(remotes: str) -> bool:
-    """Whether one of the URLs has entries count that nobody has signed. In doubt it does."""
-    return any("trust" in url.partition("?")[2].lower() or "%" in url.partition("?")[2] for url in remotes.split())
+    """Whether entries of one of the URLs could count that nobody has signed. In doubt they could.
+
+    So could those of a folder that this user alone can write: a project may bring one along.
+    """
+    for url in remotes.split():
+        scheme, _, rest = url.partition("://")
+        query = rest.partition("?")[2]
+        options = query.split("&")
+        if "#" in url or "%" in query:  # what stands for something else could stand for this
+            return True
+        if any("trust" in each.lower() and each != "trust=signed" for each in options):
+            return True
+        if scheme.lower() == "file" and "trust=signed" not in options:
+            return True
+    return False
 
 
 def _allowed(own: str) -> set[str]:

@@ -57,7 +57,7 @@ def open_remote(url: RemoteUrl) -> Remote:
     if url.scheme == "file":
         from headstart.stores.remote.folder import FolderRemote
 
-        return FolderRemote(url.path, trust_all=url.trust_all)
+        return FolderRemote(url.path, trust_all=url.trust_all, signed_only=url.signed_only)
     if url.scheme in ("redis", "rediss"):
         from headstart.stores.remote.redis import RedisRemote
 

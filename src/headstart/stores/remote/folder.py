@@ -65,14 +65,16 @@ class FolderRemote:
     Args:
         folder: an absolute path.
         trust_all: whoever can write there, all counts without a signature.
+        signed_only: nothing does.
     """
 
     writable = True
 
-    def __init__(self, folder: str | os.PathLike[str], *, trust_all: bool = False) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, trust_all: bool = False, signed_only: bool = False) -> None:
         self._root = Path(folder)
         self._folder = self._root / FORMAT
         self._trust_all = trust_all
+        self._signed_only = signed_only
         self._is_private = False
         self.name = f"file://{self._root}"
 
@@ -164,7 +166,7 @@ class FolderRemote:
 
     def _is_for_us_alone(self) -> bool:
         """One that is safe, others cannot make unsafe; one that is not there, they can make."""
-        if not self._is_private:
+        if not self._is_private and not self._signed_only:
             self._is_private = not refusal(self._folder) and _is_folder(self._folder)
         return self._is_private
 

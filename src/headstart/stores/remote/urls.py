@@ -51,7 +51,7 @@ class RemoteUrl(msgspec.Struct, frozen=True):
     Attributes:
         scheme: `redis`, `rediss`, `s3`, `gs`, `az`, `oci` or `file`.
         location: what is between `://` and `?`, credentials included, still quoted as in URLs.
-        options: what is behind `?`, those below left out.
+        options: what is behind `?`, `read-only` left out.
         read_only: nothing is written there.
         trust_all: what is there counts without a signature.
         shown: scheme and location without credentials, for people.
@@ -71,6 +71,11 @@ class RemoteUrl(msgspec.Struct, frozen=True):
     def claims(self) -> bool:
         """Whether hosts tell one another there what they compile."""
         return self.options.get("claims") == "1"
+
+    @property
+    def signed_only(self) -> bool:
+        """Whether signatures are asked for even in a folder that nobody but this user can write."""
+        return self.options.get("trust") == "signed"
 
     def allows_http(self, host: str) -> bool:
         """Whether requests to a host may travel without TLS: within this host, or if the URL says so."""
@@ -110,7 +115,7 @@ def parse_url(text: str) -> RemoteUrl:
         shown = ascii(shown)[1:-1]
     options = _options(scheme, query, shown)
     _check_location(scheme, location, shown)
-    trust = options.pop("trust", "signed")
+    trust = options.get("trust", "signed")
     if trust not in ("all", "signed"):
         raise UsageError(f"{shown}: trust: expected all or signed")
     read_only = options.pop("read-only", "0") == "1"
