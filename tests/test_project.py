@@ -248,11 +248,11 @@ def test_a_command_that_does_not_exist_would_be_noticed() -> None:
 
 def test_ci_checks_and_tests() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert script.index("make check") < script.index("make test")
+    assert script.index("make check") < script.index("make test") < script.index("make test-remote")
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "chaos", "fuzz", "check", "bench", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-remote", "chaos", "fuzz", "check", "bench", "clean"])
 def test_the_makefile_has_what_it_promises(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

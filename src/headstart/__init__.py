@@ -11,6 +11,7 @@ The rooms, lowest first; each imports only from those above it. docs/architectur
     capture/    a live `@triton.jit` function as plain data
     describe/   what Inductor's decorators make of a source; the process that has torch
     worker/     the processes that have Triton
+    remote/     the process that has the stores of other hosts
     service/    the process between clients and workers: it queues, finds, answers
     client/     what runs in the user's process: AsyncCompile, futures, the connection
     adapters/   how programs come by it without asking: torch.compile, `@triton.jit` programs, `headstart run`

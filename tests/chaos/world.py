@@ -22,6 +22,7 @@ import headstart
 from conftest import is_alive
 
 TESTS = Path(__file__).parent.parent
+SHARING = 0.5  # of the rounds
 
 
 class Client:
@@ -74,10 +75,12 @@ class World:
         self.marks = folder / "marks"
         self.runtime = memory or folder / "runtime"
         self.temporary = folder / "tmp"
-        for each in (self.marks, self.runtime, self.temporary):
+        self.remote = folder / "remote"  # the store that this host shares with others
+        for each in (self.marks, self.runtime, self.temporary, self.remote):
             each.mkdir(mode=0o700, exist_ok=True)
         self.no_threads = folder / "no-threads"  # while it is there, clients can start none
         self.service = "private"  # HEADSTART_SERVICE of this round's clients
+        self.shares = False  # whether they have a store that hosts share
         self.clients: list[Client] = []
         self.victims: set[int] = set()  # workers that were killed, or whose service or zygote was
         self.damaged: Counter[str] = Counter()  # kernels: how often an entry of theirs was damaged or removed
@@ -92,6 +95,7 @@ class World:
     def begin(self, service: str) -> None:
         """A new round: nobody is there yet."""
         self.service = service
+        self.shares = self.random.random() < SHARING
         self.clients = []
 
     # What is to be undone
@@ -118,6 +122,7 @@ class World:
             "HEADSTART_CACHE_DIR": str(self.cache),
             "HEADSTART_CONFIG_DIR": str(self.runtime.parent / "config"),
             "HEADSTART_SERVICE": self.service,
+            **({"HEADSTART_REMOTE": f"file://{self.remote}"} if self.shares else {}),
             "TMPDIR": str(self.temporary),
             "PYTHONPATH": f"{source}{os.pathsep}{TESTS}",
         }
@@ -158,6 +163,9 @@ class World:
 
     def workers(self) -> list[psutil.Process]:
         return [process for process in self._forks() if _is_worker(process)]
+
+    def remotes(self) -> list[psutil.Process]:
+        return [process for process in self.processes() if _runs(process, "headstart.remote.process")]
 
     def _forks(self) -> list[psutil.Process]:
         return [process for process in self.processes() if _runs(process, "headstart.worker.zygote")]
@@ -215,6 +223,10 @@ class World:
     def entries(self) -> list[Path]:
         """What is in the store."""
         return sorted(self.cache.glob("store/v2/??/*.hse"))
+
+    def blobs(self) -> list[Path]:
+        """What is in the store that hosts share, and whole."""
+        return sorted(path for path in self.remote.rglob("*") if path.is_file() and len(path.stem) == 64)
 
 
 def _runs(process: psutil.Process, module: str) -> bool:

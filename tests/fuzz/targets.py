@@ -190,6 +190,7 @@ def _identify(request: CompileRequest) -> None:
 
 UNIONS = (
     *(wire.FromClient, wire.FromService, wire.ToZygote, wire.FromZygote, wire.FromWorker, wire.Assign),
+    *(wire.ToRemote, wire.FromRemote),
     *(wire.ToDescriber, wire.FromDescriber),
 )
 

@@ -134,6 +134,19 @@ class SimulatedService:
             self._raise(key, AWAITED)
         return self._perform(self.scheduler.awaited(key, self.now))
 
+    def obtain(self, key: str) -> list[Action]:
+        """Its entry comes from elsewhere."""
+        wanted = self.wanted.get(key)
+        if wanted is not None and wanted.worker is not None:
+            worker = self.workers[wanted.worker]
+            worker.key = None
+            self.asked_aside.pop(wanted.worker, None)
+            if worker.kind.confined and worker.state == "busy":
+                worker.state = "idle"  # it has had its job, and is killed in any case
+        actions = self._perform(self.scheduler.obtained(key, "obtained", self.now))
+        assert self.scheduler.in_flight(key) is None
+        return actions
+
     def leave(self, client: int) -> list[Action]:
         self.turns.pop(client, None)
         for key, wanted in list(self.wanted.items()):

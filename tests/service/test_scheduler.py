@@ -17,6 +17,7 @@ from headstart.service.actions import (
     Assign,
     Deliver,
     Fork,
+    Kill,
     Proceed,
     StandAside,
     StartZygote,
@@ -185,6 +186,43 @@ def test_a_key_that_was_answered_is_compiled_anew_when_asked_for_again() -> None
     simulated.finish("a")
     _, actions = simulated.request("a")
     assert assigned(actions) == ["a"]
+
+
+def test_an_entry_from_elsewhere_answers_a_job_that_waits_and_nobody_compiles_it() -> None:
+    simulated = service(limit=1)
+    simulated.request("running")
+    mine, _ = simulated.request("waiting", client=1)
+    yours, _ = simulated.request("waiting", client=2)
+    assert [type(action) for action in simulated.obtain("waiting")] == [Deliver]
+    assert simulated.answer(mine) == simulated.answer(yours) == "obtained"
+    assert assigned(simulated.finish("running")) == []
+
+
+def test_an_entry_from_elsewhere_ends_the_worker_that_makes_it_and_its_place_is_free_at_once() -> None:
+    simulated = service(limit=1)
+    ticket, _ = simulated.request("a")
+    simulated.request("b")
+    worker = simulated.worker_of("a")
+    kill, deliver, fork = simulated.obtain("a")
+    assert kill == Kill(worker)
+    assert isinstance(deliver, Deliver)
+    assert isinstance(fork, Fork)
+    assert simulated.answer(ticket) == "obtained"
+    # It had just finished, and says so before it dies.
+    assert simulated.scheduler.finished(worker, "entry", simulated.now) == []
+    assert assigned(simulated.forked(fork.worker)) == ["b"]
+    simulated.die(worker, status=-9)
+    assert simulated.answers[ticket] == ["obtained"]
+
+
+def test_an_entry_from_elsewhere_that_nobody_asks_for_changes_nothing() -> None:
+    assert service().obtain("unknown") == []
+
+
+def test_whoever_stood_aside_for_an_entry_that_came_from_elsewhere_goes_on() -> None:
+    simulated = two_at_one_suffix()
+    (assign,) = [action for action in simulated.obtain("first") if isinstance(action, Assign)]
+    assert (assign.job.key, assign.job.prefix) == ("second", b"prefix of second")
 
 
 def test_a_failure_that_the_worker_reports_is_passed_on_and_the_worker_goes_on() -> None:

@@ -61,6 +61,11 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         keys = sorted(self.service.wanted)
         self.service.wait_for(keys[pick % len(keys)] if keys else "unknown")
 
+    @rule(pick=any_number)
+    def obtain(self, pick: int) -> None:
+        keys = sorted(self.service.wanted)
+        self.service.obtain(keys[pick % len(keys)] if keys else "unknown")
+
     @rule(client=st.sampled_from(CLIENTS))
     def leave(self, client: int) -> None:
         self.service.leave(client)

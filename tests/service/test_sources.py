@@ -75,7 +75,11 @@ class Service:
         self.known: Any = None  # what the store has, or what it raises
         self.known_added: list[RecipeJob] | None = None
         self.awake = True
-        self.sources = Sources(self, self, self, self, self.errands)  # type: ignore[arg-type]
+        self.looked_up: list[tuple[str, Callable[[wire.FoundRemotely | None], None]]] = []
+        self.offered: list[str] = []
+        self.preferences = wire.Preferences(b"/cache")
+        remotes: Any = SimpleNamespace(look_up=self.look_up, offer=lambda settings, sought: self.offered.append(sought))
+        self.sources = Sources(self, self, self, self, self.errands, remotes)  # type: ignore[arg-type]
         self.requests = SimpleNamespace(submit=self.submit_one, awaited=self.await_one)
         self.sources._requests = self.requests  # type: ignore[assignment]
 
@@ -101,8 +105,16 @@ class Service:
     def added(self, asked: Any, described: Any, recipe: Any, counts: Any, preferences: Any) -> Any:
         return f"added for {counts}", self.known_added
 
-    def keep(self, key: str, asked: Any, described: Any, content: Any, preferences: Any) -> None:
+    def keep(self, key: str, asked: Any, described: Any, content: Any, preferences: Any) -> bool:
         self.kept[key] = content
+        return True
+
+    def sought(self, key: str, preferences: Any) -> str:
+        return key
+
+    # Remotes
+    def look_up(self, settings: Any, sought: str, answered: Callable[[wire.FoundRemotely | None], None]) -> None:
+        self.looked_up.append((sought, answered))
 
     def put_into_triton_cache(
         self, result: wire.Result, request: CompileRequest, place: wire.TritonCache, preferences: Any
@@ -129,7 +141,7 @@ class Service:
         device: int | None = None,
         background: bool = False,
     ) -> Any:
-        session: Any = SimpleNamespace(number=client, preferences=None)
+        session: Any = SimpleNamespace(number=client, preferences=self.preferences)
         described = Describe("triton_kernel", TEXT, {}, None, {"TRITON_DEBUG": "1"}, {})
         cache = "" if background else str(self.folder / "triton")
         where = wire.FanOut(str(self.folder / "ab" / "stem.py"), device, cache, True) if fan_out else None
@@ -528,3 +540,67 @@ def test_a_client_whose_tickets_are_the_services_own_is_hung_up_on(
         with pytest.raises(StopIteration):
             caller.hear(wire.Result)
         assert executor.orders == []
+
+
+# Other hosts
+
+
+@pytest.fixture
+def remote(service: Service) -> Service:
+    """A service whose clients have a remote."""
+    service.preferences = wire.Preferences(b"/cache", remote=wire.RemoteSettings("file:///remote"))
+    return service
+
+
+def test_a_recipe_that_another_host_has_is_found_in_the_store_and_nobody_describes(remote: Service) -> None:
+    remote.begin()
+    ((key, answered),) = remote.looked_up
+    assert (key, remote.questions) == ("key", [])
+    remote.known = Found("key", recipe(job(1)))
+    answered(wire.FoundRemotely(1))
+    remote.settle()
+    assert (len(remote.submits), remote.questions) == (1, [])
+    assert remote.offered == []
+
+
+def test_a_recipe_that_no_other_host_has_is_described_here_and_offered(remote: Service) -> None:
+    remote.begin()
+    remote.looked_up[0][1](None)
+    remote.answer(Described(recipe(job(1))))
+    assert len(remote.submits) == 1
+    assert remote.offered == ["key"]
+
+
+def test_a_recipe_that_was_found_elsewhere_and_is_gone_again_is_described(remote: Service) -> None:
+    remote.begin()
+    remote.looked_up[0][1](wire.FoundRemotely(1))
+    remote.settle()
+    assert len(remote.looked_up) == 1
+    assert len(remote.questions) == 1
+
+
+def test_what_rescaling_adds_is_looked_for_elsewhere_too(remote: Service) -> None:
+    remote.known = Found("key", recipe(job(1), may_scale=True))
+    remote.begin()
+    remote.finish(0)
+    ((key, answered),) = remote.looked_up
+    assert key == "added for [32]"
+    remote.known_added = []
+    answered(wire.FoundRemotely(1))
+    remote.settle()
+    (answer,) = remote.answers(wire.SourceCompiled)
+    assert (answer.added_key, remote.questions) == ("added for [32]", [])
+
+
+@pytest.mark.parametrize("how", [{"use_store": False}, {"torch": ""}])
+def test_what_is_for_no_store_is_for_no_other_host(remote: Service, how: dict[str, Any]) -> None:
+    remote.begin(**how)
+    remote.answer(Described(recipe(job(1))))
+    assert (remote.looked_up, remote.offered) == ([], [])
+
+
+def test_who_left_while_another_host_was_asked_is_not_gone_on_for(remote: Service) -> None:
+    remote.begin()
+    remote.sources.client_left(1)
+    remote.looked_up[0][1](None)
+    assert remote.questions == []

@@ -183,6 +183,7 @@ def test_every_file_that_src_writes_is_written_by_this_module() -> None:
         "worker/compiling.py": "the worker's folder",
         "worker/launchers.py": "a folder of its own in the worker's",
         "artifacts/triton_cache.py": "a folder with an unguessable name, in Triton's cache",
+        "stores/remote/folder.py": "folders that it opened without following a link, and names made of a key",
         "system/files.py": "this module",
     }
     source = Path(headstart.__file__).parent

@@ -27,6 +27,8 @@ UNIONS = {
     "ToWorker": wire.ToWorker,
     "ToDescriber": wire.ToDescriber,
     "FromDescriber": wire.FromDescriber,
+    "ToRemote": wire.ToRemote,
+    "FromRemote": wire.FromRemote,
 }
 REQUEST = CompileRequest(
     name="add",
@@ -109,6 +111,20 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
     ],
     "ToDescriber": [wire.Question(7, b"\x00\xff")],
     "FromDescriber": [wire.Awake(), wire.Answer(7, b"\x00\xff")],
+    "ToRemote": [
+        wire.Serve(wire.RemoteSettings("redis://:secret@host/0", True, 0.5, b"/config/\xff", "team")),
+        wire.LookUp([wire.Wanted(7, "aa", "kernel", "bb", 3.0)], b"/cache/\xff", trusted=True, background=True),
+        wire.Offer("aa", b"/cache"),
+        wire.Disclaim("aa"),
+    ],
+    "FromRemote": [
+        wire.Awake(),
+        wire.LookedUp([wire.FoundRemotely(7, b"\x00\xff")], [8, 9]),
+        wire.Claimed([7], 3.0),
+        wire.Availability(False),
+        wire.RemoteCounts([wire.RemoteReport("redis://host/0", 1, 2, 3, 4, 5, 6, 0.5)], 7, 8),
+        wire.RemoteSays("it cannot be reached", quiet=True),
+    ],
 }
 union_names = pytest.mark.parametrize("name", UNIONS)
 

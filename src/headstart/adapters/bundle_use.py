@@ -150,7 +150,7 @@ def sentence(bundle: str | os.PathLike[str] | None, use: BundleUse) -> str:
     asked = use.kernels + use.compiled + use.cached
     graphs = use.graphs + use.made_graphs + use.cached_graphs
     if bundle is None:
-        return f"{asked} kernels: {use.compiled} compiled, {use.cached} from headstart's cache" if asked else ""
+        return f"{asked} kernels: {use.compiled} compiled, {_cached(use)}" if asked else ""
     name = os.path.basename(bundle)
     if not asked and not graphs:
         return f"{name} was not used: no kernel was asked for that is not in Triton's own cache"
@@ -160,8 +160,13 @@ def sentence(bundle: str | os.PathLike[str] | None, use: BundleUse) -> str:
     if use.in_process:
         said += f", {use.in_process} by Triton in the program's process"
     if use.cached:
-        said += f", {use.cached} from headstart's cache"
+        said += f", {_cached(use)}"
     return f"{said}; about {use.saved_s:.0f} s of compiling saved" if use.saved_s >= 1.0 else said
+
+
+def _cached(use: BundleUse) -> str:
+    others = f", {use.remote} of them from other hosts" if use.remote else ""
+    return f"{use.cached} from headstart's cache{others}"
 
 
 def _is_tally(path: str) -> bool:

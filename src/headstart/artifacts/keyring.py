@@ -48,7 +48,7 @@ from headstart.artifacts.key_files import (
 from headstart.errors import DamagedError, UsageError
 from headstart.system import private
 from headstart.system.files import KEY, check_replaceable, create, replace
-from headstart.system.folders import config_dir
+from headstart.system.places import config_dir
 
 _MAX_FILE_BYTES = 2048
 _MAX_ROOT_BYTES = 1 << 20

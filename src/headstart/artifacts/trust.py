@@ -11,11 +11,10 @@ checked does not count. Nothing here raises because of what a bundle or a key fi
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from headstart.artifacts import identities, signing
-from headstart.artifacts.index import Index
 from headstart.artifacts.keyring import Keyring, TrustedKey
 from headstart.artifacts.kinds import Verdict
 from headstart.artifacts.signing import ED25519, LOCAL, SIGSTORE, Signature
@@ -34,6 +33,22 @@ class State(enum.Enum):
     EXPIRED = "expired"
     UNKNOWN = "unknown"  # right, but by a key that is not trusted; or it cannot be told
     INVALID = "invalid"  # not by that key over this index
+
+
+class Signed(Protocol):
+    """What signatures are over: a bundle's index, say."""
+
+    @property
+    def version(self) -> int:
+        """Of its format."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of it."""
+
+    @property
+    def signatures(self) -> Sequence[Signature]:
+        """Those that lie with it."""
 
 
 class Inspected(NamedTuple):
@@ -76,7 +91,7 @@ class Trust:
         except (DamagedError, OSError) as error:
             problem(f"the local key is left out: {error}")
 
-    def judge(self, index: Index) -> Verdict:
+    def judge(self, index: Signed) -> Verdict:
         """Whether a bundle with this index is trusted. Only signatures that could make it so are looked at."""
         if not index.signatures:
             return Verdict(False, why_not="it is not signed")
@@ -91,11 +106,11 @@ class Trust:
             why_not.append(inspected.detail)
         return Verdict(False, why_not="; ".join(why_not))
 
-    def inspect(self, index: Index) -> list[Inspected]:
+    def inspect(self, index: Signed) -> list[Inspected]:
         """What became of each signature."""
         return [self._inspect(signature, index) for signature in index.signatures]
 
-    def _inspect(self, signature: Signature, index: Index, *, judging: bool = False) -> Inspected:
+    def _inspect(self, signature: Signature, index: Signed, *, judging: bool = False) -> Inspected:
         if signature.kind == LOCAL:
             state, who, detail = self._inspect_local(signature, index)
         elif signature.kind in (ED25519, SIGSTORE):
@@ -105,7 +120,7 @@ class Trust:
             state, detail = State.UNKNOWN, f"it is signed by {who}, which this headstart does not know"
         return Inspected(signature, state, who, detail)
 
-    def _inspect_local(self, signature: Signature, index: Index) -> tuple[State, str, str]:
+    def _inspect_local(self, signature: Signature, index: Signed) -> tuple[State, str, str]:
         if self._local is None or signature.signer != signing.local_id(self._local):
             who = "runs of another user, or on another machine"
             return State.UNKNOWN, who, f"it is signed by {who}"
@@ -119,7 +134,7 @@ class Trust:
                 return (State.UNKNOWN if key is None else State.EXPIRED), BY_LOCAL, detail
         return State.TRUSTED, BY_LOCAL, f"it is signed by {BY_LOCAL}"
 
-    def _inspect_other(self, signature: Signature, index: Index, judging: bool) -> tuple[State, str, str]:
+    def _inspect_other(self, signature: Signature, index: Signed, judging: bool) -> tuple[State, str, str]:
         key = self._keys.get((signature.kind, signature.signer))
         what = "identity" if signature.kind == SIGSTORE else "key"
         who = f"the unknown {what} {signing.fingerprint(signature.signer)}" if key is None else key.name
@@ -141,7 +156,7 @@ class Trust:
         return State.TRUSTED, who, detail
 
 
-def _what_is_wrong(signature: Signature, index: Index, key: TrustedKey | None) -> str:
+def _what_is_wrong(signature: Signature, index: Signed, key: TrustedKey | None) -> str:
     """Empty if it is right; else a space, or what there is to add.
 
     Raises:

@@ -27,10 +27,12 @@ from headstart.system.variables import misspelt
 COMMANDS = {
     "run": "Run a program with its compiles in workers.",
     "build": "Compile every kernel of a plan or a manifest into a bundle.",
-    "bundle": "List, compare, verify, sign, extract, merge and prune bundles.",
+    "bundle": "List, compare, sign, merge, prune, push and pull bundles.",
     "key": "Make, trust and forget keys that sign bundles.",
     "manifest": "Show, merge and compare manifests: what runs compiled.",
     "cache": "Show, shrink or empty the cache of compiled kernels.",
+    "remote": "Try the stores that hosts share.",
+    "config": "Show which settings are in force, and where each comes from.",
     "doctor": "Check what headstart needs on this machine.",
     "serve": "Run a compile service that programs share.",
     "status": "Show the compile services that run, and what they are doing.",

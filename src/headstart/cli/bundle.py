@@ -26,6 +26,7 @@ from headstart.cli import (
     reading,
 )
 from headstart.cli.differences import diff
+from headstart.cli.registries import pull, push
 from headstart.cli.shrinking import prune
 from headstart.errors import UsageError
 from headstart.system.files import BUNDLE, check_replaceable, write_new
@@ -34,7 +35,7 @@ _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
 
 
-@click.group(short_help="List, compare, verify, sign, extract, merge and prune bundles.")
+@click.group(short_help="List, compare, sign, merge, prune, push and pull bundles.")
 def bundle() -> None:
     """Look into bundles, check and sign them, take them apart and put them together.
 
@@ -44,6 +45,8 @@ def bundle() -> None:
 
 bundle.add_command(diff)
 bundle.add_command(prune)
+bundle.add_command(pull)
+bundle.add_command(push)
 
 
 @bundle.command("list")

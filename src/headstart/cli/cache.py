@@ -7,7 +7,7 @@ from collections import Counter
 import click
 import msgspec
 
-from headstart.cli import Failure, count, human_bytes
+from headstart.cli import Failure, count, human_bytes, printable
 from headstart.errors import UsageError
 from headstart.stores import open_store
 from headstart.stores.base import Listed, PruneReport
@@ -15,7 +15,9 @@ from headstart.stores.disk import DiskStore
 from headstart.system.settings import Settings, parse_size
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
     try:
         size = parse_size(value)
     except UsageError:
@@ -49,10 +51,24 @@ def info(as_json: bool) -> None:
     click.echo(f"{held}, {human_bytes(found.bytes)} ({limit}) in {found.path}")
 
 
-@cache.command()
-@click.option("--max-size", callback=_size, required=True, metavar="SIZE", help="What may stay, as 2GiB.")
-def prune(max_size: int) -> None:
-    """Remove the kernels that were used longest ago until at most --max-size is left, and all of earlier formats."""
+@cache.command(short_help="Remove what was used longest ago.")
+@click.option("--max-size", callback=_size, metavar="SIZE", help="What may stay, as 2GiB.")
+@click.option("--remote", is_flag=True, help="In the stores that hosts share, not in this host's cache.")
+@click.option("--older-than", metavar="TIME", help="With --remote: what may go, as 30d.")
+def prune(max_size: int | None, remote: bool, older_than: str | None) -> None:
+    """Remove the kernels that were used longest ago until at most --max-size is left, and all of earlier formats.
+
+    With --remote, from those stores of HEADSTART_REMOTE that are folders or object stores: what was written, in a
+    folder used, longer ago than --older-than. Redis drops what is older than the ttl of its URL; a registry has rules
+    of its own for that.
+    """
+    if remote:
+        if older_than is None or max_size is not None:
+            raise UsageError("--remote takes --older-than, as 30d, and no --max-size")
+        _prune_remotes(older_than)
+        return
+    if older_than is not None or max_size is None:
+        raise UsageError("expected --max-size, as 2GiB; --older-than is for --remote")
     store = _store()
     _say(store.prune(max_size))
     _drop_earlier(store)
@@ -86,6 +102,39 @@ def retry(kernel: str) -> None:
         click.echo(f"{each.kernel} ({each.target}) will be tried again; {each.failure.summary}")
     if not forgotten:
         raise Failure(f"no failure of {kernel!r} is remembered")
+
+
+def _prune_remotes(older_than: str) -> None:
+    """Each by itself: that one cannot be reached is a failure once all were tried."""
+    from headstart.stores.remote import open_remote, prunable
+    from headstart.stores.remote.base import RemoteError
+    from headstart.stores.remote.urls import parse_urls, seconds_of
+    from headstart.system.configuration import lookup
+
+    seconds = seconds_of(older_than, "--older-than", "headstart cache prune")
+    urls = [url for url in parse_urls(lookup("HEADSTART_REMOTE")) if not url.read_only]
+    failed: RemoteError | None = None
+    done = 0
+    for url in urls:
+        opened = open_remote(url)
+        store = prunable(opened)
+        if store is None:
+            continue
+        done += 1
+        try:
+            pruned = store.prune(seconds)
+        except RemoteError as error:
+            click.echo(f"headstart: {printable(str(error))}", err=True)
+            failed = failed or error
+        else:
+            removed = f"removed {count(pruned.removed, 'entry')} ({human_bytes(pruned.freed_bytes)})"
+            click.echo(f"{printable(url.shown)}: {removed}, {pruned.kept} left ({human_bytes(pruned.kept_bytes)})")
+        finally:
+            opened.close()
+    if failed is not None:
+        raise Failure(failed.summary)
+    if not done:
+        raise UsageError("there is no remote to prune: HEADSTART_REMOTE names no folder or object store to be written")
 
 
 def _kinds(store: Listed) -> dict[str, int]:

@@ -14,7 +14,7 @@ from headstart.cli import Failure, count, human_bytes, printable
 from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
-    from headstart.wire import Events, Report
+    from headstart.wire import Events, RemoteCounts, Report
 
 _INTERVAL = 1.0  # seconds between two looks
 
@@ -69,6 +69,9 @@ def describe(path: Path, report: Report) -> str:
         f"  {count(report.requests, 'request')}: {stored} from the store, {joined} joined a compile under way",
         f"  {report.compiled} compiled ({report.taken_over} of them in part), {report.failed} failed",
     ]
+    if report.remote:
+        lines.append(f"  {_share(report.remote, report)} from stores of other hosts")
+    lines += [f"  {line}" for counts in report.remotes for line in _remote(counts)]
     if report.describers:
         lines.append(f"  {count(report.describers, 'describer')} with torch")
     lines += [
@@ -82,6 +85,18 @@ def describe(path: Path, report: Report) -> str:
         for flight in report.running
     ]
     return "\n".join(lines)
+
+
+def _remote(counts: RemoteCounts) -> list[str]:
+    """What the stores of one `HEADSTART_REMOTE` were good for."""
+    lines = [
+        f"{printable(tier.name)}: {count(tier.hits, 'hit')} ({human_bytes(tier.hit_bytes)}), "
+        f"{tier.misses} not there, {tier.published} published ({human_bytes(tier.published_bytes)}), "
+        f"{count(tier.errors, 'error')}, {_age(tier.seconds)}"
+        for tier in counts.tiers
+    ]
+    left = [(counts.refused, "found there and not used"), (counts.dropped, "not published")]
+    return lines + [f"{count(number, 'entry')} {what}" for number, what in left if number]
 
 
 def _share(part: int, report: Report) -> str:

@@ -361,6 +361,7 @@ class AsyncCompile:
 
     def _note_answer(self, kickoff: Kickoff, result: wire.Result) -> None:
         self.use.cached += result.cached
+        self.use.remote += result.remote
         self.use.compiled += not result.cached
         if self._policy.checks_limits:
             check_limits(kickoff.request, result.shared, self.client.reproduce if kickoff.vouched else None)

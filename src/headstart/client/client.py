@@ -31,6 +31,7 @@ from headstart.model.request import CompileRequest
 from headstart.stores import open_store
 from headstart.system.files import BUNDLE, check_replaceable
 from headstart.system.folders import distrust, readable, told
+from headstart.system.places import config_dir
 from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Client:
         use_store: bool = True,
     ) -> None:
         self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir)
+        if settings.remote:
+            _check_remotes(settings.remote)
         self.bundle: Path | None = None
         self.unread = "there is no bundle"
         self.store = open_store(settings.cache_dir, trusted=settings.trusts_cache_dir)
@@ -206,6 +209,7 @@ class Client:
                     settings.early_cutoff,
                     settings.trusts_cache_dir,
                     {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES},
+                    _remotes(settings) if settings.remote and self.keeps else None,
                 ),
             )
             weakref.finalize(self, self._connection.abandon).atexit = False
@@ -339,6 +343,26 @@ def release() -> None:
 _lock = threading.Lock()
 _shared: Client | None = None
 _holders = 0
+
+
+def _check_remotes(urls: str) -> None:
+    from headstart.stores.remote.urls import parse_urls  # few have any
+
+    try:
+        parse_urls(urls)
+    except UsageError as error:
+        raise UsageError(f"HEADSTART_REMOTE: {error}") from None
+
+
+def _remotes(settings: Settings) -> wire.RemoteSettings:
+    from headstart.wire.remotes import DEFAULT_DEADLINE, RemoteSettings
+
+    try:
+        keys = os.fsencode(config_dir())
+    except (UsageError, ServiceError):  # who has no home has no keys
+        keys = b""
+    deadline = settings.remote_deadline or DEFAULT_DEADLINE
+    return RemoteSettings(settings.remote, settings.trusts_remote, deadline, keys, settings.remote_key)
 
 
 def _reproduce(folder: Path, request: CompileRequest) -> str:

@@ -48,6 +48,7 @@ class BundleUse(msgspec.Struct):
         graphs: of torch.compile that were asked for and not made.
         made_graphs: how many were made all the same.
         cached_graphs: how many came from torch's own cache instead.
+        remote: how many of the `cached` ones other hosts had compiled (`HEADSTART_REMOTE`).
         in_process: how many kernels Triton compiled in the program's own process.
         missed: what was compiled or made, of each process the first `MOST_MISSED`.
     """
@@ -60,6 +61,7 @@ class BundleUse(msgspec.Struct):
     made_graphs: int = 0
     cached_graphs: int = 0
     in_process: int = 0
+    remote: int = 0
     missed: list[Missed] = msgspec.field(default_factory=list)
 
     def __add__(self, other: BundleUse) -> BundleUse:

@@ -45,6 +45,15 @@ class Awaited:
 
 
 @dataclass(frozen=True)
+class Obtained:
+    """The entry of `key` has come from elsewhere; `outcome` is what its clients are told."""
+
+    key: str
+    outcome: object
+    now: float
+
+
+@dataclass(frozen=True)
 class ClientLeft:
     """A client is gone."""
 
@@ -193,4 +202,28 @@ FromExecutor = (
     | OverMemory
     | Stalled
 )
-Event = Announced | Requested | Awaited | ClientLeft | Quiesced | Resumed | Resized | Ticked | FromExecutor
+Event = Announced | Requested | Awaited | Obtained | ClientLeft | Quiesced | Resumed | Resized | Ticked | FromExecutor
+
+# The method of `Scheduler` that each leads to.
+METHODS: dict[type[Event], str] = {
+    Announced: "announced",
+    Requested: "requested",
+    Awaited: "awaited",
+    Obtained: "obtained",
+    ClientLeft: "client_left",
+    Quiesced: "quiesce",
+    Resumed: "resume",
+    Resized: "resize",
+    Ticked: "tick",
+    ZygoteReady: "zygote_ready",
+    ZygoteUnable: "zygote_unable",
+    ZygoteLost: "zygote_lost",
+    WorkerForked: "worker_forked",
+    ForkFailed: "fork_failed",
+    Finished: "finished",
+    Reached: "reached",
+    StoodAside: "stood_aside",
+    WorkerGone: "worker_gone",
+    OverMemory: "over_memory",
+    Stalled: "stalled",
+}

@@ -1,18 +1,44 @@
-"""From one source of torch.compile's to its compiles: what a client would ask for, configuration by configuration."""
+"""What a describer's answer comes to: a recipe, and of each of its jobs what a client would ask for."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 
+import msgspec
+
 from headstart import wire
 from headstart.artifacts import triton_cache
 from headstart.describe import devices
-from headstart.describe.recipe import Describe, Recipe, RecipeJob, request_of
+from headstart.describe.recipe import (
+    AddedJobs,
+    Describe,
+    Described,
+    FromDescriber,
+    Recipe,
+    RecipeJob,
+    Undescribed,
+    request_of,
+)
 from headstart.system.files import replace
 
+_answer: msgspec.msgpack.Decoder[FromDescriber] = msgspec.msgpack.Decoder(FromDescriber)
 
-def submits(asked: wire.SubmitSource, described: Describe, recipe: Recipe, jobs: list[RecipeJob]) -> list[wire.Submit]:
+
+def understood(said: bytes | wire.Failure) -> Described | AddedJobs | wire.Failure:
+    """What a describer has answered; a source that has no recipe is a failure."""
+    if isinstance(said, wire.Failure):
+        return said
+    try:
+        answer = _answer.decode(said)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return wire.Failure("service", f"the describer talks another language: {error}")
+    return wire.Failure("service", answer.why) if isinstance(answer, Undescribed) else answer
+
+
+def submits_of(
+    asked: wire.SubmitSource, described: Describe, recipe: Recipe, jobs: list[RecipeJob]
+) -> list[wire.Submit]:
     """What a client would ask for, configuration by configuration. Writes the source where Inductor will look for it.
 
     Raises:

@@ -35,6 +35,8 @@ class Found(msgspec.Struct, frozen=True):
         seconds: that it took to compile.
         in_triton_cache, registers: as in `wire.Finished`.
         failure: why it is not to be tried.
+        remote: whether another host had compiled it.
+        entry: its bytes, where the store cannot be written.
     """
 
     digest: str = ""
@@ -45,6 +47,8 @@ class Found(msgspec.Struct, frozen=True):
     in_triton_cache: bytes = b""
     registers: int | None = None
     failure: wire.Failure | None = None
+    remote: bool = False
+    entry: bytes = b""
 
 
 class Lookup:

@@ -16,6 +16,7 @@ from headstart.describe.recipe import Describe, Recipe, RecipeJob
 from headstart.errors import DamagedError, ServiceError, StoreUnavailable
 from headstart.model.request import CompileRequest
 from headstart.service.lookup import Lookup
+from headstart.service.remotes import Sought
 
 _MOST_KNOWN = 2000  # recipes that are kept in memory, some KiB each
 
@@ -103,8 +104,8 @@ class Recipes:
         described: Describe,
         content: Recipe | list[RecipeJob],
         preferences: wire.Preferences,
-    ) -> None:
-        """Keep a recipe, or what rescaling adds. A store that cannot be written costs others the describing."""
+    ) -> bool:
+        """Keep a recipe, or what rescaling adds; whether it could be. Else it costs others the describing."""
         if isinstance(content, Recipe):
             self._remember(key, content, preferences)
         try:
@@ -113,6 +114,13 @@ class Recipes:
             self._lookup.store(preferences).publish(key, parts)
         except (StoreUnavailable, ServiceError) as error:
             _log.debug("a recipe is not kept: %s", error)
+            return False
+        return True
+
+    @staticmethod
+    def sought(key: str, preferences: wire.Preferences) -> Sought:
+        """What other hosts are asked for, or offered."""
+        return Sought(key, recipe_entries.KIND, key, preferences.cache_dir, preferences.trusts_cache_dir)
 
     def put_into_triton_cache(
         self,

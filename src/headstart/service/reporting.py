@@ -23,6 +23,7 @@ class Tally(msgspec.Struct):
     compiled: int = 0
     failed: int = 0
     taken_over: int = 0
+    remote: int = 0
 
 
 class _Client(Protocol):
@@ -47,6 +48,7 @@ def report(
     started: float,
     persistent: bool,
     describers: int,
+    remotes: list[wire.RemoteCounts],
 ) -> wire.Report:
     """The state of a service, as of `now`."""
     memory = {number: machine.own_memory(worker.pid) if worker.pid else 0 for number, worker in workers.items()}
@@ -85,4 +87,5 @@ def report(
         ],
         running=sorted(running, key=lambda flight: flight.started),
         describers=describers,
+        remotes=remotes,
     )

@@ -1,9 +1,12 @@
 """Requests for kernels, from what a client says to what it is told.
 
     submit ─▶ Lookup (errand) ─▶ in the store? failed before? ──▶ the answer
-                                      └─ no ─▶ Requested ─▶ …  Deliver ─▶ Results (errand) ─▶ answers
+                   ▲                  └─ no ─▶ Remotes: has another host made it? ── no, or not in time ─┐
+                   └───────────── yes, and it is in the store now ─┘                                     │
+                                                       answers ◀─ Results (errand) ◀─ Deliver … ◀─ Requested
 
-Everybody who asks for one kernel while it is under way is answered by the one compile.
+Everybody who asks for one kernel while it is under way is answered by the one compile, or, if a remote has it after
+all, by what that had.
 """
 
 from __future__ import annotations
@@ -11,8 +14,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
 
 from headstart import wire
+from headstart.artifacts.entry import Entry
 from headstart.artifacts.vetting import check_environment, unvouched
 from headstart.model.environment import bypass_reason
 from headstart.model.request import KERNEL, CompileRequest
@@ -22,8 +29,9 @@ from headstart.service.executor import Executor
 from headstart.service.intake import without_what_is_not_identity
 from headstart.service.lookup import Found, Lookup
 from headstart.service.queue import Job, Ticket, Urgency
+from headstart.service.remotes import Remotes, Sought
 from headstart.service.reporting import Tally
-from headstart.service.results import CompilePayload, Results, answer
+from headstart.service.results import CompilePayload, Results, answer, answer_of
 from headstart.service.scheduler import Scheduler
 from headstart.service.sessions import Session, Sessions
 from headstart.system.confinement import unavailable
@@ -32,6 +40,9 @@ _MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
 # Of a compile that nobody vouches for, unless the client sets limits of its own.
 CONFINED_TIME_LIMIT = 120.0  # seconds
 CONFINED_MEMORY_LIMIT = 4 << 30  # bytes
+DEFAULT_ESTIMATE = 3.0  # seconds of a compile of which nothing is known, for those who wait for it on other hosts
+LEASE_MARGIN = 2.0  # a compile takes longer where others run beside it
+MAX_LEASE = 60.0  # seconds
 
 
 class Requests:
@@ -44,6 +55,7 @@ class Requests:
         sessions: those who ask.
         tell: tells them; what a ticket below 0 is told is for this service's own use.
         errands, lookup: find out what is known of a request before anything is compiled.
+        remotes: what other hosts have.
 
     Attributes:
         tally: what became of them.
@@ -58,6 +70,7 @@ class Requests:
         tell: Callable[[int, wire.Started | wire.Result | wire.Failed], None],
         errands: Errands,
         lookup: Lookup,
+        remotes: Remotes,
     ) -> None:
         self._scheduler = scheduler
         self._happened = happened
@@ -66,8 +79,10 @@ class Requests:
         self._tell = tell
         self._errands = errands
         self._lookup = lookup
+        self._remotes = remotes
         self._results = Results(lookup)
         self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
+        self._sought = 0  # how many wait for a remote
         self.tally = Tally()
 
     def submit(self, session: Session, message: wire.Submit) -> None:
@@ -89,38 +104,91 @@ class Requests:
         look_again = message.toolchain not in session.toolchains
         session.toolchains.setdefault(message.toolchain, False)
         session.looked_up.add(message.ticket)
+        asked = _Asked(session, message, request, use_store)
+        self._look_up(asked, functools.partial(self._found, asked), look_again=look_again)
+
+    def _look_up(self, asked: _Asked, then: Callable[[Found], None], *, look_again: bool = False) -> None:
         self._errands.do(
             functools.partial(
                 self._lookup.find,
-                message,
-                request,
-                session.preferences,
-                use_store=use_store,
+                asked.message,
+                asked.request,
+                asked.session.preferences,
+                use_store=asked.use_store,
                 look_again=look_again,
             ),
-            functools.partial(self._found, session, message, request, use_store),
-            functools.partial(self._sessions.dismiss, session),
+            then,
+            functools.partial(self._sessions.dismiss, asked.session),
         )
 
-    def _found(
-        self, session: Session, message: wire.Submit, request: CompileRequest, use_store: bool, found: Found
-    ) -> None:
-        session.toolchains[message.toolchain] = True
+    def _found(self, asked: _Asked, found: Found) -> None:
+        session = asked.session
+        session.toolchains[asked.message.toolchain] = True
+        settings = session.preferences.remote
+        is_known = found.shared is not None or found.failure is not None
+        if settings is None or not asked.use_store or is_known or self._is_in_flight(asked, found):
+            self._settle(asked, found)
+        elif self._sessions.has(session):
+            sought = asked.sought(found.key)
+            session.sought[asked.message.ticket] = sought
+            self._sought += 1
+            self._remotes.look_up(
+                settings,
+                sought,
+                functools.partial(self._looked_up, asked, found),
+                functools.partial(self._came_late, asked, found),
+                background=asked.message.background and asked.message.ticket not in session.awaited,
+                lease=self._lease(asked.request),
+            )
+
+    def _looked_up(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely | None) -> None:
+        """A remote has an entry, or has not, or takes too long."""
+        asked.session.sought.pop(asked.message.ticket, None)
+        self._sought -= 1
+        if remotely is None:
+            self._settle(asked, found)
+        else:
+            self._obtain(asked, found, remotely, functools.partial(self._settle, asked))
+
+    def _came_late(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely) -> None:
+        """A remote has an entry that nobody waited for any longer; its job may be under way."""
+
+        def tell(found: Found) -> None:
+            if found.shared is not None:
+                self._happened(events.Obtained(asked.job_key(found.key), found, time.monotonic()))
+
+        if self._is_in_flight(asked, found):
+            self._obtain(asked, found, remotely, tell)
+
+    def _is_in_flight(self, asked: _Asked, found: Found) -> bool:
+        return self._scheduler.in_flight(asked.job_key(found.key)) is not None
+
+    def _obtain(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely, then: Callable[[Found], None]) -> None:
+        if remotely.entry:
+            shared = int(Entry.from_bytes(remotely.entry).metadata.get("shared") or 0)
+            then(msgspec.structs.replace(found, shared=shared, entry=remotely.entry, remote=True))
+            return
+        self._errands.do(lambda: self._results.count(asked.session.preferences, found.key))
+        # It is found as if it had been there before; where it is gone again it is compiled.
+        self._look_up(asked, lambda again: then(msgspec.structs.replace(again, remote=again.shared is not None)))
+
+    def _lease(self, request: CompileRequest) -> float:
+        """Seconds within which a compile of it should be over here, whatever is in front of it."""
+        each = self._estimates.get(request.kernel, DEFAULT_ESTIMATE)
+        before = len(self._scheduler.jobs()) + self._sought
+        return min(MAX_LEASE, LEASE_MARGIN * each * (1 + before / max(1, self._scheduler.limit)))
+
+    def _settle(self, asked: _Asked, found: Found) -> None:
+        session, message = asked.session, asked.message
         session.looked_up.discard(message.ticket)
         if not self._sessions.has(session):
             return
         if found.shared is not None:
-            self.tally.stored += 1
-            self._learn(request, found.seconds)
-            result = wire.Result(
-                message.ticket,
-                found.key,
-                cached=True,
-                shared=found.shared,
-                in_triton_cache=bool(found.in_triton_cache),
-                registers=found.registers,
-            )
-            self._tell(session.number, result)
+            self.tally.stored += not found.remote
+            self.tally.remote += found.remote
+            self._learn(asked.request, found.seconds)
+            wanted = b"" if message.triton_cache is None else message.triton_cache.folder
+            self._tell(session.number, answer_of(message.ticket, found, wanted))
         elif found.failure is not None:
             self.tally.failed += found.failure.kind != "service"
             self._tell(session.number, wire.Failed(message.ticket, found.failure))
@@ -128,7 +196,7 @@ class Requests:
             failure = wire.Failure("service", unvouched(f"its worker cannot be confined here: {why}"))
             self._tell(session.number, wire.Failed(message.ticket, failure))
         else:
-            self._request(session, message, request, use_store, found)
+            self._request(session, message, asked.request, asked.use_store, found)
         if message.ticket in session.awaited:
             session.awaited.discard(message.ticket)
             self.awaited(session, message.ticket)
@@ -174,6 +242,8 @@ class Requests:
         """Somebody is blocked on what a client has asked for."""
         if ticket in session.looked_up:
             session.awaited.add(ticket)
+            if ticket in session.sought and session.preferences.remote is not None:
+                self._remotes.hurry(session.preferences.remote, session.sought[ticket])
         elif ticket in session.jobs:
             self._happened(events.Awaited(session.jobs[ticket], time.monotonic()))
 
@@ -204,11 +274,17 @@ class Requests:
             self.tally.compiled += 1
             self.tally.taken_over += outcome.taken_over
             if outcome.stored:
-                self._errands.do(lambda: self._results.published(payload))
+                self._errands.do(lambda: self._results.count(payload.preferences, payload.key))
+                self._offer(job, payload, outcome)
             if not (outcome.cached or outcome.taken_over):
                 self._learn(payload.request, outcome.finished - outcome.started)
+        elif isinstance(outcome, Found):
+            self.tally.remote += len(job.tickets)
+            self._learn(payload.request, outcome.seconds)
         elif isinstance(outcome, wire.Failure):
             self.tally.failed += 1
+            for settings in self._remotes_of(job, payload):
+                self._remotes.disclaim(settings, payload.key)
         for ticket in job.tickets:
             session = self._sessions.get(ticket.client)
             if session is not None:
@@ -217,6 +293,45 @@ class Requests:
                 if isinstance(outcome, wire.Finished):
                     self._sessions.notify(session, outcome.notice)
                 self._tell(session.number, answer(ticket.number, payload.key, outcome, wanted))
+
+    def _offer(self, job: Job, payload: CompilePayload, outcome: wire.Finished) -> None:
+        """Have other hosts given what was compiled.
+
+        What nobody vouches for stays here: with this user's signature it would be vouched for everywhere. And so does
+        what another service's worker made, of which this one does not know whether anybody vouched for it.
+        """
+        if payload.confined or outcome.cached:
+            return
+        preferences = payload.preferences
+        for settings in self._remotes_of(job, payload):
+            sought = Sought(payload.key, "", "", preferences.cache_dir, preferences.trusts_cache_dir)
+            self._remotes.offer(settings, sought)
+
+    def _remotes_of(self, job: Job, payload: CompilePayload) -> set[wire.RemoteSettings]:
+        """Those of all who asked for it."""
+        sessions = [self._sessions.get(ticket.client) for ticket in job.tickets]
+        all_of = [payload.preferences, *(each.preferences for each in sessions if each is not None)]
+        return {each.remote for each in all_of if each.remote is not None}
+
+
+class _Asked(NamedTuple):
+    """One request, until it is known what is to be done about it."""
+
+    session: Session
+    message: wire.Submit
+    request: CompileRequest
+    use_store: bool
+
+    def job_key(self, key: str) -> str:
+        """The scheduler's, of the job that compiles the entry of `key`."""
+        return _job_key(key, self.message, self.session, self.use_store)
+
+    def sought(self, key: str) -> Sought:
+        """What a remote is asked for."""
+        preferences = self.session.preferences
+        return Sought(
+            key, self.request.kind, self.request.digest(), preferences.cache_dir, preferences.trusts_cache_dir
+        )
 
 
 def _why_not(request: CompileRequest, tools: Mapping[str, str]) -> str | None:

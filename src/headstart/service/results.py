@@ -16,7 +16,7 @@ from headstart.errors import StoreUnavailable
 from headstart.model.request import CompileRequest
 from headstart.service.intake import NotBelieved, cpu_seconds, entry_parts, failure_of, log_of, shown
 from headstart.service.limits import effective_time_limit
-from headstart.service.lookup import Lookup
+from headstart.service.lookup import Found, Lookup
 from headstart.service.queue import Job
 from headstart.stores.failures import REMEMBERED_KINDS, Failures, RememberedFailure
 
@@ -99,17 +99,18 @@ class Results:
             _write_down(job, payload, outcome)
         return outcome
 
-    def published(self, payload: CompilePayload) -> None:
-        """Have an entry counted, and its store pruned now and then."""
-        store = self._lookup.store(payload.preferences)
+    def count(self, preferences: wire.Preferences, key: str) -> None:
+        """Have an entry counted that was published, and its store pruned now and then."""
+        store = self._lookup.store(preferences)
         if store.limit_bytes is None:
             return
+        cache_dir = os.fsdecode(preferences.cache_dir)
         try:
-            self._published[payload.cache_dir] += os.stat(store.path_of(payload.key)).st_size
+            self._published[cache_dir] += os.stat(store.path_of(key)).st_size
         except OSError:
             return
-        if self._published[payload.cache_dir] > store.limit_bytes * _PRUNE_SHARE:
-            self._published[payload.cache_dir] = 0
+        if self._published[cache_dir] > store.limit_bytes * _PRUNE_SHARE:
+            self._published[cache_dir] = 0
             try:
                 store.prune()
             except StoreUnavailable:
@@ -173,6 +174,8 @@ def answer(ticket: int, key: str, outcome: object, wanted: bytes = b"") -> wire.
     """What a client is told of an outcome; `wanted`: the folder in Triton's cache that it named."""
     if isinstance(outcome, wire.Failure):
         return wire.Failed(ticket, outcome)
+    if isinstance(outcome, Found):
+        return answer_of(ticket, outcome, wanted)
     assert isinstance(outcome, wire.Finished)
     return wire.Result(
         ticket,
@@ -186,4 +189,18 @@ def answer(ticket: int, key: str, outcome: object, wanted: bytes = b"") -> wire.
         log=outcome.log,
         in_triton_cache=bool(wanted) and outcome.in_triton_cache == wanted,
         registers=outcome.registers,
+    )
+
+
+def answer_of(ticket: int, found: Found, wanted: bytes = b"") -> wire.Result:
+    """What a client is told of an entry that was found; `wanted` as for `answer`."""
+    return wire.Result(
+        ticket,
+        found.key,
+        entry=found.entry,
+        cached=True,
+        shared=found.shared or 0,
+        in_triton_cache=bool(wanted) and found.in_triton_cache == wanted,
+        registers=found.registers,
+        remote=found.remote,
     )

@@ -14,6 +14,7 @@ Guarantees:
   possible without stopping everybody else, then fails; losing a zygote blames no job.
 * One job at a time is at a suffix (`cutoff.py`). Others that come to it stand aside without a worker, and are taken up
   when it is over; if it failed, that is its own matter, and they are compiled whole.
+* An entry that comes from elsewhere answers its job, whatever that is at; a worker that was at it is killed.
 * Quiesced, it starts no compile and keeps no worker.
 * A worker serves one kind (toolchain, environment, confined or not) in its life; a confined one has one job, and is
   killed: what it was told may have changed it.
@@ -69,7 +70,7 @@ class Scheduler:
 
     def handle(self, event: events.Event) -> list[Action]:
         """What is to be done about an event. The methods below say what each means."""
-        method: Callable[..., list[Action]] = getattr(self, _METHODS[type(event)])
+        method: Callable[..., list[Action]] = getattr(self, events.METHODS[type(event)])
         return method(**vars(event))
 
     # What clients do
@@ -139,6 +140,20 @@ class Scheduler:
         if job is not None:
             self._backlog.raise_to(job, Urgency.AWAITED)
         return self._dispatcher.schedule(now)
+
+    def obtained(self, key: str, outcome: object, now: float) -> list[Action]:
+        """The entry of `key` has come from elsewhere, as `outcome` says: nobody needs its compile any more."""
+        job = self._backlog.jobs.get(key)
+        if job is None:
+            return []
+        ended: list[Action] = []
+        worker = None if job.worker is None else self._workforce.workers.get(job.worker)
+        if worker is not None:
+            worker.job = None  # whatever it says of it now, nobody listens
+            if worker.state is WorkerState.BUSY:
+                worker.state, worker.done = WorkerState.LEAVING, True
+                ended = [Kill(worker.number)]
+        return [*ended, self._backlog.deliver(job, outcome), *self._dispatcher.schedule(now)]
 
     def client_left(self, client: int, now: float) -> list[Action]:
         """Forget a client's tickets. What nobody else wants is dropped, unless it has begun."""
@@ -373,26 +388,3 @@ class Scheduler:
             self._backlog.exclusive -= over
             actions += self._dispatcher.schedule(now)
         return actions
-
-
-_METHODS: dict[type[events.Event], str] = {
-    events.Announced: "announced",
-    events.Requested: "requested",
-    events.Awaited: "awaited",
-    events.ClientLeft: "client_left",
-    events.Quiesced: "quiesce",
-    events.Resumed: "resume",
-    events.Resized: "resize",
-    events.Ticked: "tick",
-    events.ZygoteReady: "zygote_ready",
-    events.ZygoteUnable: "zygote_unable",
-    events.ZygoteLost: "zygote_lost",
-    events.WorkerForked: "worker_forked",
-    events.ForkFailed: "fork_failed",
-    events.Finished: "finished",
-    events.Reached: "reached",
-    events.StoodAside: "stood_aside",
-    events.WorkerGone: "worker_gone",
-    events.OverMemory: "over_memory",
-    events.Stalled: "stalled",
-}

@@ -2,6 +2,7 @@
 
     client ── Submit ──▶ Server ── Lookup: is it in the store? ──▶ Result
                            └─ Requested ─▶ Engine ─▶ Scheduler ─▶ actions ─▶ ProcessPool: zygotes fork, workers compile
+                           └─ Remotes ── LookUp ─▶ a process that has the stores of other hosts
     client ── SubmitSource ─▶ Server ─▶ Sources: a recipe, and from it such Submits
     worker ── Finished ─▶ ProcessPool ─▶ Engine ─▶ Scheduler ─▶ Deliver ─▶ Results ─▶ Result to everyone who asked
 
@@ -38,6 +39,7 @@ from headstart.service.lookup import Lookup
 from headstart.service.loop import Loop
 from headstart.service.process_pool import ProcessPool
 from headstart.service.recipes import Recipes
+from headstart.service.remotes import Remotes
 from headstart.service.reporting import report
 from headstart.service.requests import Requests
 from headstart.service.runtime import Workplace
@@ -78,7 +80,10 @@ class Server:
         self._engine = Engine(self._scheduler, self._carry_out)
         self._sessions = Sessions(self._loop, self._answer, self._left)
         self._describers = Describers(self._loop, self._sessions.tell)
-        self._executor = make_executor(self._loop, self._engine.happened, lambda: self._describers.pids)
+        self._remotes = Remotes(self._loop, self._sessions.warn_users_of)
+        self._executor = make_executor(
+            self._loop, self._engine.happened, lambda: self._describers.pids | self._remotes.pids
+        )
         self._errands = Errands(self._loop)
         self._lookup = Lookup(self.warn)
         self._requests = Requests(
@@ -89,8 +94,11 @@ class Server:
             lambda client, message: self._sources.tell(client, message),
             self._errands,
             self._lookup,
+            self._remotes,
         )
-        self._sources = Sources(self._sessions, self._describers, Recipes(self._lookup), self._requests, self._errands)
+        self._sources = Sources(
+            self._sessions, self._describers, Recipes(self._lookup), self._requests, self._errands, self._remotes
+        )
         self._draining: list[Session] = []  # those who asked to be told when there are no workers any more
         self._started = time.monotonic()
         self._measured = float("-inf")
@@ -110,6 +118,7 @@ class Server:
             while self._running:
                 self._loop.once(self._timeout())
                 self._look_around(time.monotonic())
+                self._remotes.flush()
                 self._loop.flush()
                 if self._sessions.hang_up_on_slow():
                     self._loop.flush()
@@ -126,6 +135,7 @@ class Server:
             self._sessions.close()
             self._describers.end()
             self._executor.end()
+            self._remotes.end()
             self._errands.close()
 
     def _look_around(self, now: float) -> None:
@@ -138,10 +148,12 @@ class Server:
         if now - self._watched >= _MEMORY_INTERVAL:
             self._watched = now
             self._executor.check_memory(self._scheduler.memory_limits())
-        if now - self._inspected >= _STOPPED_INTERVAL and (self._scheduler.jobs() or self._describers.busy):
+        self._remotes.look_around(now)
+        if now - self._inspected >= _STOPPED_INTERVAL and (self._scheduler.jobs() or self._others_busy):
             self._inspected = now
             self._executor.replace_stopped(now)
             self._describers.replace_stopped(now)
+            self._remotes.replace_stopped(now)
         self._engine.happened(events.Ticked(now))
         if not (self._scheduler.quiesced and self._scheduler.workers):
             for session in self._draining:
@@ -153,13 +165,18 @@ class Server:
     def _waits_for_first_client(self) -> bool:
         return self._sessions.is_shared and not self._sessions.had_members and not self._persistent
 
+    @property
+    def _others_busy(self) -> bool:
+        return self._describers.busy or self._remotes.busy
+
     def _timeout(self) -> float | None:
         deadline = self._scheduler.next_deadline()
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
-        waits += [due for due in (self._executor.deadline, self._sessions.deadline) if due is not None]
+        dues = (self._executor.deadline, self._sessions.deadline, self._remotes.deadline)
+        waits += [due for due in dues if due is not None]
         if self._scheduler.memory_limits():
             waits.append(_MEMORY_INTERVAL)
-        if (self._scheduler.jobs() and not self._scheduler.quiesced) or self._describers.busy:
+        if (self._scheduler.jobs() and not self._scheduler.quiesced) or self._others_busy:
             waits.append(_STOPPED_INTERVAL)
         if self._waits_for_first_client():
             waits.append(_GREETING_TIMEOUT)
@@ -200,6 +217,8 @@ class Server:
                     if not self._sources.awaited(session, number):
                         self._requests.awaited(session, number)
             case wire.Prepare(toolchain, environment, vouched):
+                if session.preferences.remote is not None:
+                    self._remotes.prepare(session.preferences.remote)
                 if vouched or not unavailable():
                     self._after_a_look(
                         session, toolchain, lambda: self._prepare(session, toolchain, environment, vouched)
@@ -271,6 +290,7 @@ class Server:
             started=self._started,
             persistent=self._persistent,
             describers=len(self._describers),
+            remotes=self._remotes.counts(),
         )
 
     # Actions

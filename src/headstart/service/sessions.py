@@ -23,6 +23,7 @@ from headstart import wire
 from headstart.model.toolchain import Toolchain
 from headstart.service.listener import Listener, Peer
 from headstart.service.loop import Loop
+from headstart.service.remotes import Sought
 from headstart.wire.config import Config
 
 _PAUSE = 0.5  # seconds until those outside are asked in again
@@ -45,6 +46,7 @@ class Session:
         self.wanted: dict[int, bytes] = {}  # ticket number: the folder in Triton's cache where the kernel is to be too
         self.looked_up: set[int] = set()  # tickets whose look-up is under way
         self.awaited: set[int] = set()  # of these, what somebody is blocked on
+        self.sought: dict[int, Sought] = {}  # and those that a remote is asked for
         self.told: set[str] = set()  # notices
         self.toolchains: dict[Toolchain, bool] = {}  # and whether they have been looked at since it came
 
@@ -117,6 +119,12 @@ class Sessions:
         """Tell those who use a cache folder, or everybody."""
         for session in self.members():
             if cache_dir in (None, session.cache_dir):
+                self.notify(session, text)
+
+    def warn_users_of(self, remote: wire.RemoteSettings, text: str) -> None:
+        """Tell those who use these stores of other hosts."""
+        for session in self.members():
+            if session.preferences.remote == remote:
                 self.notify(session, text)
 
     # Coming

@@ -25,17 +25,16 @@ from headstart.describe.recipe import (
     AddedJobs,
     Describe,
     Described,
-    FromDescriber,
     Recipe,
     RecipeJob,
     Rescale,
-    Undescribed,
 )
 from headstart.errors import HeadstartError
 from headstart.service.describers import DescriberKind, Describers
 from headstart.service.errands import Errands
-from headstart.service.fan_out import submits
+from headstart.service.fan_out import submits_of, understood
 from headstart.service.recipes import Found, Recipes
+from headstart.service.remotes import Remotes
 from headstart.service.requests import Requests
 from headstart.service.sessions import Session, Sessions
 
@@ -44,7 +43,6 @@ Outcomes = list[wire.JobOutcome]
 
 _encoder = msgspec.msgpack.Encoder()
 _describe = msgspec.msgpack.Decoder(Describe)
-_answer: msgspec.msgpack.Decoder[FromDescriber] = msgspec.msgpack.Decoder(FromDescriber)
 
 
 class _Source:
@@ -80,16 +78,24 @@ class Sources:
         recipes: finds and keeps them.
         requests: compiles.
         errands: does what reads and writes files.
+        remotes: what other hosts have described.
     """
 
     def __init__(
-        self, sessions: Sessions, describers: Describers, recipes: Recipes, requests: Requests, errands: Errands
+        self,
+        sessions: Sessions,
+        describers: Describers,
+        recipes: Recipes,
+        requests: Requests,
+        errands: Errands,
+        remotes: Remotes,
     ) -> None:
         self._sessions = sessions
         self._describers = describers
         self._recipes = recipes
         self._requests = requests
         self._errands = errands
+        self._remotes = remotes
         self._tickets = count(-1, -1)
         self._sources: dict[tuple[int, int], _Source] = {}  # by client and its ticket
         self._compiles: dict[int, tuple[_Compiles, int]] = {}  # by ticket: which of them
@@ -115,10 +121,8 @@ class Sources:
         if not asked.torch:
             self._ask(source)
             return
-        self._do(
-            source,
-            lambda: self._recipes.find(asked, source.described, session.preferences),
-            lambda found: self._found(source, found),
+        self._find(
+            source, lambda: self._elsewhere(source, source.key, lambda: self._find(source), lambda: self._ask(source))
         )
 
     def awaited(self, session: Session, ticket: int) -> bool:
@@ -151,14 +155,32 @@ class Sources:
 
     # Recipes
 
-    def _found(self, source: _Source, found: Found) -> None:
-        source.key = found.key
-        if found.strange:
-            self._sessions.tell(source.session.number, wire.Notice(found.strange))
-        if found.recipe is None:
-            self._ask(source)
-        else:
-            self._has_recipe(source, found.recipe)
+    def _find(self, source: _Source, missing: Callable[[], None] | None = None) -> None:
+        def go_on(found: Found) -> None:
+            source.key = found.key
+            if found.strange:
+                self._sessions.tell(source.session.number, wire.Notice(found.strange))
+            if found.recipe is not None:
+                self._has_recipe(source, found.recipe)
+            elif missing is not None and not found.strange:
+                missing()
+            else:
+                self._ask(source)
+
+        self._do(source, lambda: self._recipes.find(source.asked, source.described, source.session.preferences), go_on)
+
+    def _elsewhere(self, source: _Source, key: str, found: Callable[[], None], missing: Callable[[], None]) -> None:
+        """Look whether another host has described it: `found` once it is in the store, else `missing`."""
+        preferences = source.session.preferences
+        if preferences.remote is None or not key or not source.asked.use_store:
+            missing()
+            return
+
+        def answered(remotely: wire.FoundRemotely | None) -> None:
+            if self._is_there(source):
+                (missing if remotely is None or remotely.entry else found)()
+
+        self._remotes.look_up(preferences.remote, self._recipes.sought(key, preferences), answered)
 
     def _ask(self, source: _Source) -> None:
         if not self._describers.is_awake(source.kind):
@@ -170,7 +192,7 @@ class Sources:
     def _described(self, source: _Source, said: bytes | wire.Failure) -> None:
         if not self._is_there(source):
             return
-        answer = _understood(said)
+        answer = understood(said)
         if isinstance(answer, wire.Failure):
             self._fail(source, answer)
         elif not isinstance(answer, Described):
@@ -185,7 +207,14 @@ class Sources:
     def _keep(self, source: _Source, key: str, content: Recipe | list[RecipeJob]) -> None:
         asked, described, preferences = source.asked, source.described, source.session.preferences
         if key and asked.use_store:
-            self._errands.do(lambda: self._recipes.keep(key, asked, described, content, preferences))
+            self._errands.do(
+                lambda: self._recipes.keep(key, asked, described, content, preferences),
+                lambda kept: self._offer(key, preferences) if kept else None,
+            )
+
+    def _offer(self, key: str, preferences: wire.Preferences) -> None:
+        if preferences.remote is not None:
+            self._remotes.offer(preferences.remote, self._recipes.sought(key, preferences))
 
     def _has_recipe(self, source: _Source, recipe: Recipe) -> None:
         source.recipe = recipe
@@ -204,8 +233,8 @@ class Sources:
     def _compile(self, source: _Source, jobs: list[RecipeJob], then: Callable[[Outcomes], None]) -> None:
         self._do(
             source,
-            lambda: submits(source.asked, source.described, source.recipe, jobs),
-            lambda made: self._send(_Compiles(source, made, then)),
+            lambda: submits_of(source.asked, source.described, source.recipe, jobs),
+            lambda submits: self._send(_Compiles(source, submits, then)),
         )
 
     def _send(self, compiles: _Compiles) -> None:
@@ -271,20 +300,31 @@ class Sources:
             return
         preferences = source.session.preferences
 
-        def go_on(known: tuple[str, list[RecipeJob] | None]) -> None:
-            key, jobs = known
-            if jobs is None:
-                self._ask_what_is_added(source, outcomes, counts, key)
-            else:
-                self._tell_all(source, outcomes, key, jobs)
+        def look(is_again: bool) -> None:
+            self._do(
+                source,
+                lambda: self._recipes.added(source.asked, described, recipe, counts, preferences),
+                lambda known: go_on(*known, is_again=is_again),
+            )
 
-        self._do(source, lambda: self._recipes.added(source.asked, described, recipe, counts, preferences), go_on)
+        def go_on(key: str, jobs: list[RecipeJob] | None, *, is_again: bool) -> None:
+            def ask() -> None:
+                self._ask_what_is_added(source, outcomes, counts, key)
+
+            if jobs is not None:
+                self._tell_all(source, outcomes, key, jobs)
+            elif is_again:
+                ask()
+            else:
+                self._elsewhere(source, key, lambda: look(True), ask)
+
+        look(False)
 
     def _ask_what_is_added(self, source: _Source, outcomes: Outcomes, counts: list[int | None], key: str) -> None:
         def answered(said: bytes | wire.Failure) -> None:
             if not self._is_there(source):
                 return
-            answer = _understood(said)
+            answer = understood(said)
             if not isinstance(answer, AddedJobs):
                 self._tell_all(source, outcomes, "", None)  # then the consumer waits for a worker when Inductor asks
                 return
@@ -345,14 +385,3 @@ class Sources:
 
     def _is_there(self, source: _Source) -> bool:
         return self._sources.get((source.session.number, source.asked.ticket)) is source
-
-
-def _understood(said: bytes | wire.Failure) -> Described | AddedJobs | wire.Failure:
-    """What a describer has answered; a source that has no recipe is a failure."""
-    if isinstance(said, wire.Failure):
-        return said
-    try:
-        answer = _answer.decode(said)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return wire.Failure("service", f"the describer talks another language: {error}")
-    return wire.Failure("service", answer.why) if isinstance(answer, Undescribed) else answer

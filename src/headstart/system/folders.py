@@ -1,7 +1,7 @@
 """Where headstart keeps things.
 
 The cache folder holds what outlives a process (entries, bundles, remembered digests); the runtime folder holds what
-belongs to a running service (sockets, worker folders) and is private to its user; the configuration folder holds keys.
+belongs to a running service (sockets, worker folders) and is private to its user. The one for keys is in `places`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from headstart.errors import ServiceError, UsageError
+from headstart.system.configuration import lookup, origin
+from headstart.system.places import expanded
 from headstart.system.private import make_folder, refusal
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # of a disk, a tmpfs or somebody's share of it
@@ -39,9 +41,9 @@ def cache_dir() -> Path:
     Raises:
         UsageError: `HEADSTART_CACHE_DIR` begins with `~`, and there is no such home.
     """
-    configured = os.environ.get("HEADSTART_CACHE_DIR")
+    configured = lookup("HEADSTART_CACHE_DIR")
     if configured:
-        return expanded(configured, "HEADSTART_CACHE_DIR")
+        return expanded(configured, origin("HEADSTART_CACHE_DIR"))
     import platformdirs  # clients that know their folder start faster without
 
     try:
@@ -51,44 +53,9 @@ def cache_dir() -> Path:
     return found if found.is_absolute() else _cache_of_the_homeless()
 
 
-def config_dir() -> Path:
-    """`HEADSTART_CONFIG_DIR`, or the platform's configuration folder. Absolute; may not exist yet.
-
-    Raises:
-        UsageError: `HEADSTART_CONFIG_DIR` begins with `~`, and there is no such home.
-        ServiceError: this user has no home.
-    """
-    configured = os.environ.get("HEADSTART_CONFIG_DIR")
-    if configured:
-        return expanded(configured, "HEADSTART_CONFIG_DIR")
-    # What `platformdirs.user_config_path` says on Linux: importing it takes longer than to verify a signature.
-    base = os.environ.get("XDG_CONFIG_HOME", "").strip()
-    if not os.path.isabs(base):  # nor does the standard heed a relative one
-        base = os.path.expanduser("~/.config")
-    if not os.path.isabs(base):
-        raise ServiceError(f"user {os.getuid()} has no home folder: set HEADSTART_CONFIG_DIR to a folder that is kept")
-    return Path(base, "headstart")
-
-
 def readable(path: str | os.PathLike[str]) -> str:
     """A path for people and for messages: bytes that are no text in this locale are shown as such."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def expanded(path: str | os.PathLike[str], name: str) -> Path:
-    """An absolute path, `~` replaced by its home.
-
-    Args:
-        path: given by the user.
-        name: of the setting, for the message.
-
-    Raises:
-        UsageError: there is no such home.
-    """
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as error:
-        raise UsageError(f"{name}: {os.fspath(path)!r} begins with ~, and that has no home folder here") from error
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What the user set: arguments first, then `HEADSTART_*` variables, then defaults."""
+"""What the user set: arguments first, then `HEADSTART_*` variables, then configuration files, then defaults."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from headstart.errors import UsageError
+from headstart.system.configuration import lookup, origin, warn
 from headstart.system.folders import cache_dir as default_cache_dir
-from headstart.system.folders import expanded
 from headstart.system.machine import usable_cpus
+from headstart.system.places import expanded
 from headstart.system.variables import switch
 
 DEFAULT_STORE_LIMIT = 10 << 30  # bytes
@@ -35,6 +36,10 @@ class Settings(msgspec.Struct, frozen=True):
         service: `"auto"`, `"private"`, `"shared"`, or the absolute path of a service's socket.
         early_cutoff: whether configurations that become the same program are one compile from there on.
         trusts_cache_dir: whether `cache_dir` is used though others can write it; docs/security.md says what that means.
+        remote: URLs of stores that hosts share, separated by blanks; there may be passwords in them.
+        trusts_remote: whether entries from there count that no trusted key has signed.
+        remote_deadline: seconds that a compile waits for them; None: the default.
+        remote_key: which of the user's own keys signs what goes there; empty: the only one.
     """
 
     cache_dir: Path
@@ -45,16 +50,22 @@ class Settings(msgspec.Struct, frozen=True):
     service: str = "auto"
     early_cutoff: bool = False
     trusts_cache_dir: bool = False
+    remote: str = ""
+    trusts_remote: bool = False
+    remote_deadline: float | None = None
+    remote_key: str = ""
 
     @classmethod
     def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
         (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` and
-        `_TRUST_CACHE_DIR` (`"1"`).
+        `_TRUST_CACHE_DIR` (`"1"`), `_REMOTE` (URLs), `_REMOTE_TRUST` (`"signed"`, `"all"`), `_REMOTE_DEADLINE`
+        (seconds) and `_REMOTE_KEY` (a name).
 
         Raises:
             UsageError: one of them is not valid.
         """
+        warn()
         if workers is None:
             workers = _whole_number("HEADSTART_WORKERS", min(usable_cpus(), MAX_WORKERS), MAX_WORKERS)
         if not isinstance(workers, int) or not 1 <= workers <= MAX_WORKERS:
@@ -66,9 +77,16 @@ class Settings(msgspec.Struct, frozen=True):
             store_limit=_size("HEADSTART_CACHE_LIMIT", DEFAULT_STORE_LIMIT),
             memory_limit=_size("HEADSTART_MEMORY_LIMIT", None),
             service=_service(),
-            early_cutoff=switch("HEADSTART_EARLY_CUTOFF"),
+            early_cutoff=_switch("HEADSTART_EARLY_CUTOFF"),
             trusts_cache_dir=trusts_cache_dir(),
+            remote=" ".join(lookup("HEADSTART_REMOTE").split()),
+            trusts_remote=_trusts_remote(),
+            remote_deadline=_seconds("HEADSTART_REMOTE_DEADLINE"),
+            remote_key=lookup("HEADSTART_REMOTE_KEY"),
         )
+
+    def __repr__(self) -> str:
+        return f"Settings({str(self.cache_dir)!r}, …)"  # there may be passwords
 
 
 def trusts_cache_dir() -> bool:
@@ -77,7 +95,7 @@ def trusts_cache_dir() -> bool:
     Raises:
         UsageError: it is not valid.
     """
-    return switch("HEADSTART_TRUST_CACHE_DIR")
+    return _switch("HEADSTART_TRUST_CACHE_DIR")
 
 
 def patience() -> float:
@@ -116,35 +134,48 @@ def parse_size(text: str) -> int | None:
 
 
 def _service() -> str:
-    text = os.environ.get("HEADSTART_SERVICE", "").strip()
+    text = lookup("HEADSTART_SERVICE")
     if not text or text in ("auto", "private", "shared"):
         return text or "auto"
     if "/" not in text:
-        raise UsageError(f"HEADSTART_SERVICE: expected auto, private, shared or the path of a socket, got {text!r}")
-    return os.path.abspath(expanded(text, "HEADSTART_SERVICE"))
+        raise UsageError(
+            f"{origin('HEADSTART_SERVICE')}: expected auto, private, shared or the path of a socket, got {text!r}"
+        )
+    return os.path.abspath(expanded(text, origin("HEADSTART_SERVICE")))
+
+
+def _switch(variable: str) -> bool:
+    return switch(origin(variable), lookup(variable))
+
+
+def _trusts_remote() -> bool:
+    text = lookup("HEADSTART_REMOTE_TRUST").lower()
+    if text not in ("", "signed", "all"):
+        raise UsageError(f"HEADSTART_REMOTE_TRUST: expected signed or all, got {text!r}")
+    return text == "all"
 
 
 def _size(variable: str, default: int | None) -> int | None:
-    text = os.environ.get(variable, "").strip()
+    text = lookup(variable)
     if not text:
         return default
     try:
         return parse_size(text)
     except UsageError as error:
-        raise UsageError(f"{variable}: {error}") from None
+        raise UsageError(f"{origin(variable)}: {error}") from None
 
 
 def _whole_number(variable: str, default: int, most: int) -> int:
-    text = os.environ.get(variable, "").strip()
+    text = lookup(variable)
     if not text:
         return default
     if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
-        raise UsageError(f"{variable}: expected a number from 1 to {most}, got {text!r}")
+        raise UsageError(f"{origin(variable)}: expected a number from 1 to {most}, got {text!r}")
     return int(text)
 
 
 def _seconds(variable: str) -> float | None:
-    text = os.environ.get(variable, "").strip()
+    text = lookup(variable)
     if not text:
         return None
     try:
@@ -152,5 +183,5 @@ def _seconds(variable: str) -> float | None:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise UsageError(f"{variable}: expected a number of seconds above 0, got {text!r}")
+        raise UsageError(f"{origin(variable)}: expected a number of seconds above 0, got {text!r}")
     return seconds

@@ -37,6 +37,8 @@ _BOOT = (
 _UNWANTED = ("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONPROFILEIMPORTTIME", "PYTHONVERBOSE", "TRITON_INTERPRET")
 # What makes the program's own processes use headstart.
 _RECURSIVE = ("HEADSTART_RUN",)
+# What a child is told otherwise, if it is to know it: there may be passwords in it, and workers run the user's sources.
+_SECRET = ("HEADSTART_REMOTE",)
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
 
 
@@ -87,7 +89,7 @@ def spawn(
     Raises:
         OSError: the process cannot be started.
     """
-    env = {name: value for name, value in inherit.items() if name not in {*_UNWANTED, *_RECURSIVE, *unset}}
+    env = {name: value for name, value in inherit.items() if name not in {*_UNWANTED, *_RECURSIVE, *_SECRET, *unset}}
     return subprocess.Popen(
         [python, "-c", _BOOT, "\n".join(sys_path), module, str(argument)],
         stdin=subprocess.DEVNULL,
@@ -105,6 +107,11 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)  # it died before the kernel was told
+
+
+def continue_without_parent() -> None:
+    """Have the kernel continue this process when its parent dies, if it was stopped: it is to end by itself then."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
 
 
 def reap_group(pid: int) -> int:

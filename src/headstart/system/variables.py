@@ -18,6 +18,10 @@ KNOWN = {
     "HEADSTART_EARLY_CUTOFF": "whether configurations that become the same are one compile from there on",
     "HEADSTART_MEMORY_LIMIT": "what one compile may use",
     "HEADSTART_PATIENCE": "seconds that torch.compile waits for a first answer",
+    "HEADSTART_REMOTE": "stores that hosts share, as URLs separated by blanks",
+    "HEADSTART_REMOTE_DEADLINE": "seconds that a compile waits for them",
+    "HEADSTART_REMOTE_KEY": "which key of yours signs what goes there",
+    "HEADSTART_REMOTE_TRUST": "signed, or all: entries from there count that nobody trusted has signed",
     "HEADSTART_SERVICE": "auto, private, shared, or the path of a service's socket",
     "HEADSTART_TRUST_CACHE_DIR": "whether a cache folder that others can write is used",
     "HEADSTART_WORKERS": "compiles that may run at once",
@@ -56,13 +60,17 @@ def required() -> bool:
     return _text("HEADSTART") == "require"
 
 
-def switch(name: str) -> bool:
-    """A variable that is on or off; off where it is not set.
+def switch(name: str, text: str) -> bool:
+    """Whether a setting is on or off; off where it is not set.
+
+    Args:
+        name: of the setting, for the message.
+        text: what it says.
 
     Raises:
         UsageError: it is neither.
     """
-    text = _text(name)
+    text = text.strip().lower()
     if text and text not in _ON | _OFF:
         raise UsageError(f"{name}: expected 1 or 0 (or true, false, yes, no, on, off), got {text!r}")
     return text in _ON

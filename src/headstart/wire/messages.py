@@ -7,6 +7,8 @@
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Reaped
     service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
     service ⇄ describer stream     Question                      / Awake Answer
+    service ⇄ remote    stream     Serve LookUp Offer Disclaim   / Awake LookedUp Claimed Availability RemoteCounts
+                                                                   RemoteSays
 
 Every message is a struct of plain data; `channel.py` says how they are framed.
 """
@@ -19,10 +21,22 @@ from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
 from headstart.wire.describing import Answer, Awake, DescriberState, PrepareDescriber, Question
 from headstart.wire.outcomes import CompileLog, Failed, Failure, Result
+from headstart.wire.remotes import (
+    Availability,
+    Claimed,
+    Disclaim,
+    LookedUp,
+    LookUp,
+    Offer,
+    RemoteCounts,
+    RemoteSays,
+    RemoteSettings,
+    Serve,
+)
 from headstart.wire.reports import Control, Events, Report, Supersede
 from headstart.wire.sources import AddedCompiled, SourceCompiled, SourceLocated, SubmitSource
 
-PROTOCOL = 6  # raised whenever a message changes its meaning
+PROTOCOL = 7  # raised whenever a message changes its meaning
 
 
 # client → service
@@ -40,6 +54,7 @@ class Preferences(msgspec.Struct, frozen=True):
         early_cutoff: whether configurations that become the same program are one compile from there on.
         trusts_cache_dir: whether it uses `cache_dir` whoever else can write there.
         tools: variables of `TOOL_VARIABLES` that are set in its process.
+        remote: the stores of other hosts that it uses; None: none.
     """
 
     cache_dir: bytes
@@ -50,6 +65,7 @@ class Preferences(msgspec.Struct, frozen=True):
     early_cutoff: bool = False
     trusts_cache_dir: bool = False
     tools: dict[str, str] = {}
+    remote: RemoteSettings | None = None
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -281,3 +297,5 @@ ToWorker = Assign | Proceed | StandAside
 FromWorker = Finished | Failure | Reached | StoodAside
 ToDescriber = Question
 FromDescriber = Awake | Answer
+ToRemote = Serve | LookUp | Offer | Disclaim
+FromRemote = Awake | LookedUp | Claimed | Availability | RemoteCounts | RemoteSays

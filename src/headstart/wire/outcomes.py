@@ -78,6 +78,7 @@ class Result(msgspec.Struct, tag=True):
     """The entry of `key` is in the store, or, where the store could not take it, here as `entry`.
 
     `in_triton_cache`: it is where `Submit` wanted it to be, too; then `registers` per thread, if its binary says.
+    `remote`: another host had compiled it.
     """
 
     ticket: int
@@ -91,6 +92,7 @@ class Result(msgspec.Struct, tag=True):
     log: CompileLog | None = None  # None: it was compiled before
     in_triton_cache: bool = False
     registers: int | None = None
+    remote: bool = False
 
 
 class Failed(msgspec.Struct, tag=True):

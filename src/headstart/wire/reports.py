@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from headstart.wire.remotes import RemoteCounts
+
 
 class Control(msgspec.Struct, tag=True):
     """What `headstart status`, `quiesce`, `resume` and `stop` ask for; answered by a `Report` when it is done.
@@ -55,6 +57,7 @@ class Report(msgspec.Struct, tag=True):
         queued: jobs by class: awaited, early, background.
         requests: asked for so far; of these
         stored: came from the store,
+        remote: from a store of other hosts,
         joined: were under way already, for somebody else or an earlier request,
         compiled: were compiled, of these
         taken_over: up to where another's compile could be taken over;
@@ -62,6 +65,7 @@ class Report(msgspec.Struct, tag=True):
         clients: who is there.
         running: what is being compiled.
         describers: processes with torch in them.
+        remotes: what the stores of other hosts were good for; one for each setting that a client had.
     """
 
     pid: int
@@ -82,6 +86,8 @@ class Report(msgspec.Struct, tag=True):
     running: list[RunningReport]
     taken_over: int = 0
     describers: int = 0
+    remote: int = 0
+    remotes: list[RemoteCounts] = []
 
 
 class Happened(msgspec.Struct, frozen=True):

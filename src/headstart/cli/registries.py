@@ -1,0 +1,44 @@
+"""`headstart bundle push` and `pull`: bundles in OCI registries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from headstart.cli import OutputFile, human_bytes, reading
+from headstart.system.files import BUNDLE, check_replaceable
+
+_BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(short_help="Put BUNDLE into a container registry.")
+@click.argument("path", metavar="BUNDLE", type=_BUNDLE)
+@click.argument("url", metavar="oci://HOST/REPOSITORY[:TAG]")
+def push(path: Path, url: str) -> None:
+    """Put BUNDLE into a container registry, as an artifact of its own kind. Without a TAG it is `latest`.
+
+    Prints its name by digest, with which nothing else can be pulled. Who may push there is as for docker push.
+    """
+    from headstart.stores.remote.oci_bundles import push_bundle  # other commands start faster without
+
+    with reading(path):
+        pushed = push_bundle(path, url)
+    click.echo(f"{path}: pushed, {human_bytes(pushed.size)}", err=True)
+    click.echo(pushed.name)
+
+
+@click.command(short_help="Get a bundle from a container registry.")
+@click.argument("url", metavar="oci://HOST/REPOSITORY[:TAG][@sha256:DIGEST]")
+@click.option("-o", "--output", type=OutputFile(), required=True, metavar="FILE", help="Where it goes.")
+def pull(url: str, output: Path) -> None:
+    """Get a bundle from a container registry into FILE, which is replaced if it is a bundle, and only then.
+
+    What comes is compared with its digest. By whom it is signed headstart bundle verify says.
+    """
+    from headstart.stores.remote.oci_bundles import pull_bundle
+
+    check_replaceable(output, BUNDLE)
+    with reading(output):
+        pulled = pull_bundle(url, output)
+    click.echo(f"{output}: {human_bytes(pulled.size)}, from {pulled.name}")

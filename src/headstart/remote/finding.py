@@ -1,0 +1,231 @@
+"""Look-ups: in batches, nearest remote first, verified, published into the local stores that they are for.
+
+    LookUp ─▶ queue ─▶ a thread takes all that wait ─▶ find_many ─▶ unseal ─▶ local store ─▶ LookedUp
+                                                          └─▶ another host is at it? ─▶ Claimed, later LookedUp
+
+What somebody waits for goes first, and one thread does nothing else. While a call is under way others gather, and the
+next one asks for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from headstart import wire
+from headstart.errors import StoreUnavailable
+from headstart.remote.local import Shared
+from headstart.stores.remote.base import RemoteError
+from headstart.stores.remote.tiers import Found
+
+BATCH = 64  # keys of one call, if somebody waits for them: then come the next ones
+BACKGROUND_BATCH = 256  # and else
+SAID_AT_ONCE = 16  # entries: who waits for the next ones is to hear that they are coming
+FIRST_POLL = 0.05  # seconds until another host's entry is looked for again; longer each time
+MAX_POLL = 1.0  # seconds
+_LONGER = 1.5  # times
+_CLAIMING = 8  # threads that claim keys, each of which is a round trip
+
+_log = logging.getLogger("headstart.remote")
+
+
+class _Item(NamedTuple):
+    wanted: wire.Wanted
+    cache_dir: bytes
+    trusted: bool
+
+
+class _Claimed:
+    """An item that another host is at."""
+
+    def __init__(self, item: _Item, now: float) -> None:
+        self.item = item
+        self.until = now + item.wanted.lease
+        self.pause = FIRST_POLL
+        self.due = now + FIRST_POLL
+
+
+class Finder:
+    """Threads that look entries up.
+
+    Args:
+        shared: see there.
+        claims: whether hosts tell one another what they compile.
+        failed: told that no remote has answered.
+        found: told what was found, to be copied to nearer ones.
+        claimed: told of each key that this host has claimed.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        *,
+        claims: bool,
+        failed: Callable[[], None],
+        found: Callable[[dict[str, Found]], None],
+        claimed: Callable[[str], None],
+    ) -> None:
+        self._shared = shared
+        self._claims = claims
+        self._failed = failed
+        self._found = found
+        self._claimed = claimed
+        self._urgent: deque[_Item] = deque()
+        self._background: deque[_Item] = deque()
+        self._waiting: list[_Claimed] = []
+        self._changed = threading.Condition()
+        self._at_work = 0
+
+    def start(self) -> None:
+        """Begin."""
+        targets: list[Callable[[], None]] = [lambda: self._run(True), lambda: self._run(False)]
+        targets += [self._poll] * self._claims
+        for target in targets:
+            threading.Thread(target=target, name="headstart-finder", daemon=True).start()
+
+    def ask(self, message: wire.LookUp) -> None:
+        """Look for these."""
+        items = [_Item(wanted, message.cache_dir, message.trusted) for wanted in message.wanted]
+        with self._changed:
+            (self._background if message.background else self._urgent).extend(items)
+            self._changed.notify_all()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is to be answered."""
+        with self._changed:
+            return not (self._urgent or self._background or self._waiting or self._at_work)
+
+    def _run(self, urgent_only: bool) -> None:
+        while True:
+            with self._changed:
+                while not (self._urgent or (self._background and not urgent_only)):
+                    self._changed.wait()
+                line, most = (self._urgent, BATCH) if self._urgent else (self._background, BACKGROUND_BATCH)
+                batch = [line.popleft() for _ in range(min(most, len(line)))]
+                self._at_work += 1
+            try:
+                self._look_up(batch)
+            except Exception:  # noqa: BLE001 - a remote's trouble must not become that of those who ask
+                _log.exception("a look-up failed; this is a bug")
+                self._say([], batch)  # of what was answered before, this is not heard
+            finally:
+                with self._changed:
+                    self._at_work -= 1
+
+    def _look_up(self, batch: Sequence[_Item]) -> None:
+        missing = self._find(batch)
+        if missing and self._claims:
+            missing = self._claim(missing)
+        self._say([], missing)
+        self._shared.say_counts()
+
+    def _find(self, batch: Sequence[_Item]) -> list[_Item]:
+        """Answer what is found; returns the rest."""
+        wanted = {item.wanted.key: item.wanted for item in batch}
+        entries: dict[str, bytes] = {}
+
+        def accept(key: str, blob: bytes, trusted: bool) -> bool:
+            entry = self._shared.accepted(wanted[key], blob, trusted) if key in wanted else None
+            if entry is not None:
+                entries[key] = entry
+            return entry is not None
+
+        found: dict[str, Found] = {}
+        try:
+            found = self._shared.remotes.find_many(list(wanted), accept)
+        except RemoteError:
+            self._failed()
+        here = [item for item in batch if item.wanted.key in found]
+        for start in range(0, len(here), SAID_AT_ONCE):
+            some = here[start : start + SAID_AT_ONCE]
+            self._say([self._keep(item, entries[item.wanted.key]) for item in some], [])
+        if found:
+            self._found(found)
+        return [item for item in batch if item.wanted.key not in found]
+
+    def _keep(self, item: _Item, entry: bytes) -> wire.FoundRemotely:
+        store = self._shared.store(item.cache_dir, item.trusted)
+        try:
+            store.publish(item.wanted.key, [entry])
+        except StoreUnavailable:
+            return wire.FoundRemotely(item.wanted.ticket, entry)
+        return wire.FoundRemotely(item.wanted.ticket)
+
+    def _say(self, found: list[wire.FoundRemotely], missing: Sequence[_Item]) -> None:
+        if found or missing:
+            self._shared.say(wire.LookedUp(found, [item.wanted.ticket for item in missing]))
+
+    # Claims
+
+    def _claim(self, items: Sequence[_Item]) -> list[_Item]:
+        """Claim what is missing; returns what is to be compiled here."""
+        from concurrent.futures import ThreadPoolExecutor  # few have claims
+
+        with ThreadPoolExecutor(min(_CLAIMING, len(items))) as pool:
+            answers = list(pool.map(self._try_to_claim, items))
+        others = [item for item, ours in zip(items, answers, strict=True) if not ours]
+        if others:
+            now = time.monotonic()
+            longest = max(item.wanted.lease for item in others)
+            self._shared.say(wire.Claimed([item.wanted.ticket for item in others], longest + MAX_POLL))
+            with self._changed:
+                self._waiting += [_Claimed(item, now) for item in others]
+                self._changed.notify_all()
+        return [item for item, ours in zip(items, answers, strict=True) if ours]
+
+    def _try_to_claim(self, item: _Item) -> bool:
+        """Whether it is to be made here. What takes no time to speak of has no lease, and is not claimed."""
+        if not item.wanted.lease:
+            return True
+        try:
+            answer = self._shared.remotes.claim(item.wanted.key, item.wanted.lease)
+        except RemoteError:
+            return True
+        if answer:
+            self._claimed(item.wanted.key)
+        return answer is not False
+
+    def _poll(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    self._changed.wait()
+                now = time.monotonic()
+                first = min(each.due for each in self._waiting)
+                if first > now:
+                    self._changed.wait(first - now)
+                    continue
+                due = [each for each in self._waiting if each.due <= now]
+                self._waiting = [each for each in self._waiting if each.due > now]
+                self._at_work += 1
+            try:
+                self._look_again(due)
+            except Exception:  # noqa: BLE001 - as above
+                _log.exception("a look-up failed; this is a bug")
+                self._say([], [each.item for each in due])
+            finally:
+                with self._changed:
+                    self._at_work -= 1
+
+    def _look_again(self, due: Sequence[_Claimed]) -> None:
+        missing = {id(item) for item in self._find([each.item for each in due])}
+        now = time.monotonic()
+        over, on = [], []
+        for each in due:
+            if id(each.item) not in missing:
+                continue
+            # The claim may have been given back, or have run out: then it is this host's turn.
+            if now >= each.until or self._try_to_claim(each.item):
+                over.append(each.item)
+            else:
+                each.pause = min(_LONGER * each.pause, MAX_POLL)
+                each.due = min(now + each.pause, each.until)
+                on.append(each)
+        with self._changed:
+            self._waiting += on
+        self._say([], over)

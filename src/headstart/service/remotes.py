@@ -1,0 +1,335 @@
+"""Stores of other hosts: what a service asks of the processes that have them, and for how long anybody waits.
+
+    Requests, Sources ── look_up ─▶ Remotes ── LookUp ──▶ remote process (one for each `RemoteSettings`)
+                      ◀─ answered ─         ◀─ LookedUp ─
+                      ◀─ late ─────         ◀─ LookedUp, after the deadline
+    Requests ── offer ────────────▶         ── Offer ───▶
+
+Keys that are asked for in one turn of the loop travel in one message. Nobody waits for a process: a look-up is answered
+once, at the latest when its deadline is over, and what comes after that is `late`.
+
+A look-up is given up when the process has answered nothing for as long as the deadline says, or after ten times that.
+Then no other one is waited for until something is answered. After three such deadlines in a row nobody waits for a
+while, which doubles; and nobody asks at all while the process says that it is no use, or has died.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any, NamedTuple
+
+from headstart import wire
+from headstart.errors import ServiceError
+from headstart.service.loop import Loop
+from headstart.service.remote_process import RemoteProcess
+
+STARTING = 2.0  # seconds that a process may take to be there; look-ups wait for that, not for their deadlines
+BACKGROUND_DEADLINE = 10.0  # seconds of silence after which what runs in the background is compiled
+MOST_LATE = 3  # deadlines that passed in a row, after which nobody waits for a while
+REST = 5.0  # seconds of that at first, and for which one that died is not started; twice as many each time
+MAX_REST = 300.0  # seconds
+_LONGEST = 10  # deadlines: what a look-up may take while others are answered
+_MOST_ASKED = 4096  # look-ups that a process has not answered; more are not sent
+
+_log = logging.getLogger("headstart.service")
+
+
+class Sought(NamedTuple):
+    """An entry that is looked for, and the store that it is for; the rest is as in `wire.Wanted` and `wire.LookUp`."""
+
+    key: str
+    kind: str
+    request_digest: str
+    cache_dir: bytes
+    trusted: bool
+
+
+Answered = Callable[[wire.FoundRemotely | None], None]
+Late = Callable[[wire.FoundRemotely], None]
+
+
+class _LookUp:
+    def __init__(self, ticket: int, sought: Sought, lease: float, background: bool, now: float) -> None:
+        self.ticket = ticket
+        self.sought = sought
+        self.lease = lease
+        self.background = background
+        self.asked = now
+        self.claimed_until: float | None = None  # another host makes it
+        self.askers: list[tuple[Answered, Late | None]] = []
+        self.given_up: list[Late] = []  # who want to be told all the same
+
+    def give_up(self) -> None:
+        askers, self.askers = self.askers, []
+        self.given_up += [late for _, late in askers if late is not None]
+        for answered, _ in askers:
+            answered(None)
+
+
+class _Remote:
+    """What is known of one process, and of those with the same settings before it."""
+
+    def __init__(self, settings: wire.RemoteSettings) -> None:
+        self.settings = settings
+        self.process: RemoteProcess | None = None
+        self.woke = float("-inf")  # when it was there
+        self.heard = float("-inf")  # when it last answered
+        self.asked: dict[int, _LookUp] = {}  # by ticket
+        self.by_sought: dict[Sought, _LookUp] = {}
+        self.unsent: list[_LookUp] = []  # of this turn
+        self.usable = True
+        self.is_late = False  # a look-up was given up, and nothing has been answered since
+        self.lates = 0  # such times in a row
+        self.rest = REST
+        self.rests_until = float("-inf")  # nobody waits before that
+        self.told_slow = False
+        self.restarts_at = float("-inf")  # it is not started before that
+        self.deaths = 0  # in a row
+        self.counts = wire.RemoteCounts()  # of this process
+        self.before = wire.RemoteCounts()  # of those before it
+
+    def is_waited_for(self, now: float) -> bool:
+        return self.usable and not self.is_late and now >= self.rests_until
+
+    def due(self, look_up: _LookUp) -> float:
+        """When a look-up is to be given up; monotonic seconds."""
+        if look_up.claimed_until is not None:
+            return look_up.claimed_until
+        silence = BACKGROUND_DEADLINE if look_up.background else self.settings.deadline
+        if self.process is not None and not self.process.awake:
+            return max(self.process.started + STARTING, look_up.asked + silence)
+        return min(max(look_up.asked, self.heard) + silence, max(look_up.asked, self.woke) + _LONGEST * silence)
+
+    def waiting(self) -> list[_LookUp]:
+        return [each for each in self.asked.values() if each.askers]
+
+
+class Remotes:
+    """Starts remote processes when they are needed, and asks them.
+
+    Args:
+        loop: that listens to them.
+        tell: has the clients with these settings told something.
+    """
+
+    def __init__(self, loop: Loop, tell: Callable[[wire.RemoteSettings, str], None]) -> None:
+        self._loop = loop
+        self._tell = tell
+        self._tickets = count(1)
+        self._remotes: dict[wire.RemoteSettings, _Remote] = {}
+
+    @property
+    def pids(self) -> set[int]:
+        """Their processes."""
+        return {each.process.pid for each in self._remotes.values() if each.process is not None}
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is to come."""
+        return any(remote.asked for remote in self._remotes.values())
+
+    def prepare(self, settings: wire.RemoteSettings) -> None:
+        """Have a process ready: somebody with these settings is about to ask."""
+        self._running(settings)
+
+    def look_up(
+        self,
+        settings: wire.RemoteSettings,
+        sought: Sought,
+        answered: Answered,
+        late: Late | None = None,
+        *,
+        background: bool = False,
+        lease: float = 0.0,
+    ) -> None:
+        """Look for an entry, which is in the local store when it was found.
+
+        Args:
+            answered: called once, perhaps at once; with None if there is none, or nobody is to wait any longer.
+            late: called at most once, after that, if it was found all the same.
+            background: nobody waits for it soon.
+            lease: seconds for which it is claimed, where that can be done.
+        """
+        now = time.monotonic()
+        remote = self._running(settings)
+        if remote is None or not remote.usable:
+            answered(None)
+            return
+        look_up = remote.by_sought.get(sought)
+        if look_up is None:
+            if len(remote.asked) >= _MOST_ASKED:
+                answered(None)
+                return
+            look_up = _LookUp(next(self._tickets), sought, lease, background, now)
+            remote.asked[look_up.ticket] = remote.by_sought[sought] = look_up
+            remote.unsent.append(look_up)
+        elif look_up.background and not background:
+            look_up.background, look_up.asked = False, now
+        if look_up.given_up or not remote.is_waited_for(now):
+            look_up.given_up += [] if late is None else [late]
+            answered(None)
+        else:
+            look_up.askers.append((answered, late))
+
+    def hurry(self, settings: wire.RemoteSettings, sought: Sought) -> None:
+        """Somebody is blocked on what was looked up for the background."""
+        remote = self._remotes.get(settings)
+        look_up = None if remote is None else remote.by_sought.get(sought)
+        if look_up is not None and look_up.background:
+            look_up.background, look_up.asked = False, time.monotonic()
+
+    def offer(self, settings: wire.RemoteSettings, sought: Sought) -> None:
+        """An entry is in its local store, made by a worker of this service."""
+        remote = self._running(settings)
+        if remote is not None and remote.process is not None:
+            remote.process.send(wire.Offer(sought.key, sought.cache_dir, sought.trusted))
+
+    def disclaim(self, settings: wire.RemoteSettings, key: str) -> None:
+        """What was looked up and not found will not be made here."""
+        remote = self._remotes.get(settings)
+        if remote is not None and remote.process is not None:
+            remote.process.send(wire.Disclaim(key))
+
+    def counts(self) -> list[wire.RemoteCounts]:
+        """What they were good for so far."""
+        return [remote.before + remote.counts for remote in self._remotes.values()]
+
+    # The loop
+
+    def flush(self) -> None:
+        """The end of a turn: what was looked up in it is asked."""
+        for remote in self._remotes.values():
+            if not remote.unsent or remote.process is None:
+                continue
+            groups: dict[tuple[bytes, bool, bool], list[wire.Wanted]] = {}
+            for each in remote.unsent:
+                sought = each.sought
+                group = groups.setdefault((sought.cache_dir, sought.trusted, each.background), [])
+                group.append(wire.Wanted(each.ticket, sought.key, sought.kind, sought.request_digest, each.lease))
+            remote.unsent = []
+            for (cache_dir, trusted, background), wanted in groups.items():
+                remote.process.send(wire.LookUp(wanted, cache_dir, trusted, background))
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds until `look_around` is to be called; None: nothing is due."""
+        due = [remote.due(each) for remote in self._remotes.values() for each in remote.waiting()]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def look_around(self, now: float) -> None:
+        """Give up what has taken too long."""
+        for remote in list(self._remotes.values()):
+            over = [each for each in remote.waiting() if remote.due(each) <= now]
+            if not remote.is_late and any(each.claimed_until is None for each in over):
+                self._was_late(remote, now)
+            for look_up in over:
+                look_up.give_up()
+
+    def replace_stopped(self, now: float) -> None:
+        """End processes that somebody has stopped (SIGSTOP) and left so while they owed an answer."""
+        for remote in self._remotes.values():
+            if remote.process is not None and remote.asked:
+                remote.process.replace_if_stopped(now)
+
+    def end(self) -> None:
+        """Let go of them all. They publish what they still have, for a short time, and nobody waits for that."""
+        for remote in self._remotes.values():
+            if remote.process is not None:
+                remote.process.leave()
+        self._remotes.clear()
+
+    # Inside
+
+    def _running(self, settings: wire.RemoteSettings) -> _Remote | None:
+        remote = self._remotes.setdefault(settings, _Remote(settings))
+        if remote.process is None:
+            if time.monotonic() < remote.restarts_at:
+                return None
+            try:
+                remote.process = RemoteProcess(
+                    self._loop, settings, lambda said: self._take(remote, said), lambda why: self._gone(remote, why)
+                )
+            except ServiceError as error:
+                self._leave_alone(remote, str(error))
+                return None
+            remote.is_late, remote.usable = False, True
+        return remote
+
+    def _take(self, remote: _Remote, message: Any) -> None:
+        now = time.monotonic()
+        match message:
+            case wire.Awake():
+                remote.woke = remote.heard = now
+            case wire.LookedUp(found, missing):
+                answers = [(each.ticket, each) for each in found]
+                self._answer(remote, {**dict(answers), **dict.fromkeys(missing)}, now)
+            case wire.Claimed(tickets, seconds):
+                remote.heard, remote.is_late = now, False
+                for ticket in tickets:
+                    if ticket in remote.asked:
+                        remote.asked[ticket].claimed_until = now + seconds
+            case wire.Availability(usable):
+                remote.usable = usable
+                if not usable:
+                    for look_up in remote.waiting():
+                        look_up.give_up()
+            case wire.RemoteCounts():
+                remote.counts = message
+            case wire.RemoteSays(text, quiet):
+                _log.warning("%s", text)
+                if not quiet:
+                    self._tell(remote.settings, text)
+
+    @staticmethod
+    def _answer(remote: _Remote, answers: dict[int, wire.FoundRemotely | None], now: float) -> None:
+        remote.heard, remote.is_late, remote.deaths = now, False, 0
+        for ticket, found in answers.items():
+            look_up = remote.asked.pop(ticket, None)
+            if look_up is None:
+                continue
+            del remote.by_sought[look_up.sought]
+            if look_up.askers:
+                remote.lates, remote.rest = 0, REST
+            for answered, _ in look_up.askers:
+                answered(found)
+            if found is not None:
+                for late in look_up.given_up:
+                    late(found)
+
+    def _was_late(self, remote: _Remote, now: float) -> None:
+        remote.is_late = True
+        remote.lates += 1
+        if remote.lates < MOST_LATE:
+            return
+        remote.lates = 0
+        remote.rests_until = now + remote.rest
+        remote.rest = min(2 * remote.rest, MAX_REST)
+        if not remote.told_slow:
+            remote.told_slow = True
+            names = " ".join(tier.name for tier in remote.counts.tiers) or "the remote"
+            self._tell(
+                remote.settings,
+                f"{names} does not answer within {remote.settings.deadline:g} s; compiles wait for it less often. If "
+                "it is worth waiting for, give it more seconds: HEADSTART_REMOTE_DEADLINE",
+            )
+
+    def _gone(self, remote: _Remote, why: str) -> None:
+        remote.process = None
+        remote.before, remote.counts = remote.before + remote.counts, wire.RemoteCounts()
+        unanswered, remote.asked, remote.by_sought, remote.unsent = list(remote.asked.values()), {}, {}, []
+        if why:
+            self._leave_alone(remote, why)
+        for look_up in unanswered:
+            look_up.give_up()
+
+    def _leave_alone(self, remote: _Remote, why: str) -> None:
+        """It is not started for a while, which doubles."""
+        remote.deaths += 1
+        pause = min(REST * 2 ** (remote.deaths - 1), MAX_REST)
+        remote.restarts_at = time.monotonic() + pause
+        _log.warning("%s", why)
+        if remote.deaths == 1:
+            self._tell(remote.settings, f"stores of other hosts are not used for {pause:.0f} s: {why}")

@@ -1,0 +1,138 @@
+"""Bundles as artifacts of an OCI registry: pushed under a tag, pulled by tag or by digest.
+
+    manifest    artifactType application/vnd.headstart.bundle.v1
+    └ layer     the bundle, as the file is, of the same media type
+
+What is pulled is compared with its digests before it gets its name, and must be a bundle. Signatures are in the file:
+nothing here looks at them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.container import Snapshot, snapshot_of
+from headstart.artifacts.index import read_index
+from headstart.errors import DamagedError, UsageError
+from headstart.stores.remote.base import RemoteError
+from headstart.stores.remote.oci import EMPTY, EMPTY_TYPE, MANIFEST_TYPE, Descriptor, Manifest, manifest_of
+from headstart.stores.remote.registry import Registry, digest_of
+from headstart.stores.remote.urls import RemoteUrl, parse_url
+from headstart.system.files import BUNDLE, Replacement
+
+BUNDLE_TYPE = "application/vnd.headstart.bundle.v1"
+READ_SECONDS = 60.0  # between two pieces: registries may take long to check what was uploaded
+_PIECE = 1 << 20
+_TITLE = "org.opencontainers.image.title"
+
+
+class Artifact(NamedTuple):
+    """A bundle in a registry.
+
+    Attributes:
+        name: where it is, by digest: with it, nothing else can be pulled.
+        size: of the bundle, bytes.
+    """
+
+    name: str
+    size: int
+
+
+def push_bundle(path: Path, where: str) -> Artifact:
+    """Put a bundle into a registry, under the tag of the URL; `latest` if it has none.
+
+    Raises:
+        UsageError: the URL cannot be pushed to.
+        DamagedError: the file is no bundle.
+        OSError: it cannot be read.
+        RemoteError: the registry does not take it.
+    """
+    url = _oci_url(where)
+    registry = Registry(url, read_seconds=READ_SECONDS)
+    reference = registry.reference
+    if reference.digest:
+        raise UsageError(f"{url.shown}: what is pushed gets its digest from what it is; name a tag")
+    Bundle.open(path)
+    try:
+        with open(path, "rb") as file:
+            digest, size = hashlib.sha256(), 0
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                size += len(piece)
+            name = f"sha256:{digest.hexdigest()}"
+            registry.put_blob(name, size, file)
+        registry.put_blob(digest_of(EMPTY), len(EMPTY), EMPTY)
+        layer = Descriptor(BUNDLE_TYPE, name, size, annotations={_TITLE: path.name})
+        body = manifest_of(BUNDLE_TYPE, [layer])
+        return Artifact(_by_digest(url, registry.put_manifest(reference.tag or "latest", body, MANIFEST_TYPE)), size)
+    finally:
+        registry.close()
+
+
+def pull_bundle(where: str, output: Path) -> Artifact:
+    """Get a bundle from a registry into a file, which may replace a bundle and nothing else.
+
+    Raises:
+        UsageError: the URL is wrong, or another file than a bundle has that name.
+        DamagedError: what the registry has is no bundle. The file is as it was.
+        OSError: the file cannot be written.
+        RemoteError: the registry has it not, or something else.
+    """
+    url = _oci_url(where)
+    registry = Registry(url, read_seconds=READ_SECONDS)
+    replacement = Replacement(output, BUNDLE)
+    try:
+        reference = registry.reference
+        found = registry.manifest(reference.digest or reference.tag or "latest", MANIFEST_TYPE)
+        if found is None:
+            raise RemoteError(
+                f"{url.shown}: there is no such bundle", advice="see whether tag and repository are right"
+            )
+        layer = _layer(url, found[0])
+        registry.blob_into(layer.digest, layer.size, replacement.file.write)
+        replacement.file.flush()
+        # By descriptor: nobody else may look at it under its name yet.
+        with snapshot_of(f"/proc/self/fd/{replacement.file.fileno()}") as snapshot:
+            _check(url, snapshot)
+        replacement.commit()
+        return Artifact(_by_digest(url, found[1]), layer.size)
+    finally:
+        replacement.abort()
+        registry.close()
+
+
+def _check(url: RemoteUrl, snapshot: Snapshot) -> None:
+    try:
+        read_index(Path(url.shown), snapshot)
+    except DamagedError as error:
+        raise DamagedError(url.shown, error.reason) from error
+
+
+def _layer(url: RemoteUrl, body: bytes) -> Descriptor:
+    manifest = Manifest.decode(body)
+    layers = [] if manifest is None else [each for each in manifest.layers if each.media_type == BUNDLE_TYPE]
+    if len(layers) != 1:
+        what = "" if manifest is None else manifest.artifact_type or manifest.config.media_type
+        said = f" but {what}" if what.isprintable() and what not in ("", EMPTY_TYPE) else ""
+        raise RemoteError(
+            f"{url.shown}: this is no bundle{said}", advice="headstart bundle push makes one", lasting=True
+        )
+    return layers[0]
+
+
+def _oci_url(where: str) -> RemoteUrl:
+    url = parse_url(where)
+    if url.scheme != "oci":
+        raise UsageError(
+            f"{url.shown}: bundles are pushed to and pulled from registries, oci://registry.example/team/app:tag"
+        )
+    return url
+
+
+def _by_digest(url: RemoteUrl, digest: str) -> str:
+    host_and_path = url.shown.partition("@")[0]
+    head, slash, last = host_and_path.rpartition("/")
+    return f"{head}{slash}{last.partition(':')[0]}@{digest}"

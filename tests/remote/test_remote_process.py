@@ -1,0 +1,601 @@
+"""The process that has the stores of other hosts: what it answers, publishes, refuses, and leaves when it ends."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bundle import entry as make_entry
+
+from conftest import PATIENCE, wait_until
+from headstart import wire
+from headstart.artifacts.entry import VERSION as ENTRY_VERSION
+from headstart.artifacts.keyring import Keyring
+from headstart.errors import UsageError
+from headstart.remote import process as process_module
+from headstart.remote import publishing, watching
+from headstart.remote.process import serve
+from headstart.stores.disk import DiskStore
+from headstart.stores.remote.base import RemoteError
+from headstart.stores.remote.sealing import MAGIC, Signer, seal
+from headstart.stores.remote.tiers import Remotes
+from headstart.stores.remote.wrappers import CountingRemote
+
+KEYS = [f"{number:064x}" for number in range(400)]
+
+
+class FakeRemote:
+    """A dictionary that can be made to wait, to fail, and to have claims."""
+
+    def __init__(self, name: str = "fake://near", *, trusted: bool = True, writable: bool = True) -> None:
+        self.name = name
+        self.trusted = trusted
+        self.writable = writable
+        self.blobs: dict[str, bytes] = {}
+        self.asked: list[list[str]] = []
+        self.put_keys: list[str] = []
+        self.deleted: list[str] = []
+        self.claims: dict[str, str] | None = None  # key: whose
+        self.released: list[str] = []
+        self.fails = False
+        self.may_get = threading.Event()
+        self.may_put = threading.Event()
+        self.may_get.set()
+        self.may_put.set()
+
+    def _check(self) -> None:
+        if self.fails:
+            raise RemoteError(f"{self.name}: it cannot be reached")
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        if set(keys) <= set(KEYS):  # else it is a trial
+            self.asked.append(list(keys))
+            assert self.may_get.wait(PATIENCE)
+        self._check()
+        return {key: self.blobs[key] for key in keys if key in self.blobs}
+
+    def put(self, key: str, blob: bytes) -> None:
+        assert self.may_put.wait(PATIENCE)
+        self._check()
+        self.blobs[key] = blob
+        self.put_keys.append(key)
+
+    def claim(self, key: str, seconds: float) -> bool | None:
+        if self.claims is None:
+            return None
+        return self.claims.setdefault(key, "ours") == "ours"
+
+    def release(self, key: str) -> None:
+        self.released.append(key)
+        if self.claims is not None:
+            self.claims.pop(key, None)
+
+    def delete(self, key: str) -> None:
+        self.deleted.append(key)
+        self.blobs.pop(key, None)
+
+    def close(self) -> None:
+        pass
+
+
+class Running:
+    """A remote process, in threads of this one."""
+
+    def __init__(
+        self, cache: Path, remotes: list[FakeRemote], settings: wire.RemoteSettings, error: Any = None
+    ) -> None:
+        self.cache = cache
+        self.socket, theirs = socket.socketpair()
+        self._tickets = self._dropped = 0
+        self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.messages: list[Any] = []
+
+        def open_them(settings: wire.RemoteSettings, warn: Callable[[str], None]) -> Remotes:
+            if error is not None:
+                raise error
+            return Remotes([CountingRemote(each) for each in remotes])
+
+        self._thread = threading.Thread(target=lambda: serve(theirs, open_them), daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        self._reader.start()
+        self.say(wire.Serve(settings))
+        self.hear(wire.Awake)
+
+    def _read(self) -> None:
+        try:
+            for message in wire.receive_blocking(self.socket, wire.Deframer(wire.FromRemote)):
+                self._heard.put(message)
+        except OSError:
+            pass
+
+    def say(self, message: Any) -> None:
+        self.socket.sendall(wire.frame(message))
+
+    def hear(self, kind: type, such: Callable[[Any], bool] = lambda message: True) -> Any:
+        """The next such message; those before it are kept in `messages`."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            message = self._heard.get(timeout=max(0.0, deadline - time.monotonic()))
+            self.messages.append(message)
+            if isinstance(message, kind) and such(message):
+                return message
+
+    def look_up(self, *keys: str, background: bool = False, lease: float = 0.0, **how: Any) -> list[int]:
+        wanted = []
+        for key in keys:
+            self._tickets += 1
+            wanted.append(wire.Wanted(self._tickets, key, "kernel", key[::-1], lease))
+        self.say(wire.LookUp(wanted, os.fsencode(self.cache), background=background, **how))
+        return [each.ticket for each in wanted]
+
+    def answers(self, tickets: Sequence[int]) -> dict[int, bool]:
+        """Whether each was found, once all are answered."""
+        known: dict[int, bool] = {}
+        while not set(tickets) <= set(known):
+            message = self.hear(wire.LookedUp)
+            known.update({each.ticket: True for each in message.found})
+            known.update(dict.fromkeys(message.missing, False))
+        return known
+
+    def store(self) -> DiskStore:
+        return DiskStore(self.cache)
+
+    def publish(self, key: str, **how: Any) -> None:
+        """As a worker: into the local store, and offered."""
+        self.store().publish(key, [entry(key, **how)])
+        self.say(wire.Offer(key, os.fsencode(self.cache)))
+
+    def counts(self, such: Callable[[wire.RemoteCounts], bool]) -> wire.RemoteCounts:
+        found: wire.RemoteCounts = self.hear(wire.RemoteCounts, such)
+        return found
+
+    def settle(self) -> None:
+        """Until the process has read what was said: that there is no such entry, it says at once."""
+        self._dropped += 1
+        self.say(wire.Offer("ff" * 32, os.fsencode(self.cache)))
+        self.counts(lambda counts: counts.dropped >= self._dropped)
+
+    def said(self) -> list[str]:
+        return [each.text for each in self.messages if isinstance(each, wire.RemoteSays)]
+
+    def end(self) -> float:
+        """Close the socket, as a service does that ends; returns how many seconds the process goes on."""
+        begun = time.monotonic()
+        self.socket.shutdown(socket.SHUT_WR)
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        self.socket.close()
+        return time.monotonic() - begun
+
+
+def entry(key: str, **changes: Any) -> bytes:
+    return make_entry(key, **{"metadata": {"name": "kernel", "shared": 0}, **changes}).raw()
+
+
+def sealed(key: str, keyring: Keyring | None = None, **changes: Any) -> bytes:
+    return seal(entry(key, **changes), Signer(keyring))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def make(*remotes: FakeRemote, urls: str = "file:///remote", error: Any = None, **settings: Any) -> Running:
+        keys = os.fsencode(tmp_path / "config")
+        made = wire.RemoteSettings(urls, **{"config_dir": keys, **settings})
+        started.append(Running(tmp_path / "cache", list(remotes), made, error))
+        return started[-1]
+
+    yield make
+    for each in started:
+        if each.socket.fileno() >= 0:
+            each.end()
+
+
+Run = Callable[..., Running]
+
+
+# Looking up
+
+
+def test_what_is_there_is_in_the_local_store_when_it_is_answered(run: Run) -> None:
+    remote = FakeRemote()
+    remote.blobs[KEYS[1]] = sealed(KEYS[1])
+    running = run(remote)
+    first, second = running.look_up(KEYS[0], KEYS[1])
+    assert running.answers([first, second]) == {first: False, second: True}
+    found = running.store().find(KEYS[1])
+    assert found is not None
+    assert found.raw() == entry(KEYS[1])
+    (tier,) = running.counts(lambda counts: counts.tiers[0].hits == 1).tiers
+    assert (tier.name, tier.misses, tier.hit_bytes) == ("fake://near", 1, len(remote.blobs[KEYS[1]]))
+
+
+def test_what_is_asked_for_while_a_call_is_under_way_goes_into_the_next_one(run: Run) -> None:
+    remote = FakeRemote()
+    running = run(remote)
+    remote.may_get.clear()
+    tickets = running.look_up(KEYS[0], background=True)  # one thread is at this
+    wait_until(lambda: len(remote.asked) == 1)
+    tickets += running.look_up(KEYS[1])  # and one at this
+    wait_until(lambda: len(remote.asked) == 2)
+    for key in KEYS[2:10]:
+        tickets += running.look_up(key)
+    running.settle()
+    remote.may_get.set()
+    running.answers(tickets)
+    assert len(remote.asked) <= 4
+    assert sorted(key for keys in remote.asked for key in keys) == KEYS[:10]
+
+
+def test_hundreds_of_keys_of_the_background_are_few_calls(run: Run) -> None:
+    remote = FakeRemote()
+    running = run(remote)
+    tickets = running.look_up(*KEYS[:312], background=True)
+    assert len(running.answers(tickets)) == 312
+    assert len(remote.asked) == 2
+
+
+def test_what_somebody_waits_for_goes_before_the_background(run: Run) -> None:
+    remote = FakeRemote()
+    running = run(remote)
+    remote.may_get.clear()
+    behind = running.look_up(*KEYS[100:], background=True)
+    wait_until(lambda: remote.asked)
+    behind += running.look_up(*KEYS[50:100], background=True)
+    urgent = running.look_up(KEYS[0])
+    wait_until(lambda: len(remote.asked) == 2)
+    assert remote.asked[1] == [KEYS[0]]
+    remote.may_get.set()
+    running.answers(urgent)
+
+
+def test_where_the_local_store_cannot_be_written_the_entry_is_sent(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    remote = FakeRemote()
+    remote.blobs[KEYS[0]] = sealed(KEYS[0])
+    running = run(remote)
+    running.look_up(KEYS[0])
+    (found,) = running.hear(wire.LookedUp).found
+    assert found.entry == entry(KEYS[0])
+
+
+DAMAGED = {
+    "another key's": lambda: sealed(KEYS[5]),
+    "another kind": lambda: sealed(KEYS[0], kind="recipe"),
+    "another request's": lambda: sealed(KEYS[0], request_digest="11" * 32),
+    "cut": lambda: sealed(KEYS[0])[:-1],
+    "altered": lambda: sealed(KEYS[0])[:-1] + b"\0",
+    "nothing": lambda: b"",
+    "a gibibyte, it says": lambda: MAGIC + b"\1\0" + (1 << 30).to_bytes(4, "little"),
+    "an entry without a seal": lambda: entry(KEYS[0]),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_what_is_not_the_entry_of_its_key_is_not_there_and_is_replaced_by_what_is_compiled(run: Run, what: str) -> None:
+    remote = FakeRemote()
+    remote.blobs[KEYS[0]] = DAMAGED[what]()
+    running = run(remote)
+    (ticket,) = running.look_up(KEYS[0])
+    assert running.answers([ticket]) == {ticket: False}
+    assert running.store().find(KEYS[0]) is None
+    assert running.counts(lambda counts: counts.refused == 1)
+    (said,) = running.said()
+    assert "is damaged" in said
+    running.publish(KEYS[0])
+    wait_until(lambda: remote.put_keys)
+    assert remote.deleted == [KEYS[0]]
+    assert running.answers([running.look_up(KEYS[0])[0]])
+
+
+def test_what_a_newer_headstart_wrote_is_not_there_and_stays(run: Run) -> None:
+    remote = FakeRemote()
+    later = MAGIC + b"\xff\x7f" + b"whatever"
+    newer = bytearray(sealed(KEYS[1]))
+    at = newer.index(b"\x89HSE")
+    newer[at + 8 : at + 10] = (ENTRY_VERSION + 1).to_bytes(2, "little")
+    remote.blobs = {KEYS[0]: later, KEYS[1]: bytes(newer)}
+    running = run(remote)
+    tickets = running.look_up(KEYS[0], KEYS[1])
+    assert not any(running.answers(tickets).values())
+    running.counts(lambda counts: True)
+    assert running.said() == []
+    assert set(remote.blobs) == {KEYS[0], KEYS[1]}
+
+
+# Trust
+
+
+def test_from_where_others_can_write_only_what_a_trusted_key_signed_is_taken(run: Run, tmp_path: Path) -> None:
+    writer = Keyring(tmp_path / "writer")
+    public = writer.new("team")
+    remote = FakeRemote(trusted=False)
+    remote.blobs = {KEYS[0]: sealed(KEYS[0]), KEYS[1]: sealed(KEYS[1], writer)}
+    running = run(remote)
+    assert not any(running.answers(running.look_up(KEYS[0], KEYS[1])).values())
+    (said,) = [text for text in running.said() if "headstart key trust" in text]
+    assert "not signed" in said
+    running.end()
+    Keyring(tmp_path / "config").trust(public)
+    running = run(remote)
+    first, second = running.look_up(KEYS[0], KEYS[1])
+    assert running.answers([first, second]) == {first: False, second: True}
+
+
+def test_who_trusts_all_takes_what_nobody_signed_but_nothing_that_carries_code(run: Run) -> None:
+    remote = FakeRemote(trusted=False)
+    code = seal(make_entry(KEYS[1], kind="launcher", artifacts={"so": b"code"}).raw(), None)
+    remote.blobs = {KEYS[0]: sealed(KEYS[0]), KEYS[1]: code}
+    running = run(remote, trusts_all=True)
+    (kernel,) = running.look_up(KEYS[0])
+    running.say(wire.LookUp([wire.Wanted(99, KEYS[1], "launcher", KEYS[1][::-1])], os.fsencode(running.cache)))
+    assert running.answers([kernel, 99]) == {kernel: True, 99: False}
+
+
+def test_what_a_far_remote_had_is_copied_near_as_it_was(run: Run, tmp_path: Path) -> None:
+    writer = Keyring(tmp_path / "writer")
+    Keyring(tmp_path / "config").trust(writer.new("team"))
+    near, far = FakeRemote("fake://near", trusted=False), FakeRemote("fake://far", trusted=False)
+    far.blobs = {KEYS[0]: sealed(KEYS[0], writer), KEYS[1]: sealed(KEYS[1])}
+    running = run(near, far)
+    first, second = running.look_up(KEYS[0], KEYS[1])
+    assert running.answers([first, second]) == {first: True, second: False}
+    wait_until(lambda: near.put_keys)
+    assert near.blobs == {KEYS[0]: far.blobs[KEYS[0]]}
+
+
+# Publishing
+
+
+def test_what_is_offered_is_signed_and_put_once(run: Run, tmp_path: Path) -> None:
+    Keyring(tmp_path / "config").trust(Keyring(tmp_path / "config").new("mine"))
+    remote = FakeRemote(trusted=False)
+    running = run(remote)
+    running.publish(KEYS[0])
+    running.say(wire.Offer(KEYS[0], os.fsencode(running.cache)))
+    assert running.counts(lambda counts: counts.tiers[0].published == 1)
+    other = run(remote)
+    other.cache = tmp_path / "other"
+    assert list(other.answers(other.look_up(KEYS[0])).values()) == [True]
+    running.say(wire.Offer(KEYS[0], os.fsencode(running.cache)))
+    running.settle()
+    assert remote.put_keys == [KEYS[0]]
+
+
+def test_that_others_will_not_trust_what_goes_out_is_said_once_in_the_log(run: Run) -> None:
+    running = run(FakeRemote(trusted=False))
+    for key in KEYS[:3]:
+        running.publish(key)
+    running.counts(lambda counts: counts.tiers[0].published == 3)
+    (said,) = [each for each in running.messages if isinstance(each, wire.RemoteSays)]
+    assert said.quiet
+    assert "headstart key new" in said.text
+
+
+def test_what_there_is_no_room_for_is_dropped_and_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(entry(KEYS[0]))
+    monkeypatch.setattr(publishing.Publisher.__init__, "__kwdefaults__", {"max_queued": 4 * size + 1})
+    remote = FakeRemote()
+    remote.may_put.clear()
+    running = run(remote)
+    for key in KEYS[:10]:
+        running.publish(key)
+    running.counts(lambda counts: counts.dropped == 6)
+    remote.may_put.set()
+    assert running.counts(lambda counts: counts.tiers[0].published == 4).dropped == 6
+
+
+def test_what_is_damaged_or_gone_in_the_local_store_does_not_go_out(run: Run) -> None:
+    remote = FakeRemote()
+    running = run(remote)
+    store = running.store()
+    store.publish(KEYS[0], [entry(KEYS[0])])
+    path = store.path_of(KEYS[0])
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\0")
+    for key in KEYS[:2]:
+        running.say(wire.Offer(key, os.fsencode(running.cache)))
+    assert running.counts(lambda counts: counts.dropped == 2)
+    assert remote.put_keys == []
+
+
+def test_where_nothing_may_be_written_nothing_is_tried(run: Run) -> None:
+    remote = FakeRemote(writable=False)
+    running = run(remote)
+    running.publish(KEYS[0])
+    running.end()
+    assert (remote.put_keys, running.said()) == ([], [])
+
+
+# The end
+
+
+def test_at_the_end_what_waits_is_put(run: Run) -> None:
+    remote = FakeRemote()
+    remote.may_put.clear()
+    running = run(remote)
+    for key in KEYS[:5]:
+        running.publish(key)
+    running.settle()
+    threading.Timer(0.1, remote.may_put.set).start()
+    assert running.end() < process_module.FINISHING
+    assert sorted(remote.put_keys) == KEYS[:5]
+
+
+def test_a_remote_that_takes_nothing_holds_the_process_up_for_a_limited_time(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "FINISHING", 0.3)
+    remote = FakeRemote()
+    remote.may_put.clear()
+    running = run(remote)
+    running.publish(KEYS[0])
+    running.settle()
+    assert 0.3 <= running.end() < PATIENCE / 2
+    remote.may_put.set()
+
+
+def test_a_process_that_nobody_asks_leaves_but_not_with_work_to_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "IDLE_TIMEOUT", 0.05)
+    remote = FakeRemote()
+    remote.may_put.clear()
+    running = run(remote)
+    running.publish(KEYS[0])
+    running._thread.join(0.5)
+    assert running._thread.is_alive()
+    remote.may_put.set()
+    running._thread.join(PATIENCE)
+    assert not running._thread.is_alive()
+    assert remote.put_keys == [KEYS[0]]
+
+
+# Remotes that fail
+
+
+def test_a_remote_that_fails_is_no_use_until_it_answers_again_and_the_process_tries_by_itself(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(watching, "MAX_PAUSE", 0.01)
+    remote = FakeRemote()
+    running = run(remote)
+    tickets = running.look_up(KEYS[0])
+    running.answers(tickets)
+    remote.fails = True
+    (ticket,) = running.look_up(KEYS[1])
+    assert running.answers([ticket]) == {ticket: False}
+    assert not running.hear(wire.Availability).usable
+    asked = len(remote.asked)
+    remote.fails = False
+    assert running.hear(wire.Availability).usable
+    assert len(remote.asked) == asked  # nobody's key was used to find out
+
+
+def test_a_remote_that_is_not_there_is_known_to_be_no_use_before_anybody_asks(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "FIRST_PAUSE", 0.001)
+    remote = FakeRemote()
+    remote.fails = True
+    running = run(remote)
+    assert not running.hear(wire.Availability).usable
+    assert remote.asked == []
+
+
+def test_of_two_remotes_one_that_fails_is_no_reason_not_to_ask(run: Run) -> None:
+    near, far = FakeRemote("fake://near"), FakeRemote("fake://far")
+    near.fails = True
+    far.blobs[KEYS[0]] = sealed(KEYS[0])
+    running = run(near, far)
+    assert list(running.answers(running.look_up(KEYS[0])).values()) == [True]
+    assert not [each for each in running.messages if isinstance(each, wire.Availability)]
+
+
+def test_a_setting_that_is_wrong_is_said_and_nobody_asks(run: Run) -> None:
+    running = run(error=UsageError("redis:// needs the package redis: pip install 'headstart[redis]'"))
+    assert not running.hear(wire.Availability).usable
+    (said,) = running.said()
+    assert "pip install 'headstart[redis]'" in said
+
+
+def test_a_bug_in_a_remote_costs_those_who_ask_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = FakeRemote()
+    running = run(remote)
+
+    def broken(keys: Sequence[str]) -> dict[str, bytes]:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(remote, "get_many", broken)
+    (ticket,) = running.look_up(KEYS[0])
+    assert running.answers([ticket]) == {ticket: False}
+    monkeypatch.undo()
+    remote.blobs[KEYS[1]] = sealed(KEYS[1])
+    assert list(running.answers(running.look_up(KEYS[1])).values()) == [True]
+
+
+# Claims
+
+
+@pytest.fixture
+def claiming() -> FakeRemote:
+    remote = FakeRemote()
+    remote.claims = {}
+    return remote
+
+
+CLAIMS = "file:///remote?claims"
+
+
+def test_what_nobody_is_at_is_claimed_and_given_back_once_it_is_there(run: Run, claiming: FakeRemote) -> None:
+    running = run(claiming, urls=CLAIMS)
+    (ticket,) = running.look_up(KEYS[0], lease=5.0)
+    assert running.answers([ticket]) == {ticket: False}
+    assert claiming.claims == {KEYS[0]: "ours"}
+    running.publish(KEYS[0])
+    wait_until(lambda: claiming.released)
+    assert claiming.put_keys == [KEYS[0]]
+
+
+def test_what_fails_here_is_given_back(run: Run, claiming: FakeRemote) -> None:
+    running = run(claiming, urls=CLAIMS)
+    running.answers(running.look_up(KEYS[0], lease=5.0))
+    running.say(wire.Disclaim(KEYS[0]))
+    running.say(wire.Disclaim(KEYS[1]))  # which nobody has claimed
+    wait_until(lambda: claiming.released)
+    assert claiming.released == [KEYS[0]]
+
+
+def test_what_another_host_is_at_is_waited_for_until_it_is_there(run: Run, claiming: FakeRemote) -> None:
+    assert claiming.claims is not None
+    claiming.claims[KEYS[0]] = "another host's"
+    running = run(claiming, urls=CLAIMS)
+    ticket, free = running.look_up(KEYS[0], KEYS[1], lease=PATIENCE)
+    assert running.hear(wire.Claimed).tickets == [ticket]
+    assert running.answers([free]) == {free: False}
+    claiming.blobs[KEYS[0]] = sealed(KEYS[0])
+    assert running.answers([ticket]) == {ticket: True}
+
+
+def test_what_another_host_gave_up_is_compiled_here_at_once(run: Run, claiming: FakeRemote) -> None:
+    assert claiming.claims is not None
+    claiming.claims[KEYS[0]] = "another host's"
+    running = run(claiming, urls=CLAIMS)
+    (ticket,) = running.look_up(KEYS[0], lease=PATIENCE)
+    running.hear(wire.Claimed)
+    del claiming.claims[KEYS[0]]
+    assert running.answers([ticket]) == {ticket: False}
+    assert claiming.claims == {KEYS[0]: "ours"}
+
+
+def test_a_host_that_is_dead_is_waited_for_no_longer_than_its_compile_would_take(
+    run: Run, claiming: FakeRemote
+) -> None:
+    assert claiming.claims is not None
+    claiming.claims[KEYS[0]] = "a dead host's"
+    running = run(claiming, urls=CLAIMS)
+    (ticket,) = running.look_up(KEYS[0], lease=0.2)
+    assert running.hear(wire.Claimed).seconds >= 0.2
+    assert running.answers([ticket]) == {ticket: False}
+    assert claiming.claims == {KEYS[0]: "a dead host's"}
+
+
+def test_claims_that_are_held_at_the_end_are_given_back(run: Run, claiming: FakeRemote) -> None:
+    running = run(claiming, urls=CLAIMS)
+    running.answers(running.look_up(KEYS[0], KEYS[1], lease=60.0))
+    running.end()
+    assert sorted(claiming.released) == KEYS[:2]
+
+
+def test_where_no_claims_are_wanted_none_are_made(run: Run, claiming: FakeRemote) -> None:
+    running = run(claiming)
+    running.answers(running.look_up(KEYS[0], lease=5.0))
+    assert claiming.claims == {}
