@@ -155,7 +155,10 @@ class Sources:
         source.key = found.key
         if found.strange:
             self._sessions.tell(source.session.number, wire.Notice(found.strange))
-        if found.recipe is None:
+        if found.recipe is None and source.asked.background:
+            # Of another torch or Triton, most likely. Describing it would keep others waiting.
+            self._fail(source, wire.Failure("service", "nobody has asked for it, and its recipe is not known"))
+        elif found.recipe is None:
             self._ask(source)
         else:
             self._has_recipe(source, found.recipe)
@@ -236,7 +239,7 @@ class Sources:
             return
         preferences = compiles.source.session.preferences
         self._errands.do(
-            lambda: self._recipes.put_into_triton_cache(result, request, place, preferences),
+            lambda: self._recipes.made_known(result, request, place, preferences),
             lambda kept: self._over(compiles, index, kept),
             lambda: self._over(compiles, index, result),
         )
@@ -273,7 +276,9 @@ class Sources:
 
         def go_on(known: tuple[str, list[RecipeJob] | None]) -> None:
             key, jobs = known
-            if jobs is None:
+            if jobs is None and source.asked.background:
+                self._tell_all(source, outcomes, "", None)
+            elif jobs is None:
                 self._ask_what_is_added(source, outcomes, counts, key)
             else:
                 self._tell_all(source, outcomes, key, jobs)
