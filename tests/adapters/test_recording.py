@@ -48,7 +48,7 @@ def generated(key: str, **fields: Any) -> GeneratedSource:
         recipe=b"recipe",
         stem="cabc",
         torch="torch",
-        stamp="stamp",
+        generation="generation",
     )
     return msgspec.structs.replace(made, **fields)
 

@@ -27,7 +27,7 @@ def source(number: int, seconds: float = 0.0) -> GeneratedSource:
         recipe=b"",
         stem="c",
         torch="torch",
-        stamp="stamp",
+        generation="generation",
         duration_s=seconds,
         last_seen=DAY,
     )

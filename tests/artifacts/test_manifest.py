@@ -49,7 +49,7 @@ def generated(key: str = "a" * 64, **fields: Any) -> GeneratedSource:
         "recipe": b"recipe",
         "stem": "cabc",
         "torch": "torch",
-        "stamp": "stamp",
+        "generation": "generation",
         "last_seen": DAY,
     }
     return GeneratedSource(key=key, **{**said, **fields})
@@ -284,6 +284,7 @@ specializations = st.builds(
     duration_s=st.sampled_from([0.0, 0.5, 2.0]),
     winner=st.booleans(),
     asked_by=st.sampled_from(["", "a.py:1", "b.py:2"]),
+    torch=st.sampled_from(["", "one", "another"]),
     last_seen=st.sampled_from([DAY, DAY - dt.timedelta(1)]),
 )
 tunings = st.builds(
@@ -351,6 +352,20 @@ def test_of_a_generated_source_what_the_last_run_saw_stands_and_what_either_know
     late = generated(recipe=b"a", duration_s=1.0)
     (merged,) = Manifest.of([], generated=[early, late]).generated.values()
     assert merged == generated(recipe=b"a", duration_s=2.0, added_key="c" * 64, added=b"added")
+
+
+@pytest.mark.parametrize("changes", [{"stem": "../c"}, {"stem": ""}, {"added_key": "../../k"}, {"key": "k"}])
+def test_a_source_whose_names_lead_elsewhere_is_no_source(changes: dict[str, Any]) -> None:
+    fields = {name: getattr(generated(), name) for name in generated().__struct_fields__} | changes
+    made = Manifest(generated={"a" * 64: GeneratedSource(**fields)})
+    with pytest.raises(DamagedError):
+        manifest_module._parse(Path("any"), made.encode())
+
+
+def test_the_record_of_a_program_that_was_killed_says_that_it_used_torch_compile() -> None:
+    assert Manifest.of([], generated=[generated()]).uses_torch_compile
+    assert Manifest.of([specialization(torch="generation")]).uses_torch_compile
+    assert not Manifest.of([specialization()]).uses_torch_compile
 
 
 def test_what_no_run_has_asked_for_is_forgotten() -> None:

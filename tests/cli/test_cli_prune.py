@@ -15,6 +15,7 @@ from test_cli import KERNEL, run
 from headstart.artifacts import known_failure
 from headstart.artifacts.bundle import Bundle, BundleWriter, merge_bundles
 from headstart.artifacts.entry import Entry, pack_entry
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.keyring import Keyring
 from headstart.artifacts.last_used import note, record_path
 from headstart.artifacts.manifest import Manifest
@@ -23,7 +24,7 @@ from headstart.artifacts.seal import sign_bundle
 from headstart.artifacts.signing import sign, sign_locally
 from headstart.artifacts.specialization import Specialization
 from headstart.artifacts.trust import Trust
-from headstart.describe.recipe import Function, Recipe, RecipeJob
+from headstart.describe.recipe import Describe, Function, Recipe, RecipeJob, request_of
 from headstart.errors import CompileError
 from headstart.model import keys
 from headstart.model.request import CompileRequest
@@ -234,6 +235,38 @@ def test_with_both_what_either_would_keep_is_kept() -> None:
     used(1, recent)
     run("bundle", "prune", PATH, "--unused-since", "7", "--keep", manifest(wanted))
     assert left() == {"recent", "wanted"}
+
+
+def test_what_torch_compile_generated_in_a_manifest_is_kept_with_its_kernels() -> None:
+    nothing: dict[str, Any] = {"dict": []}
+    jobs = [
+        RecipeJob("", "", "triton_poi", {"x": "*fp32"}, nothing, nothing, {"num_warps": warps}, "cuda:90:32", None)
+        for warps in (4, 8)
+    ]
+    function = Function("triton_poi", "", "", [], [], "", "", "")
+    made = Recipe("", KERNEL, 0, [], function, jobs[:1], True, 0.0)
+    described = Describe("triton_poi", KERNEL, {}, None, {}, {})
+    kernels = [entry(request_of(job, text=KERNEL, path="", module="", variables={})) for job in jobs]
+    recipe_itself, stranger = recipe("triton_poi", "triton_poi"), recipe("triton_red", "triton_red")
+    write(*kernels, recipe_itself, entry("triton_red"), stranger)
+    used(30)
+    source = GeneratedSource(
+        key=recipe_itself.key,
+        name="triton_poi",
+        target="cuda:90",
+        configurations=1,
+        question=msgspec.msgpack.encode(described),
+        recipe=msgspec.msgpack.encode(made),
+        added_key="e" * 64,
+        added=msgspec.msgpack.encode(jobs[1:]),
+        stem="c",
+        torch="torch",
+        generation="generation",
+    )
+    Manifest.of([], generated=[source]).save("app.manifest")
+    result = run("bundle", "prune", PATH, "--unused-since", "7", "--keep", "app.manifest")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(item.name for item in Bundle.open(PATH)) == ["triton_poi"] * 3
 
 
 # What is written

@@ -50,6 +50,10 @@ def test_every_source_is_recorded_with_its_recipe(first: dict[str, Any]) -> None
     assert sum(each.configurations for each in manifest.generated.values()) <= first["counts"]["jobs"]
     assert {each.target for each in manifest.generated.values()} == {"cuda:90"}
     assert all(each.duration_s > 0 for each in manifest.generated.values())
+    assert any(each.added for each in manifest.generated.values()), "rescaling added a configuration"
+    late = [each for each in manifest.specializations.values() if each.torch]
+    assert len(late) == first["counts"]["late"] == 2
+    assert all(each.duration_s > 0 for each in late)
 
 
 def test_the_next_start_compiles_them_before_anything_asks(first: dict[str, Any], programs: Programs) -> None:
@@ -92,6 +96,7 @@ def test_a_record_that_says_something_else_than_its_sources_changes_nothing(
         {"recipe": b"\xc1"},
         {"key": "0" * 64},
         {"torch": "another"},
+        {"stem": sources[-1].stem},
     ]
     told = [msgspec.structs.replace(each, **lie) for each, lie in zip(sources, lies, strict=False)]
     path = tmp_path / "changed.manifest"
@@ -118,7 +123,7 @@ def test_a_manifest_is_built_without_the_program_and_the_program_compiles_nothin
 ) -> None:
     manifest = Manifest.open(first["record"])
     if of_another_torch:
-        other = {"stamp": "another", "torch": "another", "key": ""}
+        other = {"generation": "another", "torch": "another", "key": ""}
         generated = [
             msgspec.structs.replace(each, **{**other, "key": f"{number:064x}"})
             for number, each in enumerate(manifest.generated.values())

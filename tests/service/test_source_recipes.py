@@ -88,6 +88,9 @@ def test_what_an_earlier_run_has_recorded_is_believed_and_kept_if_it_is_of_the_s
     said = recorded(key, added_key=added_key, added=msgspec.msgpack.encode([JOB]))
     assert service.find(said, DESCRIBED, preferences).recipe == RECIPE
     assert recipes().find(asked(), DESCRIBED, preferences).recipe == RECIPE
+    other_key, jobs = service.added(said, DESCRIBED, RECIPE, [32], preferences)
+    assert (other_key != added_key, jobs) == (True, None), "it was recorded for other registers"
+    assert service.added(said, DESCRIBED, RECIPE, [64], preferences) == (added_key, [JOB])
     assert recipes().added(asked(), DESCRIBED, RECIPE, [64], preferences) == (added_key, [JOB])
 
 
@@ -100,8 +103,10 @@ def test_what_was_recorded_and_says_more_than_its_source_is_described_again(pref
     key = recipes().find(asked(), DESCRIBED, preferences).key
     lie = msgspec.structs.replace(RECIPE, text=f"import os\n{TEXT}")
     assert recipes().find(recorded(key, lie), DESCRIBED, preferences).recipe is None
-    no_jobs = recorded(key, added_key="d" * 64, added=b"\xc1")
+    added_key, _ = recipes().added(asked(), DESCRIBED, RECIPE, [64], preferences)
+    no_jobs = recorded(key, added_key=added_key, added=b"\xc1")
     assert recipes().find(no_jobs, DESCRIBED, preferences).recipe == RECIPE
+    assert recipes().added(no_jobs, DESCRIBED, RECIPE, [64], preferences) == (added_key, None)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def entry() -> bytes:
 
 def test_a_kernel_is_put_where_its_client_wants_it(preferences: wire.Preferences, tmp_path: Path) -> None:
     place = wire.TritonCache(os.fsencode(tmp_path / "triton" / "FOLDER"), "b" * 64, "triton_kernel")
-    result = recipes().put_into_triton_cache(wire.Result(1, "c" * 64, entry()), REQUEST, place, preferences)
+    result = recipes().made_known(wire.Result(1, "c" * 64, entry()), REQUEST, place, preferences)
     assert result.in_triton_cache
     assert triton_cache.find(os.fsdecode(place.folder), "triton_kernel") is not None
 
@@ -173,7 +178,7 @@ def test_a_kernel_that_cannot_be_put_there_is_left_to_the_client(preferences: wi
     place = wire.TritonCache(os.fsencode(tmp_path / "a file" / "FOLDER"), "b" * 64, "triton_kernel")
     gone = wire.Result(1, "c" * 64)
     for result in (gone, wire.Result(1, "c" * 64, entry())):
-        assert not recipes().put_into_triton_cache(result, REQUEST, place, preferences).in_triton_cache
+        assert not recipes().made_known(result, REQUEST, place, preferences).in_triton_cache
 
 
 def test_the_folder_of_an_entry_is_named_as_triton_does() -> None:

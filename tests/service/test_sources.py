@@ -116,7 +116,7 @@ class Service:
     def look_up(self, settings: Any, sought: str, answered: Callable[[wire.FoundRemotely | None], None]) -> None:
         self.looked_up.append((sought, answered))
 
-    def put_into_triton_cache(
+    def made_known(
         self, result: wire.Result, request: CompileRequest, place: wire.TritonCache, preferences: Any
     ) -> wire.Result:
         return msgspec.structs.replace(result, in_triton_cache=place is not None, registers=99)
@@ -330,6 +330,18 @@ def test_a_source_of_an_earlier_run_is_compiled_in_the_background_into_the_store
     service.finish(0, in_triton_cache=False, registers=None)
     (answer,) = service.answers(wire.SourceCompiled)
     assert not answer.jobs[0].answer.in_triton_cache
+
+
+def test_a_source_of_an_earlier_run_keeps_no_describer_from_those_who_ask(service: Service) -> None:
+    service.begin(background=True)
+    (answer,) = service.answers(wire.Failed)
+    assert "its recipe is not known" in answer.failure.summary
+    service.known = Found("key", recipe(job(1), may_scale=True))
+    service.begin(background=True, ticket=8)
+    service.finish(0, in_triton_cache=False, registers=None)
+    (told,) = service.answers(wire.SourceCompiled)
+    assert (told.added, told.has_more) == (b"", False)
+    assert service.questions == []
 
 
 def test_what_rescaling_adds_to_a_source_of_an_earlier_run_follows_from_its_registers_too(service: Service) -> None:

@@ -288,8 +288,7 @@ class Enabled:
                 manifest = self._manifest
             if manifest.uses_torch_compile and self._choices.torch_when_used:
                 self._start_torch()
-            kernels = len(manifest.specializations) + len(manifest.generated) - manifest.torch_compiles
-            if kernels and (adapter := self._adapter()) is not None:
+            if manifest.kernels and (adapter := self._adapter()) is not None:
                 from headstart.adapters.replay import Replay
 
                 choices = self._choices

@@ -23,7 +23,7 @@ from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.specialization import Specialization
 from headstart.artifacts.vetting import check_request
 from headstart.client.async_compile import AsyncCompile
-from headstart.errors import DamagedError, HeadstartError
+from headstart.errors import DamagedError, HeadstartError, ServiceError
 from headstart.model.environment import TOOL_VARIABLES, bypass_reason, fingerprint
 from headstart.model.request import CompileRequest
 from headstart.model.target import Target
@@ -181,11 +181,11 @@ class SourcesReplay:
                     adapter.prefetch_late(each)
                 elif adapter.prefetch(each):
                     self._keys.add(each.key)
-            except DamagedError as error:
-                _log.debug("%s is not compiled ahead: %s", each, error)
-            except HeadstartError as error:
+            except ServiceError as error:
                 _log.debug("no more is compiled ahead: %s", error)
                 return
+            except HeadstartError as error:
+                _log.debug("%s is not compiled ahead: %s", each, error)
 
     def stop(self) -> None:
         """Kick off no more."""

@@ -10,6 +10,7 @@ import msgspec
 
 from headstart.artifacts.entry import Key
 
+MaybeKey = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 # It becomes a file's name.
 Stem = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]{1,100}\Z")]
 
@@ -30,7 +31,8 @@ class GeneratedSource(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         added_key, added: what rescaling added, a list of `headstart.describe.recipe.RecipeJob`, and its key in stores
             and bundles; empty if nothing is known of it.
         stem: key in Inductor's code cache of the source that was described.
-        torch: Inductor's digest of torch's files; `stamp`: see `headstart.describe.facts.stamp`.
+        torch: Inductor's digest of torch's files.
+        generation: of that torch; see `headstart.describe.facts.generation`.
         duration_s: seconds that its compiles took together; 0 if it was served without one and nobody knows.
         last_seen: the day (UTC) on which a program last asked for it.
     """
@@ -41,11 +43,11 @@ class GeneratedSource(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     configurations: int
     question: bytes
     recipe: bytes
-    added_key: str = ""
+    added_key: MaybeKey = ""
     added: bytes = b""
     stem: Stem
     torch: str
-    stamp: str
+    generation: str
     duration_s: float = 0.0
     last_seen: dt.date = dt.date.min
 

@@ -142,13 +142,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def uses_torch_compile(self) -> bool:
-        """Whether a program that it was recorded with used torch.compile."""
-        return any(origin.torch_version for origin in self.origins)
+        """Whether a program that it was recorded with used torch.compile, be it one that was killed."""
+        return any(origin.torch_version for origin in self.origins) or self.torch_compiles > 0
 
     @property
     def torch_compiles(self) -> int:
         """How many sources and kernels in it are torch.compile's."""
         return len(self.generated) + sum(bool(each.torch) for each in self.specializations.values())
+
+    @property
+    def kernels(self) -> int:
+        """How many kernels in it are the programs' own."""
+        return sum(not each.torch for each in self.specializations.values())
 
     @property
     def triton_versions(self) -> list[str]:

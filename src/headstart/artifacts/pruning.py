@@ -61,7 +61,7 @@ def choose(bundle: Bundle, use: Use, wanted: Collection[str] | None, named_by_re
     Args:
         bundle: any.
         use: see `Use`.
-        wanted: digests of requests; None: not asked for. One of `use` and `wanted` has to be.
+        wanted: digests of requests, and keys of recipes; None: not asked for. One of `use` and `wanted` has to be.
         named_by_recipes: names of the kernels that recipes in the bundle name.
     """
 
@@ -79,7 +79,8 @@ def choose(bundle: Bundle, use: Use, wanted: Collection[str] | None, named_by_re
 
     choice = Choice([], [], [])
     for item in bundle:
-        is_wanted = wanted is not None and item.kind in _FOR_REQUESTS and item.request_digest in wanted
+        named = (*_FOR_REQUESTS, RECIPE)
+        is_wanted = wanted is not None and item.kind in named and item.request_digest in wanted
         if item.key not in unused or is_wanted:
             choice.kept.append(item)
         elif is_unsure(item):

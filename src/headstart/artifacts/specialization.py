@@ -65,7 +65,8 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         asked_by: where the program asked for it, `"file:line"`; empty if unknown.
         last_seen: the day (UTC) on which a program last asked for it.
         torch: of a kernel that torch.compile asked for by itself, and not as part of a generated source
-            (`headstart.artifacts.generated`): which torch, as `headstart.describe.facts.stamp` says it; else empty.
+            (`headstart.artifacts.generated`): which torch, as `headstart.describe.facts.generation` says it.
+            Empty: it is a kernel of the program's own.
     """
 
     request: CompileRequest
@@ -93,6 +94,7 @@ class Specialization(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             duration_s=max(self.duration_s, other.duration_s),
             winner=self.winner or other.winner,
             failed=max(self.failed, other.failed),
+            torch=max(self.torch, other.torch),
         )
 
 

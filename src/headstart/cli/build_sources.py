@@ -19,6 +19,7 @@ from headstart.adapters.inductor.recipes import Recipes
 from headstart.adapters.inductor.recorded import Answer, RecordedSource
 from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import Manifest
+from headstart.cli import count
 from headstart.client.async_compile import AsyncCompile
 from headstart.client.client import Client
 from headstart.client.future import LambdaFuture
@@ -28,7 +29,7 @@ from headstart.client.timeline import Statistics
 from headstart.describe import facts
 from headstart.describe.recipe import Recipe, RecipeJob, request_of
 from headstart.errors import DamagedError, HeadstartError, UsageError
-from headstart.model.environment import TOOL_VARIABLES
+from headstart.model.environment import TOOL_VARIABLES, fingerprint
 from headstart.model.target import Target
 
 _recipe_decoder = msgspec.msgpack.Decoder(Recipe)
@@ -77,6 +78,7 @@ class SourcesBuild:
         self._asked: dict[str, RecordedSource] = {}
         self._recipe: dict[str, Recipe] = {}
         self._added: dict[str, list[RecipeJob]] = {}
+        self._handed_over: set[tuple[RecordedSource, str]] = set()
         self._built: set[Target] = set()
         self._told: set[str] = set()  # targets that nothing is built for
 
@@ -92,11 +94,14 @@ class SourcesBuild:
 
     def kick_off(self) -> None:
         """Ask for everything, without waiting."""
+        torch = _torch_key() if self._sources else ""
+        if isinstance(torch, Exception):
+            sources = count(len(self._sources), "source")
+            self._refuse(f"{sources} of torch.compile's left out: torch cannot be used: {torch}")
+            self._sources = []
         for each in self._sources:
             if not self._is_for(each.name, each.target):
                 continue
-            # To ask torch takes seconds: it has to be imported.
-            torch = each.torch if each.stamp == facts.stamp() else facts.torch_key()
             name = f"{each.name} ({each.target})"
             try:
                 source = RecordedSource(
@@ -104,7 +109,7 @@ class SourcesBuild:
                     self._policy.toolchain,
                     functools.partial(self._answered, each),
                     background=False,
-                    variables=self._with_tools,
+                    variables=lambda recorded: _with_tools(recorded, self._policy.environment()),
                 )
             except DamagedError as error:
                 self._refuse(f"{name} was left out: {error.reason}")
@@ -114,7 +119,9 @@ class SourcesBuild:
         for late in self._late:
             request = late.request
             if self._is_for(request.name, request.target):
-                request = msgspec.structs.replace(request, environment=self._with_tools(request.environment))
+                # As the program will ask for it: in its own process, which does not know torch's assembler.
+                environment = _with_tools(request.environment, fingerprint())
+                request = msgspec.structs.replace(request, environment=environment)
                 try:
                     self._watch(self._compiler.submit(request))
                 except UsageError as error:
@@ -160,11 +167,6 @@ class SourcesBuild:
             )
         return False
 
-    def _with_tools(self, recorded: dict[str, str]) -> dict[str, str]:
-        """Tools are this machine's; they count by content."""
-        tools = {name: value for name, value in self._policy.environment().items() if name in TOOL_VARIABLES}
-        return {**{name: value for name, value in recorded.items() if name not in TOOL_VARIABLES}, **tools}
-
     def _compiled(self, source: RecordedSource, recorded: GeneratedSource, said: wire.SourceCompiled) -> None:
         recipe = self._recipe[recorded.key] = _recipe_decoder.decode(said.recipe)
         if said.key:
@@ -183,6 +185,9 @@ class SourcesBuild:
         outcomes: Sequence[wire.JobOutcome],
     ) -> None:
         for job, outcome in zip(jobs, outcomes, strict=True):
+            if (source, job.key) in self._handed_over:
+                continue  # a service that died had said it
+            self._handed_over.add((source, job.key))
             if isinstance(outcome.answer, wire.Failed) and outcome.answer.failure.is_refused_by_assembler:
                 continue  # to Inductor's autotuners, one configuration less
             make = functools.partial(
@@ -196,3 +201,17 @@ class SourcesBuild:
             future, delivered = self._compiler.expect(job.name, make, use_store=True, want=lambda: None)
             delivered.settle(outcome)
             self._watch(future)
+
+
+def _torch_key() -> str | Exception:
+    """Inductor's digest of this torch's files, which only torch itself says."""
+    try:
+        return facts.torch_key()
+    except Exception as error:  # noqa: BLE001 - whatever an import raises
+        return error
+
+
+def _with_tools(recorded: dict[str, str], here: dict[str, str]) -> dict[str, str]:
+    """The recorded variables, with the tools of this machine: these count by content."""
+    others = {name: value for name, value in recorded.items() if name not in TOOL_VARIABLES}
+    return {**others, **{name: value for name, value in here.items() if name in TOOL_VARIABLES}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
 from collections.abc import Sequence
@@ -12,18 +13,23 @@ import msgspec
 
 from headstart.artifacts import last_used, pruning
 from headstart.artifacts.bundle import Bundle
+from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.pruning import Choice, Use
 from headstart.artifacts.trust import trust_of_this_user
 from headstart.cli import Failure, OutputFile, count, human_bytes, printable, printable_lines, reading
 from headstart.cli.differences import counted
 from headstart.client import vouching
-from headstart.describe.recipe import kernels_named
+from headstart.describe.plain import NotPlainDataError
+from headstart.describe.recipe import Describe, Recipe, RecipeJob, kernels_named, request_of
 from headstart.errors import DamagedError, UsageError
 from headstart.system.files import BUNDLE, check_replaceable
 from headstart.system.settings import Settings
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_describe_decoder = msgspec.msgpack.Decoder(Describe)
+_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
+_jobs_decoder = msgspec.msgpack.Decoder(list[RecipeJob])
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
 
 
@@ -125,6 +131,9 @@ def _chosen(bundle: Bundle, since: dt.date | None, manifests: Sequence[Path]) ->
             with reading(manifest):
                 opened.append(Manifest.open(manifest))
         wanted = pruning.wanted_by(opened, bundle)
+        for each in opened:
+            for source in each.generated.values():
+                wanted |= _wanted_by_source(source)
     choice = pruning.choose(bundle, use, wanted, _named_by_recipes(bundle))
     if wanted is not None and choice.dropped and not any(item.request_digest in wanted for item in bundle):
         raise Failure(
@@ -132,6 +141,18 @@ def _chosen(bundle: Bundle, since: dt.date | None, manifests: Sequence[Path]) ->
             "Are they of one program?"
         )
     return choice
+
+
+def _wanted_by_source(source: GeneratedSource) -> set[str]:
+    """What a source that torch.compile generated takes: its recipe, what rescaling added, and the kernels of both."""
+    wanted = {source.key, source.added_key} - {""}
+    with contextlib.suppress(msgspec.DecodeError, NotPlainDataError, UsageError):
+        described, recipe = _describe_decoder.decode(source.question), _recipe_decoder.decode(source.recipe)
+        added = _jobs_decoder.decode(source.added) if source.added else []
+        for job in recipe.jobs + added:
+            module, variables = recipe.function.module, described.variables
+            wanted.add(request_of(job, text=recipe.text, path="", module=module, variables=variables).digest())
+    return wanted
 
 
 def _named_by_recipes(bundle: Bundle) -> set[str]:

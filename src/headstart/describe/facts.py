@@ -5,6 +5,7 @@ Read for torch 2.11 to 2.14, and run with `KNOWN_VERSIONS`. Nothing here imports
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import enum
 import functools
@@ -71,6 +72,18 @@ def stamp() -> str:
         with contextlib.suppress(OSError):
             status = path.stat()
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def generation() -> str:
+    """Of that torch: changes when it may generate other sources, and not when its virtual environment is rebuilt."""
+    torch = find_torch()
+    assert torch is not None
+    digest = hashlib.sha256(torch.version.encode())
+    for path in sorted(Path(torch.folder, "_inductor").rglob("*.py")):
+        with contextlib.suppress(OSError):
+            digest.update(f"{path.relative_to(torch.folder)}\0{path.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 
@@ -194,6 +207,12 @@ def torch_key() -> str:
     """Inductor's own digest of torch's source files."""
     key = codecache().torch_key()
     return key.hex() if isinstance(key, bytes) else str(key)
+
+
+def stem_of(text: str) -> str:
+    """The same key without torch, for what comes out of a file: as `torch._inductor.codecache.code_hash` makes it."""
+    digest = hashlib.sha256(text.strip().encode()).digest()
+    return "c" + base64.b32encode(digest)[:51].decode().lower()
 
 
 def code_key(text: str) -> str:

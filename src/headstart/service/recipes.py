@@ -75,8 +75,6 @@ class Recipes:
         recipe = recipe_entries.decoded(said.recipe, described, asked.stem)
         if recipe is not None:
             self.keep(key, asked, described, recipe, preferences)
-            if said.added_key and (jobs := recipe_entries.decoded_jobs(said.added, described)) is not None:
-                self.keep(said.added_key, asked, described, jobs, preferences)
         return recipe
 
     def added(
@@ -95,7 +93,15 @@ class Recipes:
         toolchain = self._toolchain(asked, described, preferences)
         key = recipe_entries.added_key(recipe, counts, toolchain, asked.torch)
         entry = self._entry(key, preferences) if asked.use_store else None
-        return key, None if entry is None else recipe_entries.added_of(entry, described)
+        if entry is not None:
+            return key, recipe_entries.added_of(entry, described)
+        said = asked.recorded
+        jobs = None
+        if said is not None and said.added_key == key:
+            jobs = recipe_entries.decoded_jobs(said.added, described)
+            if jobs is not None and asked.use_store:
+                self.keep(key, asked, described, jobs, preferences)
+        return key, jobs
 
     def keep(
         self,
@@ -122,17 +128,17 @@ class Recipes:
         """What other hosts are asked for, or offered."""
         return Sought(key, recipe_entries.KIND, key, preferences.cache_dir, preferences.trusts_cache_dir)
 
-    def put_into_triton_cache(
+    def made_known(
         self,
         result: wire.Result,
         request: CompileRequest,
         place: wire.TritonCache | None,
         preferences: wire.Preferences,
     ) -> wire.Result:
-        """Have a kernel where its client wants it, if it can be, though its worker has not put it there.
+        """What a client is told of a kernel that its worker has not put where the client wants it.
 
-        Returns:
-            The result with what its client is told then; `place` None: only with the registers that it takes.
+        Args:
+            place: where that is; the kernel is put there, if it can be. None: only its registers are wanted.
         """
         try:
             entry = Entry.from_bytes(result.entry) if result.entry else None

@@ -183,6 +183,10 @@ class Sources:
         self._remotes.look_up(preferences.remote, self._recipes.sought(key, preferences), answered)
 
     def _ask(self, source: _Source) -> None:
+        if source.asked.background:
+            # Of another torch or Triton, most likely. Describing it would keep others waiting.
+            self._fail(source, wire.Failure("service", "nobody has asked for it, and its recipe is not known"))
+            return
         if not self._describers.is_awake(source.kind):
             self._sessions.tell(source.session.number, wire.SourceLocated(source.asked.ticket, False))
         self._describers.ask(
@@ -265,7 +269,7 @@ class Sources:
             return
         preferences = compiles.source.session.preferences
         self._errands.do(
-            lambda: self._recipes.put_into_triton_cache(result, request, place, preferences),
+            lambda: self._recipes.made_known(result, request, place, preferences),
             lambda kept: self._over(compiles, index, kept),
             lambda: self._over(compiles, index, result),
         )
@@ -321,6 +325,10 @@ class Sources:
         look(False)
 
     def _ask_what_is_added(self, source: _Source, outcomes: Outcomes, counts: list[int | None], key: str) -> None:
+        if source.asked.background:
+            self._tell_all(source, outcomes, "", None)
+            return
+
         def answered(said: bytes | wire.Failure) -> None:
             if not self._is_there(source):
                 return

@@ -201,7 +201,7 @@ class Adapter:
             DamagedError: the record says too little.
             ServiceError: the client is closed, or there is no toolchain.
         """
-        if recorded.stamp != facts.stamp() or not self.keeps or self.recipes.has(recorded.key):
+        if recorded.generation != facts.generation() or not self.keeps or self.recipes.has(recorded.key):
             return False
         source = RecordedSource(recorded, self._policy.toolchain)
         self.compiler.client.submit_source(recorded.name, self._policy, source)
@@ -209,7 +209,7 @@ class Adapter:
 
     def prefetch_late(self, recorded: Specialization) -> bool:
         """The same of a kernel that no source foresaw."""
-        if recorded.torch != facts.stamp() or not self.keeps:
+        if recorded.torch != facts.generation() or not self.keeps:
             return False
         self.compiler.submit(recorded.request, background=True)
         return True
@@ -217,7 +217,7 @@ class Adapter:
     def _note_late(self, stem: str, request: CompileRequest, seconds: float) -> None:
         # A source that was imported here, since the describer was late, is recorded as one.
         if self.recorder is not None and stem not in self._loaded_here and not compat.caches_disabled():
-            self.recorder.note(request, request.digest(), duration_s=seconds, torch=facts.stamp())
+            self.recorder.note(request, request.digest(), duration_s=seconds, torch=facts.generation())
 
     def compile(self, real: Callable[..., Any], src: Any, target: Any = None, options: Any = None, **more: Any) -> Any:
         """In place of `triton.compile`, for Inductor."""

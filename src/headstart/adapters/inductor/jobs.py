@@ -98,6 +98,8 @@ class Jobs:
         self._jobs: dict[tuple[str, str], StartedJob] = {}
         self._devices: dict[str, int] = {}
         self._made: dict[int, Made] = {}  # by `id` of the job's token
+        self._late: dict[int, str] = {}  # the same: stems of those that no source foresaw
+        self._seconds: dict[int, float] = {}  # the same: what the service has answered and nobody has looked at
         self.first: float | None = None
 
     def find(self, key: str, variables: dict[str, str]) -> StartedJob | None:
@@ -112,6 +114,13 @@ class Jobs:
     def answered(self, request: CompileRequest, result: wire.Result) -> None:
         """The service has answered; called in the connection's thread, before the future is done."""
         self._note(request, request.name, result)
+        seconds = 0.0 if result.cached else max(0.0, result.finished - result.started)
+        with self._lock:
+            stem = self._late.get(id(request))
+            if stem is None:
+                self._seconds[id(request)] = seconds
+        if stem is not None:
+            self._note_late(stem, request, seconds)
 
     def _note(self, token: object, name: str, result: wire.Result) -> None:
         if result.in_triton_cache:
@@ -226,11 +235,12 @@ class Jobs:
             variables=variables,
             use_store=not compat.caches_disabled(),
         )
-        started = self._jobs[under(job.key, variables)]
-        future.add_done_callback(functools.partial(self._late_is_done, stem, started.token))
+        future.add_done_callback(lambda _: self._heard())
+        request = self._jobs[under(job.key, variables)].token
+        if isinstance(request, CompileRequest):
+            with self._lock:
+                self._late[id(request)] = stem
+                seconds = self._seconds.pop(id(request), 0.0 if future.done() else None)
+            if seconds is not None:  # it was answered already, or a bundle had it
+                self._note_late(stem, request, seconds)
         return StartedJob(job, future, device)
-
-    def _late_is_done(self, stem: str, request: object, future: LambdaFuture[CompiledKernel]) -> None:
-        self._heard()
-        if isinstance(request, CompileRequest) and future.exception() is None:
-            self._note_late(stem, request, future.result().entry.header.compile_wall_s)

@@ -49,8 +49,8 @@ def generated(described: Describe, stem: str, message: wire.SourceCompiled, reci
         added=message.added if has_added else b"",
         stem=stem,
         torch=facts.torch_key(),
-        stamp=facts.stamp(),
-        duration_s=sum(each.finished - each.started for each in results if not each.cached),
+        generation=facts.generation(),
+        duration_s=sum(max(0.0, each.finished - each.started) for each in results if not each.cached),
     )
 
 
@@ -88,8 +88,14 @@ class RecordedSource:
             described = _describe_decoder.decode(recorded.question)
         except (msgspec.DecodeError, RecursionError) as error:
             raise DamagedError(Path(recorded.name), f"what it was described by cannot be read: {error}") from error
-        self.described = msgspec.structs.replace(described, variables=variables(described.variables))
-        self.path = facts.path_of_stem(recorded.stem, facts.expected_cache_dir())
+        if recorded.stem != facts.stem_of(described.source):
+            raise DamagedError(Path(recorded.name), "it is recorded under another source's name")
+        # Not the folder of the run that was recorded: it may be somebody else's by now.
+        folder = facts.expected_cache_dir()
+        self.described = msgspec.structs.replace(
+            described, variables=variables(described.variables), environment={"TORCHINDUCTOR_CACHE_DIR": folder}
+        )
+        self.path = facts.path_of_stem(recorded.stem, folder)
         self._recorded = recorded
         self._toolchain = toolchain
         self._answered = answered

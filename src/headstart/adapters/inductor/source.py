@@ -249,8 +249,15 @@ class Source:
 
     def _note(self, message: wire.SourceCompiled, recipe: Recipe) -> None:
         """For the next run: what was asked, and what was said of it."""
-        if self.adapter.recorder is not None and message.key:
+        failures = [each.answer.failure for each in message.jobs if isinstance(each.answer, wire.Failed)]
+        if self.adapter.recorder is None or not message.key:
+            return
+        if not all(failure.is_refused_by_assembler for failure in failures):
+            return  # it fails the source
+        try:
             self.adapter.recorder.note_generated(generated(self.described, self._shared_stem, message, recipe))
+        except Exception:  # noqa: BLE001 - a kernel must not be lost because it is not written down
+            _log.exception("%s is not recorded; this is a bug", self.name)
 
     def _write_early(self, job: RecipeJob) -> None:
         """Nobody could put a kernel into Triton's cache, where a process that benchmarks looks, and not here."""
