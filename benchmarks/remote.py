@@ -4,9 +4,9 @@
 
 PART is second, cold or together; without any, all.
 
-Each measurement is a fresh process with a service of its own; kinds take turns, round by round, and ratios are of one
-round each. A host is a cache folder. Redis is the one that `make test-remote` fetches, or the installed one; without
-it, its rows are left out.
+Each measurement is a fresh process with a service of its own; kinds take turns, round by round, and ratios are medians
+of one round's each. CPU seconds are of all processes, that of the remote included. A host is a cache folder. Redis is
+the one that `make test-remote` fetches, or the installed one; without it, its rows are left out.
 
     second host   all kernels are in the store that is named; until all are there
     cold sweep    nothing is stored; until all are compiled:
@@ -21,9 +21,11 @@ it, its rows are left out.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import marshal
 import os
+import resource
 import shutil
 import socket
 import statistics
@@ -42,6 +44,7 @@ from benchmarks import machine
 from benchmarks.workloads import TARGET
 
 ROOT = Path(__file__).resolve().parent.parent
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _LIMIT = 300.0  # seconds for one process
 _SWEEP = 40  # kernels
 _TOGETHER = 48
@@ -116,14 +119,24 @@ class Bench:
         )
 
     def run(self, host: Path, remote: str, kernels: str, count: int) -> dict[str, Any]:
-        """`kernels`: a file of them, or `"small"`."""
-        return finish(self.start(host, remote, kernels, count))
+        """`kernels`: a file of them, or `"small"`. Ends when everything has that it started."""
+        before = _cpu_of_the_dead()
+        said = finish(self.start(host, remote, kernels, count))
+        self.settle()
+        return {**said, "cpu_s": _cpu_of_the_dead() - before}
 
     def settle(self) -> None:
         """Until nothing is published any more."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and _processes(self.folder):
             time.sleep(0.05)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)  # what was left to this process
+
+
+def _cpu_of_the_dead() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -246,16 +259,20 @@ def measure(kinds: Kinds, rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 def table(title: str, runs: dict[str, list[dict[str, Any]]]) -> None:
     base = [run["took_s"] for run in next(iter(runs.values()))]
-    print(
-        f"\n| {title} | seconds, median (least .. greatest) | ratio of a round, median | compiled | from the remote |"
-    )
-    print("|---|---|---|---|---|")
+    cpu_base = [run["cpu_s"] for run in next(iter(runs.values()))]
+    print(f"\n| {title} | seconds, median (least .. greatest) | ratio | CPU s | ratio | compiled | from the remote |")
+    print("|---|---|---|---|---|---|---|")
     for name, all_of in runs.items():
         took = [run["took_s"] for run in all_of]
         ratio = statistics.median(mine / theirs for mine, theirs in zip(took, base, strict=True))
         shown = f"{statistics.median(took):.3f} ({min(took):.3f} .. {max(took):.3f})"
+        cpu = [run["cpu_s"] for run in all_of]
+        of_cpu = statistics.median(mine / theirs for mine, theirs in zip(cpu, cpu_base, strict=True))
         compiled, remote = all_of[-1]["compiled"], all_of[-1]["remote"]
-        print(f"| {name} | {shown} | {ratio:.3f} | {compiled} | {remote} |")
+        print(
+            f"| {name} | {shown} | {ratio:.3f} | {statistics.median(cpu):.2f} | {of_cpu:.3f} | {compiled} | {remote} |",
+            flush=True,
+        )
 
 
 def second_host(bench: Bench, address: str, rounds: int, count: int, delay: float) -> None:
@@ -284,9 +301,7 @@ def cold_sweep(bench: Bench, address: str, rounds: int) -> None:
 
             def run(at: str = at) -> dict[str, Any]:
                 url = f"redis://{at}/0?prefix={os.urandom(4).hex()}" if at else ""
-                said = bench.run(bench.host(), url, str(bench.codegen), _SWEEP)
-                bench.settle()
-                return said
+                return bench.run(bench.host(), url, str(bench.codegen), _SWEEP)
 
             kinds[name] = run
         table(f"cold sweep, {_SWEEP} kernels", measure(kinds, rounds))
@@ -319,6 +334,7 @@ def together(bench: Bench, address: str, rounds: int) -> None:
 
 
 def main() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # so that the CPU time of all is known
     rounds, count = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("KERNELS", "312"))
     delay = float(os.environ.get("DELAY_MS", "0"))
     for name, value in machine.describe().items():

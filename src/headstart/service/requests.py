@@ -131,6 +131,7 @@ class Requests:
         elif self._sessions.has(session):
             sought = asked.sought(found.key)
             session.sought[asked.message.ticket] = sought
+            lease = self._lease(asked.request)
             self._sought += 1
             self._remotes.look_up(
                 settings,
@@ -138,7 +139,7 @@ class Requests:
                 functools.partial(self._looked_up, asked, found),
                 functools.partial(self._came_late, asked, found),
                 background=asked.message.background and asked.message.ticket not in session.awaited,
-                lease=self._lease(asked.request),
+                lease=lease,
             )
 
     def _looked_up(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely | None) -> None:
