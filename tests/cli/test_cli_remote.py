@@ -8,6 +8,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import bad_servers
 import pytest
 import servers
 from servers import needs
-from test_bundle import A, B, entry, write
+from test_bundle import A, B, C, entry, write
 from test_cli import run
 
 from headstart.artifacts.bundle import Bundle
@@ -237,6 +239,77 @@ def test_a_tag_that_moved_does_not_move_a_digest(bundle: Path, repository: str) 
     run("bundle", "pull", repository, "-o", "latest.bundle")
     assert Path("first.bundle").read_bytes() == bundle.read_bytes()
     assert Path("latest.bundle").read_bytes() == other.read_bytes()
+
+
+# run --bundle oci://…
+
+
+def run_program(*options: str) -> subprocess.CompletedProcess[str]:
+    """A program that says which bundle it has."""
+    Path("app.py").write_text("import os, json\nprint(json.loads(os.environ['HEADSTART_RUN'])['bundle'])\n")
+    command = [sys.executable, "-m", "headstart", "run", *options, "app.py"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_program_starts_from_a_bundle_in_a_registry(bundle: Path, repository: str) -> None:
+    name = run("bundle", "push", bundle, f"{repository}:v1").stdout.strip()
+    by_tag = run_program("--bundle", f"{repository}:v1")
+    assert by_tag.returncode == 0, by_tag.stderr
+    copy = Path(by_tag.stdout.strip())
+    assert copy.read_bytes() == bundle.read_bytes()
+    assert f"headstart: pulled {repository}:v1, " in by_tag.stderr
+    again = run_program("--bundle", f"{repository}:v1")
+    assert (again.stdout, again.stderr) == (by_tag.stdout, ""), "what is there is not pulled again"
+    assert Path(run_program("--bundle", name).stdout.strip()).read_bytes() == bundle.read_bytes()
+    other = write(Path("other.bundle"), entry(A))
+    run("bundle", "push", other, f"{repository}:v1")
+    moved = run_program("--bundle", f"{repository}:v1")
+    assert Path(moved.stdout.strip()).read_bytes() == other.read_bytes()
+    assert copy.read_bytes() == bundle.read_bytes()
+
+
+def test_what_a_run_adds_to_its_copy_stays_there(bundle: Path, repository: str) -> None:
+    run("bundle", "push", bundle, repository)
+    copy = Path(run_program("--bundle", repository).stdout.strip())
+    extended = write(Path("extended.bundle"), entry(A), entry(B), entry(C)).read_bytes()
+    copy.write_bytes(extended)
+    assert run_program("--bundle", repository).stdout.strip() == str(copy)
+    assert copy.read_bytes() == extended
+
+
+@pytest.mark.parametrize("folder", [pytest.param("registry", marks=needs("registry"))])
+def test_with_the_registry_away_a_program_starts_all_the_same(bundle: Path, tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    with servers.running(servers.registry_server(tmp_path / "registry")) as server:
+        url = f"oci://user:{SECRET}@{server.address}/team/app:v1"
+        name = run("bundle", "push", bundle, url).stdout.strip()
+        copies = [run_program("--bundle", each).stdout for each in (url, name)]
+    by_tag, by_digest = run_program("--bundle", url), run_program("--bundle", name)
+    assert by_tag.stdout == copies[0]
+    assert "the copy that was pulled last is used" in by_tag.stderr
+    assert (by_digest.stdout, by_digest.stderr) == (copies[1], "")
+    other = url.replace("app:v1", "other:v1")
+    without = run_program("--bundle", other)
+    assert (without.returncode, without.stdout) == (0, "None\n")
+    assert "the program runs without a bundle" in without.stderr
+    required = run_program("--require-bundle", "--bundle", other)
+    assert (required.returncode, required.stdout) == (1, "")
+    assert SECRET not in by_tag.stderr + without.stderr + required.stderr
+
+
+def test_a_url_that_no_registry_could_have_is_bad_usage() -> None:
+    done = run_program("--bundle", "oci://registry.example/Team/App")
+    assert done.returncode == 2
+    assert "a repository is of lower-case words" in done.stderr
+
+
+def test_copies_that_nobody_has_used_for_long_go(bundle: Path, repository: str) -> None:
+    run("bundle", "push", bundle, repository)
+    old = Path(run_program("--bundle", repository).stdout.strip())
+    os.utime(old.with_name(f".{old.name}.lock"), (time.time() - 100 * 86400,) * 2)
+    run("bundle", "push", write(Path("other.bundle"), entry(A)), repository)
+    new = Path(run_program("--bundle", repository).stdout.strip())
+    assert [path for path in new.parent.iterdir() if path.suffix == ".bundle"] == [new]
 
 
 def test_what_is_not_there_or_no_bundle_is_said(bundle: Path, repository: str) -> None:

@@ -15,6 +15,7 @@ from headstart.adapters.recording import module_program, record_path, script_pro
 from headstart.adapters.run import RunConfig, become, environment, find_module, is_to_be_said, say_use
 from headstart.adapters.run import command as command_line
 from headstart.cli import EXIT_NOT_FROM_BUNDLE, Failure, OutputFile, count, printable_lines, say_misspelt
+from headstart.cli.pulled import BundleFile, pulled
 from headstart.errors import UsageError
 from headstart.model.target import Target
 from headstart.system.files import STATISTICS, check_replaceable
@@ -43,9 +44,11 @@ from headstart.system.variables import Mode, mode
 )
 @click.option(
     "--bundle",
-    type=OutputFile(),
+    "asked_bundle",
+    type=BundleFile(),
     metavar="F",
-    help="Take kernels from this bundle; what is missing in it is compiled, and added at the end.",
+    help="Take kernels from this bundle; what is missing in it is compiled, and added at the end. Also oci://…, one in "
+    "a container registry: what is missing is added to a copy.",
 )
 @click.option(
     "--require-bundle",
@@ -79,7 +82,7 @@ def run(
     as_module: bool,
     record: Path | None,
     manifest: Path | None,
-    bundle: Path | None,
+    asked_bundle: Path | str | None,
     require_bundle: bool,
     stats: Path | None,
     no_record: bool,
@@ -114,13 +117,17 @@ def run(
     if dry_run != (target is not None):
         raise UsageError("--dry-run and --target go together, as in --dry-run --target cuda:90")
     if require_bundle:
-        _check_required(bundle)
+        _check_required(asked_bundle)
     variables = dict(os.environ)
     config: RunConfig | None = None
     say_misspelt()
     if mode() is not Mode.OFF:
         # What is wrong is said before the program runs.
         settings = Settings.load(workers=workers)
+        if isinstance(asked_bundle, str):
+            bundle = pulled(asked_bundle, settings, required=require_bundle)
+        else:
+            bundle = asked_bundle
         check_outputs(bundle, record)
         if stats is not None:
             _check_statistics(stats, bundle, record)
@@ -163,12 +170,12 @@ def _check_statistics(stats: Path, *others: Path | None) -> None:
         raise UsageError(f"--stats: there is no folder for {stats}")
 
 
-def _check_required(bundle: Path | None) -> None:
+def _check_required(bundle: Path | str | None) -> None:
     if bundle is None:
         raise UsageError("--require-bundle goes with --bundle")
     if mode() is Mode.OFF:
         raise UsageError("--require-bundle: nothing comes from a bundle where HEADSTART=off is set")
-    if not bundle.exists():
+    if isinstance(bundle, Path) and not bundle.exists():
         raise UsageError(f"--require-bundle: there is no {bundle}; run once without the option to make it")
 
 

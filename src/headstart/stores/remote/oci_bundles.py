@@ -19,6 +19,7 @@ from headstart.artifacts.index import read_index
 from headstart.errors import DamagedError, UsageError
 from headstart.stores.remote.base import RemoteError
 from headstart.stores.remote.oci import EMPTY, EMPTY_TYPE, MANIFEST_TYPE, Descriptor, Manifest, manifest_of
+from headstart.stores.remote.references import reference_of
 from headstart.stores.remote.registry import Registry, digest_of
 from headstart.stores.remote.urls import RemoteUrl, parse_url
 from headstart.system.files import BUNDLE, Replacement
@@ -88,9 +89,7 @@ def pull_bundle(where: str, output: Path) -> Artifact:
         reference = registry.reference
         found = registry.manifest(reference.digest or reference.tag or "latest", MANIFEST_TYPE)
         if found is None:
-            raise RemoteError(
-                f"{url.shown}: there is no such bundle", advice="see whether tag and repository are right"
-            )
+            raise _no_such_bundle(url)
         layer = _layer(url, found[0])
         registry.blob_into(layer.digest, layer.size, replacement.file.write)
         replacement.file.flush()
@@ -102,6 +101,48 @@ def pull_bundle(where: str, output: Path) -> Artifact:
     finally:
         replacement.abort()
         registry.close()
+
+
+def digest_in(where: str) -> str:
+    """The digest that a URL says, or that its tag has now, as `"sha256:…"`.
+
+    Raises:
+        UsageError: the URL is wrong.
+        RemoteError: the registry has no such tag, or does not answer.
+    """
+    url = _oci_url(where)
+    reference = reference_of(url)
+    if reference.digest:
+        return reference.digest
+    registry = Registry(url, read_seconds=READ_SECONDS)
+    try:
+        found = registry.manifest(reference.tag or "latest", MANIFEST_TYPE)
+    finally:
+        registry.close()
+    if found is None:
+        raise _no_such_bundle(url)
+    return found[1]
+
+
+def by_digest(where: str, digest: str) -> str:
+    """The URL of one bundle in the repository of another URL, with its credentials and options.
+
+    Raises:
+        UsageError: the URL is wrong.
+    """
+    _oci_url(where)
+    location, question, query = where.partition("?")
+    head, slash, last = location.rpartition("/")
+    return f"{head}{slash}{last.partition('@')[0].partition(':')[0]}@{digest}{question}{query}"
+
+
+def shown(where: str) -> str:
+    """A URL for people, without credentials. Raises `UsageError`: it is wrong."""
+    return _oci_url(where).shown
+
+
+def _no_such_bundle(url: RemoteUrl) -> RemoteError:
+    return RemoteError(f"{url.shown}: there is no such bundle", advice="see whether tag and repository are right")
 
 
 def _check(url: RemoteUrl, snapshot: Snapshot) -> None:
