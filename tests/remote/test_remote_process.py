@@ -19,8 +19,8 @@ from headstart import wire
 from headstart.artifacts.entry import VERSION as ENTRY_VERSION
 from headstart.artifacts.keyring import Keyring
 from headstart.errors import UsageError
+from headstart.remote import finding, publishing, watching
 from headstart.remote import process as process_module
-from headstart.remote import publishing, watching
 from headstart.remote.process import serve
 from headstart.stores.disk import DiskStore
 from headstart.stores.remote.base import RemoteError
@@ -559,6 +559,7 @@ def test_what_another_host_is_at_is_waited_for_until_it_is_there(run: Run, claim
     claiming.claims[KEYS[0]] = "another host's"
     running = run(claiming, urls=CLAIMS)
     ticket, free = running.look_up(KEYS[0], KEYS[1], lease=PATIENCE)
+    assert running.hear(wire.Claimed).tickets == [ticket, free]  # while they are being claimed
     assert running.hear(wire.Claimed).tickets == [ticket]
     assert running.answers([free]) == {free: False}
     claiming.blobs[KEYS[0]] = sealed(KEYS[0])
@@ -570,7 +571,7 @@ def test_what_another_host_gave_up_is_compiled_here_at_once(run: Run, claiming: 
     claiming.claims[KEYS[0]] = "another host's"
     running = run(claiming, urls=CLAIMS)
     (ticket,) = running.look_up(KEYS[0], lease=PATIENCE)
-    running.hear(wire.Claimed)
+    running.hear(wire.Claimed, lambda message: message.seconds > PATIENCE)
     del claiming.claims[KEYS[0]]
     assert running.answers([ticket]) == {ticket: False}
     assert claiming.claims == {KEYS[0]: "ours"}
@@ -583,7 +584,8 @@ def test_a_host_that_is_dead_is_waited_for_no_longer_than_its_compile_would_take
     claiming.claims[KEYS[0]] = "a dead host's"
     running = run(claiming, urls=CLAIMS)
     (ticket,) = running.look_up(KEYS[0], lease=0.2)
-    assert running.hear(wire.Claimed).seconds >= 0.2
+    assert running.hear(wire.Claimed).seconds == finding.CLAIMING
+    assert running.hear(wire.Claimed).seconds == pytest.approx(0.2 + finding.MAX_POLL)
     assert running.answers([ticket]) == {ticket: False}
     assert claiming.claims == {KEYS[0]: "a dead host's"}
 

@@ -27,6 +27,7 @@ BACKGROUND_BATCH = 256  # and else
 SAID_AT_ONCE = 16  # entries: who waits for the next ones is to hear that they are coming
 FIRST_POLL = 0.05  # seconds until another host's entry is looked for again; longer each time
 MAX_POLL = 1.0  # seconds
+CLAIMING = 1.0  # seconds that it may take to claim a batch
 _LONGER = 1.5  # times
 _CLAIMING = 8  # threads that claim keys, each of which is a round trip
 
@@ -164,6 +165,8 @@ class Finder:
 
     def _claim(self, items: Sequence[_Item]) -> list[_Item]:
         """Claim what is missing; returns what is to be compiled here."""
+        # Each claim is a round trip, for which those who asked are to wait, too.
+        self._shared.say(wire.Claimed([item.wanted.ticket for item in items if item.wanted.lease], CLAIMING))
         from concurrent.futures import ThreadPoolExecutor  # few have claims
 
         with ThreadPoolExecutor(min(_CLAIMING, len(items))) as pool:
