@@ -297,6 +297,22 @@ def test_with_the_registry_away_a_program_starts_all_the_same(bundle: Path, tmp_
     assert SECRET not in by_tag.stderr + without.stderr + required.stderr
 
 
+def test_a_copy_in_a_folder_that_others_can_write_is_not_used(bundle: Path, tmp_path: Path) -> None:
+    url = "oci://127.0.0.1:1/team/app"
+    cache = Path(os.environ["HEADSTART_CACHE_DIR"])
+    planted = cache / "pulled" / hashlib.sha256(f"{url}".encode()).hexdigest()[:16]
+    planted.mkdir(parents=True)
+    name = f"{'a' * 64}.bundle"
+    (planted / name).write_bytes(bundle.read_bytes())
+    (planted / f".{name}.lock").touch()
+    assert run_program("--bundle", url).stdout == f"{planted / name}\n", "it is this user's own"
+    cache.chmod(0o777)
+    done = run_program("--bundle", url)
+    assert done.stdout == "None\n"
+    assert "the program runs without a bundle" in done.stderr
+    assert run_program("--require-bundle", "--bundle", url).returncode == 1
+
+
 def test_a_url_that_no_registry_could_have_is_bad_usage() -> None:
     done = run_program("--bundle", "oci://registry.example/Team/App")
     assert done.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import socket
@@ -150,8 +151,13 @@ class Running:
 
     def publish(self, key: str, **how: Any) -> None:
         """As a worker: into the local store, and offered."""
-        self.store().publish(key, [entry(key, **how)])
-        self.say(wire.Offer(key, os.fsencode(self.cache)))
+        made = entry(key, **how)
+        self.store().publish(key, [made])
+        self.offer(key, made)
+
+    def offer(self, key: str, made: bytes = b"") -> None:
+        """As a service, of an entry that was made so."""
+        self.say(wire.Offer(key, os.fsencode(self.cache), False, hashlib.sha256(made or entry(key)).digest()))
 
     def counts(self, such: Callable[[wire.RemoteCounts], bool]) -> wire.RemoteCounts:
         found: wire.RemoteCounts = self.hear(wire.RemoteCounts, such)
@@ -160,7 +166,7 @@ class Running:
     def settle(self) -> None:
         """Until the process has read what was said: that there is no such entry, it says at once."""
         self._dropped += 1
-        self.say(wire.Offer("ff" * 32, os.fsencode(self.cache)))
+        self.offer("ff" * 32, b"nothing")
         self.counts(lambda counts: counts.dropped >= self._dropped)
 
     def said(self) -> list[str]:
@@ -361,12 +367,12 @@ def test_what_is_offered_is_signed_and_put_once(run: Run, tmp_path: Path) -> Non
     remote = FakeRemote(trusted=False)
     running = run(remote)
     running.publish(KEYS[0])
-    running.say(wire.Offer(KEYS[0], os.fsencode(running.cache)))
+    running.offer(KEYS[0])
     assert running.counts(lambda counts: counts.tiers[0].published == 1)
     other = run(remote)
     other.cache = tmp_path / "other"
     assert list(other.answers(other.look_up(KEYS[0])).values()) == [True]
-    running.say(wire.Offer(KEYS[0], os.fsencode(running.cache)))
+    running.offer(KEYS[0])
     running.settle()
     assert remote.put_keys == [KEYS[0]]
 
@@ -403,9 +409,22 @@ def test_what_is_damaged_or_gone_in_the_local_store_does_not_go_out(run: Run) ->
     data = path.read_bytes()
     path.write_bytes(data[:-1] + b"\0")
     for key in KEYS[:2]:
-        running.say(wire.Offer(key, os.fsencode(running.cache)))
+        running.offer(key)
     assert running.counts(lambda counts: counts.dropped == 2)
     assert remote.put_keys == []
+
+
+def test_what_took_the_place_of_what_was_compiled_here_is_not_signed(run: Run, tmp_path: Path) -> None:
+    Keyring(tmp_path / "config").trust(Keyring(tmp_path / "config").new("mine"))
+    remote = FakeRemote(trusted=False)
+    running = run(remote)
+    compiled = entry(KEYS[0])
+    running.store().publish(KEYS[0], [entry(KEYS[0], artifacts={"cubin": b"of a remote that anybody may write"})])
+    running.offer(KEYS[0], compiled)
+    assert running.counts(lambda counts: counts.dropped == 1)
+    assert remote.put_keys == []
+    running.publish(KEYS[0])
+    assert running.counts(lambda counts: counts.tiers[0].published == 1)
 
 
 def test_where_nothing_may_be_written_nothing_is_tried(run: Run) -> None:

@@ -178,7 +178,7 @@ def compiled(order: wire.Assign) -> wire.Finished:
     now = time.monotonic()
     wanted = wire.Wanted(0, order.key, "kernel", order.request.digest())
     DiskStore(os.fsdecode(order.store)).publish(order.key, [entry(wanted)])
-    return wire.Finished(stored=True, started=now, finished=now, shared=512)
+    return wire.Finished(stored=True, started=now, finished=now, shared=512, sha256=b"digest")
 
 
 def never(order: wire.Assign) -> None:
@@ -378,6 +378,35 @@ def test_what_nobody_vouches_for_is_looked_up_and_not_offered(start: Start, monk
     caller.submit(2, vouched=False, factor=7.0)
     service.find(wait_until(lambda: service.wanted()[1:])[0])
     assert caller.hear(wire.Result).remote
+
+
+def test_an_entry_that_comes_late_answers_what_nobody_vouches_for_too(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests_module, "unavailable", lambda: "")
+    service = start(never)
+    caller = service.caller(AT_ONCE)
+    caller.submit(1, vouched=False)
+    (wanted,) = service.wanted(AT_ONCE)
+    assert wanted.lease == 0.0, "nobody is to wait for what is not given to others"
+    wait_until(lambda: service.executor.orders)
+    service.find(wanted, AT_ONCE)
+    assert caller.hear(wire.Result, wire.Failed).remote
+
+
+def test_what_nobody_is_left_to_wait_for_is_given_back(start: Start) -> None:
+    service = start(never)
+    caller, other = service.caller(), service.caller()
+    caller.submit(1)
+    service.miss(service.wanted()[0])
+    wait_until(lambda: service.executor.orders)
+    other.submit(2, factor=7.0)
+    (_, queued) = wait_until(lambda: service.wanted()[1:] and service.wanted())
+    service.miss(queued)
+    wait_until(lambda: len(service.server._scheduler.jobs()) == 2)
+    other.socket.close()
+    (disclaimed,) = wait_until(lambda: service.process().asked(wire.Disclaim))
+    assert disclaimed.key == queued.key
 
 
 def test_what_runs_in_the_background_is_asked_for_as_such_until_somebody_waits(start: Start) -> None:

@@ -365,7 +365,7 @@ def test_where_no_process_can_be_started_everything_is_compiled_and_it_is_said_o
     asking.look_up("a", "b")
     assert asking.answers == [("a", False), ("b", False)]
     assert len(asking.told) == 1
-    asking.remotes.offer(REDIS, asking.sought("a"))
+    asking.remotes.offer(REDIS, asking.sought("a"), b"digest")
     asking.startable = True
     asking.pass_time(REST)
     asking.look_up("c")
@@ -407,8 +407,8 @@ def test_what_was_counted_outlives_its_process(asking: Asking) -> None:
 
 def test_what_was_compiled_is_offered_by_its_key(asking: Asking) -> None:
     process = asking.awake()
-    asking.remotes.offer(REDIS, asking.sought("a"))
-    assert process.asked(wire.Offer) == [wire.Offer("a", b"/cache", False)]
+    asking.remotes.offer(REDIS, asking.sought("a"), b"digest")
+    assert process.asked(wire.Offer) == [wire.Offer("a", b"/cache", False, b"digest")]
     asking.remotes.disclaim(REDIS, "b")
     assert process.asked(wire.Disclaim) == [wire.Disclaim("b")]
     asking.remotes.disclaim(FOLDER, "b")  # which nobody has asked

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from headstart.system.private import make_folder
 from headstart.system.settings import Settings
 
 KEPT = 90 * 86400.0  # seconds that a copy is kept after its last use
+_COPY = re.compile(r"[0-9a-f]{64}\.bundle")
 _SHORT = 16  # hexadecimal digits of a digest in a file's name
 
 
@@ -55,9 +57,10 @@ def pulled(url: str, settings: Settings, *, required: bool) -> Path | None:
 
     name = shown(url)
     folder = settings.cache_dir / "pulled" / hashlib.sha256(name.encode()).hexdigest()[:_SHORT]
+    if why := distrust(folder, trusted=settings.trusts_cache_dir):
+        _go_without(why, required=required)  # nor with a copy that is there already
+        return None
     try:
-        if why := distrust(folder, trusted=settings.trusts_cache_dir):
-            raise HeadstartError(why)
         make_folder(folder)
         digest = digest_in(url)
         path = folder / f"{digest.removeprefix('sha256:')}.bundle"
@@ -71,15 +74,19 @@ def pulled(url: str, settings: Settings, *, required: bool) -> Path | None:
     except UsageError:
         raise
     except (HeadstartError, OSError) as error:
-        said = printable_lines(str(error))
         latest = _latest(folder)
-        if latest is not None:
-            click.echo(f"headstart: {said}; the copy that was pulled last is used", err=True)
-            return latest
-        if required:
-            raise Failure(f"--require-bundle: {said}") from error
-        click.echo(f"headstart: {said}; the program runs without a bundle", err=True)
-        return None
+        if latest is None:
+            _go_without(str(error), required=required)
+            return None
+        click.echo(f"headstart: {printable_lines(str(error))}; the copy that was pulled last is used", err=True)
+        return latest
+
+
+def _go_without(why: str, *, required: bool) -> None:
+    why = printable_lines(why)
+    if required:
+        raise Failure(f"--require-bundle: {why}")
+    click.echo(f"headstart: {why}; the program runs without a bundle", err=True)
 
 
 def _note_use(path: Path) -> None:
@@ -91,7 +98,9 @@ def _copies(folder: Path) -> list[tuple[float, Path]]:
     """With when each was last used, the latest last."""
     found = []
     with suppress(OSError):
-        for path in folder.glob("*.bundle"):
+        for path in folder.iterdir():
+            if _COPY.fullmatch(path.name) is None:
+                continue
             with suppress(OSError):
                 found.append((path.with_name(f".{path.name}.lock").stat().st_mtime, path))
     return sorted(found)

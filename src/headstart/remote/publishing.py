@@ -7,6 +7,7 @@ What there is no room for is dropped and counted, and so is what is left when th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
@@ -58,6 +59,7 @@ class Publisher:
     def offer(self, message: wire.Offer) -> None:
         """Publish an entry of a local store."""
         if not self._shared.remotes.writable or message.key in self._there:
+            self.disclaim(message.key)
             return
         store = self._shared.store(message.cache_dir, message.trusted)
         try:
@@ -145,8 +147,11 @@ class Publisher:
                 self._forget(key)
                 shared.count("dropped")
                 return
+            raw = entry.raw()
+            if hashlib.sha256(raw).digest() != message.sha256:
+                raise DamagedError(key, "it is not what was compiled here; another one has taken its place")
             entry.verify()  # what is signed has to be whole
-            blob = seal(entry.raw(), shared.signer)
+            blob = seal(raw, shared.signer)
             if shared.signer.problem and not shared.remotes.trusted:
                 shared.tell_once(
                     f"{shared.remotes.name}: other hosts do not trust what this one publishes: {shared.signer.problem}"

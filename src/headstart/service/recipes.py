@@ -10,7 +10,7 @@ import msgspec
 from headstart import wire
 from headstart.artifacts import triton_cache
 from headstart.artifacts.cubin import registers
-from headstart.artifacts.entry import Entry
+from headstart.artifacts.entry import Entry, entry_digest
 from headstart.describe import recipe_entries
 from headstart.describe.recipe import Describe, Recipe, RecipeJob
 from headstart.errors import DamagedError, ServiceError, StoreUnavailable
@@ -110,8 +110,12 @@ class Recipes:
         described: Describe,
         content: Recipe | list[RecipeJob],
         preferences: wire.Preferences,
-    ) -> bool:
-        """Keep a recipe, or what rescaling adds; whether it could be. Else it costs others the describing."""
+    ) -> bytes:
+        """Keep a recipe, or what rescaling adds.
+
+        Returns:
+            SHA-256 of the entry; empty if it could not be kept, which costs others the describing.
+        """
         if isinstance(content, Recipe):
             self._remember(key, content, preferences)
         try:
@@ -120,8 +124,8 @@ class Recipes:
             self._lookup.store(preferences).publish(key, parts)
         except (StoreUnavailable, ServiceError) as error:
             _log.debug("a recipe is not kept: %s", error)
-            return False
-        return True
+            return b""
+        return entry_digest(parts)
 
     @staticmethod
     def sought(key: str, preferences: wire.Preferences) -> Sought:

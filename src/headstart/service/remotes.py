@@ -99,7 +99,7 @@ class _Remote:
         if look_up.claimed_until is not None:
             return look_up.claimed_until
         silence = BACKGROUND_DEADLINE if look_up.background else self.settings.deadline
-        if self.process is not None and not self.process.awake:
+        if self.process is not None and not self.process.awake and self.woke == float("-inf"):
             return max(self.process.started + STARTING, look_up.asked + silence)
         return min(max(look_up.asked, self.heard) + silence, max(look_up.asked, self.woke) + _LONGEST * silence)
 
@@ -181,11 +181,11 @@ class Remotes:
         if look_up is not None and look_up.background:
             look_up.background, look_up.asked = False, time.monotonic()
 
-    def offer(self, settings: wire.RemoteSettings, sought: Sought) -> None:
-        """An entry is in its local store, made by a worker of this service."""
+    def offer(self, settings: wire.RemoteSettings, sought: Sought, sha256: bytes) -> None:
+        """An entry with this SHA-256 is in its local store, made below this service."""
         remote = self._running(settings)
         if remote is not None and remote.process is not None:
-            remote.process.send(wire.Offer(sought.key, sought.cache_dir, sought.trusted))
+            remote.process.send(wire.Offer(sought.key, sought.cache_dir, sought.trusted, sha256))
 
     def disclaim(self, settings: wire.RemoteSettings, key: str) -> None:
         """What was looked up and not found will not be made here."""

@@ -83,6 +83,8 @@ class Requests:
         self._results = Results(lookup)
         self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
         self._sought = 0  # how many wait for a remote
+        # Keys that a remote process may have claimed: of which job, and with which settings.
+        self._claimed: dict[str, tuple[str, wire.RemoteSettings]] = {}
         self.tally = Tally()
 
     def submit(self, session: Session, message: wire.Submit) -> None:
@@ -131,7 +133,8 @@ class Requests:
         elif self._sessions.has(session):
             sought = asked.sought(found.key)
             session.sought[asked.message.ticket] = sought
-            lease = self._lease(asked.request)
+            # What nobody vouches for is not given to others: nobody is to wait for it.
+            lease = self._lease(asked.request) if asked.message.vouched else 0.0
             self._sought += 1
             self._remotes.look_up(
                 settings,
@@ -148,6 +151,11 @@ class Requests:
         self._sought -= 1
         if remotely is None:
             self._settle(asked, found)
+            settings = asked.session.preferences.remote
+            if settings is not None and asked.message.vouched:
+                self._claimed[found.key] = asked.job_key(found.key), settings
+                if not self._is_in_flight(asked, found):
+                    self.disclaim_dropped()
         else:
             self._obtain(asked, found, remotely, functools.partial(self._settle, asked))
 
@@ -284,8 +292,9 @@ class Requests:
             self._learn(payload.request, outcome.seconds)
         elif isinstance(outcome, wire.Failure):
             self.tally.failed += 1
-            for settings in self._remotes_of(job, payload):
-                self._remotes.disclaim(settings, payload.key)
+        claimed = self._claimed.pop(payload.key, None)
+        if claimed is not None and not _is_offered(payload, outcome):
+            self._remotes.disclaim(claimed[1], payload.key)
         for ticket in job.tickets:
             session = self._sessions.get(ticket.client)
             if session is not None:
@@ -295,18 +304,25 @@ class Requests:
                     self._sessions.notify(session, outcome.notice)
                 self._tell(session.number, answer(ticket.number, payload.key, outcome, wanted))
 
+    def disclaim_dropped(self) -> None:
+        """Have what was claimed and is no job any more given back: another host may as well begin."""
+        for key, (job_key, settings) in list(self._claimed.items()):
+            if self._scheduler.in_flight(job_key) is None:
+                del self._claimed[key]
+                self._remotes.disclaim(settings, key)
+
     def _offer(self, job: Job, payload: CompilePayload, outcome: wire.Finished) -> None:
         """Have other hosts given what was compiled.
 
         What nobody vouches for stays here: with this user's signature it would be vouched for everywhere. And so does
         what another service's worker made, of which this one does not know whether anybody vouched for it.
         """
-        if payload.confined or outcome.cached:
+        if not _is_offered(payload, outcome):
             return
         preferences = payload.preferences
         for settings in self._remotes_of(job, payload):
             sought = Sought(payload.key, "", "", preferences.cache_dir, preferences.trusts_cache_dir)
-            self._remotes.offer(settings, sought)
+            self._remotes.offer(settings, sought, outcome.sha256)
 
     def _remotes_of(self, job: Job, payload: CompilePayload) -> set[wire.RemoteSettings]:
         """Those of all who asked for it."""
@@ -333,6 +349,12 @@ class _Asked(NamedTuple):
         return Sought(
             key, self.request.kind, self.request.digest(), preferences.cache_dir, preferences.trusts_cache_dir
         )
+
+
+def _is_offered(payload: CompilePayload, outcome: object) -> bool:
+    if not isinstance(outcome, wire.Finished) or not outcome.stored:
+        return False
+    return not (payload.confined or outcome.cached) and bool(outcome.sha256)
 
 
 def _why_not(request: CompileRequest, tools: Mapping[str, str]) -> str | None:

@@ -81,6 +81,8 @@ class Results:
     @staticmethod
     def needs_work(payload: CompilePayload, outcome: object) -> bool:
         """Whether `settled` has anything to do that its clients must wait for."""
+        if isinstance(outcome, Found):
+            return False  # of another host's, and in the store
         return payload.confined or isinstance(outcome, wire.Failure)
 
     def settled(self, job: Job, payload: CompilePayload, outcome: object, started: float) -> object:

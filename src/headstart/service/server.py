@@ -191,6 +191,7 @@ class Server:
         self._describers.client_left(session.number)
         self._sources.client_left(session.number)
         self._engine.happened(events.ClientLeft(session.number, time.monotonic()))
+        self._requests.disclaim_dropped()
         self._stop_if_alone()
 
     def _stop_if_alone(self) -> None:

@@ -180,7 +180,8 @@ class Sources:
             if self._is_there(source):
                 (missing if remotely is None or remotely.entry else found)()
 
-        self._remotes.look_up(preferences.remote, self._recipes.sought(key, preferences), answered)
+        sought, background = self._recipes.sought(key, preferences), source.asked.background and not source.awaited
+        self._remotes.look_up(preferences.remote, sought, answered, background=background)
 
     def _ask(self, source: _Source) -> None:
         if source.asked.background:
@@ -213,12 +214,12 @@ class Sources:
         if key and asked.use_store:
             self._errands.do(
                 lambda: self._recipes.keep(key, asked, described, content, preferences),
-                lambda kept: self._offer(key, preferences) if kept else None,
+                lambda kept: self._offer(key, preferences, kept) if kept else None,
             )
 
-    def _offer(self, key: str, preferences: wire.Preferences) -> None:
+    def _offer(self, key: str, preferences: wire.Preferences, sha256: bytes) -> None:
         if preferences.remote is not None:
-            self._remotes.offer(preferences.remote, self._recipes.sought(key, preferences))
+            self._remotes.offer(preferences.remote, self._recipes.sought(key, preferences), sha256)
 
     def _has_recipe(self, source: _Source, recipe: Recipe) -> None:
         source.recipe = recipe

@@ -270,6 +270,7 @@ class Finished(msgspec.Struct, tag=True):
     taken_over: bool = False  # from the first suffix on that somebody else had made
     in_triton_cache: bytes = b""  # the folder that it was written to
     registers: int | None = None
+    sha256: bytes = b""  # of the entry, where it is in the store and this worker made it
 
 
 # service ⇄ describer

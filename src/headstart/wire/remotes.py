@@ -79,11 +79,15 @@ class LookUp(msgspec.Struct, tag=True):
 
 
 class Offer(msgspec.Struct, tag=True):
-    """The entry of `key` is in the store of `cache_dir`, made by a worker of this service: sign it and publish it."""
+    """The entry of `key` is in the store of `cache_dir`, made below this service: sign it and publish it.
+
+    Others write that store, too. What is signed is what has this SHA-256, and nothing else.
+    """
 
     key: str
     cache_dir: bytes
-    trusted: bool = False
+    trusted: bool
+    sha256: bytes
 
 
 class Disclaim(msgspec.Struct, tag=True):

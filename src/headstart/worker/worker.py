@@ -35,7 +35,7 @@ from typing import Any
 import msgspec
 
 from headstart.artifacts import triton_cache
-from headstart.artifacts.entry import pack_entry
+from headstart.artifacts.entry import entry_digest, pack_entry
 from headstart.artifacts.vetting import check_request, unvouched
 from headstart.errors import DamagedError, StoreUnavailable
 from headstart.model import keys
@@ -309,6 +309,7 @@ def _publish(
         log=log,
         notice=notice,
         taken_over=taken_over,
+        sha256=entry_digest(parts) if stored else b"",
         **_as_tritons(job, lambda: compiled.artifacts, compiled.metadata),
     )
 
