@@ -208,13 +208,30 @@ def test_a_credential_helper_that_is_not_asked_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "realm", ["http://evil.example/token", "ftp://127.0.0.1/", "", "file:///etc/passwd", "//evil.example/token"]
+    "realm",
+    ["http://evil.example/token", "ftp://127.0.0.1/", "", "file:///etc/passwd", "//evil.example/token", "https://[bad"],
 )
 def test_a_password_is_not_sent_to_a_realm_that_anybody_could_overhear(realm: str) -> None:
     challenge = f'WWW-Authenticate: Bearer realm="{realm}",service="x"\r\n'
     with bad_servers.serving(bad_servers.saying(_http(401, challenge))) as port:
         error = refused(f"oci://me:{SECRET}@127.0.0.1:{port}/team/kernels")
-    assert "nothing is encrypted" in str(error) or "not let in" in str(error)
+    assert re.search("nothing is encrypted|not let in|no address", str(error))
+
+
+def test_a_token_that_is_nested_without_end_is_nonsense() -> None:
+    with bad_servers.serving(bad_servers.saying(_http(200, "", b'{"x": ' + b"[" * 30_000))) as realm:
+        challenge = f'WWW-Authenticate: Bearer realm="http://127.0.0.1:{realm}/token"\r\n'
+        with bad_servers.serving(bad_servers.saying(_http(401, challenge))) as port:
+            assert "token cannot be read" in str(refused(f"oci://me:{SECRET}@127.0.0.1:{port}/team/kernels"))
+
+
+@pytest.mark.parametrize("location", ["https://[bad", "//[bad"])
+def test_an_upload_to_what_is_no_address_is_nonsense(location: str) -> None:
+    with bad_servers.serving(bad_servers.saying(_http(202, f"Location: {location}\r\n"))) as port:
+        there = Registry(parse_url(f"oci://127.0.0.1:{port}/team/kernels"))
+        with pytest.raises(RemoteError, match="no address"):
+            there.put_blob(digest_of(b"1"), 1, b"1")
+        there.close()
 
 
 def test_a_token_is_not_sent_to_where_a_blob_is_redirected(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Sequence
 
 import pytest
 
 from conftest import wait_until
+from headstart.errors import UsageError
 from headstart.stores.remote.base import Remote, RemoteError, check_blob
 from headstart.stores.remote.tiers import Found, Remotes
 from headstart.stores.remote.wrappers import (
@@ -32,7 +34,7 @@ class FakeRemote:
         self.claims = claims
         self.blobs: dict[str, bytes] = {}
         self.asked: list[list[str]] = []
-        self.error: RemoteError | None = None
+        self.error: Exception | None = None
         self.calls = 0
         self.may_go_on = threading.Event()
         self.may_go_on.set()
@@ -229,6 +231,18 @@ def test_what_a_call_raises_comes_out_of_it() -> None:
         store.get_many([A])
     assert store.trusted is False
     store.close()
+
+
+def test_what_no_store_should_raise_is_an_error_of_that_store() -> None:
+    fake = FakeRemote()
+    fake.error = ValueError("of a library, with hunter2")
+    store = DeadlineRemote(fake, 30)
+    with pytest.raises(RemoteError, match=r"as no store should \(ValueError\)") as caught:
+        store.get_many([A])
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+    fake.error = UsageError("too large")
+    with pytest.raises(UsageError):
+        store.put(A, b"a")
 
 
 # Several

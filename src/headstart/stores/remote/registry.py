@@ -230,7 +230,7 @@ class Registry:
 
     def _place(self, location: str) -> str:
         """Where an upload goes; the token goes along, so that it is the registry itself."""
-        url = self._transport.checked(urljoin(self._base, location))
+        url = self._transport.checked(location, self._base)
         if urlsplit(url).netloc != urlsplit(self._base).netloc:
             raise self._transport.nonsense("it has this host upload to another one")
         return url
@@ -267,7 +267,7 @@ class Registry:
         self._expect(answer, 200)
         try:
             given = msgspec.json.decode(answer.body, type=_Token)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._transport.nonsense("its token cannot be read") from None
         token = given.token or given.access_token
         if not re.fullmatch(r"[\x21-\x7e]+", token):

@@ -97,7 +97,7 @@ class Transport:
                 try:
                     known = {name.lower(): value for name, value in response.headers.items()}
                     if response.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
-                        target = self.checked(urljoin(url, known.get("location", "")))
+                        target = self.checked(known.get("location", ""), url)
                         if urlsplit(target).netloc != urlsplit(url).netloc:
                             headers = {name: value for name, value in headers.items() if name != "Authorization"}
                         url = target
@@ -122,9 +122,13 @@ class Transport:
                 raise self._error(error) from None
         raise self.nonsense("it redirects in a circle")
 
-    def checked(self, url: str) -> str:
-        """An address that the registry gave, if it may be asked; else it raises RemoteError."""
-        parts = urlsplit(url)
+    def checked(self, place: str, base: str = "") -> str:
+        """An address that the registry gave, perhaps from `base` on, if it may be asked; else it raises RemoteError."""
+        try:
+            url = urljoin(base, place)
+            parts = urlsplit(url)
+        except ValueError:
+            raise self.nonsense("it sends this host on to what is no address") from None
         if parts.scheme == "https" or (parts.scheme == "http" and self._url.allows_http(parts.hostname or "")):
             return url
         raise self.nonsense("it sends this host on to where nothing is encrypted")

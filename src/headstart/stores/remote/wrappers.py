@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from headstart.errors import HeadstartError
 from headstart.stores.remote.base import Remote, RemoteError
 
 FAILURES = 3  # in a row, after which a remote is left alone
@@ -231,7 +232,8 @@ class BreakerRemote(RemoteWrapper):
 class DeadlineRemote(RemoteWrapper):
     """Gives up a call of another remote that takes too long: a file server that hangs, a reply that trickles.
 
-    What was begun goes on in its thread, and what comes of it is dropped.
+    What was begun goes on in its thread, and what comes of it is dropped. What a call raises that a remote should not
+    is a `RemoteError`, so that a bug in one, or in its library, costs no other remote anything.
     """
 
     def __init__(self, remote: Remote, seconds: float) -> None:
@@ -250,6 +252,11 @@ class DeadlineRemote(RemoteWrapper):
         def run() -> None:
             try:
                 answer.put((True, what()))
+            except HeadstartError as error:
+                answer.put((False, error))
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                # By its type only: its text may have the password.
+                answer.put((False, self._error(f"it failed as no store should ({type(error).__name__})")))
             except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
                 answer.put((False, error))
             with self._lock:
