@@ -581,7 +581,11 @@ def test_no_password_is_logged(url: str, caplog: pytest.LogCaptureFixture) -> No
         for _ in range(4):
             with pytest.raises(RemoteError):
                 store.put(A, BLOB)
+        for _ in range(4):
+            with pytest.raises(RemoteError):
+                store.get_many([A])
         store.close()
     assert SECRET not in caplog.text
+    assert "Nothing is put there meanwhile" in caplog.text
     assert "Compiles go on without it" in caplog.text
     assert threading.active_count() < 50
