@@ -29,6 +29,7 @@ from headstart.errors import UsageError
 from headstart.stores.remote import oci, open_remote, open_remotes
 from headstart.stores.remote.base import MAX_BLOB_BYTES, RemoteError
 from headstart.stores.remote.oci import Descriptor, OciRemote, manifest_of
+from headstart.stores.remote.oci_bundles import BUNDLE_TYPE, pull_bundle
 from headstart.stores.remote.redis import FIRST_BYTES, RedisRemote
 from headstart.stores.remote.registry import Registry, digest_of
 from headstart.stores.remote.urls import parse_url
@@ -216,6 +217,37 @@ def test_a_password_is_not_sent_to_a_realm_that_anybody_could_overhear(realm: st
     with bad_servers.serving(bad_servers.saying(_http(401, challenge))) as port:
         error = refused(f"oci://me:{SECRET}@127.0.0.1:{port}/team/kernels")
     assert re.search("nothing is encrypted|not let in|no address", str(error))
+
+
+@pytest.mark.parametrize(("url", "may"), [("", False), ("?allow-http=0", False), ("?allow-http", True)])
+def test_a_registry_elsewhere_does_not_send_this_host_to_itself(url: str, may: bool) -> None:
+    there = Registry(parse_url(f"oci://registry.example/team/kernels{url}"))
+    for address in ("http://127.0.0.1:1/token", "http://localhost/", "http://[::1]:1/"):
+        if may:
+            assert there._transport.checked(address) == address
+        else:
+            with pytest.raises(RemoteError, match="nothing is encrypted"):
+                there._transport.checked(address)
+    there.close()
+
+
+@pytest.mark.parametrize("digest", ["../../../other/manifests/secret", "sha256:ab", "", "https://evil.example/"])
+def test_what_a_manifest_names_by_no_digest_is_not_asked_for(digest: str, tmp_path: Path) -> None:
+    asked: list[bytes] = []
+    bodies = {kind: manifest_of(kind, [Descriptor(kind, digest, len(BLOB))]) for kind in (oci.ENTRY_TYPE, BUNDLE_TYPE)}
+
+    def registry(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(_http(200, "", bodies[oci.ENTRY_TYPE if A.encode() in asked[-1] else BUNDLE_TYPE]))
+
+    with bad_servers.serving(registry) as port:
+        store = open_remote(parse_url(f"oci://127.0.0.1:{port}/team/kernels"))
+        assert store.get_many([A]) == {}
+        store.close()
+        with pytest.raises(RemoteError, match="no digest"):
+            pull_bundle(f"oci://127.0.0.1:{port}/team/app:v1", tmp_path / "app.bundle")
+    assert [b"/manifests/" in each.splitlines()[0] for each in asked] == [True, True]
+    assert b"secret" not in b"".join(asked)
 
 
 def test_a_token_that_is_nested_without_end_is_nonsense() -> None:

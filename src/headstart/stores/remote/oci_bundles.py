@@ -19,7 +19,7 @@ from headstart.artifacts.index import read_index
 from headstart.errors import DamagedError, UsageError
 from headstart.stores.remote.base import RemoteError
 from headstart.stores.remote.oci import EMPTY, EMPTY_TYPE, MANIFEST_TYPE, Descriptor, Manifest, manifest_of
-from headstart.stores.remote.references import reference_of
+from headstart.stores.remote.references import DIGEST, reference_of
 from headstart.stores.remote.registry import Registry, digest_of
 from headstart.stores.remote.urls import RemoteUrl, parse_url
 from headstart.system.files import BUNDLE, Replacement
@@ -161,6 +161,8 @@ def _layer(url: RemoteUrl, body: bytes) -> Descriptor:
         raise RemoteError(
             f"{url.shown}: this is no bundle{said}", advice="headstart bundle push makes one", lasting=True
         )
+    if not DIGEST.fullmatch(layers[0].digest):  # which becomes part of an address
+        raise RemoteError(f"{url.shown}: its manifest names a blob by no digest", lasting=True)
     return layers[0]
 
 
