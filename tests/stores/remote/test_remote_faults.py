@@ -25,11 +25,11 @@ import redis
 import servers
 from servers import needs
 
-from headstart.errors import UsageError
-from headstart.stores.remote import oci, open_remote, open_remotes
+from headstart.errors import DamagedError, UsageError
+from headstart.stores.remote import oci, oci_bundles, open_remote, open_remotes
 from headstart.stores.remote.base import MAX_BLOB_BYTES, RemoteError
 from headstart.stores.remote.oci import Descriptor, OciRemote, manifest_of
-from headstart.stores.remote.oci_bundles import BUNDLE_TYPE, pull_bundle
+from headstart.stores.remote.oci_bundles import BUNDLE_TYPE, digest_in, pull_bundle
 from headstart.stores.remote.redis import FIRST_BYTES, RedisRemote
 from headstart.stores.remote.registry import Registry, digest_of
 from headstart.stores.remote.urls import parse_url
@@ -409,6 +409,76 @@ def test_no_answer_is_an_error_in_time(url: str) -> None:
             store.get_many([A])
         assert time.monotonic() - begun < 10
         store.close()
+
+
+def trickling(connection: socket.socket) -> None:
+    """An answer that never ends, and never pauses for long."""
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4000000\r\n\r\n")
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("serve", [bad_servers.never_answering, trickling])
+def test_a_bundle_is_not_waited_for_without_end(
+    serve: Callable[[socket.socket], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oci_bundles, "TAG_SECONDS", 0.5)
+    monkeypatch.setattr(oci_bundles, "PULL_SECONDS", 0.5)
+    with bad_servers.serving(serve) as port:
+        url = f"oci://127.0.0.1:{port}/team/app:v1"
+        for call in (lambda: digest_in(url), lambda: pull_bundle(url, tmp_path / "app.bundle")):
+            begun = time.monotonic()
+            with pytest.raises(RemoteError, match=r"not done within|no answer in time"):
+                call()
+            assert time.monotonic() - begun < 10
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_bundle_that_comes_slowly_is_waited_for_as_long_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oci_bundles, "PULL_SECONDS", 1.0)
+    content = bytes(6 << 20)  # no bundle, which is found out at the end
+    body = manifest_of(BUNDLE_TYPE, [Descriptor(BUNDLE_TYPE, digest_of(content), len(content))])
+
+    def registry(connection: socket.socket) -> None:
+        if b"/manifests/" in connection.recv(65536):
+            connection.sendall(_http(200, "", body))
+            return
+        connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode())
+        for start in range(0, len(content), 1 << 20):
+            connection.sendall(content[start : start + (1 << 20)])
+            time.sleep(0.3)
+
+    with bad_servers.serving(registry) as port:
+        url = f"oci://127.0.0.1:{port}/team/app:v1"
+        with pytest.raises(DamagedError):
+            pull_bundle(url, tmp_path / "app.bundle")
+        monkeypatch.setattr(oci_bundles, "LEAST_RATE", 1 << 40)
+        with pytest.raises(RemoteError, match="not done within 1 s"):
+            pull_bundle(url, tmp_path / "app.bundle")
+
+
+@pytest.mark.parametrize(("size", "error"), [(1 << 62, RemoteError), (-1, RemoteError), (16 << 30, OSError)])
+def test_a_bundle_for_which_there_is_no_room_is_not_begun(
+    size: int, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    body = manifest_of(BUNDLE_TYPE, [Descriptor(BUNDLE_TYPE, digest_of(b""), size)])
+
+    def registry(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(_http(200, "", body))
+
+    disk = os.statvfs(tmp_path)
+    full = os.statvfs_result([*disk[:4], min(disk.f_bavail, (8 << 30) // disk.f_frsize), *disk[5:]])
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with bad_servers.serving(registry) as port, pytest.raises(error):
+        pull_bundle(f"oci://127.0.0.1:{port}/team/app:v1", tmp_path / "app.bundle")
+    assert len(asked) == 1
+    assert os.listdir(tmp_path) == []
 
 
 NONSENSE = {
