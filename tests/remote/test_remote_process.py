@@ -22,6 +22,7 @@ from headstart.artifacts.keyring import Keyring
 from headstart.errors import UsageError
 from headstart.remote import finding, publishing, watching
 from headstart.remote import process as process_module
+from headstart.remote.local import MOST_SAID, says
 from headstart.remote.process import serve
 from headstart.stores.disk import DiskStore
 from headstart.stores.remote.base import RemoteError
@@ -316,6 +317,32 @@ def test_what_a_newer_headstart_wrote_is_not_there_and_stays(run: Run) -> None:
     running.counts(lambda counts: True)
     assert running.said() == []
     assert set(remote.blobs) == {KEYS[0], KEYS[1]}
+
+
+ODD = "\x1b[2J\x1b]0;pwned\x07" + "x" * 100_000
+
+
+def test_what_a_person_is_told_of_a_remote_is_one_short_line_that_a_terminal_does_not_obey(run: Run) -> None:
+    remote = FakeRemote(ODD)
+    remote.blobs[KEYS[0]] = sealed(KEYS[5], name=ODD)
+    running = run(remote)
+    running.answers(running.look_up(KEYS[0]))
+    (damaged,) = running.said()
+    running = run(remote, error=UsageError(f"the remote says {ODD}\nheadstart: all is well"))
+    running.hear(wire.Availability)
+    (wrong,) = running.said()
+    for said in (damaged, wrong):
+        assert said.isprintable()
+        assert "x" in said
+        assert len(said) <= MOST_SAID
+
+
+@pytest.mark.parametrize("text", ["x" * 999, "\x1b" * 500, "€" * 5000, "\n\n  a \nb"])
+def test_what_is_said_is_one_line_of_bounded_length(text: str) -> None:
+    said = says(text).text
+    assert said.isprintable()
+    assert len(said) <= MOST_SAID
+    assert said == says(said).text
 
 
 # Trust

@@ -155,6 +155,14 @@ def test_an_entry_that_lies_under_another_key_is_damage(writer: Keyring, reader:
         unseal(B, seal(made(A), Signer(writer)), Verifier(reader))
 
 
+def test_nothing_that_an_unsigned_entry_says_of_itself_is_repeated() -> None:
+    with pytest.raises(DamagedError) as caught:
+        unseal(B, seal(made(A, name="\x1b[2J\nall is well" + "x" * 9999), None), Verifier(None))
+    assert "well" not in caught.value.reason
+    assert caught.value.reason.isprintable()
+    assert len(caught.value.reason) < 100
+
+
 def test_an_entry_of_another_kind_or_request_is_damage(writer: Keyring, reader: Keyring) -> None:
     blob = seal(made(A), Signer(writer))
     for other in ({"kind": "recipe"}, {"request_digest": "00" * 32}):

@@ -14,8 +14,11 @@ from headstart import wire
 from headstart.errors import DamagedError, FutureVersionError, PastVersionError
 from headstart.stores import open_store
 from headstart.stores.disk import DiskStore
+from headstart.stores.remote.base import plain
 from headstart.stores.remote.sealing import NotTrusted, Signer, Verifier, keyring_in, unseal
 from headstart.stores.remote.tiers import Remotes
+
+MOST_SAID = 1000  # characters of one line to a person: the names of a few remotes, what is wrong, and what to do
 
 
 class Replies:
@@ -84,13 +87,15 @@ class Shared:
         except (FutureVersionError, PastVersionError):
             return None  # fine for others
         except DamagedError as error:
-            self._refuse(wanted.key, "damaged", f"what is there for {wanted.key[:12]} is damaged ({error.reason})")
+            self._refuse(
+                wanted.key, "damaged", f"what is there for {wanted.key[:12]} is damaged ({plain(error.reason)})"
+            )
         except NotTrusted as error:
             self._refuse(
                 wanted.key,
                 "untrusted",
-                f"entries there are not used, because of the first: {error}. headstart key trust has a key count; "
-                "?trust=all in the URL has entries that carry no code count without one",
+                f"entries there are not used, because of the first: {plain(error)}. headstart key trust has a key "
+                "count; ?trust=all in the URL has entries that carry no code count without one",
             )
         return None
 
@@ -102,7 +107,7 @@ class Shared:
 
     def tell(self, text: str, quiet: bool = False) -> None:
         """Have a person told, or, if `quiet`, the log."""
-        self.say(wire.RemoteSays(text, quiet))
+        self.say(says(text, quiet))
 
     def tell_once(self, text: str) -> None:
         """Have the log told."""
@@ -136,3 +141,8 @@ class Shared:
             for tier in self.remotes.tiers
         ]
         self.say(wire.RemoteCounts(tiers, self._counts["refused"], self._counts["dropped"]))
+
+
+def says(text: str, quiet: bool = False) -> wire.RemoteSays:
+    """What a person is told, perhaps on a terminal: parts of it may be of whoever can write a remote."""
+    return wire.RemoteSays(plain(text, most=MOST_SAID), quiet)

@@ -21,7 +21,7 @@ from typing import Any
 from headstart import wire
 from headstart.errors import HeadstartError
 from headstart.remote.finding import Finder
-from headstart.remote.local import Replies, Shared
+from headstart.remote.local import Replies, Shared, says
 from headstart.remote.publishing import Publisher
 from headstart.remote.watching import Watch
 from headstart.stores.remote import open_remotes
@@ -109,10 +109,10 @@ def serve(sock: socket.socket, open_them: Callable[[wire.RemoteSettings, Callabl
                     process.take(message)
                 continue
             try:
-                remotes = open_them(message.settings, lambda text: replies.say(wire.RemoteSays(text)))
+                remotes = open_them(message.settings, lambda text: replies.say(says(text)))
             except HeadstartError as error:
                 # The service goes on without, and this process waits for its end: it would not be better the next time.
-                replies.say(wire.RemoteSays(f"stores of other hosts are not used: {error}"))
+                replies.say(says(f"stores of other hosts are not used: {error}"))
                 replies.say(wire.Awake())
                 replies.say(wire.Availability(False))
                 continue

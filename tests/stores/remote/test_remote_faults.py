@@ -25,10 +25,11 @@ import redis
 import servers
 from servers import needs
 
-from headstart.errors import UsageError
-from headstart.stores.remote import oci, open_remote, open_remotes
+from headstart.errors import DamagedError, UsageError
+from headstart.stores.remote import oci, oci_bundles, open_remote, open_remotes
 from headstart.stores.remote.base import MAX_BLOB_BYTES, RemoteError
 from headstart.stores.remote.oci import Descriptor, OciRemote, manifest_of
+from headstart.stores.remote.oci_bundles import BUNDLE_TYPE, digest_in, pull_bundle
 from headstart.stores.remote.redis import FIRST_BYTES, RedisRemote
 from headstart.stores.remote.registry import Registry, digest_of
 from headstart.stores.remote.urls import parse_url
@@ -208,13 +209,61 @@ def test_a_credential_helper_that_is_not_asked_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "realm", ["http://evil.example/token", "ftp://127.0.0.1/", "", "file:///etc/passwd", "//evil.example/token"]
+    "realm",
+    ["http://evil.example/token", "ftp://127.0.0.1/", "", "file:///etc/passwd", "//evil.example/token", "https://[bad"],
 )
 def test_a_password_is_not_sent_to_a_realm_that_anybody_could_overhear(realm: str) -> None:
     challenge = f'WWW-Authenticate: Bearer realm="{realm}",service="x"\r\n'
     with bad_servers.serving(bad_servers.saying(_http(401, challenge))) as port:
         error = refused(f"oci://me:{SECRET}@127.0.0.1:{port}/team/kernels")
-    assert "nothing is encrypted" in str(error) or "not let in" in str(error)
+    assert re.search("nothing is encrypted|not let in|no address", str(error))
+
+
+@pytest.mark.parametrize(("url", "may"), [("", False), ("?allow-http=0", False), ("?allow-http", True)])
+def test_a_registry_elsewhere_does_not_send_this_host_to_itself(url: str, may: bool) -> None:
+    there = Registry(parse_url(f"oci://registry.example/team/kernels{url}"))
+    for address in ("http://127.0.0.1:1/token", "http://localhost/", "http://[::1]:1/"):
+        if may:
+            assert there._transport.checked(address) == address
+        else:
+            with pytest.raises(RemoteError, match="nothing is encrypted"):
+                there._transport.checked(address)
+    there.close()
+
+
+@pytest.mark.parametrize("digest", ["../../../other/manifests/secret", "sha256:ab", "", "https://evil.example/"])
+def test_what_a_manifest_names_by_no_digest_is_not_asked_for(digest: str, tmp_path: Path) -> None:
+    asked: list[bytes] = []
+    bodies = {kind: manifest_of(kind, [Descriptor(kind, digest, len(BLOB))]) for kind in (oci.ENTRY_TYPE, BUNDLE_TYPE)}
+
+    def registry(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(_http(200, "", bodies[oci.ENTRY_TYPE if A.encode() in asked[-1] else BUNDLE_TYPE]))
+
+    with bad_servers.serving(registry) as port:
+        store = open_remote(parse_url(f"oci://127.0.0.1:{port}/team/kernels"))
+        assert store.get_many([A]) == {}
+        store.close()
+        with pytest.raises(RemoteError, match="no digest"):
+            pull_bundle(f"oci://127.0.0.1:{port}/team/app:v1", tmp_path / "app.bundle")
+    assert [b"/manifests/" in each.splitlines()[0] for each in asked] == [True, True]
+    assert b"secret" not in b"".join(asked)
+
+
+def test_a_token_that_is_nested_without_end_is_nonsense() -> None:
+    with bad_servers.serving(bad_servers.saying(_http(200, "", b'{"x": ' + b"[" * 30_000))) as realm:
+        challenge = f'WWW-Authenticate: Bearer realm="http://127.0.0.1:{realm}/token"\r\n'
+        with bad_servers.serving(bad_servers.saying(_http(401, challenge))) as port:
+            assert "token cannot be read" in str(refused(f"oci://me:{SECRET}@127.0.0.1:{port}/team/kernels"))
+
+
+@pytest.mark.parametrize("location", ["https://[bad", "//[bad"])
+def test_an_upload_to_what_is_no_address_is_nonsense(location: str) -> None:
+    with bad_servers.serving(bad_servers.saying(_http(202, f"Location: {location}\r\n"))) as port:
+        there = Registry(parse_url(f"oci://127.0.0.1:{port}/team/kernels"))
+        with pytest.raises(RemoteError, match="no address"):
+            there.put_blob(digest_of(b"1"), 1, b"1")
+        there.close()
 
 
 def test_a_token_is_not_sent_to_where_a_blob_is_redirected(tmp_path: Path) -> None:
@@ -360,6 +409,76 @@ def test_no_answer_is_an_error_in_time(url: str) -> None:
             store.get_many([A])
         assert time.monotonic() - begun < 10
         store.close()
+
+
+def trickling(connection: socket.socket) -> None:
+    """An answer that never ends, and never pauses for long."""
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4000000\r\n\r\n")
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("serve", [bad_servers.never_answering, trickling])
+def test_a_bundle_is_not_waited_for_without_end(
+    serve: Callable[[socket.socket], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oci_bundles, "TAG_SECONDS", 0.5)
+    monkeypatch.setattr(oci_bundles, "PULL_SECONDS", 0.5)
+    with bad_servers.serving(serve) as port:
+        url = f"oci://127.0.0.1:{port}/team/app:v1"
+        for call in (lambda: digest_in(url), lambda: pull_bundle(url, tmp_path / "app.bundle")):
+            begun = time.monotonic()
+            with pytest.raises(RemoteError, match=r"not done within|no answer in time"):
+                call()
+            assert time.monotonic() - begun < 10
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_bundle_that_comes_slowly_is_waited_for_as_long_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oci_bundles, "PULL_SECONDS", 1.0)
+    content = bytes(6 << 20)  # no bundle, which is found out at the end
+    body = manifest_of(BUNDLE_TYPE, [Descriptor(BUNDLE_TYPE, digest_of(content), len(content))])
+
+    def registry(connection: socket.socket) -> None:
+        if b"/manifests/" in connection.recv(65536):
+            connection.sendall(_http(200, "", body))
+            return
+        connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode())
+        for start in range(0, len(content), 1 << 20):
+            connection.sendall(content[start : start + (1 << 20)])
+            time.sleep(0.3)
+
+    with bad_servers.serving(registry) as port:
+        url = f"oci://127.0.0.1:{port}/team/app:v1"
+        with pytest.raises(DamagedError):
+            pull_bundle(url, tmp_path / "app.bundle")
+        monkeypatch.setattr(oci_bundles, "LEAST_RATE", 1 << 40)
+        with pytest.raises(RemoteError, match="not done within 1 s"):
+            pull_bundle(url, tmp_path / "app.bundle")
+
+
+@pytest.mark.parametrize(("size", "error"), [(1 << 62, RemoteError), (-1, RemoteError), (16 << 30, OSError)])
+def test_a_bundle_for_which_there_is_no_room_is_not_begun(
+    size: int, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    body = manifest_of(BUNDLE_TYPE, [Descriptor(BUNDLE_TYPE, digest_of(b""), size)])
+
+    def registry(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(_http(200, "", body))
+
+    disk = os.statvfs(tmp_path)
+    full = os.statvfs_result([*disk[:4], min(disk.f_bavail, (8 << 30) // disk.f_frsize), *disk[5:]])
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with bad_servers.serving(registry) as port, pytest.raises(error):
+        pull_bundle(f"oci://127.0.0.1:{port}/team/app:v1", tmp_path / "app.bundle")
+    assert len(asked) == 1
+    assert os.listdir(tmp_path) == []
 
 
 NONSENSE = {
@@ -559,12 +678,17 @@ def test_a_remote_whose_library_is_not_installed_says_how_to_get_it(
 
 @pytest.mark.parametrize("url", ALL.values(), ids=ALL)
 def test_no_password_is_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    before = threading.active_count()  # other tests leave some
     with caplog.at_level(logging.DEBUG), bad_servers.serving(bad_servers.saying(b"-NOAUTH\r\n")) as port:
         store = open_remotes(url.format(port))
         for _ in range(4):
             with pytest.raises(RemoteError):
                 store.put(A, BLOB)
+        for _ in range(4):
+            with pytest.raises(RemoteError):
+                store.get_many([A])
         store.close()
     assert SECRET not in caplog.text
+    assert "Nothing is put there meanwhile" in caplog.text
     assert "Compiles go on without it" in caplog.text
-    assert threading.active_count() < 50
+    assert threading.active_count() < before + 50

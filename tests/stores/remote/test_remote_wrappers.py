@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Sequence
 
 import pytest
 
 from conftest import wait_until
+from headstart.errors import UsageError
 from headstart.stores.remote.base import Remote, RemoteError, check_blob
 from headstart.stores.remote.tiers import Found, Remotes
 from headstart.stores.remote.wrappers import (
@@ -32,7 +34,7 @@ class FakeRemote:
         self.claims = claims
         self.blobs: dict[str, bytes] = {}
         self.asked: list[list[str]] = []
-        self.error: RemoteError | None = None
+        self.error: Exception | None = None
         self.calls = 0
         self.may_go_on = threading.Event()
         self.may_go_on.set()
@@ -202,6 +204,62 @@ def test_one_that_answers_again_is_used_again_and_that_is_said() -> None:
     assert not store.is_open
 
 
+class NotTaking(FakeRemote):
+    """Can be read, and takes nothing."""
+
+    def __init__(self, *, lasting: bool) -> None:
+        super().__init__()
+        self.blobs[A] = b"a"
+        self.refusal: RemoteError | None = RemoteError("fake://one: a replica", advice="name another", lasting=lasting)
+
+    def put(self, key: str, blob: bytes) -> None:
+        if self.refusal is not None:
+            self.calls += 1
+            raise self.refusal
+        super().put(key, blob)
+
+
+@pytest.mark.parametrize(("lasting", "tries"), [(True, 1), (False, 3)])
+def test_a_remote_that_takes_nothing_goes_on_being_read(lasting: bool, tries: int) -> None:
+    fake = NotTaking(lasting=lasting)
+    store, clock, said = breaker(fake)
+    for _ in range(10):
+        with pytest.raises(RemoteError, match="a replica"):
+            store.put(B, b"b")
+    assert fake.calls == tries
+    assert said == [
+        "fake://one: a replica; name another. Nothing is put there meanwhile; that is tried again from time to time"
+    ]
+    assert store.get_many([A]) == {A: b"a"}
+    assert store.writable is not lasting  # what may pass by itself is tried, and counted
+    clock.now += 30
+    assert store.writable
+    with pytest.raises(RemoteError, match="a replica"):
+        store.put(B, b"b")
+    assert store.get_many([A]) == {A: b"a"}
+    clock.now += 60
+    fake.refusal = None
+    store.put(B, b"b")
+    assert said[1:] == ["fake://one takes entries again"]
+    assert store.writable
+
+
+def test_what_cannot_be_read_is_not_written_and_a_write_is_no_trial() -> None:
+    fake = failing()
+    store, clock, said = breaker(fake)
+    for _ in range(3):
+        fails(store)
+    for _ in range(5):
+        with pytest.raises(RemoteError, match="not tried again for"):
+            store.put(A, b"a")
+        clock.now += 20
+    assert (fake.calls, len(said)) == (3, 1)
+    fake.error = None
+    store.get_many([A])
+    store.put(A, b"a")
+    assert fake.blobs == {A: b"a"}
+
+
 # Giving up
 
 
@@ -229,6 +287,18 @@ def test_what_a_call_raises_comes_out_of_it() -> None:
         store.get_many([A])
     assert store.trusted is False
     store.close()
+
+
+def test_what_no_store_should_raise_is_an_error_of_that_store() -> None:
+    fake = FakeRemote()
+    fake.error = ValueError("of a library, with hunter2")
+    store = DeadlineRemote(fake, 30)
+    with pytest.raises(RemoteError, match=r"as no store should \(ValueError\)") as caught:
+        store.get_many([A])
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+    fake.error = UsageError("too large")
+    with pytest.raises(UsageError):
+        store.put(A, b"a")
 
 
 # Several
@@ -291,7 +361,8 @@ def test_one_that_is_only_read_is_neither_written_nor_copied_into() -> None:
     assert near.blobs == {}
     nothing = tiers(ReadOnlyRemote(near))
     assert not nothing.writable
-    nothing.put(A, b"a")
+    with pytest.raises(RemoteError, match="nothing can be put there"):
+        nothing.put(A, b"a")
     assert near.blobs == {}
 
 

@@ -159,13 +159,14 @@ def missing(name: str, package: str, extra: str) -> UsageError:
     return UsageError(f"{name} needs the package {package}: pip install 'headstart[{extra}]'")
 
 
-def plain(text: object, secrets: Iterable[str] = ()) -> str:
-    """One short line of what a library or a server said, without secrets, for people.
+def plain(text: object, secrets: Iterable[str] = (), most: int = _LINE) -> str:
+    """One line, of at most `most` characters, of what a library or a server said, without secrets, for people.
 
     A server may repeat what it was sent: Redis names the arguments of a command that it does not know.
     """
     line = next((line.strip() for line in str(text).splitlines() if line.strip()), "")
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         line = line.replace(secret, "***")
+    line = line[: most + 1]  # of what may be megabytes
     line = line if line.isprintable() else ascii(line)[1:-1]
-    return line if len(line) <= _LINE else f"{line[:_LINE]}…"
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -27,6 +27,7 @@ import msgspec
 
 from headstart.errors import UsageError
 from headstart.stores.remote.base import MAX_BLOB_BYTES, MAX_REPLY_BYTES, RemoteError, check_blob, check_key
+from headstart.stores.remote.references import DIGEST
 from headstart.stores.remote.registry import CONNECTIONS, Registry, digest_of
 from headstart.stores.remote.urls import RemoteUrl
 
@@ -169,7 +170,10 @@ class OciRemote:
         if manifest is None or len(manifest.layers) != 1:
             return None
         layer = manifest.layers[0]
-        if layer.media_type != ENTRY_TYPE or not 0 <= layer.size <= MAX_BLOB_BYTES or not room.take(layer.size):
+        # The digest becomes part of an address.
+        if layer.media_type != ENTRY_TYPE or not DIGEST.fullmatch(layer.digest):
+            return None
+        if not 0 <= layer.size <= MAX_BLOB_BYTES or not room.take(layer.size):
             return None
         if layer.data:
             blob = _decoded(layer)

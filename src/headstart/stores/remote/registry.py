@@ -11,8 +11,8 @@ Guarantees:
 
 What is got by a digest has that digest, and no more bytes are read than were expected.
 
-Credentials go to the registry, and to where it says that its tokens are; never over http, unless within this host or
-if the URL says so; and not to where a blob is redirected.
+Credentials go to the registry, and to where it says that its tokens are; never over http, unless the registry itself is
+on this host or the URL says so; and not to where a blob is redirected.
 
 This code assumes that manifests are small (`MAX_MANIFEST_BYTES`). Each wait is bounded, but not their sum: that is the
 caller's.
@@ -58,13 +58,14 @@ class Registry:
         self.name = url.shown
         self.reference = reference_of(url)
         host = self.reference.api_host
-        scheme = "http" if url.allows_http(urlsplit(f"//{host}").hostname or "") else "https"
+        name = urlsplit(f"//{host}").hostname or ""
+        scheme = "http" if url.allows_http(name) else "https"
         self._base = f"{scheme}://{host}/v2/{self.reference.repository}/"
         self._credentials: Credentials = credentials_for(url, self.reference.host)
         self._authorization = ""
         self._lock = threading.Lock()
         secrets = self._credentials.secrets()
-        self._transport = Transport(url, secrets, CONNECT_SECONDS, read_seconds or READ_SECONDS, CONNECTIONS)
+        self._transport = Transport(url, name, secrets, CONNECT_SECONDS, read_seconds or READ_SECONDS, CONNECTIONS)
 
     def manifest(self, reference: str, media_type: str) -> tuple[bytes, str] | None:
         """A manifest and its digest; None if there is none.
@@ -230,7 +231,7 @@ class Registry:
 
     def _place(self, location: str) -> str:
         """Where an upload goes; the token goes along, so that it is the registry itself."""
-        url = self._transport.checked(urljoin(self._base, location))
+        url = self._transport.checked(location, self._base)
         if urlsplit(url).netloc != urlsplit(self._base).netloc:
             raise self._transport.nonsense("it has this host upload to another one")
         return url
@@ -267,7 +268,7 @@ class Registry:
         self._expect(answer, 200)
         try:
             given = msgspec.json.decode(answer.body, type=_Token)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._transport.nonsense("its token cannot be read") from None
         token = given.token or given.access_token
         if not re.fullmatch(r"[\x21-\x7e]+", token):

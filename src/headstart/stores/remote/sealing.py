@@ -189,7 +189,7 @@ def unseal(
     signatures = decode(_PLACE, signing.decoder, encoded) if encoded else []
     entry = Entry.from_bytes(data)
     if entry.key != key or not entry.answers(kind, request_digest):
-        raise DamagedError(_PLACE, f"another entry lies under {key[:12]}: {entry!r}")
+        raise DamagedError(_PLACE, f"another entry lies under {key[:12]}")
     entry.verify()
     _check(entry)
     if (signed or carries_code(entry.header.kind)) and (why := verifier.why_not(tuple(signatures), data)):

@@ -31,6 +31,7 @@ class Transport:
 
     Args:
         url: the remote's.
+        host: the registry's.
         secrets: what no message may have in it.
         connect_seconds: TLS included;
         read_seconds: between two pieces of an answer.
@@ -41,7 +42,13 @@ class Transport:
     """
 
     def __init__(
-        self, url: RemoteUrl, secrets: Sequence[str], connect_seconds: float, read_seconds: float, connections: int
+        self,
+        url: RemoteUrl,
+        host: str,
+        secrets: Sequence[str],
+        connect_seconds: float,
+        read_seconds: float,
+        connections: int,
     ) -> None:
         try:
             import urllib3
@@ -49,6 +56,7 @@ class Transport:
             raise missing(url.shown, "urllib3", "oci") from error
         self._urllib3: Any = urllib3
         self._url = url
+        self._host = host
         self._name = url.shown
         self._secrets = list(secrets)
         self._pool: Any = urllib3.PoolManager(
@@ -97,7 +105,7 @@ class Transport:
                 try:
                     known = {name.lower(): value for name, value in response.headers.items()}
                     if response.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
-                        target = self.checked(urljoin(url, known.get("location", "")))
+                        target = self.checked(known.get("location", ""), url)
                         if urlsplit(target).netloc != urlsplit(url).netloc:
                             headers = {name: value for name, value in headers.items() if name != "Authorization"}
                         url = target
@@ -122,10 +130,16 @@ class Transport:
                 raise self._error(error) from None
         raise self.nonsense("it redirects in a circle")
 
-    def checked(self, url: str) -> str:
-        """An address that the registry gave, if it may be asked; else it raises RemoteError."""
-        parts = urlsplit(url)
-        if parts.scheme == "https" or (parts.scheme == "http" and self._url.allows_http(parts.hostname or "")):
+    def checked(self, place: str, base: str = "") -> str:
+        """An address that the registry gave, perhaps from `base` on, if it may be asked; else it raises RemoteError."""
+        try:
+            url = urljoin(base, place)
+            parts = urlsplit(url)
+        except ValueError:
+            raise self.nonsense("it sends this host on to what is no address") from None
+        # Another host's registry is not to have this one send a password to whoever listens here.
+        allowed = all(self._url.allows_http(host) for host in (self._host, parts.hostname or ""))
+        if parts.scheme == "https" or (parts.scheme == "http" and allowed):
             return url
         raise self.nonsense("it sends this host on to where nothing is encrypted")
 

@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from headstart.errors import HeadstartError
 from headstart.stores.remote.base import Remote, RemoteError
 
 FAILURES = 3  # in a row, after which a remote is left alone
 LEFT_ALONE = 30.0  # seconds, twice as many each time that it fails again, at most
 LEFT_ALONE_AT_MOST = 600.0  # seconds
+_GIVEN_UP = "Compiles go on without it; it is tried again from time to time"
+_NOT_WRITTEN = "Nothing is put there meanwhile; that is tried again from time to time"
 _STUCK = 4  # calls past their deadline that a remote may have before no other is begun
 
 T = TypeVar("T")
@@ -160,6 +163,9 @@ class BreakerRemote(RemoteWrapper):
 
     Meanwhile calls fail at once. Then one call may try; if it fails too, the remote is left alone for twice as long.
 
+    What changes the remote is counted by itself: one that can only be read goes on being read. One that cannot be read
+    is not changed either, until a read has worked.
+
     Args:
         warn: told once when it begins to fail, and once when it is back; by default, the log.
         clock: seconds that never go back.
@@ -175,10 +181,54 @@ class BreakerRemote(RemoteWrapper):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(remote)
+        warn = warn or functools.partial(_log.warning, "%s")
+        self._reads = _Circuit(failures, left_alone, warn, clock, _GIVEN_UP, f"{self.name} answers again")
+        self._writes = _Circuit(failures, left_alone, warn, clock, _NOT_WRITTEN, f"{self.name} takes entries again")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether reads fail at once."""
+        return self._reads.is_open
+
+    @property
+    def writable(self) -> bool:
+        """Not for a while after it has refused an entry in a way that lasts: nothing is made ready in vain."""
+        return self._remote.writable and not self._writes.is_refused
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """See `Remote`."""
+        return self._reads.call(lambda: self._remote.get_many(keys))
+
+    def _call(self, what: Callable[[], T]) -> T:
+        self._reads.check()
+        return self._writes.call(what)
+
+
+class _Circuit:
+    """Whether calls of one kind are tried.
+
+    Args:
+        failures: in a row, after which they are not.
+        left_alone: seconds, at first.
+        worse: said after the first error.
+        better: said once a call works again.
+    """
+
+    def __init__(
+        self,
+        failures: int,
+        left_alone: float,
+        warn: Callable[[str], None],
+        clock: Callable[[], float],
+        worse: str,
+        better: str,
+    ) -> None:
         self._most = failures
         self._first_pause = left_alone
-        self._warn = warn or functools.partial(_log.warning, "%s")
+        self._warn = warn
         self._clock = clock
+        self._worse = worse
+        self._better = better
         self._lock = threading.Lock()
         self._in_a_row = 0
         self._pause = 0.0  # seconds; 0: it is not left alone
@@ -191,13 +241,24 @@ class BreakerRemote(RemoteWrapper):
         with self._lock:
             return self._pause > 0 and self._clock() < self._until
 
-    def _call(self, what: Callable[[], T]) -> T:
+    @property
+    def is_refused(self) -> bool:
+        """Whether they do so because of what lasts."""
+        last = self._last
+        return self.is_open and last is not None and last.lasting
+
+    def check(self) -> None:
+        """Raise the last `RemoteError` unless calls work, as far as is known."""
+        with self._lock:
+            if self._pause:
+                raise self._not_yet()
+
+    def call(self, what: Callable[[], T]) -> T:
+        """Try it, if it is time to."""
         with self._lock:
             now = self._clock()
             if self._pause and now < self._until:
-                last = self._last
-                assert last is not None
-                raise RemoteError(f"{last.summary} (not tried again for {self._until - now:.0f} s)", advice=last.advice)
+                raise self._not_yet()
             if self._pause:
                 self._until = now + self._pause  # for everybody but this call
         try:
@@ -207,6 +268,12 @@ class BreakerRemote(RemoteWrapper):
             raise
         self._worked()
         return result
+
+    def _not_yet(self) -> RemoteError:
+        last = self._last
+        assert last is not None
+        left = max(0.0, self._until - self._clock())
+        return RemoteError(f"{last.summary} (not tried again for {left:.0f} s)", advice=last.advice)
 
     def _failed(self, error: RemoteError) -> None:
         with self._lock:
@@ -218,20 +285,21 @@ class BreakerRemote(RemoteWrapper):
             self._until = self._clock() + self._pause
             self._last = error
         if first:
-            self._warn(f"{error}. Compiles go on without it; it is tried again from time to time")
+            self._warn(f"{error}. {self._worse}")
 
     def _worked(self) -> None:
         with self._lock:
             was_open = self._pause > 0
             self._in_a_row, self._pause, self._last = 0, 0.0, None
         if was_open:
-            self._warn(f"{self.name} answers again")
+            self._warn(self._better)
 
 
 class DeadlineRemote(RemoteWrapper):
     """Gives up a call of another remote that takes too long: a file server that hangs, a reply that trickles.
 
-    What was begun goes on in its thread, and what comes of it is dropped.
+    What was begun goes on in its thread, and what comes of it is dropped. What a call raises that a remote should not
+    is a `RemoteError`, so that a bug in one, or in its library, costs no other remote anything.
     """
 
     def __init__(self, remote: Remote, seconds: float) -> None:
@@ -250,6 +318,11 @@ class DeadlineRemote(RemoteWrapper):
         def run() -> None:
             try:
                 answer.put((True, what()))
+            except HeadstartError as error:
+                answer.put((False, error))
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                # By its type only: its text may have the password.
+                answer.put((False, self._error(f"it failed as no store should ({type(error).__name__})")))
             except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
                 answer.put((False, error))
             with self._lock:
