@@ -23,7 +23,7 @@ LONGEST = 110  # seconds on a machine that does much else
 
 # Who may ask for the time of day: for the age of files, for people, and for the day on which a kernel was used.
 TIME_OF_DAY = {
-    *("stores/disk.py", "stores/remote/folder.py", "artifacts/reproduce.py"),
+    *("stores/disk.py", "stores/remote/folder.py", "artifacts/reproduce.py", "cli/pulled.py"),
     *("adapters/recording.py", "adapters/triton/autotune.py", "adapters/inductor/compat_artifacts.py"),
 }  # files, and what people read
 
