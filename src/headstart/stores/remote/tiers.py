@@ -121,8 +121,6 @@ class Remotes:
         Raises:
             RemoteError: none of them took it.
         """
-        if not self.writable:
-            raise RemoteError(f"{self.name}: nothing can be put there now")
         self._each(lambda tier: tier.put(key, blob), any_is_enough=True)
 
     def claim(self, key: str, seconds: float) -> bool | None:
