@@ -159,6 +159,8 @@ class Publisher:
             if key in shared.unfit:
                 shared.unfit.discard(key)
                 shared.remotes.delete(key)
+            if not shared.remotes.writable:  # since it was offered
+                raise RemoteError(f"{shared.remotes.name}: takes nothing just now")
             shared.remotes.put(key, blob)
         except (RemoteError, UsageError, DamagedError, OSError) as error:
             self._forget(key)
