@@ -160,7 +160,9 @@ class Publisher:
                 shared.unfit.discard(key)
                 shared.remotes.delete(key)
             if not shared.remotes.writable:  # since it was offered
-                raise RemoteError(f"{shared.remotes.name}: takes nothing just now")
+                self._forget(key)
+                shared.count("dropped")
+                return
             shared.remotes.put(key, blob)
         except (RemoteError, UsageError, DamagedError, OSError) as error:
             self._forget(key)
