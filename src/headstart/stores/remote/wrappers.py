@@ -183,7 +183,15 @@ class BreakerRemote(RemoteWrapper):
         super().__init__(remote)
         warn = warn or functools.partial(_log.warning, "%s")
         self._reads = _Circuit(failures, left_alone, warn, clock, _GIVEN_UP, f"{self.name} answers again")
-        self._writes = _Circuit(failures, left_alone, warn, clock, _NOT_WRITTEN, f"{self.name} takes entries again")
+        self._writes = _Circuit(
+            failures,
+            left_alone,
+            warn,
+            clock,
+            _NOT_WRITTEN,
+            f"{self.name} takes entries again",
+            is_said=lambda: not self._reads.fails,  # else one line says all of it
+        )
 
     @property
     def is_open(self) -> bool:
@@ -212,6 +220,7 @@ class _Circuit:
         left_alone: seconds, at first.
         worse: said after the first error.
         better: said once a call works again.
+        is_said: whether there is anything to say of it, when it begins to fail.
     """
 
     def __init__(
@@ -222,6 +231,7 @@ class _Circuit:
         clock: Callable[[], float],
         worse: str,
         better: str,
+        is_said: Callable[[], bool] = lambda: True,
     ) -> None:
         self._most = failures
         self._first_pause = left_alone
@@ -229,6 +239,8 @@ class _Circuit:
         self._clock = clock
         self._worse = worse
         self._better = better
+        self._is_said = is_said
+        self._has_said = False
         self._lock = threading.Lock()
         self._in_a_row = 0
         self._pause = 0.0  # seconds; 0: it is not left alone
@@ -240,6 +252,11 @@ class _Circuit:
         """Whether calls fail at once."""
         with self._lock:
             return self._pause > 0 and self._clock() < self._until
+
+    @property
+    def fails(self) -> bool:
+        """Whether the last call has failed."""
+        return self._in_a_row > 0
 
     @property
     def is_refused(self) -> bool:
@@ -284,14 +301,15 @@ class _Circuit:
             self._pause = min(2 * self._pause or self._first_pause, LEFT_ALONE_AT_MOST)
             self._until = self._clock() + self._pause
             self._last = error
-        if first:
+        if first and self._is_said():
+            self._has_said = True
             self._warn(f"{error}. {self._worse}")
 
     def _worked(self) -> None:
         with self._lock:
-            was_open = self._pause > 0
+            has_said, self._has_said = self._has_said, False
             self._in_a_row, self._pause, self._last = 0, 0.0, None
-        if was_open:
+        if has_said:
             self._warn(self._better)
 
 
