@@ -27,13 +27,10 @@ from headstart.client.kernel import CompiledKernel
 from headstart.client.policy import Policy
 from headstart.client.timeline import Statistics
 from headstart.describe import facts
-from headstart.describe.recipe import Recipe, RecipeJob, request_of
+from headstart.describe.recipe import Recipe, RecipeJob, decode_jobs, decode_recipe, request_of
 from headstart.errors import DamagedError, HeadstartError, UsageError
 from headstart.model.environment import TOOL_VARIABLES, fingerprint
 from headstart.model.target import Target
-
-_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
-_jobs_decoder = msgspec.msgpack.Decoder(list[RecipeJob])
 
 
 def why_not(*, vouched: bool) -> str | None:
@@ -168,11 +165,11 @@ class SourcesBuild:
         return False
 
     def _compiled(self, source: RecordedSource, recorded: GeneratedSource, said: wire.SourceCompiled) -> None:
-        recipe = self._recipe[recorded.key] = _recipe_decoder.decode(said.recipe)
+        recipe = self._recipe[recorded.key] = decode_recipe(said.recipe)
         if said.key:
             self._recipes.note(said.key, recorded.name, said.recipe)
         if said.added:
-            self._added[recorded.key] = _jobs_decoder.decode(said.added)
+            self._added[recorded.key] = decode_jobs(said.added)
             if said.added_key:
                 self._recipes.note(said.added_key, recorded.name, said.added)
         self._hand_over(source, recipe, recipe.jobs, said.jobs)

@@ -21,15 +21,13 @@ from headstart.cli import Failure, OutputFile, count, human_bytes, printable, pr
 from headstart.cli.differences import counted
 from headstart.client import vouching
 from headstart.describe.plain import NotPlainDataError
-from headstart.describe.recipe import Describe, Recipe, RecipeJob, kernels_named, request_of
+from headstart.describe.recipe import Describe, decode_jobs, decode_recipe, kernels_named, request_of
 from headstart.errors import DamagedError, UsageError
 from headstart.system.files import BUNDLE, check_replaceable
 from headstart.system.settings import Settings
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _describe_decoder = msgspec.msgpack.Decoder(Describe)
-_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
-_jobs_decoder = msgspec.msgpack.Decoder(list[RecipeJob])
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
 
 
@@ -147,8 +145,8 @@ def _wanted_by_source(source: GeneratedSource) -> set[str]:
     """What a source that torch.compile generated takes: its recipe, what rescaling added, and the kernels of both."""
     wanted = {source.key, source.added_key} - {""}
     with contextlib.suppress(msgspec.DecodeError, NotPlainDataError, UsageError):
-        described, recipe = _describe_decoder.decode(source.question), _recipe_decoder.decode(source.recipe)
-        added = _jobs_decoder.decode(source.added) if source.added else []
+        described, recipe = _describe_decoder.decode(source.question), decode_recipe(source.recipe)
+        added = decode_jobs(source.added) if source.added else []
         for job in recipe.jobs + added:
             module, variables = recipe.function.module, described.variables
             wanted.add(request_of(job, text=recipe.text, path="", module=module, variables=variables).digest())

@@ -124,6 +124,16 @@ _recipe_decoder = msgspec.msgpack.Decoder(Recipe)
 _jobs_decoder = msgspec.msgpack.Decoder(list[RecipeJob])
 
 
+def decode_recipe(content: bytes) -> Recipe:
+    """A recipe as it travels and is kept. Raises `msgspec.DecodeError`: it is none."""
+    return _recipe_decoder.decode(content)
+
+
+def decode_jobs(content: bytes) -> list[RecipeJob]:
+    """What rescaling adds, likewise. Raises `msgspec.DecodeError`: it is something else."""
+    return _jobs_decoder.decode(content)
+
+
 def kernels_named(content: bytes) -> frozenset[str]:
     """The kernels that a recipe, or the jobs that it was scaled by, names: what an entry of either has for content.
 

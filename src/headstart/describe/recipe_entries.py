@@ -13,16 +13,13 @@ import msgspec
 
 from headstart.artifacts.entry import Entry, pack_entry
 from headstart.describe.ownership import are_own, is_own
-from headstart.describe.recipe import Describe, Recipe, RecipeJob
+from headstart.describe.recipe import Describe, Recipe, RecipeJob, decode_jobs, decode_recipe
 from headstart.errors import DamagedError
 from headstart.model import keys
 from headstart.model.environment import TOOL_VARIABLES
 
 FORMAT = "recipe 5"  # raised whenever a recipe changes its meaning
 KIND = "recipe"  # of such an entry, and what its artifact is called
-
-_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
-_jobs_decoder = msgspec.msgpack.Decoder(list[RecipeJob])
 
 
 class NotOwn(Exception):
@@ -108,7 +105,7 @@ def added_of(entry: Entry, described: Describe) -> list[RecipeJob] | None:
 def decoded(content: bytes, described: Describe, stem: str) -> Recipe | None:
     """A recipe as it was written down; None: it is none, or none of this source. Arguments as for `is_own`."""
     with contextlib.suppress(msgspec.DecodeError, RecursionError):
-        recipe = _recipe_decoder.decode(content)
+        recipe = decode_recipe(content)
         return recipe if is_own(recipe, described, stem) else None
     return None
 
@@ -116,6 +113,6 @@ def decoded(content: bytes, described: Describe, stem: str) -> Recipe | None:
 def decoded_jobs(content: bytes, described: Describe) -> list[RecipeJob] | None:
     """What rescaling adds, as it was written down; None: it is something else."""
     with contextlib.suppress(msgspec.DecodeError, RecursionError):
-        jobs = _jobs_decoder.decode(content)
+        jobs = decode_jobs(content)
         return jobs if are_own(jobs, described) else None
     return None

@@ -26,7 +26,7 @@ from headstart.adapters.inductor.jobs import Expected
 from headstart.adapters.inductor.local import LocalCompiles
 from headstart.adapters.inductor.recorded import generated
 from headstart.describe import devices, facts, plain
-from headstart.describe.recipe import Describe, Recipe, RecipeJob, request_of
+from headstart.describe.recipe import Describe, Recipe, RecipeJob, decode_jobs, decode_recipe, request_of
 from headstart.errors import CompileError, HeadstartError, ServiceError
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ _MOMENT = 1.0  # seconds that the service has to say whether it knows a source
 
 _log = logging.getLogger("headstart")
 _encoder = msgspec.msgpack.Encoder()
-_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
-_jobs_decoder = msgspec.msgpack.Decoder(list[RecipeJob])
 
 
 class Source:
@@ -216,7 +214,7 @@ class Source:
 
     def _take(self, message: wire.SourceCompiled) -> None:
         self._undescribed = False
-        recipe = _recipe_decoder.decode(message.recipe)
+        recipe = decode_recipe(message.recipe)
         if message.key:
             self.adapter.recipes.note(message.key, self.name, message.recipe)
         self._note(message, recipe)
@@ -269,7 +267,7 @@ class Source:
     def _take_added(self, message: wire.SourceCompiled) -> None:
         if message.added_key:
             self.adapter.recipes.note(message.added_key, self.name, message.added)
-        added = _jobs_decoder.decode(message.added)
+        added = decode_jobs(message.added)
         self._added_keys = [job.key for job in added]
         for job in added:
             expected = self._expect(job)
