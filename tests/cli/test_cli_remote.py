@@ -55,6 +55,14 @@ def test_check_says_what_was_done_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "shared").rglob("*") if path.is_file()] == []
 
 
+def test_check_says_what_is_wrong_whatever_the_user_is_called() -> None:
+    (port,) = servers.free_ports(1)
+    result = run("remote", "check", f"redis://u:{SECRET}@127.0.0.1:{port}/0")
+    assert result.exit_code == 1
+    assert "refused" in result.stdout
+    assert SECRET not in result.stdout + result.stderr
+
+
 def test_check_takes_the_remotes_of_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADSTART_REMOTE", f"file://{tmp_path}/a file://{tmp_path}/b?read-only")
     result = run("remote", "check", "--json")

@@ -159,6 +159,9 @@ def missing(name: str, package: str, extra: str) -> UsageError:
     return UsageError(f"{name} needs the package {package}: pip install 'headstart[{extra}]'")
 
 
+_PART_OF_WORDS = 4  # characters: what is shorter is in many a word, and then says nothing
+
+
 def plain(text: object, secrets: Iterable[str] = (), most: int = _LINE) -> str:
     """One line, of at most `most` characters, of what a library or a server said, without secrets, for people.
 
@@ -166,7 +169,10 @@ def plain(text: object, secrets: Iterable[str] = (), most: int = _LINE) -> str:
     """
     line = next((line.strip() for line in str(text).splitlines() if line.strip()), "")
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        line = line.replace(secret, "***")
+        if len(secret) < _PART_OF_WORDS:
+            line = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", line)
+        else:
+            line = line.replace(secret, "***")
     line = line[: most + 1]  # of what may be megabytes
     line = line if line.isprintable() else ascii(line)[1:-1]
     return line if len(line) <= most else f"{line[: most - 1]}…"
