@@ -9,6 +9,7 @@
     service ⇄ describer stream     Question                      / Awake Answer
     service ⇄ remote    stream     Serve LookUp Offer Disclaim   / Awake LookedUp Claimed Availability RemoteCounts
                                                                    RemoteSays
+    service ⇄ bridge    stream     Join Lend TakeBack            / Awake FarmState Begun Made Unmade FarmSays
 
 Every message is a struct of plain data; `channel.py` says how they are framed.
 """
@@ -20,6 +21,7 @@ import msgspec
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
 from headstart.wire.describing import Answer, Awake, DescriberState, PrepareDescriber, Question
+from headstart.wire.farm import Begun, FarmSays, FarmSettings, FarmState, Join, Lend, Made, TakeBack, Unmade
 from headstart.wire.outcomes import CompileLog, Failed, Failure, Result
 from headstart.wire.remotes import (
     Availability,
@@ -55,6 +57,7 @@ class Preferences(msgspec.Struct, frozen=True):
         trusts_cache_dir: whether it uses `cache_dir` whoever else can write there.
         tools: variables of `TOOL_VARIABLES` that are set in its process.
         remote: the stores of other hosts that it uses; None: none.
+        farm: where its kernels may be compiled as well; None: nowhere.
     """
 
     cache_dir: bytes
@@ -66,6 +69,7 @@ class Preferences(msgspec.Struct, frozen=True):
     trusts_cache_dir: bool = False
     tools: dict[str, str] = {}
     remote: RemoteSettings | None = None
+    farm: FarmSettings | None = None
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -300,3 +304,5 @@ ToDescriber = Question
 FromDescriber = Awake | Answer
 ToRemote = Serve | LookUp | Offer | Disclaim
 FromRemote = Awake | LookedUp | Claimed | Availability | RemoteCounts | RemoteSays
+ToBridge = Join | Lend | TakeBack
+FromBridge = Awake | FarmState | Begun | Made | Unmade | FarmSays

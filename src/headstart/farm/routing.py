@@ -1,0 +1,246 @@
+"""Which node gets which job. No I/O, no clock.
+
+Guarantees:
+
+* A job goes to a node that has its toolchain, whose last answer was neither late nor wrong.
+* One kernel goes to one node, whoever asks for it (rendezvous hashing of its key over the nodes that would take it), as
+  long as a worker is free there; else to the node with the most free workers; if none is free anywhere, a few jobs
+  are sent ahead, again to its own node first.
+* No node has more of ours than its workers, and those few.
+* A job that a node loses is tried on another one, `MAX_TRIES` in all; then it is `unmade`.
+
+A node's workers are also other hosts'. What it said of its load when it last answered is taken for what it is now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from headstart.wire.farm import FarmNode, LentJob, NodeState
+
+MAX_TRIES = 2  # nodes that a job is sent to, one after another
+_MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: multiplying by it spreads neighbours over all 64 bits
+_MASK = (1 << 64) - 1
+
+
+def ahead(workers: int) -> int:
+    """How many jobs a node is sent beyond what its workers are at, so that they need not wait for a message."""
+    return 1 + workers // 4
+
+
+@dataclass(eq=False)
+class Routed:
+    """A job on its way; `tries`: nodes that it was sent to. `cache_dir`, `trusted`: as in `wire.farm.Lend`."""
+
+    job: LentJob
+    cache_dir: bytes = b""
+    trusted: bool = False
+    tries: int = 0
+    tried: set[str] = field(default_factory=set)
+
+
+@dataclass(eq=False)
+class Node:
+    """What is known of a node.
+
+    Attributes:
+        state: as it said last.
+        out: jobs that it was given and has not answered, by ticket.
+        usable: whether it answers.
+        refused: toolchains that it does not compile with.
+        why_not: why it is given nothing, for people.
+    """
+
+    name: str
+    state: NodeState
+    out: dict[int, Routed] = field(default_factory=dict)
+    usable: bool = True
+    refused: set[str] = field(default_factory=set)
+    why_not: str = ""
+    seed: int = 0
+    others: int = 0  # jobs of other hosts', when it answered last
+
+    def __post_init__(self) -> None:
+        self.seed = int.from_bytes(sha256(self.name.encode()).digest()[:8], "little")
+
+    def takes(self, toolchain: str) -> bool:
+        """Whether it may be given jobs of a toolchain."""
+        return self.usable and toolchain in self.state.toolchains and toolchain not in self.refused
+
+    @property
+    def free(self) -> int:
+        """How many jobs would begin at once; below zero: how many wait."""
+        return self.state.workers - self.others - len(self.out)
+
+    @property
+    def room(self) -> int:
+        """How many more it is given."""
+        return max(0, self.free + ahead(self.state.workers))
+
+    def report(self) -> FarmNode:
+        """For people."""
+        state = self.state
+        return FarmNode(
+            self.name, state.workers, state.running, state.queued, state.compiled, len(self.out), self.why_not
+        )
+
+
+class Router:
+    """The nodes of one cluster, and the jobs of one service.
+
+    Attributes:
+        nodes: by name.
+        waiting: jobs that no node has room for just now, in the order in which they came.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.waiting: dict[int, Routed] = {}
+
+    def heard(self, name: str, state: NodeState) -> Node:
+        """A node has answered; it may be a new one."""
+        node = self.nodes.get(name)
+        if node is None:
+            node = self.nodes[name] = Node(name, state)
+        node.state, node.usable, node.why_not = state, True, state.unable
+        # What it has of ours that we do not know of is ours no more, and runs there all the same.
+        node.others = max(0, len(state.running) + state.queued - len(node.out))
+        return node
+
+    def lend(self, jobs: Iterable[Routed]) -> None:
+        """These are to be compiled somewhere."""
+        self.waiting.update((routed.job.ticket, routed) for routed in jobs)
+
+    def route(self) -> dict[str, list[Routed]]:
+        """Give waiting jobs to nodes: which are to be told of which."""
+        sent: dict[str, list[Routed]] = {}
+        full: set[str] = set()  # toolchains
+        for ticket, routed in list(self.waiting.items()):
+            toolchain = routed.job.toolchain
+            node = None if toolchain in full else self._choose(routed)
+            if node is None:
+                if not routed.tried:  # else another job may go where this one has been
+                    full.add(toolchain)
+                continue
+            del self.waiting[ticket]
+            node.out[ticket] = routed
+            routed.tries += 1
+            routed.tried.add(node.name)
+            sent.setdefault(node.name, []).append(routed)
+        return sent
+
+    def hopeless(self) -> list[Routed]:
+        """Waiting jobs that no node there is would ever take; they wait no more."""
+        takes = self._toolchains()
+        gone = [
+            routed
+            for routed in self.waiting.values()
+            if not any(node not in routed.tried for node in takes.get(routed.job.toolchain, ()))
+        ]
+        for routed in gone:
+            del self.waiting[routed.job.ticket]
+        return gone
+
+    def answered(self, name: str, ticket: int) -> Routed | None:
+        """A node is done with a job, one way or the other; None: it had none of this name."""
+        node = self.nodes.get(name)
+        return None if node is None else node.out.pop(ticket, None)
+
+    def take_back(self, ticket: int) -> list[str]:
+        """Nobody wants a job from here any more. Returns the nodes that have it, and keep it until they answer."""
+        self.waiting.pop(ticket, None)
+        return [node.name for node in self.nodes.values() if ticket in node.out]
+
+    def refuse(self, name: str, toolchain: str, why: str) -> None:
+        """A node does not compile with a toolchain, and is not asked again."""
+        node = self.nodes[name]
+        node.refused.add(toolchain)
+        node.why_not = why
+
+    def lose(self, name: str, why: str, *, forget: bool) -> list[Routed]:
+        """A node does not answer, or is gone. Returns what it had that is not to be tried again elsewhere.
+
+        Args:
+            name: of the node.
+            why: for people.
+            forget: whether what it was given is certainly lost; else it stays there as well, and may be answered.
+        """
+        node = self.nodes.get(name)
+        if node is None:
+            return []
+        node.usable, node.why_not = False, why
+        lost = list(node.out.values())
+        if forget:
+            node.out.clear()
+        return self.retry(lost)
+
+    def retry(self, lost: Iterable[Routed]) -> list[Routed]:
+        """Try jobs on other nodes. Returns those that have been tried often enough."""
+        over = []
+        for routed in lost:
+            if routed.tries < MAX_TRIES:
+                self.waiting.setdefault(routed.job.ticket, routed)
+            else:
+                over.append(routed)
+        return over
+
+    def remove(self, name: str) -> None:
+        """A node has left the cluster."""
+        self.nodes.pop(name, None)
+
+    def idle(self) -> dict[str, int]:
+        """By toolchain: how many more jobs would begin at once."""
+        return self._sum(lambda node: max(0, node.free))
+
+    def room(self) -> dict[str, int]:
+        """By toolchain: how many more jobs nodes would take."""
+        return self._sum(lambda node: node.room)
+
+    def _sum(self, of: Callable[[Node], int]) -> dict[str, int]:
+        summed = {
+            toolchain: sum(of(self.nodes[name]) for name in names) for toolchain, names in self._toolchains().items()
+        }
+        for routed in self.waiting.values():
+            if routed.job.toolchain in summed:
+                summed[routed.job.toolchain] = max(0, summed[routed.job.toolchain] - 1)
+        return summed
+
+    def _toolchains(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for node in self.nodes.values():
+            if node.usable:
+                for toolchain in node.state.toolchains:
+                    if toolchain not in node.refused:
+                        found.setdefault(toolchain, []).append(node.name)
+        return found
+
+    def _choose(self, routed: Routed) -> Node | None:
+        key = int(routed.job.key[:16], 16)
+        own: Node | None = None
+        freest: Node | None = None
+        best = -1
+        most = 0
+        for node in self._candidates(routed):
+            score = ((key ^ node.seed) * _MIX) & _MASK
+            if score > best:
+                best, own = score, node
+            free = node.free
+            if free > most or (free == most and freest is None):
+                most, freest = free, node
+        if own is None:
+            return None
+        if own.free > 0:
+            return own
+        if freest is not None and most > 0:
+            return freest
+        if own.room > 0:
+            return own
+        return max((node for node in self._candidates(routed) if node.room > 0), key=lambda n: n.free, default=None)
+
+    def _candidates(self, routed: Routed) -> Iterator[Node]:
+        toolchain = routed.job.toolchain
+        return (
+            node for node in self.nodes.values() if node.takes(toolchain) and node.name not in routed.tried
+        )

@@ -1,0 +1,133 @@
+"""Which waiting jobs are compiled on other machines. Part of the scheduler, and as pure.
+
+    Offered: what there is room for ─┐
+                                     ├─▶ Lending.choose ─▶ Lend(job)
+    Backlog: who is next ────────────┘   Lending.reclaim ─▶ a job that has not begun there, for a worker that idles here
+
+Local workers take from the front of the queue, always, and so does this: whoever is free first. What somebody is blocked on
+goes out only if it begins sooner there than here. If nothing would begin at once there, no more goes out than local
+workers would not come to soon anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+from headstart.service.actions import Action, Lend
+from headstart.service.backlog import Backlog
+from headstart.service.queue import Job, Kind, Urgency
+from headstart.service.workforce import WorkerState, Workforce
+
+DEFAULT_ESTIMATE = 3.0  # seconds of a compile of which nothing is known
+GRACE = 0.25  # seconds that a job which was lent has to begin, before an idle worker here takes it
+_STARTING = 1.0  # seconds until there are workers, where there are none yet
+_KEPT = 64  # jobs that are looked past, at most, for one that may go out
+
+
+@dataclass
+class Room:
+    """What one farm has for one toolchain.
+
+    Attributes:
+        idle: jobs that would begin at once.
+        room: jobs that it takes, these included.
+        delay: seconds from lending to an answer, the compile left aside.
+    """
+
+    idle: int
+    room: int
+    delay: float
+
+    def take(self) -> None:
+        """One job less."""
+        self.idle, self.room = max(0, self.idle - 1), max(0, self.room - 1)
+
+
+class Lending:
+    """What one service lends.
+
+    Args:
+        backlog: the jobs.
+        workforce: the workers here.
+    """
+
+    def __init__(self, backlog: Backlog, workforce: Workforce) -> None:
+        self._backlog = backlog
+        self._workforce = workforce
+        self._rooms: dict[Hashable, Mapping[str, Room]] = {}
+        self.lent: dict[str, Job] = {}  # by key: those that are away and have not begun, oldest first
+
+    def offered(self, farm: Hashable, rooms: Mapping[str, Room]) -> None:
+        """A farm has room for so much, by toolchain, from now on."""
+        self._rooms[farm] = rooms
+
+    def choose(self, now: float) -> list[Action]:
+        """Jobs to be lent now."""
+        actions: list[Action] = []
+        if not any(room.room for rooms in self._rooms.values() for room in rooms.values()):
+            return actions
+        queue = self._backlog.queue
+        kept: list[Job] = []
+        while len(kept) < _KEPT and (job := queue.first()) is not None:
+            room = self._room(job)
+            if room is not None and self._is_sooner(job, room, now):
+                room.take()
+                queue.take(job)
+                actions.append(self._backlog.lend(job, now))
+                self.lent[job.key] = job
+            else:
+                queue.drop(job)
+                kept.append(job)
+        for job in kept:
+            queue.put(job)  # where it was
+        return actions
+
+    def reclaim(self, kind: Kind, now: float) -> Job | None:
+        """A job for an idle worker here: one that was lent a while ago, and has not begun."""
+        for job in self.lent.values():
+            if job.lent_at + GRACE > now:
+                return None
+            if job.kind == kind:
+                return job
+        return None
+
+    def over(self, job: Job) -> None:
+        """A job has begun elsewhere, has come back, or is over."""
+        self.lent.pop(job.key, None)
+
+    def next_deadline(self) -> float | None:
+        """When an idle worker here may have something to take."""
+        if not self.lent or not any(w.state is WorkerState.IDLE for w in self._workforce.workers.values()):
+            return None
+        return next(iter(self.lent.values())).lent_at + GRACE
+
+    def _room(self, job: Job) -> Room | None:
+        """Where it may go; None: nowhere."""
+        if job.place is None or job.attempts or job.moved or job.prefix or job.returned:
+            return None
+        if job in self._backlog.exclusive:
+            return None
+        farm, toolchain = job.place
+        room = self._rooms.get(farm, {}).get(toolchain)
+        return room if room is not None and room.room > 0 else None
+
+    def _is_sooner(self, job: Job, room: Room, now: float) -> bool:
+        waiting = self._backlog.queue.count
+        if room.idle > 0:
+            if job.urgency is not Urgency.AWAITED and waiting > self._workforce.limit:
+                return True
+            return room.delay < self._soonest(now)
+        return job.urgency is not Urgency.AWAITED and waiting > 2 * self._workforce.limit
+
+    def _soonest(self, now: float) -> float:
+        """Seconds until a worker here is free, as far as is known."""
+        busy = [w for w in self._workforce.workers.values() if w.state is WorkerState.BUSY and w.job is not None]
+        return min((_left(worker.job, now - worker.since) for worker in busy if worker.job), default=_STARTING)
+
+
+def _left(job: Job, ran: float) -> float:
+    """Seconds that a compile may still take."""
+    estimate = DEFAULT_ESTIMATE if job.estimate is None else job.estimate
+    return estimate - ran if ran < estimate else ran / 4  # who is late is late by a part of what it took
+
