@@ -47,6 +47,7 @@ class Client:
 
     Args:
         workers, cache_dir, bundle, trust_bundle, use_store: as for `AsyncCompile`.
+        farm: as for `headstart.enable`.
 
     Attributes:
         settings: what holds for it.
@@ -69,8 +70,9 @@ class Client:
         bundle: str | os.PathLike[str] | None = None,
         trust_bundle: bool = False,
         use_store: bool = True,
+        farm: str | None = None,
     ) -> None:
-        self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir)
+        self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir, farm=farm)
         if settings.remote:
             _check_remotes(settings.remote)
         self.bundle: Path | None = None
@@ -194,7 +196,7 @@ class Client:
             # Importing is most of what a warm start from a bundle costs, and it needs none of this.
             from headstart.client.connection import ServiceConnection
             from headstart.client.launch import launch
-            from headstart.wire import Preferences
+            from headstart.wire import FarmSettings, Preferences
 
             settings = self.settings
             self._connection = ServiceConnection(
@@ -210,6 +212,7 @@ class Client:
                     settings.trusts_cache_dir,
                     {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES},
                     _remotes(settings) if settings.remote and self.keeps else None,
+                    FarmSettings(settings.farm, settings.farm_signs, _keys()) if settings.farm and self.keeps else None,
                 ),
             )
             weakref.finalize(self, self._connection.abandon).atexit = False
@@ -308,12 +311,13 @@ def acquire(
     trust_bundle: bool = False,
     workers: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    farm: str | None = None,
 ) -> Client:
     """The client that this process's adapters share, made for the first of them; each gives it back by `release`.
 
     Args:
         bundle, trust_bundle: as for `AsyncCompile`; of the first adapter that names a bundle.
-        workers, cache_dir: as for `AsyncCompile`; of the first adapter.
+        workers, cache_dir: as for `AsyncCompile`; of the first adapter. `farm`: as for `headstart.enable`; the same.
 
     Raises:
         UsageError: as `AsyncCompile`.
@@ -321,7 +325,7 @@ def acquire(
     global _shared, _holders
     with _lock:
         if _shared is None:
-            _shared = Client(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir)
+            _shared = Client(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir, farm=farm)
         elif bundle is not None and _shared.bundle is None:
             _shared.use_bundle(Path(bundle), trust=trust_bundle)
         _holders += 1
@@ -357,12 +361,15 @@ def _check_remotes(urls: str) -> None:
 def _remotes(settings: Settings) -> wire.RemoteSettings:
     from headstart.wire.remotes import DEFAULT_DEADLINE, RemoteSettings
 
-    try:
-        keys = os.fsencode(config_dir())
-    except (UsageError, ServiceError):  # who has no home has no keys
-        keys = b""
     deadline = settings.remote_deadline or DEFAULT_DEADLINE
-    return RemoteSettings(settings.remote, settings.trusts_remote, deadline, keys, settings.remote_key)
+    return RemoteSettings(settings.remote, settings.trusts_remote, deadline, _keys(), settings.remote_key)
+
+
+def _keys() -> bytes:
+    try:
+        return os.fsencode(config_dir())
+    except (UsageError, ServiceError):  # who has no home has no keys
+        return b""
 
 
 def _reproduce(folder: Path, request: CompileRequest) -> str:

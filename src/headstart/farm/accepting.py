@@ -58,7 +58,9 @@ class Accepting:
             )
             made_by = Entry.from_bytes(data).header.toolchain
         except DamagedError as error:
-            raise NotAccepted(f"what it sent for {job.key[:12]} is damaged, or another kernel's ({plain(error.reason)})") from None
+            raise NotAccepted(
+                f"what it sent for {job.key[:12]} is damaged, or another kernel's ({plain(error.reason)})"
+            ) from None
         except NotTrusted as error:
             raise NotAccepted(
                 f"HEADSTART_REMOTE_TRUST=signed, and what it sends does not count: {plain(error)}; headstart key trust, "

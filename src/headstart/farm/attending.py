@@ -93,7 +93,12 @@ class Attendant:
         """Tell it of new jobs, or of what is not to begin."""
         told = [
             NodeJob(
-                each.job.ticket, each.job.key, each.job.toolchain, each.job.request, each.job.vouched, each.job.background
+                each.job.ticket,
+                each.job.key,
+                each.job.toolchain,
+                each.job.request,
+                each.job.vouched,
+                each.job.background,
             )
             for each in jobs
         ]

@@ -33,6 +33,7 @@ from headstart.system.spawn import continue_without_parent, prefer_standard_libr
 from headstart.wire.farm import (
     Begun,
     Exchanged,
+    FarmNode,
     FarmSays,
     FarmSettings,
     FarmState,
@@ -51,6 +52,8 @@ DISCOVERY = 5.0  # seconds between two looks for nodes that have come or gone, w
 QUIET_DISCOVERY = 60.0  # seconds, while nothing is
 REJOIN = 30.0  # seconds until a cluster that could not be joined is tried again; twice as many each time
 MAX_REJOIN = 300.0  # seconds
+STATE_INTERVAL = 0.01  # seconds between two words on what there is room for
+LIST_INTERVAL = 1.0  # seconds for which the list of nodes, which is long, is not made anew
 MOST_WRONG = 3  # answers that were not what was asked for, after which a node is given nothing more
 _READ = 1 << 18  # bytes
 _MOST_SAID = 1000  # characters of one line to a person
@@ -84,6 +87,8 @@ class Bridge:
         self._look = asyncio.Event()
         self._joined = False
         self._used = 0.0
+        self._nodes: list[FarmNode] = []
+        self._listed = float("-inf")
 
     # To the service
 
@@ -98,21 +103,25 @@ class Bridge:
         self._say(FarmSays(plain(text, most=_MOST_SAID), quiet=True))
 
     def _say_state(self) -> None:
-        """At the end of this turn of the loop."""
+        """Soon: not for each of many answers that come at once."""
         if not self._state_due:
             self._state_due = True
-            asyncio.get_running_loop().call_soon(self._say_state_now)
+            asyncio.get_running_loop().call_later(STATE_INTERVAL, self._say_state_now)
 
     def _say_state_now(self) -> None:
         self._state_due = False
         router = self._router
+        now = asyncio.get_running_loop().time()
+        if now - self._listed > LIST_INTERVAL:
+            self._listed = now
+            self._nodes = [node.report() for node in router.nodes.values()]
         trips = [each.round_trip for name, each in self._attendants.items() if name in router.nodes]
         state = FarmState(
             self._seen,
             router.idle(),
             router.room(),
             max(trips, default=0.0),
-            [node.report() for node in router.nodes.values()],
+            self._nodes,
         )
         if state != self._said:
             self._said = state

@@ -292,7 +292,9 @@ class Node:
             if result.key != found.job.key:
                 why = "its toolchain has changed since it was started"
             elif result.entry or self._client is None:
-                why = "what it made is not kept: it depends on more than was sent, or the node's store cannot be written"
+                why = (
+                    "what it made is not kept: it depends on more than was sent, or the node's store cannot be written"
+                )
             else:
                 digest = found.request.digest()
                 entry = self._client.store.find(result.key, kind=KERNEL, request_digest=digest)

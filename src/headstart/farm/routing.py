@@ -14,7 +14,7 @@ A node's workers are also other hosts'. What it said of its load when it last an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -98,13 +98,19 @@ class Router:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.waiting: dict[int, Routed] = {}
+        self._takers: dict[str, list[Node]] = {}  # by toolchain, as far as it was asked since a node has changed
 
     def heard(self, name: str, state: NodeState) -> Node:
         """A node has answered; it may be a new one."""
         node = self.nodes.get(name)
         if node is None:
             node = self.nodes[name] = Node(name, state)
-        node.state, node.usable, node.why_not = state, True, state.unable
+            self._takers.clear()
+        if not node.usable or node.state.toolchains != state.toolchains:
+            self._takers.clear()
+        node.state, node.usable = state, True
+        if state.unable or not node.refused:
+            node.why_not = state.unable
         # What it has of ours that we do not know of is ours no more, and runs there all the same.
         node.others = max(0, len(state.running) + state.queued - len(node.out))
         return node
@@ -133,11 +139,10 @@ class Router:
 
     def hopeless(self) -> list[Routed]:
         """Waiting jobs that no node there is would ever take; they wait no more."""
-        takes = self._toolchains()
         gone = [
             routed
             for routed in self.waiting.values()
-            if not any(node not in routed.tried for node in takes.get(routed.job.toolchain, ()))
+            if all(node.name in routed.tried for node in self._taking(routed.job.toolchain))
         ]
         for routed in gone:
             del self.waiting[routed.job.ticket]
@@ -157,6 +162,7 @@ class Router:
         """A node does not compile with a toolchain, and is not asked again."""
         node = self.nodes[name]
         node.refused.add(toolchain)
+        self._takers.clear()
         node.why_not = why
 
     def lose(self, name: str, why: str, *, forget: bool) -> list[Routed]:
@@ -171,6 +177,7 @@ class Router:
         if node is None:
             return []
         node.usable, node.why_not = False, why
+        self._takers.clear()
         lost = list(node.out.values())
         if forget:
             node.out.clear()
@@ -189,6 +196,7 @@ class Router:
     def remove(self, name: str) -> None:
         """A node has left the cluster."""
         self.nodes.pop(name, None)
+        self._takers.clear()
 
     def idle(self) -> dict[str, int]:
         """By toolchain: how many more jobs would begin at once."""
@@ -199,48 +207,34 @@ class Router:
         return self._sum(lambda node: node.room)
 
     def _sum(self, of: Callable[[Node], int]) -> dict[str, int]:
-        summed = {
-            toolchain: sum(of(self.nodes[name]) for name in names) for toolchain, names in self._toolchains().items()
-        }
+        toolchains = {name for node in self.nodes.values() for name in node.state.toolchains if node.takes(name)}
+        summed = {name: sum(map(of, self._taking(name))) for name in toolchains}
         for routed in self.waiting.values():
             if routed.job.toolchain in summed:
                 summed[routed.job.toolchain] = max(0, summed[routed.job.toolchain] - 1)
         return summed
 
-    def _toolchains(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for node in self.nodes.values():
-            if node.usable:
-                for toolchain in node.state.toolchains:
-                    if toolchain not in node.refused:
-                        found.setdefault(toolchain, []).append(node.name)
-        return found
-
     def _choose(self, routed: Routed) -> Node | None:
-        key = int(routed.job.key[:16], 16)
-        own: Node | None = None
-        freest: Node | None = None
-        best = -1
-        most = 0
-        for node in self._candidates(routed):
-            score = ((key ^ node.seed) * _MIX) & _MASK
-            if score > best:
-                best, own = score, node
-            free = node.free
-            if free > most or (free == most and freest is None):
-                most, freest = free, node
-        if own is None:
+        nodes = self._taking(routed.job.toolchain)
+        if routed.tried:
+            nodes = [node for node in nodes if node.name not in routed.tried]
+        if not nodes:
             return None
+        key = int(routed.job.key[:16], 16)
+        own = max(nodes, key=lambda node: ((key ^ node.seed) * _MIX) & _MASK)
         if own.free > 0:
             return own
-        if freest is not None and most > 0:
+        freest = max(nodes, key=lambda node: node.free)
+        if freest.free > 0:
             return freest
         if own.room > 0:
             return own
-        return max((node for node in self._candidates(routed) if node.room > 0), key=lambda n: n.free, default=None)
+        return freest if freest.room > 0 else None
 
-    def _candidates(self, routed: Routed) -> Iterator[Node]:
-        toolchain = routed.job.toolchain
-        return (
-            node for node in self.nodes.values() if node.takes(toolchain) and node.name not in routed.tried
-        )
+    def _taking(self, toolchain: str) -> list[Node]:
+        """The nodes that are given jobs of a toolchain."""
+        found = self._takers.get(toolchain)
+        if found is None:
+            nodes = self.nodes.values()
+            found = self._takers[toolchain] = [node for node in nodes if node.takes(toolchain)]
+        return found

@@ -139,7 +139,14 @@ class Farms:
             self._happened(events.Returned(job.key, now))
             return
         estimate = DEFAULT_ESTIMATE if job.estimate is None else job.estimate
-        out = _Out(next(self._tickets), job.key, payload, estimate, job.urgency is Urgency.BACKGROUND, now + self._patience(farm, estimate))
+        out = _Out(
+            next(self._tickets),
+            job.key,
+            payload,
+            estimate,
+            job.urgency is Urgency.BACKGROUND,
+            now + self._patience(farm, estimate),
+        )
         farm.out[out.ticket] = farm.by_key[job.key] = out
         farm.unsent.append(out)
         farm.lent += 1

@@ -130,4 +130,3 @@ def _left(job: Job, ran: float) -> float:
     """Seconds that a compile may still take."""
     estimate = DEFAULT_ESTIMATE if job.estimate is None else job.estimate
     return estimate - ran if ran < estimate else ran / 4  # who is late is late by a part of what it took
-
