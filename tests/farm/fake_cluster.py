@@ -111,9 +111,7 @@ class FakeNode:
             )
             serial = session[-1][0] if session else 0
             results = [result for _, result in session]
-            return pack(
-                Exchanged(str(self._incarnation), serial, results, list(self.running), False, state)
-            )
+            return pack(Exchanged(str(self._incarnation), serial, results, list(self.running), False, state))
 
     def jobs(self) -> list[NodeJob]:
         """All that it was given."""

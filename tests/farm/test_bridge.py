@@ -1,4 +1,4 @@
-"""The bridge between a service and a cluster, with nodes that are fakes: what it sends where, believes, and gives back."""
+"""The bridge between a service and a cluster, with nodes that are fakes: what it sends, believes, and gives back."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_another_node_makes_what_one_has_damaged(start: Start) -> None:
 def test_where_signatures_are_wanted_only_what_a_trusted_key_signed_counts(start: Start, tmp_path: Path) -> None:
     config = Path(os.environ["HEADSTART_CONFIG_DIR"])
     theirs = Keyring(tmp_path / "theirs")
-    public = theirs.make("node")
+    public = theirs.new("node")
     signer = Signer(theirs, "node")
     node = FakeNode()
     node.outcome = lambda job: NodeResult(job.ticket, seal(entry(job.key), signer))

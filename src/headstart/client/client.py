@@ -26,12 +26,10 @@ from headstart.client import use
 from headstart.client.bundler import TritonBundler
 from headstart.client.policy import Policy
 from headstart.errors import DamagedError, ServiceError, UsageError
-from headstart.model.environment import TOOL_VARIABLES, fingerprint
 from headstart.model.request import CompileRequest
 from headstart.stores import open_store
 from headstart.system.files import BUNDLE, check_replaceable
-from headstart.system.folders import distrust, readable, told
-from headstart.system.places import config_dir
+from headstart.system.folders import distrust, told
 from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
@@ -195,25 +193,14 @@ class Client:
         if self._connection is None:
             # Importing is most of what a warm start from a bundle costs, and it needs none of this.
             from headstart.client.connection import ServiceConnection
+            from headstart.client.introduction import preferences
             from headstart.client.launch import launch
-            from headstart.wire import FarmSettings, Preferences
 
             settings = self.settings
             self._connection = ServiceConnection(
                 lambda: launch(settings),
                 self.reproduce,
-                Preferences(
-                    os.fsencode(settings.cache_dir),
-                    settings.store_limit,
-                    settings.time_limit,
-                    readable(os.path.basename(sys.argv[0])) if sys.argv else "",
-                    settings.memory_limit,
-                    settings.early_cutoff,
-                    settings.trusts_cache_dir,
-                    {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES},
-                    _remotes(settings) if settings.remote and self.keeps else None,
-                    FarmSettings(settings.farm, settings.farm_signs, _keys()) if settings.farm and self.keeps else None,
-                ),
+                preferences(settings, keeps=self.keeps),
             )
             weakref.finalize(self, self._connection.abandon).atexit = False
         return self._connection
@@ -356,20 +343,6 @@ def _check_remotes(urls: str) -> None:
         parse_urls(urls)
     except UsageError as error:
         raise UsageError(f"HEADSTART_REMOTE: {error}") from None
-
-
-def _remotes(settings: Settings) -> wire.RemoteSettings:
-    from headstart.wire.remotes import DEFAULT_DEADLINE, RemoteSettings
-
-    deadline = settings.remote_deadline or DEFAULT_DEADLINE
-    return RemoteSettings(settings.remote, settings.trusts_remote, deadline, _keys(), settings.remote_key)
-
-
-def _keys() -> bytes:
-    try:
-        return os.fsencode(config_dir())
-    except (UsageError, ServiceError):  # who has no home has no keys
-        return b""
 
 
 def _reproduce(folder: Path, request: CompileRequest) -> str:

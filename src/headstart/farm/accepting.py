@@ -1,8 +1,8 @@
 """What a node made, before anybody uses it: verified to its last byte, then put into a local store.
 
-A sealed entry counts if it is whole, and of the key, kind, request and toolchain that were asked for; and, where the user
-wants signatures (`HEADSTART_REMOTE_TRUST=signed`), if a key that the user trusts signed it. What carries code needs a
-signature in any case, and is never asked for.
+A sealed entry counts if it is whole, and of the key, kind, request and toolchain that were asked for; and, where the
+user wants signatures (`HEADSTART_REMOTE_TRUST=signed`), if a key that the user trusts signed it. What carries code
+needs a signature in any case, and is never asked for.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Accepting:
             ) from None
         except NotTrusted as error:
             raise NotAccepted(
-                f"HEADSTART_REMOTE_TRUST=signed, and what it sends does not count: {plain(error)}; headstart key trust, "
-                "with the public key of the nodes, has it count"
+                f"HEADSTART_REMOTE_TRUST=signed, and what it sends does not count: {plain(error)}; "
+                "headstart key trust, with the public key of the nodes, has it count"
             ) from None
         if made_by != job.toolchain:
             raise NotAccepted(f"it made {job.key[:12]} with another toolchain")

@@ -3,8 +3,8 @@
     send ── Exchange(jobs, dropped, wait 0) ─▶ node     at once, whatever else is under way
     poll ── Exchange(wait POLL) ─────────────▶          one at a time, while the node has something of ours
 
-Ray says when a node is gone. That one is stopped it does not: a call that is not answered in time makes the node silent,
-and it is given nothing until it answers. The call goes on: what it brings in the end counts.
+Ray says when a node is gone. That one is stopped it does not: a call that is not answered in time makes the node
+silent, and it is given nothing until it answers. The call goes on: what it brings in the end counts.
 """
 
 from __future__ import annotations

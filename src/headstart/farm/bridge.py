@@ -3,11 +3,11 @@
     service ── Join, then Lend, TakeBack ─▶ Bridge ── Router ─▶ Attendant × nodes ── exchange(bytes) ─▶ nodes
             ◀─ FarmState, Begun, Made, Unmade ─┘          Accepting ◀── results ──┘
 
-It ends when its service is gone, which it hears by EOF however that ended; and when nothing has been lent for a while. On
-its way out it takes back what has not begun, for `FINISHING` seconds. Nobody waits for that.
+It ends when its service is gone, which it hears by EOF however that ended; and when nothing has been lent for a while.
+On its way out it takes back what has not begun, for `FINISHING` seconds. Nobody waits for that.
 
-Ray itself runs what other members of the cluster send (pickles): whoever can run code on the cluster can run code in this
-process, as this user. docs/security.md says what that means.
+Ray itself runs what other members of the cluster send (pickles): whoever can run code on the cluster can run code in
+this process, as this user. docs/security.md says what that means.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
                       └▶ Keeper, an actor that does so again for nodes that come    ├─ namespace "headstart"
     bridge ─▶ RayCluster: finds them by name, calls them ───────────┘
 
-Used is what Ray documents: `init`, `nodes`, named actors, `NodeAffinitySchedulingStrategy`, `util.list_named_actors`. Ray
-restarts an actor that dies (`MAX_RESTARTS`), calls it again (`MAX_TASK_RETRIES`), and says when its node is gone.
+Used is what Ray documents: `init`, `nodes`, named actors, `NodeAffinitySchedulingStrategy`, `util.list_named_actors`.
+Ray restarts an actor that dies (`MAX_RESTARTS`), calls it again (`MAX_TASK_RETRIES`), and says when its node is gone.
 """
 
 from __future__ import annotations

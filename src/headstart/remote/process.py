@@ -26,7 +26,6 @@ from headstart.remote.publishing import Publisher
 from headstart.remote.watching import Watch
 from headstart.stores.remote import open_remotes
 from headstart.stores.remote.tiers import Remotes
-from headstart.stores.remote.urls import parse_urls
 from headstart.system.spawn import continue_without_parent, prefer_standard_library
 
 IDLE_TIMEOUT = 60.0  # seconds
@@ -49,10 +48,11 @@ class Process:
         self._publisher = Publisher(self._shared, self._watch.failed)
         self._finder = Finder(
             self._shared,
-            claims=any(url.claims for url in parse_urls(settings.urls)),
+            claims=settings.claims,
             failed=self._watch.failed,
             found=self._publisher.copy,
             claimed=self._publisher.claimed,
+            disclaim=self._publisher.disclaim,
         )
 
     def start(self) -> None:

@@ -3,12 +3,16 @@
 Backlog: who is next ─┐
                       ├─▶ Dispatcher.schedule ─▶ Assign, or Fork, StartZygote, Retire of another kind's idle worker
 Workforce: who idles ─┘
+
+A job that hosts share is claimed first. Few are at a time, so that none is held back from hosts that would begin it
+sooner: as many as could begin now, and one more, whose claim is settled by the time that a worker is free.
 """
 
 from __future__ import annotations
 
 from headstart.service.actions import Action, Assign, Kill
 from headstart.service.backlog import Backlog
+from headstart.service.lending import Lending
 from headstart.service.queue import Job, Kind
 from headstart.service.workforce import PooledWorker, WorkerState, Workforce
 
@@ -22,18 +26,36 @@ class Dispatcher:
         quiesced: no compile is to be started, and no worker kept.
     """
 
-    def __init__(self, backlog: Backlog, workforce: Workforce) -> None:
+    def __init__(self, backlog: Backlog, workforce: Workforce, lending: Lending) -> None:
         self.quiesced = False
         self._backlog = backlog
         self._workforce = workforce
+        self._lending = lending
 
     def schedule(self, now: float) -> list[Action]:
-        """Give workers to the jobs whose turn it is, as far as there are any, and see to it that there will be."""
+        """Give workers to the jobs whose turn it is, as far as there are any, and see to it that there will be.
+
+        What other machines would begin sooner is lent; what they have not begun, when workers here idle, is taken back.
+        """
+        actions = self._assign(now)
+        if not self.quiesced:
+            actions += self._lending.choose(now)
+            while self._lending.reclaim(now):
+                actions += self._assign(now)
+        return actions
+
+    def _assign(self, now: float) -> list[Action]:
         actions: list[Action] = []
         blocked: set[Kind] = set()
         while not self.quiesced and (job := self._backlog.queue.first(blocked)) is not None:
             if self._must_wait(job):
                 break
+            if job.unclaimed:
+                if len(self._backlog.claiming) <= self._workforce.spare:
+                    actions.append(self._backlog.send_away(job))
+                else:
+                    blocked.add(job.kind)
+                continue
             worker = self._workforce.idle(job.kind)
             if worker is None:
                 blocked.add(job.kind)

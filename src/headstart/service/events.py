@@ -6,9 +6,10 @@ Clients and the user make the first half, the executor the second. Each class ha
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from headstart.service.queue import Kind, Ticket, Urgency
+from headstart.service.queue import Kind, Room, Ticket, Urgency
 
 # What clients do, and the user says
 
@@ -34,6 +35,8 @@ class Requested:
     estimate: float | None = None
     time_limit: float | None = None
     memory_limit: int | None = None
+    unclaimed: bool = False
+    place: tuple[Hashable, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,38 @@ class Obtained:
 
     key: str
     outcome: object
+    now: float
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A job that was claimed is this host's, or nobody is to wait for another host, or a farm, any longer."""
+
+    key: str
+    now: float
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A farm has room for so many jobs, by toolchain."""
+
+    farm: Hashable
+    rooms: Mapping[str, Room]
+    now: float
+
+
+@dataclass(frozen=True)
+class LentBegun:
+    """A job that was lent is being compiled on a farm."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another host makes a job that was to be claimed; it will be obtained, or return."""
+
+    key: str
     now: float
 
 
@@ -202,7 +237,22 @@ FromExecutor = (
     | OverMemory
     | Stalled
 )
-Event = Announced | Requested | Awaited | Obtained | ClientLeft | Quiesced | Resumed | Resized | Ticked | FromExecutor
+Event = (
+    Announced
+    | Requested
+    | Awaited
+    | Obtained
+    | Returned
+    | Elsewhere
+    | Offered
+    | LentBegun
+    | ClientLeft
+    | Quiesced
+    | Resumed
+    | Resized
+    | Ticked
+    | FromExecutor
+)
 
 # The method of `Scheduler` that each leads to.
 METHODS: dict[type[Event], str] = {
@@ -210,6 +260,10 @@ METHODS: dict[type[Event], str] = {
     Requested: "requested",
     Awaited: "awaited",
     Obtained: "obtained",
+    Returned: "returned",
+    Elsewhere: "elsewhere",
+    Offered: "offered",
+    LentBegun: "lent_begun",
     ClientLeft: "client_left",
     Quiesced: "quiesce",
     Resumed: "resume",

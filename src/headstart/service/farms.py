@@ -4,11 +4,11 @@
               ◀─ Offered ───        ◀─ FarmState ─    what there is room for
               ◀─ LentBegun ─        ◀─ Begun ─
               ◀─ Obtained ──        ◀─ Made ─         its entry is in the local store
-              ◀─ Returned ──        ◀─ Unmade ─       or nothing came of it, or its deadline is over, or the bridge is gone
+              ◀─ Returned ──        ◀─ Unmade ─       nothing came of it, or not in time, or the bridge is gone
 
-What is lent travels in one message for each turn of the loop. A job that is late is the scheduler's again, and stays lent: if
-it comes after all, it answers whoever still waits. After `MOST_LATE` deadlines in a row nothing is lent for a while,
-which doubles; and nothing at all while there is no bridge.
+What is lent travels in one message for each turn of the loop. A job that is late is the scheduler's again, and stays
+lent: if it comes after all, it answers whoever still waits. After `MOST_LATE` deadlines in a row nothing is lent for a
+while, which doubles; and nothing at all while there is no bridge.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from headstart import wire
 from headstart.errors import ServiceError
 from headstart.service import events
 from headstart.service.bridge_process import BridgeProcess
-from headstart.service.lending import DEFAULT_ESTIMATE, Room
+from headstart.service.lending import DEFAULT_ESTIMATE
 from headstart.service.loop import Loop
-from headstart.service.queue import Job, Urgency
+from headstart.service.queue import Job, Room, Urgency
 from headstart.service.results import CompilePayload
 
 SLACK = 1.0  # seconds that anything may take, however short its compile
@@ -294,8 +294,8 @@ class Farms:
         if farm.rest == REST:
             self._tell(
                 farm.settings,
-                f"the farm at {farm.settings.address} is slower than it was thought to be; what was sent there is compiled "
-                "here, and it is used less often",
+                f"the farm at {farm.settings.address} is slower than it was thought to be; what was sent there is "
+                "compiled here, and it is used less often",
             )
         farm.rest = min(2 * farm.rest, MAX_REST)
         self._offer(farm, now)

@@ -4,44 +4,24 @@
                                      ├─▶ Lending.choose ─▶ Lend(job)
     Backlog: who is next ────────────┘   Lending.reclaim ─▶ a job that has not begun there, for a worker that idles here
 
-Local workers take from the front of the queue, always, and so does this: whoever is free first. What somebody is blocked on
-goes out only if it begins sooner there than here. If nothing would begin at once there, no more goes out than local
-workers would not come to soon anyway.
+Local workers take from the front of the queue, always, and so does this: whoever is free first. What somebody is
+blocked on goes out only if it begins sooner there than here. If nothing would begin at once there, only that goes out
+which local workers would not come to soon.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 
-from headstart.service.actions import Action, Lend
+from headstart.service.actions import Action
 from headstart.service.backlog import Backlog
-from headstart.service.queue import Job, Kind, Urgency
+from headstart.service.queue import Job, Kind, Room, Urgency
 from headstart.service.workforce import WorkerState, Workforce
 
 DEFAULT_ESTIMATE = 3.0  # seconds of a compile of which nothing is known
 GRACE = 0.25  # seconds that a job which was lent has to begin, before an idle worker here takes it
 _STARTING = 1.0  # seconds until there are workers, where there are none yet
 _KEPT = 64  # jobs that are looked past, at most, for one that may go out
-
-
-@dataclass
-class Room:
-    """What one farm has for one toolchain.
-
-    Attributes:
-        idle: jobs that would begin at once.
-        room: jobs that it takes, these included.
-        delay: seconds from lending to an answer, the compile left aside.
-    """
-
-    idle: int
-    room: int
-    delay: float
-
-    def take(self) -> None:
-        """One job less."""
-        self.idle, self.room = max(0, self.idle - 1), max(0, self.room - 1)
 
 
 class Lending:
@@ -56,7 +36,6 @@ class Lending:
         self._backlog = backlog
         self._workforce = workforce
         self._rooms: dict[Hashable, Mapping[str, Room]] = {}
-        self.lent: dict[str, Job] = {}  # by key: those that are away and have not begun, oldest first
 
     def offered(self, farm: Hashable, rooms: Mapping[str, Room]) -> None:
         """A farm has room for so much, by toolchain, from now on."""
@@ -73,9 +52,7 @@ class Lending:
             room = self._room(job)
             if room is not None and self._is_sooner(job, room, now):
                 room.take()
-                queue.take(job)
                 actions.append(self._backlog.lend(job, now))
-                self.lent[job.key] = job
             else:
                 queue.drop(job)
                 kept.append(job)
@@ -83,24 +60,30 @@ class Lending:
             queue.put(job)  # where it was
         return actions
 
-    def reclaim(self, kind: Kind, now: float) -> Job | None:
-        """A job for an idle worker here: one that was lent a while ago, and has not begun."""
-        for job in self.lent.values():
-            if job.lent_at + GRACE > now:
-                return None
-            if job.kind == kind:
-                return job
-        return None
+    def reclaim(self, now: float) -> bool:
+        """Have a job back for a worker that idles here: one that was lent a while ago, and has not begun."""
+        idle = self._idle() if self._backlog.lent else set()
+        for job in self._backlog.lent.values():
+            if not idle or _since(job) + GRACE > now:
+                return False
+            if job.kind in idle:
+                self._backlog.come_back(job.key)
+                return True
+        return False
 
-    def over(self, job: Job) -> None:
-        """A job has begun elsewhere, has come back, or is over."""
-        self.lent.pop(job.key, None)
+    def is_slow(self, job: Job, now: float) -> bool:
+        """Whether a job was lent a while ago, and has not begun."""
+        return job.key in self._backlog.lent and _since(job) + GRACE <= now
 
-    def next_deadline(self) -> float | None:
-        """When an idle worker here may have something to take."""
-        if not self.lent or not any(w.state is WorkerState.IDLE for w in self._workforce.workers.values()):
-            return None
-        return next(iter(self.lent.values())).lent_at + GRACE
+    def deadlines(self) -> list[float]:
+        """When a worker that idles here may have something to take back; empty: never."""
+        idle = self._idle()
+        lent = self._backlog.lent.values()  # oldest first
+        return [_since(job) + GRACE for job in lent if job.kind in idle][:1] if idle else []
+
+    def _idle(self) -> set[Kind]:
+        """Of workers that have nothing to do."""
+        return {worker.kind for worker in self._workforce.workers.values() if worker.state is WorkerState.IDLE}
 
     def _room(self, job: Job) -> Room | None:
         """Where it may go; None: nowhere."""
@@ -124,6 +107,10 @@ class Lending:
         """Seconds until a worker here is free, as far as is known."""
         busy = [w for w in self._workforce.workers.values() if w.state is WorkerState.BUSY and w.job is not None]
         return min((_left(worker.job, now - worker.since) for worker in busy if worker.job), default=_STARTING)
+
+
+def _since(job: Job) -> float:
+    return 0.0 if job.lent_at is None else job.lent_at
 
 
 def _left(job: Job, ran: float) -> float:

@@ -12,8 +12,8 @@
     bridge  ── Exchange ─▶ node       new jobs, and which results have arrived; one Ray call
             ◀─ Exchanged ─            what has come of jobs since
 
-The bridge publishes entries into local stores, as remote processes do. Between bridge and nodes a message is one `bytes`
-(`pack`, `unpack`): compressed, since the sources of a sweep are much alike.
+The bridge publishes entries into local stores, as remote processes do. Between bridge and nodes a message is one
+`bytes` (`pack`, `unpack`): compressed, since the sources of a sweep are much alike.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LentJob(msgspec.Struct, frozen=True):
 
 
 class Lend(msgspec.Struct, tag=True):
-    """Jobs that may be compiled elsewhere, for the store of `cache_dir`; `trusted`: as the client said of that folder."""
+    """Jobs that may be compiled elsewhere, for the store of `cache_dir`; `trusted`: as the client said of it."""
 
     jobs: list[LentJob]
     cache_dir: bytes
