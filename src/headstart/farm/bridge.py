@@ -220,6 +220,7 @@ class Bridge:
     def _accepted(self, attendant: Attendant, made: list[MadeEntry], refused: list[tuple[Routed, str]]) -> None:
         if made:
             self._say(Made(made))
+            self._take_back([each.ticket for each in made], late=False)  # where else it was sent
         for routed, why in refused:
             attendant.wrong += 1
             more = "" if attendant.wrong < MOST_WRONG else ". It is given nothing more"
