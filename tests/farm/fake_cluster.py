@@ -59,6 +59,7 @@ class FakeNode:
         self.answers_calls = threading.Event()
         self.answers_calls.set()
         self.fails = ""
+        self.is_full = False  # the next results are too much for an object store
         self._incarnation = 1
         self._sessions: dict[str, list[tuple[int, NodeResult]]] = {}
         self._serial = 0
@@ -109,6 +110,9 @@ class FakeNode:
             state = NodeState(
                 self.workers, [job.key[:8] for job in self.running.values()], 0, 0, list(self.toolchains), "3.9.0"
             )
+            if session and self.is_full:
+                self.is_full = False
+                raise FarmError("ObjectStoreFullError")
             serial = session[-1][0] if session else 0
             results = [result for _, result in session]
             return pack(Exchanged(str(self._incarnation), serial, results, list(self.running), False, state))

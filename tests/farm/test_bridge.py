@@ -21,7 +21,6 @@ from conftest import PATIENCE, wait_until
 from headstart import wire
 from headstart.artifacts.keyring import Keyring
 from headstart.farm import attending, bridge
-from headstart.farm.attending import FarmError
 from headstart.farm.bridge import MOST_WRONG, serve
 from headstart.stores.disk import DiskStore
 from headstart.stores.remote.sealing import Signer, seal
@@ -400,14 +399,7 @@ def test_when_a_call_fails_less_is_asked_for_at_once(start: Start) -> None:
     running.has_nodes()
     running.lend(1)
     running.hear(wire.Begun)
-    wait_until(lambda: any(call.wait for call in node.calls))
-    exchange = node.exchange
-
-    def full_once(data: bytes) -> bytes:
-        node.exchange = exchange  # type: ignore[method-assign]
-        raise FarmError("ObjectStoreFullError")
-
-    node.exchange = full_once  # type: ignore[method-assign]
+    node.is_full = True
     node.finish()
     running.made()
     assert node.calls[-1].most == attending.SMALL
