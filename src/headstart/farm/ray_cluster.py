@@ -1,7 +1,7 @@
 """All of the farm that is Ray's: the only module that imports it.
 
     headstart farm up ─▶ deploy: one named, detached actor a node ──┐
-                      └▶ Keeper, an actor that does so again for nodes that come    ├─ namespace "headstart"
+                      └▶ HeadstartKeeper, an actor that does so again for nodes that come    ├─ namespace "headstart"
     bridge ─▶ RayCluster: finds them by name, calls them ───────────┘
 
 Used is what Ray documents: `init`, `nodes`, named actors, `NodeAffinitySchedulingStrategy`, `util.list_named_actors`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ KEEPER = "headstart-farm"
 OWN = "ray"  # the address of the cluster that this host, or this job, belongs to
 MAX_RESTARTS = 10
 MAX_TASK_RETRIES = 2  # of one call; it may be repeated, since nodes know what they have
+CONNECTING = 5.0  # seconds
 LOOK = 10.0  # seconds between two looks of the keeper's for nodes that have come
 LEAVING = 10.0  # seconds that a node may take to end its service
 
@@ -73,6 +75,17 @@ def _as_farm_errors() -> Iterator[None]:
         raise FarmError(_said(error)) from None
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for ten minutes. Raises FarmError: nobody listens there."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not (separator and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECTING).close()
+    except OSError as error:
+        raise FarmError(f"nobody listens at {address}: {error.strerror or error}") from None
+
+
 def _said(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
@@ -94,6 +107,7 @@ class RayCluster:
         ray = _ray()
         with _as_farm_errors():
             if not ray.is_initialized():
+                _check_reachable(self._address if self._address != OWN else os.environ.get("RAY_ADDRESS", ""))
                 ray.init(
                     address="auto" if self._address == OWN else self._address,
                     namespace=NAMESPACE,
@@ -156,7 +170,7 @@ class RayCluster:
         ray = _ray()
         with _as_farm_errors():
             self._kill(KEEPER)
-            ray.remote(Keeper).options(
+            ray.remote(HeadstartKeeper).options(
                 name=KEEPER,
                 namespace=NAMESPACE,
                 lifetime="detached",
@@ -202,7 +216,11 @@ class RayCluster:
             return  # there is none
 
 
-class Keeper:
+class HeadstartNode(Node):
+    """As it is called where Ray shows actors and processes."""
+
+
+class HeadstartKeeper:
     """An actor that has nodes that come later join the farm."""
 
     def __init__(self, deployment: bytes) -> None:
@@ -226,11 +244,12 @@ def _deploy(ray: Any, deployment: Deployment) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for node in ray.nodes():
-        if not node["Alive"] or not _has(node.get("Labels") or {}, deployment.labels):
+        # One without CPUs is a head that is kept free.
+        cpus = int(deployment.cpus or node["Resources"].get("CPU", 0))
+        if not node["Alive"] or not node["Resources"].get("CPU") or not _has(node.get("Labels"), deployment.labels):
             continue
         name = node_name(node["NodeManagerHostname"], node["NodeID"])
-        cpus = int(deployment.cpus or node["Resources"].get("CPU", 0) or 1)
-        ray.remote(Node).options(
+        ray.remote(HeadstartNode).options(
             name=name,
             namespace=NAMESPACE,
             lifetime="detached",
@@ -241,12 +260,12 @@ def _deploy(ray: Any, deployment: Deployment) -> dict[str, str]:
             max_task_retries=MAX_TASK_RETRIES,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         ).remote(pack(deployment.options), name, cpus)
-        found[name] = node["NodeManagerAddress"]
+        found[name] = str(node["NodeManagerAddress"])
     return found
 
 
-def _has(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    return all(labels.get(name) == value for name, value in wanted.items())
+def _has(labels: Mapping[str, str] | None, wanted: Mapping[str, str]) -> bool:
+    return all((labels or {}).get(name) == value for name, value in wanted.items())
 
 
 def node_name(host: str, node: str) -> str:
