@@ -1,7 +1,7 @@
 """A Ray cluster of several raylets on this machine, for the tests: a process of its own that is told what to do.
 
-It is nobody's child, so that what Ray starts and ends by itself does not count as left behind by a test. It speaks JSON,
-a line each way, and ends, with the cluster, when its standard input does.
+It is nobody's child, so that what Ray starts and ends by itself does not count as left behind by a test. It speaks
+JSON, a line each way, and ends, with the cluster, when its standard input does.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
         for line in sys.stdin:
             try:
                 said = {"said": getattr(told, line.strip())()}
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the test is told
                 said = {"error": repr(error)}
             print(json.dumps(said), file=out, flush=True)
     finally:

@@ -70,7 +70,7 @@ def test_no_node_has_more_than_its_workers_and_a_few() -> None:
     most = 4 + ahead(4)
     assert Counter(sent(made.route()).values()) == {"node0": most, "node1": most}
     assert len(made.waiting) == 100 - 2 * most
-    assert made.room()[HERE] == 0
+    assert made.offers()[1][HERE] == 0
     made.answered("node0", next(iter(made.nodes["node0"].out)))
     assert len(sent(made.route())) == 1
 
@@ -80,9 +80,9 @@ def test_what_others_have_a_node_do_counts() -> None:
     made.heard("node0", state(4, running=4, queued=3))
     made.lend([job(1)])
     assert made.route() == {}
-    assert made.idle()[HERE] == 0
+    assert made.offers()[0][HERE] == 0
     made.heard("node0", state(4, running=1))
-    assert made.idle()[HERE] == 2  # and one waits
+    assert made.offers()[0][HERE] == 2  # and one waits
     assert sent(made.route()) == {1: "node0"}
 
 

@@ -167,7 +167,8 @@ class SimulatedService:
     def offer(self, idle: int, room: int | None = None, delay: float = 0.0) -> list[Action]:
         """The farm has so many free workers, and takes so many jobs in all."""
         rooms = {PLACE[1]: Room(idle, idle if room is None else room, delay)}
-        return self._perform(self.scheduler.offered(PLACE[0], rooms, self.now))
+        self._perform(self.scheduler.offered(PLACE[0], rooms))
+        return self._perform(self.scheduler.tick(self.now))
 
     def begin_there(self, key: str) -> list[Action]:
         return self._perform(self.scheduler.lent_begun(key))
@@ -395,7 +396,10 @@ class SimulatedService:
                     wanted = self.wanted[job.key]
                     assert wanted.worker is None
                     assert not wanted.away
-                    assert not (wanted.deaths or wanted.moved or wanted.stands_for or wanted.prefix)
+                    assert wanted.deaths == 0
+                    assert not wanted.moved
+                    assert wanted.stands_for is None
+                    assert wanted.prefix == b""
                     assert not self.scheduler.quiesced
                     wanted.away, wanted.lent, wanted.unclaimed = True, True, False
                     self._served(wanted)

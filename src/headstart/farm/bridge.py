@@ -116,10 +116,11 @@ class Bridge:
             self._listed = now
             self._nodes = [node.report() for node in router.nodes.values()]
         trips = [each.round_trip for name, each in self._attendants.items() if name in router.nodes]
+        idle, room = router.offers()
         state = FarmState(
             self._seen,
-            router.idle(),
-            router.room(),
+            idle,
+            room,
             max(trips, default=0.0),
             self._nodes,
         )

@@ -14,7 +14,7 @@ A node's workers are also other hosts'. What it said of its load when it last an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -98,7 +98,8 @@ class Router:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.waiting: dict[int, Routed] = {}
-        self._takers: dict[str, list[Node]] = {}  # by toolchain, as far as it was asked since a node has changed
+        self._takers: dict[str, tuple[list[Node], list[int]]] = {}  # by toolchain, as far as it was asked
+        self._idle: dict[str, Node] = {}  # those that have a worker free
 
     def heard(self, name: str, state: NodeState) -> Node:
         """A node has answered; it may be a new one."""
@@ -113,6 +114,7 @@ class Router:
             node.why_not = state.unable
         # What it has of ours that we do not know of is ours no more, and runs there all the same.
         node.others = max(0, len(state.running) + state.queued - len(node.out))
+        self._changed(node)
         return node
 
     def lend(self, jobs: Iterable[Routed]) -> None:
@@ -132,6 +134,7 @@ class Router:
                 continue
             del self.waiting[ticket]
             node.out[ticket] = routed
+            self._changed(node)
             routed.tries += 1
             routed.tried.add(node.name)
             sent.setdefault(node.name, []).append(routed)
@@ -142,7 +145,7 @@ class Router:
         gone = [
             routed
             for routed in self.waiting.values()
-            if all(node.name in routed.tried for node in self._taking(routed.job.toolchain))
+            if all(node.name in routed.tried for node in self._takers_of(routed.job.toolchain)[0])
         ]
         for routed in gone:
             del self.waiting[routed.job.ticket]
@@ -151,7 +154,11 @@ class Router:
     def answered(self, name: str, ticket: int) -> Routed | None:
         """A node is done with a job, one way or the other; None: it had none of this name."""
         node = self.nodes.get(name)
-        return None if node is None else node.out.pop(ticket, None)
+        if node is None:
+            return None
+        routed = node.out.pop(ticket, None)
+        self._changed(node)
+        return routed
 
     def take_back(self, ticket: int) -> list[str]:
         """Nobody wants a job from here any more. Returns the nodes that have it, and keep it until they answer."""
@@ -181,6 +188,7 @@ class Router:
         lost = list(node.out.values())
         if forget:
             node.out.clear()
+        self._changed(node)
         return self.retry(lost)
 
     def retry(self, lost: Iterable[Routed]) -> list[Routed]:
@@ -196,45 +204,54 @@ class Router:
     def remove(self, name: str) -> None:
         """A node has left the cluster."""
         self.nodes.pop(name, None)
+        self._idle.pop(name, None)
         self._takers.clear()
 
-    def idle(self) -> dict[str, int]:
-        """By toolchain: how many more jobs would begin at once."""
-        return self._sum(lambda node: max(0, node.free))
-
-    def room(self) -> dict[str, int]:
-        """By toolchain: how many more jobs nodes would take."""
-        return self._sum(lambda node: node.room)
-
-    def _sum(self, of: Callable[[Node], int]) -> dict[str, int]:
-        toolchains = {name for node in self.nodes.values() for name in node.state.toolchains if node.takes(name)}
-        summed = {name: sum(map(of, self._taking(name))) for name in toolchains}
-        for routed in self.waiting.values():
-            if routed.job.toolchain in summed:
-                summed[routed.job.toolchain] = max(0, summed[routed.job.toolchain] - 1)
-        return summed
+    def offers(self) -> tuple[dict[str, int], dict[str, int]]:
+        """By toolchain: how many more jobs would begin at once, and how many nodes would take, these included."""
+        idle: dict[str, int] = {}
+        room: dict[str, int] = {}
+        for toolchain in {name for node in self.nodes.values() for name in node.state.toolchains}:
+            waiting = sum(routed.job.toolchain == toolchain for routed in self.waiting.values())
+            free = [(node.free, node.state.workers) for node in self._takers_of(toolchain)[0]]
+            if free:
+                idle[toolchain] = max(0, sum(each for each, _ in free if each > 0) - waiting)
+                room[toolchain] = max(0, sum(max(0, each + ahead(workers)) for each, workers in free) - waiting)
+        return idle, room
 
     def _choose(self, routed: Routed) -> Node | None:
-        nodes = self._taking(routed.job.toolchain)
+        nodes, seeds = self._takers_of(routed.job.toolchain)
         if routed.tried:
             nodes = [node for node in nodes if node.name not in routed.tried]
+            seeds = [node.seed for node in nodes]
         if not nodes:
             return None
         key = int(routed.job.key[:16], 16)
-        own = max(nodes, key=lambda node: ((key ^ node.seed) * _MIX) & _MASK)
+        scores = [((key ^ seed) * _MIX) & _MASK for seed in seeds]
+        own = nodes[scores.index(max(scores))]
         if own.free > 0:
             return own
-        freest = max(nodes, key=lambda node: node.free)
-        if freest.free > 0:
+        # Mostly there is none: a farm that is full is what costs.
+        idle = [node for node in self._idle.values() if node.takes(routed.job.toolchain)]
+        freest = max((node for node in idle if node.name not in routed.tried), key=lambda node: node.free, default=None)
+        if freest is not None:
             return freest
         if own.room > 0:
             return own
+        freest = max(nodes, key=lambda node: node.free)
         return freest if freest.room > 0 else None
 
-    def _taking(self, toolchain: str) -> list[Node]:
-        """The nodes that are given jobs of a toolchain."""
+    def _takers_of(self, toolchain: str) -> tuple[list[Node], list[int]]:
+        """The nodes that are given jobs of a toolchain, and their seeds."""
         found = self._takers.get(toolchain)
         if found is None:
-            nodes = self.nodes.values()
-            found = self._takers[toolchain] = [node for node in nodes if node.takes(toolchain)]
+            nodes = [node for node in self.nodes.values() if node.takes(toolchain)]
+            found = self._takers[toolchain] = nodes, [node.seed for node in nodes]
         return found
+
+    def _changed(self, node: Node) -> None:
+        """It has been given something, or has answered: whether it has a worker free may be another."""
+        if node.usable and node.free > 0:
+            self._idle[node.name] = node
+        else:
+            self._idle.pop(node.name, None)

@@ -33,18 +33,7 @@ class Dispatcher:
         self._lending = lending
 
     def schedule(self, now: float) -> list[Action]:
-        """Give workers to the jobs whose turn it is, as far as there are any, and see to it that there will be.
-
-        What other machines would begin sooner is lent; what they have not begun, when workers here idle, is taken back.
-        """
-        actions = self._assign(now)
-        if not self.quiesced:
-            actions += self._lending.choose(now)
-            while self._lending.reclaim(now):
-                actions += self._assign(now)
-        return actions
-
-    def _assign(self, now: float) -> list[Action]:
+        """Give workers to the jobs whose turn it is, as far as there are any, and see to it that there will be."""
         actions: list[Action] = []
         blocked: set[Kind] = set()
         while not self.quiesced and (job := self._backlog.queue.first(blocked)) is not None:
@@ -69,6 +58,19 @@ class Dispatcher:
             if job in self._backlog.exclusive:
                 job.exclusive_until = now + EXCLUSIVE_TIMEOUT
             actions.append(Assign(worker.number, job))
+        return actions
+
+    def lend(self, now: float) -> list[Action]:
+        """Lend what other machines begin sooner, and take back what they have not begun when workers here idle.
+
+        To be called when all that happens just now has been dealt with: of many jobs that come at once the longest
+        are to go first.
+        """
+        if self.quiesced:
+            return []
+        actions = self._lending.choose(now)
+        while self._lending.reclaim(now):
+            actions += self.schedule(now)
         return actions
 
     def rest(self, worker: PooledWorker, now: float) -> list[Action]:

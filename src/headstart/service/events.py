@@ -70,7 +70,6 @@ class Offered:
 
     farm: Hashable
     rooms: Mapping[str, Room]
-    now: float
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,7 @@ class Farms:
             for out in farm.out.values():
                 if out.ticket > state.seen and out.payload.digest in rooms:
                     rooms[out.payload.digest].take()
-        self._happened(events.Offered(farm.settings, rooms, now))
+        self._happened(events.Offered(farm.settings, rooms))
 
     def _rest(self, farm: _Farm, now: float) -> None:
         if farm.lates < MOST_LATE:

@@ -44,18 +44,21 @@ class Lending:
     def choose(self, now: float) -> list[Action]:
         """Jobs to be lent now."""
         actions: list[Action] = []
-        if not any(room.room for rooms in self._rooms.values() for room in rooms.values()):
-            return actions
         queue = self._backlog.queue
         kept: list[Job] = []
-        while len(kept) < _KEPT and (job := queue.first()) is not None:
+        open_ = {id(room) for rooms in self._rooms.values() for room in rooms.values() if room.room > 0}
+        while open_ and len(kept) < _KEPT and (job := queue.first()) is not None:
             room = self._room(job)
             if room is not None and self._is_sooner(job, room, now):
                 room.take()
                 actions.append(self._backlog.lend(job, now))
-            else:
-                queue.drop(job)
-                kept.append(job)
+                if not room.room:
+                    open_.discard(id(room))
+                continue
+            queue.drop(job)
+            kept.append(job)
+            if room is not None and job.urgency is not Urgency.AWAITED:
+                open_.discard(id(room))  # no other one would begin sooner there, either
         for job in kept:
             queue.put(job)  # where it was
         return actions

@@ -173,10 +173,10 @@ class Scheduler:
         self._backlog.come_back(key)
         return self._dispatcher.schedule(now)
 
-    def offered(self, farm: Hashable, rooms: Mapping[str, Room], now: float) -> list[Action]:
-        """A farm has room for so much, by toolchain, from now on."""
+    def offered(self, farm: Hashable, rooms: Mapping[str, Room]) -> list[Action]:
+        """A farm has room for so much, by toolchain, from now on: what is lent is decided at the next `tick`."""
         self._lending.offered(farm, rooms)
-        return self._dispatcher.schedule(now)
+        return []
 
     def lent_begun(self, key: str) -> list[Action]:
         """A job that was lent is being compiled there: it is not taken back before its time."""
@@ -395,6 +395,6 @@ class Scheduler:
                 actions.append(Kill(worker.number))
             else:
                 actions.append(self._workforce.retire(worker))
-        if self._backlog.end_exclusive(now) or any(due <= now for due in self._lending.deadlines()):
+        if self._backlog.end_exclusive(now):
             actions += self._dispatcher.schedule(now)
-        return actions
+        return [*actions, *self._dispatcher.lend(now)]
