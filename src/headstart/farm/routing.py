@@ -4,8 +4,8 @@ Guarantees:
 
 * A job goes to a node that has its toolchain, whose last answer was neither late nor wrong.
 * One kernel goes to one node, whoever asks for it (rendezvous hashing of its key over the nodes that would take it), as
-  long as a worker is free there; else to the node with the most free workers; if none is free anywhere, a few jobs
-  are sent ahead, again to its own node first.
+  long as a worker is free there; else to the next one in the order that its key gives them, or any that has a worker
+  free; if none is free anywhere, a few jobs are sent ahead, again to its own node first.
 * No node has more of ours than its workers, and those few.
 * A job that a node loses is tried on another one, `MAX_TRIES` in all; then it is `unmade`.
 
@@ -21,6 +21,7 @@ from hashlib import sha256
 from headstart.wire.farm import FarmNode, LentJob, NodeState
 
 MAX_TRIES = 2  # nodes that a job is sent to, one after another
+_NEXT = 8  # nodes that are looked at in the order of a key before whichever is idle
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: multiplying by it spreads neighbours over all 64 bits
 _MASK = (1 << 64) - 1
 
@@ -231,11 +232,15 @@ class Router:
         own = nodes[scores.index(max(scores))]
         if own.free > 0:
             return own
-        # Mostly there is none: a farm that is full is what costs.
-        idle = [node for node in self._idle.values() if node.takes(routed.job.toolchain)]
-        freest = max((node for node in idle if node.name not in routed.tried), key=lambda node: node.free, default=None)
-        if freest is not None:
-            return freest
+        if self._idle:
+            # The next ones by the same order, so that hosts that find its own node full meet there.
+            for number in sorted(range(len(nodes)), key=scores.__getitem__, reverse=True)[1:_NEXT]:
+                if nodes[number].free > 0:
+                    return nodes[number]
+            idle = [node for node in self._idle.values() if node.takes(routed.job.toolchain)]
+            idle = [node for node in idle if node.name not in routed.tried]
+            if idle:
+                return max(idle, key=lambda node: node.free)
         if own.room > 0:
             return own
         freest = max(nodes, key=lambda node: node.free)
