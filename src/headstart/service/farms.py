@@ -192,12 +192,16 @@ class Farms:
     def deadline(self) -> float | None:
         """Seconds until `look_around` is to be called; None: nothing is due."""
         due = [out.due for farm in self._farms.values() for out in farm.out.values() if out.wanted and not out.late]
-        due += [farm.rests_until for farm in self._farms.values() if farm.rests_until > time.monotonic()]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        now = time.monotonic()
+        due += [farm.rests_until for farm in self._farms.values() if farm.rests_until > now]
+        due += [farm.restarts_at for farm in self._farms.values() if farm.process is None and farm.restarts_at > now]
+        return max(0.0, min(due) - now) if due else None
 
-    def look_around(self, now: float) -> None:
-        """Have what is late compiled here."""
+    def look_around(self, now: float, *, has_jobs: bool = False) -> None:
+        """Have what is late compiled here. `has_jobs`: a bridge that died is started again once its time has come."""
         for farm in list(self._farms.values()):
+            if has_jobs and farm.deaths:
+                self.prepare(farm.settings)
             over = [out for out in farm.out.values() if out.wanted and not out.late and out.due <= now]
             if over:
                 farm.lates += 1

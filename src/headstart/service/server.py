@@ -163,7 +163,7 @@ class Server:
             self._watched = now
             self._executor.check_memory(self._scheduler.memory_limits())
         self._remotes.look_around(now)
-        self._farms.look_around(now)
+        self._farms.look_around(now, has_jobs=bool(self._scheduler.jobs()))
         if now - self._inspected >= _STOPPED_INTERVAL and (self._scheduler.jobs() or self._others_busy):
             self._inspected = now
             self._executor.replace_stopped(now)
@@ -229,6 +229,8 @@ class Server:
             case wire.Submit(ticket=ticket) | wire.SubmitSource(ticket=ticket) if ticket < 0:
                 self._sessions.dismiss(session)  # these are `Sources`' own
             case wire.Submit():
+                if session.preferences.farm is not None:
+                    self._farms.prepare(session.preferences.farm)  # it may have ended when nothing was lent
                 self._requests.submit(session, message)
             case wire.Await(tickets):
                 for number in tickets:
