@@ -320,7 +320,7 @@ def useless(bench: Bench) -> None:
         with bench.cluster(NODES, PER_NODE) as farm:
             process = bench.client(farm.address, room=1, waits=1)  # type: ignore[attr-defined]
             assert process.stdout.readline() == "ready\n"
-            stopped = [each for each in psutil.process_iter() if "HeadstartNode" in " ".join(_command(each))][0]
+            stopped = next(each for each in psutil.process_iter() if "HeadstartNode" in " ".join(_command(each)))
             stopped.send_signal(signal.SIGSTOP)
             try:
                 kinds["stopped"].append(finish(process)["took_s"])

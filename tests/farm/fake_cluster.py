@@ -131,6 +131,7 @@ class FakeCluster:
     def __init__(self, **nodes: FakeNode) -> None:
         self.members = dict(nodes)
         self.why_not = ""
+        self.own: dict[str, FakeNode] = {}  # that it may start by itself
         self.left = False
         self._threads = concurrent.futures.ThreadPoolExecutor(32)
 
@@ -140,6 +141,10 @@ class FakeCluster:
 
     def nodes(self) -> list[str]:
         return sorted(self.members)
+
+    def bring_up(self) -> bool:
+        self.members.update(self.own)
+        return bool(self.own)
 
     def exchange(self, name: str, data: bytes) -> concurrent.futures.Future[Any]:
         if name not in self.members:

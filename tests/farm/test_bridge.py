@@ -388,7 +388,21 @@ def test_a_cluster_without_nodes_is_said_once(start: Start) -> None:
     running = start()
     running.lend(1)
     assert running.unmade() == [1]
+    wait_until(running.told)
+    running.lend(2)
+    assert running.unmade() == [2]
     assert running.told() == ["the farm at ray has no nodes: headstart farm up starts them"]
+
+
+def test_a_job_s_own_cluster_gets_actors_if_nobody_has_started_any(start: Start, tmp_path: Path) -> None:
+    cluster = FakeCluster()
+    cluster.own["a"] = FakeNode()
+    running = Running(tmp_path / "cache", cluster)
+    running.has_nodes()
+    running.lend(1)
+    assert [each.node for each in running.made()] == ["a"]
+    assert running.told() == []
+    running.close()
 
 
 def test_when_a_call_fails_less_is_asked_for_at_once(start: Start) -> None:

@@ -37,6 +37,9 @@ class Cluster(Protocol):
     def nodes(self) -> list[str]:
         """Names of the nodes' actors that there are. Raises FarmError."""
 
+    def bring_up(self) -> bool:
+        """Start actors that end with this process, if the user has asked for that. Raises FarmError."""
+
     def exchange(self, name: str, data: bytes) -> concurrent.futures.Future[bytes]:
         """Call a node. The future, or the call, raises FarmError."""
 

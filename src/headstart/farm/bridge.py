@@ -86,6 +86,7 @@ class Bridge:
         self._state_due = False
         self._look = asyncio.Event()
         self._joined = False
+        self._is_own = False  # the nodes' actors were started from here, and end with this process
         self._used = 0.0
         self._nodes: list[FarmNode] = []
         self._listed = float("-inf")
@@ -274,7 +275,11 @@ class Bridge:
         while True:
             self._look.clear()
             try:
-                await self._discover(await loop.run_in_executor(None, self._cluster.nodes))
+                names = await loop.run_in_executor(None, self._cluster.nodes)
+                if self._is_own or not names:  # nodes that come later, too
+                    self._is_own = await loop.run_in_executor(None, self._cluster.bring_up)
+                    names = await loop.run_in_executor(None, self._cluster.nodes)
+                await self._discover(names)
             except FarmError as error:
                 self.tell("nodes", f"the farm's nodes cannot be found: {error}")
             pause = DISCOVERY if loop.time() - self._used < QUIET_DISCOVERY else QUIET_DISCOVERY

@@ -132,6 +132,17 @@ class RayCluster:
                     continue  # it has gone meanwhile
         return sorted(self._actors)
 
+    def bring_up(self) -> bool:
+        """Have actors on nodes that end with this process, if that is what the address means. Raises FarmError.
+
+        A job that has said `HEADSTART_FARM=ray`, and for which nobody has run `headstart farm up`, needs nothing else.
+        """
+        if self._address != OWN:
+            return False
+        ray = _ray()
+        with _as_farm_errors():
+            return bool(_deploy(ray, Deployment(), lifetime=None))
+
     def exchange(self, name: str, data: bytes) -> concurrent.futures.Future[bytes]:
         """Call an actor. The future, or the call, raises FarmError."""
         actor = self._actors.get(name)
@@ -239,7 +250,7 @@ class HeadstartKeeper:
             time.sleep(LOOK)
 
 
-def _deploy(ray: Any, deployment: Deployment) -> dict[str, str]:
+def _deploy(ray: Any, deployment: Deployment, *, lifetime: str | None = "detached") -> dict[str, str]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     found: dict[str, str] = {}
@@ -252,7 +263,7 @@ def _deploy(ray: Any, deployment: Deployment) -> dict[str, str]:
         ray.remote(HeadstartNode).options(
             name=name,
             namespace=NAMESPACE,
-            lifetime="detached",
+            lifetime=lifetime,
             get_if_exists=True,
             num_cpus=deployment.cpus,
             resources=deployment.resources or None,
