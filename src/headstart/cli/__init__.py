@@ -88,7 +88,8 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:  # click suggests commands that are loaded, and none is
             if close := difflib.get_close_matches(args[0], COMMANDS):
-                error.message += f" Did you mean {' or '.join(map(repr, close))}?"
+                meant = f"Did you mean {' or '.join(map(repr, close))}?"
+                raise click.UsageError(f"{error.message} {meant}", ctx) from error
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
