@@ -1,6 +1,6 @@
 """Breaks what can break while several programs compile, and counts what became of their kernels.
 
-    python -m chaos --seed 7 --seconds 60        (with tests/ and src/ on PYTHONPATH; `make chaos`)
+    python -m chaos --seed 7 --seconds 60        (PYTHONPATH: see `make chaos`)
 
     driver ── starts ─▶ clients (program.py) ─▶ their services, zygotes, workers
        │  seeded:  kill, stop, damage, fill …     (faults.py; who is alive: world.py)
