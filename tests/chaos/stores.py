@@ -18,10 +18,10 @@ import redis
 import servers
 from obstore.store import S3Store
 
+from chaos.faults import LONGEST_PAUSE
 from chaos.world import World
 
 KINDS = ["folder", "redis", "s3", "oci"]
-LONGEST_PAUSE = 2.0  # seconds that a server is stopped, away or full
 _WAY = 2.0  # seconds that one may take to do what a fault asks of it
 
 
