@@ -92,7 +92,7 @@ class Run:
                 world.start_client(
                     list(range(self._known - NEW_KERNELS, self._known)),
                     host=f"{turn} host of {kind}",
-                    HEADSTART_REMOTE=store.url,
+                    HEADSTART_REMOTE=store.url(),
                     HEADSTART_REMOTE_DEADLINE="10",  # nothing is done to it, and the machine is busy
                 )
             self._wait_for_clients()

@@ -21,6 +21,7 @@ from obstore.store import S3Store
 from chaos.faults import LONGEST_PAUSE
 from chaos.world import World
 
+CLAIMED = ("redis", "s3")
 KINDS = ["folder", "redis", "s3", "oci"]
 _WAY = 2.0  # seconds that one may take to do what a fault asks of it
 
@@ -40,16 +41,15 @@ class Store:
         self.folder = folder
         self.hindered = False
 
-    @property
-    def url(self) -> str:
-        """Always the same place."""
+    def url(self, *, claims: bool = False) -> str:
+        """Always the same place; `claims`: hosts say there what they compile, if it can be said."""
         address = "" if self.server is None else self.server.address
         return {
             "folder": f"file://{self.folder}",
             "redis": f"redis://{address}/0?prefix=chaos",
             "s3": f"s3://{servers.BUCKET}/chaos?endpoint=http://{address}",
             "oci": f"oci://{address}/tests/chaos:v1",
-        }[self.kind]
+        }[self.kind] + ("&claims" if claims and self.kind in CLAIMED else "")
 
     def client(self) -> Any:
         """Of a Redis."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent.parent
 SHARING = 0.7  # of the rounds
+CLAIMING = 0.5  # of the rounds
 TIERED = 0.5  # of these: all stores that there are, one behind the other; else one of them
 
 
@@ -92,6 +93,7 @@ class World:
         self.temporary = folder / "tmp"
         self.remote = folder / "remote"  # a folder that hosts share
         self.stores: dict[str, Store] = {}  # that hosts share, by kind
+        self.claims = False  # whether those have claims
         self.used: list[str] = []  # those of this round's clients, the nearest first
         for each in (self.marks, self.runtime, self.temporary, self.remote):
             each.mkdir(mode=0o700, exist_ok=True)
@@ -114,6 +116,7 @@ class World:
         """A new round: nobody is there yet."""
         self.service = service
         self.used = used
+        self.claims = self.random.random() < CLAIMING
         self.clients = []
 
     def some_stores(self, *, all_of_them: bool = False) -> list[str]:
@@ -125,6 +128,10 @@ class World:
         if self.random.random() > SHARING:
             return []
         return kinds if self.random.random() < TIERED else kinds[:1]
+
+    def remote_setting(self) -> str:
+        """What this round's clients have for `HEADSTART_REMOTE`."""
+        return " ".join(self.stores[kind].url(claims=self.claims) for kind in self.used)
 
     def cache_of(self, host: str) -> Path:
         """The cache folder of a host, on the disk that may be filled."""
@@ -154,7 +161,7 @@ class World:
             "HEADSTART_CACHE_DIR": str(self.cache_of(host)),
             "HEADSTART_CONFIG_DIR": str(self.runtime.parent / "config"),
             "HEADSTART_SERVICE": self.service,
-            **({"HEADSTART_REMOTE": " ".join(self.stores[kind].url for kind in self.used)} if self.used else {}),
+            **({"HEADSTART_REMOTE": self.remote_setting()} if self.used else {}),
             "DOCKER_CONFIG": str(self.folder / "docker"),
             **self.credentials,
             "TMPDIR": str(self.temporary),
