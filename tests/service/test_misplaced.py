@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.remote, pytest.mark.timeout(240)]
 
 KERNELS = 6
 LONGEST = 100.0  # seconds of a host on a machine that does much else: that it ends at all
-# Connections to a store that does not answer: each kernel looked up and put, each twice, until three such calls have failed.
+# Connections to a store that does not answer: each kernel looked up and put, twice, until three such calls have failed.
 MOST_TRIES = KERNELS * 2 * 2 * 3
 HOST = """
     import hashlib, json, logging, os, sys, time
