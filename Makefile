@@ -27,7 +27,7 @@ OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adap
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
-	@echo "make test-remote  stores of other hosts, on a real Redis, S3 server and container registry"
+	@echo "make test-remote  stores of other hosts, on a real Redis, S3 server and registry, and Azure's emulator"
 	@echo "make test-tritons  the adapter for @triton.jit, and identity, on the Tritons between: 3.7 and 3.8"
 	@echo "make test-slow  whole sweeps, which take minutes, and on Triton 3.6 what is about processes"
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
@@ -72,7 +72,7 @@ test-torch-214: $(VENVTORCH214)/.installed
 	$(VENVTORCH214)/bin/$(PYTEST) --dist loadfile -m torch tests/inductor $(PYTEST_ARGS)
 
 chaos: $(VENV)/.installed
-	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
+	PYTHONPATH=tests:tests/stores/remote $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
 
 fuzz: $(VENV)/.installed
 	-$(BIN)/python -m pip install $(PIP_FLAGS) atheris

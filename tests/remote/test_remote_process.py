@@ -265,6 +265,21 @@ def test_what_somebody_waits_for_goes_before_the_background(run: Run) -> None:
     running.answers(urgent)
 
 
+def test_what_somebody_begins_to_wait_for_leaves_the_background(run: Run) -> None:
+    remote = FakeRemote()
+    running = run(remote)
+    remote.may_get.clear()
+    first = running.look_up(KEYS[0], background=True)  # the one thread that looks at the background is at this
+    wait_until(lambda: remote.asked)
+    behind = running.look_up(*KEYS[1:300], background=True)
+    running.say(wire.Hurry([behind[200], first[0], 99_999]))  # of which one is under way, and one unknown
+    wait_until(lambda: len(remote.asked) == 2)
+    assert remote.asked[1] == [KEYS[201]]
+    remote.may_get.set()
+    running.answers(first + behind)
+    assert sorted(key for keys in remote.asked for key in keys) == KEYS[:300]
+
+
 def test_where_the_local_store_cannot_be_written_the_entry_is_sent(run: Run, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     remote = FakeRemote()
@@ -548,9 +563,11 @@ def test_of_two_remotes_one_that_fails_is_no_reason_not_to_ask(run: Run) -> None
 
 def test_a_setting_that_is_wrong_is_said_and_nobody_asks(run: Run) -> None:
     running = run(error=UsageError("redis:// needs the package redis: pip install 'headstart[redis]'"))
-    assert not running.hear(wire.Availability).usable
+    assert running.hear(wire.Availability) == wire.Availability(False, for_good=True)
     (said,) = running.said()
     assert "pip install 'headstart[redis]'" in said
+    running._thread.join(PATIENCE)  # it is of no use to anybody
+    assert not running._thread.is_alive()
 
 
 def test_a_bug_in_a_remote_costs_those_who_ask_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

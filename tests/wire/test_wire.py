@@ -114,6 +114,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
     "ToRemote": [
         wire.Serve(wire.RemoteSettings("redis://:secret@host/0", True, 0.5, b"/config/\xff", "team")),
         wire.LookUp([wire.Wanted(7, "aa", "kernel", "bb", 3.0)], b"/cache/\xff", trusted=True, background=True),
+        wire.Hurry([7, 8]),
         wire.Offer("aa", b"/cache", False, b"digest"),
         wire.Disclaim("aa"),
     ],
@@ -121,7 +122,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.Awake(),
         wire.LookedUp([wire.FoundRemotely(7, b"\x00\xff")], [8, 9]),
         wire.Claimed([7], 3.0),
-        wire.Availability(False),
+        wire.Availability(False, for_good=True),
         wire.RemoteCounts([wire.RemoteReport("redis://host/0", 1, 2, 3, 4, 5, 6, 0.5)], 7, 8),
         wire.RemoteSays("it cannot be reached", quiet=True),
     ],

@@ -101,6 +101,14 @@ class Finder:
             (self._background if message.background else self._urgent).extend(items)
             self._changed.notify_all()
 
+    def hurry(self, tickets: Sequence[int]) -> None:
+        """Somebody waits for these by now, if they are in the background."""
+        with self._changed:
+            sooner = set(tickets)
+            self._urgent.extend(item for item in self._background if item.wanted.ticket in sooner)
+            self._background = deque(item for item in self._background if item.wanted.ticket not in sooner)
+            self._changed.notify_all()
+
     @property
     def is_idle(self) -> bool:
         """Whether nothing is to be answered."""

@@ -1,6 +1,6 @@
 """The process that has the stores of other hosts, for one service and one setting.
 
-    service ── Serve, then LookUp, Offer, Disclaim ─▶ this thread ─▶ Finder, Publisher: threads of their own
+    service ── Serve, then LookUp, Hurry, Offer, … ─▶ this thread ─▶ Finder, Publisher: threads of their own
             ◀─ LookedUp, Claimed, Availability, … ──────────────────────┘
 
 It ends when its service is gone, which it hears by EOF however that ended, within `FINISHING` seconds in which it puts
@@ -68,6 +68,8 @@ class Process:
         match message:
             case wire.LookUp():
                 self._finder.ask(message)
+            case wire.Hurry(tickets):
+                self._finder.hurry(tickets)
             case wire.Offer():
                 self._publisher.offer(message)
             case wire.Disclaim(key):
@@ -111,11 +113,11 @@ def serve(sock: socket.socket, open_them: Callable[[wire.RemoteSettings, Callabl
             try:
                 remotes = open_them(message.settings, lambda text: replies.say(says(text)))
             except HeadstartError as error:
-                # The service goes on without, and this process waits for its end: it would not be better the next time.
+                # The service goes on without, and starts no other one: it would not be better the next time.
                 replies.say(says(f"stores of other hosts are not used: {error}"))
                 replies.say(wire.Awake())
-                replies.say(wire.Availability(False))
-                continue
+                replies.say(wire.Availability(False, for_good=True))
+                return
             process = Process(message.settings, remotes, replies)
             process.start()
 

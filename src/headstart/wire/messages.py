@@ -7,8 +7,8 @@
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Reaped
     service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
     service ⇄ describer stream     Question                      / Awake Answer
-    service ⇄ remote    stream     Serve LookUp Offer Disclaim   / Awake LookedUp Claimed Availability RemoteCounts
-                                                                   RemoteSays
+    service ⇄ remote    stream     Serve LookUp Hurry Offer      / Awake LookedUp Claimed Availability RemoteCounts
+                                   Disclaim                        RemoteSays
 
 Every message is a struct of plain data; `channel.py` says how they are framed.
 """
@@ -25,6 +25,7 @@ from headstart.wire.remotes import (
     Availability,
     Claimed,
     Disclaim,
+    Hurry,
     LookedUp,
     LookUp,
     Offer,
@@ -298,5 +299,5 @@ ToWorker = Assign | Proceed | StandAside
 FromWorker = Finished | Failure | Reached | StoodAside
 ToDescriber = Question
 FromDescriber = Awake | Answer
-ToRemote = Serve | LookUp | Offer | Disclaim
+ToRemote = Serve | LookUp | Hurry | Offer | Disclaim
 FromRemote = Awake | LookedUp | Claimed | Availability | RemoteCounts | RemoteSays

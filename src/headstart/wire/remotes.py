@@ -2,6 +2,7 @@
 
     service ── Serve ────▶ remote process     its first message: which remotes, and whom they are believed
             ── LookUp ───▶                    keys of one turn of the service's loop; each is answered once
+            ── Hurry ────▶                    somebody waits for what was looked up in the background
             ── Offer ────▶                    an entry is in a local store now: others may want it
             ── Disclaim ─▶                    what was claimed there will not be made here
             ◀── Awake ────                    it can answer
@@ -80,6 +81,12 @@ class LookUp(msgspec.Struct, tag=True):
     background: bool = False
 
 
+class Hurry(msgspec.Struct, tag=True):
+    """Somebody waits for these (tickets) by now. Others than those of the background are passed over."""
+
+    tickets: list[int]
+
+
 class Offer(msgspec.Struct, tag=True):
     """The entry of `key` is in the store of `cache_dir`, made below this service: sign it and publish it.
 
@@ -120,9 +127,15 @@ class Claimed(msgspec.Struct, tag=True):
 
 
 class Availability(msgspec.Struct, tag=True):
-    """Whether it is any use to ask."""
+    """Whether it is any use to ask.
+
+    Attributes:
+        usable: the process says it whenever that changes.
+        for_good: it is none, and will be none for another process with these settings either: they are wrong.
+    """
 
     usable: bool
+    for_good: bool = False
 
 
 class RemoteReport(msgspec.Struct, frozen=True):

@@ -302,7 +302,9 @@ class ObjectsRemote:
         code = _CODE.search(text)
         status = _STATUS.search(text)
         said = f" ({code[1]})" if code else f" ({status[1]})" if status else ""
-        if "169.254.169.254" in text or "/latest/api/token" in text or "redential" in text:
+        if code is not None and code[1] == "RequestTimeTooSkewed":
+            what, advice, lasting = f"its clock and this host's differ{said}", "set the one that is wrong", True
+        elif "169.254.169.254" in text or "/latest/api/token" in text or "redential" in text:
             what, advice, lasting = "there are no credentials", _CREDENTIALS, True
         elif isinstance(error, (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError)):
             what, advice, lasting = f"not allowed{said}", _CREDENTIALS, True
