@@ -52,6 +52,8 @@ JSON_FIELDS = {
     "workers",
     "targets",
     "bundle",
+    "published",
+    "unpublished",
 }
 
 KERNEL = textwrap.dedent(
@@ -129,6 +131,7 @@ class FakeCompile:
         self.vouched: list[bool] = []  # of what was submitted
         self.futures: dict[tuple[str, str], LambdaFuture[Any]] = {}
         self.written: list[Path] = []
+        self.client = SimpleNamespace(settings=SimpleNamespace(remote=""))
         self.bundler = SimpleNamespace(begin_compile=lambda: None, end_compile=lambda: None, collect=self.collect)
         self.statistics = SimpleNamespace(
             requested=0,

@@ -46,10 +46,13 @@ class Process:
     def __init__(self, settings: wire.RemoteSettings, remotes: Remotes, replies: Replies) -> None:
         self._shared = Shared(settings, remotes, replies.say)
         self._watch = Watch(remotes.probe, lambda usable: replies.say(wire.Availability(usable)))
-        self._publisher = Publisher(self._shared, self._watch.failed)
+        urls = parse_urls(settings.urls)
+        self._publisher = Publisher(
+            self._shared, self._watch.failed, read_only=bool(urls) and all(url.read_only for url in urls)
+        )
         self._finder = Finder(
             self._shared,
-            claims=any(url.claims for url in parse_urls(settings.urls)),
+            claims=any(url.claims for url in urls),
             failed=self._watch.failed,
             found=self._publisher.copy,
             claimed=self._publisher.claimed,
