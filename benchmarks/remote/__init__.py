@@ -15,7 +15,8 @@ How it is measured:
   and verifies each entry. Its time is from before it has a service until it has the bytes of every kernel's binary.
 * 5 ms are those of a round trip, through a proxy that delays each piece by half of it, and limits nothing; connecting
   takes one too.
-* Triton's own: `RemoteCacheManager` with `RedisRemoteCacheBackend`, mended so far that it starts (`subjects/`), on the same Redis, in a fresh process with an empty
+* Triton's own: `RemoteCacheManager` with `RedisRemoteCacheBackend`, mended so far that it starts, on the same Redis, in
+  a fresh process with an empty
   cache folder; `triton.compile` of the same kernels, one after another. Its time begins once Triton is imported and
   every source executed, so that it is that of hits alone; ours has the start of the service and its processes in it.
 * Cold: nothing is stored, and kernels of `examples/` are compiled; the remote has nothing and is given everything

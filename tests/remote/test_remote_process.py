@@ -102,7 +102,8 @@ class Running:
         def open_them(settings: wire.RemoteSettings, warn: Callable[[str], None]) -> Remotes:
             if error is not None:
                 raise error
-            return Remotes([CountingRemote(each) for each in remotes])
+            self.remotes = Remotes([CountingRemote(each) for each in remotes])
+            return self.remotes
 
         self._thread = threading.Thread(target=lambda: serve(theirs, open_them), daemon=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -263,6 +264,19 @@ def test_what_somebody_waits_for_goes_before_the_background(run: Run) -> None:
     assert remote.asked[1] == [KEYS[0]]
     remote.may_get.set()
     running.answers(urgent)
+
+
+def test_while_a_store_answers_key_by_key_the_process_is_not_silent(run: Run) -> None:
+    remote = FakeRemote()
+    remote.may_get.clear()
+    running = run(remote)
+    (ticket,) = running.look_up(KEYS[0])
+    wait_until(lambda: remote.asked)
+    for _ in range(2):
+        wait_until(lambda: [running.remotes.progress(), not running._heard.empty()][1])
+        assert running.hear(wire.LookedUp) == wire.LookedUp([], [])
+    remote.may_get.set()
+    assert running.answers([ticket]) == {ticket: False}
 
 
 def test_where_the_local_store_cannot_be_written_the_entry_is_sent(run: Run, tmp_path: Path) -> None:
@@ -449,6 +463,7 @@ def test_what_became_of_each_entry_that_was_offered_is_counted(run: Run) -> None
     remote.blobs[KEYS[0]] = sealed(KEYS[0])
     running = run(remote)
     running.answers(running.look_up(KEYS[0]))
+    running.counts(lambda counts: counts.tiers[0].hits == 1)  # it is known by now
     for key in KEYS[:3]:
         running.publish(key)  # the first is there already
     running.counts(lambda counts: counts.settled == 3)

@@ -374,6 +374,17 @@ def test_where_no_process_can_be_started_everything_is_compiled_and_it_is_said_o
     assert asking.answers[-1] == ("c", True)
 
 
+def test_a_process_that_says_that_its_store_answers_is_waited_for(asking: Asking) -> None:
+    process = asking.awake()
+    asking.look_up("a", "b")
+    for _ in range(3):
+        asking.pass_time(0.09)
+        process.say(wire.LookedUp([], []))
+    assert asking.answers == []
+    asking.pass_time(0.11)
+    assert asking.answers == [("a", False), ("b", False)]
+
+
 def test_an_answer_that_nobody_asked_for_is_nothing(asking: Asking) -> None:
     process = asking.awake()
     process.say(wire.LookedUp([wire.FoundRemotely(99)], [100]))

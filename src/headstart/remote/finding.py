@@ -29,6 +29,7 @@ FIRST_POLL = 0.05  # seconds until another host's entry is looked for again; lon
 MAX_POLL = 1.0  # seconds
 CLAIMING = 1.0  # seconds that it may take to claim a batch
 _LONGER = 1.5  # times
+_STILL_AT_IT = 0.02  # seconds between two signs that a store answers, while a call is under way
 _CLAIMING = 8  # threads that claim keys, each of which is a round trip
 
 _log = logging.getLogger("headstart.remote")
@@ -80,6 +81,8 @@ class Finder:
         self._waiting: list[_Claimed] = []
         self._changed = threading.Condition()
         self._at_work = 0
+        self._said = float("-inf")
+        shared.remotes.progress.listener = self._progressed
 
     def start(self) -> None:
         """Begin."""
@@ -156,6 +159,13 @@ class Finder:
         except StoreUnavailable:
             return wire.FoundRemotely(item.wanted.ticket, entry)
         return wire.FoundRemotely(item.wanted.ticket)
+
+    def _progressed(self) -> None:
+        """A store has answered for one of many keys: it is not silent, and what it has said is known soon."""
+        now = time.monotonic()
+        if now - self._said >= _STILL_AT_IT:
+            self._said = now
+            self._shared.say(wire.LookedUp([], []))
 
     def _say(self, found: list[wire.FoundRemotely], missing: Sequence[_Item]) -> None:
         if found or missing:

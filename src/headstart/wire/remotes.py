@@ -106,7 +106,7 @@ class FoundRemotely(msgspec.Struct, frozen=True):
 
 
 class LookedUp(msgspec.Struct, tag=True):
-    """What became of some of what was wanted: found, or (tickets) missing."""
+    """What became of some of what was wanted: found, or (tickets) missing. An empty one: a store is answering."""
 
     found: list[FoundRemotely]
     missing: list[int]
