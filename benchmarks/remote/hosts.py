@@ -59,9 +59,8 @@ class Hosts:
         self, host: Path, script: str, *arguments: object, keys: Path | None = None, **variables: str
     ) -> subprocess.Popen[str]:
         """Have a process begin. `keys`: the writer's, unless said."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HEADSTART", "TRITON"))}
         environment = {
-            **kept,
+            **measure.environment(),
             **servers.S3_ENVIRONMENT,
             "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
             "HEADSTART_CACHE_DIR": str(host / "cache"),
