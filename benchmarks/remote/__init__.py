@@ -14,7 +14,8 @@ How it is measured:
 * A store is filled by one host, which signs with an Ed25519 key; a second host trusts that key, as the default has it,
   and verifies each entry. Its time is from before it has a service until it has the bytes of every kernel's binary.
 * 5 ms are those of a round trip, through a proxy that delays each piece by half of it, and limits nothing; connecting
-  takes one too.
+  takes one too. With "its service up" the time begins once a kernel more has come the same way, so that it is without
+  the start of the service and of the process that has the store.
 * Triton's own: `RemoteCacheManager` with `RedisRemoteCacheBackend`, mended so far that it starts, on the same Redis, in
   a fresh process with an empty
   cache folder; `triton.compile` of the same kernels, one after another. Its time begins once Triton is imported and

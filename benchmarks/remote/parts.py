@@ -48,18 +48,19 @@ Addresses = dict[str, str]  # of stores, by kind
 
 def second(hosts: Hosts, addresses: Addresses, count: int) -> Iterator[Line]:
     """Another host finds all kernels: near stores, and the same ones far away; and Triton's own way with Redis."""
-    path = _small(hosts, count)
+    path, more = _small(hosts, count), _small(hosts, count + 1)
     urls = {kind: network.servers.url_of(kind, address, _place(hosts)) for kind, address in addresses.items()}
     say(f"one host compiles {count} kernels, and puts them into all stores")
     first = hosts.new()
-    hosts.run(first, "remote_headstart", path, hosts.bench.workers)
+    hosts.run(first, "remote_headstart", more, hosts.bench.workers)
     stored = hosts.fill(first, list(urls.values()))
     if stored < count:
         raise RuntimeError(f"{count} kernels are {stored} entries")
 
-    def ask(host: Callable[[], Path], url: str = "") -> Run:
+    def ask(host: Callable[[], Path], url: str = "", up: bool = False) -> Run:
         remote = {"HEADSTART_REMOTE": url} if url else {}
-        return hosts.run(host(), "remote_headstart", path, hosts.bench.workers, keys=hosts.reader, **remote)
+        what = (more, hosts.bench.workers, "up") if up else (path, hosts.bench.workers)
+        return hosts.run(host(), "remote_headstart", *what, keys=hosts.reader, **remote)
 
     kinds: dict[str, Callable[[], Run]] = {"the local store": lambda: ask(lambda: first)}
     kinds |= {_NAMES[kind]: partial(ask, hosts.new, url) for kind, url in urls.items()}
@@ -67,7 +68,9 @@ def second(hosts: Hosts, addresses: Addresses, count: int) -> Iterator[Line]:
         for kind, address in addresses.items():
             if address:
                 far = ways.enter_context(network.delayed(address, DELAY))
-                kinds[_far(kind)] = partial(ask, hosts.new, urls[kind].replace(address, far))
+                url = urls[kind].replace(address, far)
+                kinds[_far(kind)] = partial(ask, hosts.new, url)
+                kinds[_far(kind, up=True)] = partial(ask, hosts.new, url, up=True)
         if addresses.get("redis"):
             triton = _tritons(hosts, path, addresses["redis"])
             kinds["Triton's Redis cache manager"] = triton
@@ -92,10 +95,10 @@ def _second_lines(runs: dict[str, Series], addresses: Addresses, count: int) -> 
         )
         yield _compiles(30, f"{what}, {_NAMES[kind]}: compiled there, the most of any round", series)
     for kind in addresses:
-        if _far(kind) in runs:
-            series = runs[_far(kind)]
-            yield Line(31, f"{what}, {_far(kind)}", series.said("took_s"), unit="s", goal=_FAR_GOAL)
-            yield _compiles(31, f"{what}, {_far(kind)}: compiled there, the most of any round", series)
+        for name in (_far(kind), _far(kind, up=True)):
+            if name in runs:
+                yield Line(31, f"{what}, {name}", runs[name].said("took_s"), unit="s", goal=_FAR_GOAL)
+                yield _compiles(31, f"{what}, {name}: compiled there, the most of any round", runs[name])
     if "Triton's Redis cache manager" in runs:
         ours, theirs = runs[_NAMES["redis"]], runs["Triton's Redis cache manager"]
         if any(run["compiled"] for run in theirs):
@@ -186,8 +189,8 @@ def _compiles(row: int, what: str, series: Series) -> Line:
     return Line(row, what, Figure.of([series.said("compiled").greatest]), unit="compiles", goal=0)
 
 
-def _far(kind: str) -> str:
-    return f"{_NAMES[kind]}, {DELAY * 1e3:g} ms away"
+def _far(kind: str, *, up: bool = False) -> str:
+    return f"{_NAMES[kind]}, {DELAY * 1e3:g} ms away{', its service up' if up else ''}"
 
 
 def _redis(address: str) -> str:
@@ -199,7 +202,7 @@ def _place(hosts: Hosts) -> Path:
 
 
 def _small(hosts: Hosts, count: int) -> Path:
-    path = hosts.bench.folder / "small.kernels"
+    path = hosts.bench.folder / f"small-{count}.kernels"
     path.write_bytes(marshal.dumps([("scaled", _SOURCE.format(factor=n), _HOW) for n in range(1, count + 1)]))
     return path
 
