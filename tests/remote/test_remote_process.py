@@ -662,11 +662,8 @@ def claiming() -> FakeRemote:
     return remote
 
 
-CLAIMS = "file:///remote?claims"
-
-
 def test_what_nobody_is_at_is_claimed_and_given_back_once_it_is_there(run: Run, claiming: FakeRemote) -> None:
-    running = run(claiming, urls=CLAIMS)
+    running = run(claiming, claims=True)
     (ticket,) = running.look_up(KEYS[0], lease=5.0)
     assert running.answers([ticket]) == {ticket: False}
     assert claiming.claims == {KEYS[0]: "ours"}
@@ -676,7 +673,7 @@ def test_what_nobody_is_at_is_claimed_and_given_back_once_it_is_there(run: Run, 
 
 
 def test_what_fails_here_is_given_back(run: Run, claiming: FakeRemote) -> None:
-    running = run(claiming, urls=CLAIMS)
+    running = run(claiming, claims=True)
     running.answers(running.look_up(KEYS[0], lease=5.0))
     running.say(wire.Disclaim(KEYS[0]))
     running.say(wire.Disclaim(KEYS[1]))  # which nobody has claimed
@@ -687,9 +684,8 @@ def test_what_fails_here_is_given_back(run: Run, claiming: FakeRemote) -> None:
 def test_what_another_host_is_at_is_waited_for_until_it_is_there(run: Run, claiming: FakeRemote) -> None:
     assert claiming.claims is not None
     claiming.claims[KEYS[0]] = "another host's"
-    running = run(claiming, urls=CLAIMS)
+    running = run(claiming, claims=True)
     ticket, free = running.look_up(KEYS[0], KEYS[1], lease=PATIENCE)
-    assert running.hear(wire.Claimed).tickets == [ticket, free]  # while they are being claimed
     assert running.hear(wire.Claimed).tickets == [ticket]
     assert running.answers([free]) == {free: False}
     claiming.blobs[KEYS[0]] = sealed(KEYS[0])
@@ -699,7 +695,7 @@ def test_what_another_host_is_at_is_waited_for_until_it_is_there(run: Run, claim
 def test_what_another_host_gave_up_is_compiled_here_at_once(run: Run, claiming: FakeRemote) -> None:
     assert claiming.claims is not None
     claiming.claims[KEYS[0]] = "another host's"
-    running = run(claiming, urls=CLAIMS)
+    running = run(claiming, claims=True)
     (ticket,) = running.look_up(KEYS[0], lease=PATIENCE)
     running.hear(wire.Claimed, lambda message: message.seconds > PATIENCE)
     del claiming.claims[KEYS[0]]
@@ -712,16 +708,39 @@ def test_a_host_that_is_dead_is_waited_for_no_longer_than_its_compile_would_take
 ) -> None:
     assert claiming.claims is not None
     claiming.claims[KEYS[0]] = "a dead host's"
-    running = run(claiming, urls=CLAIMS)
+    running = run(claiming, claims=True)
     (ticket,) = running.look_up(KEYS[0], lease=0.2)
-    assert running.hear(wire.Claimed).seconds == finding.CLAIMING
     assert running.hear(wire.Claimed).seconds == pytest.approx(0.2 + finding.MAX_POLL)
     assert running.answers([ticket]) == {ticket: False}
     assert claiming.claims == {KEYS[0]: "a dead host's"}
 
 
+def test_what_was_made_by_another_host_before_it_could_be_claimed_is_found(run: Run, claiming: FakeRemote) -> None:
+    claiming.blobs[KEYS[0]] = sealed(KEYS[0])
+    running = run(claiming, claims=True)
+    (ticket,) = running.look_up(KEYS[0], lease=60.0)
+    assert running.answers([ticket]) == {ticket: True}
+    wait_until(lambda: claiming.released)
+    assert claiming.released == [KEYS[0]]
+
+
+def test_one_key_that_two_stores_want_is_claimed_once(run: Run, claiming: FakeRemote) -> None:
+    running = run(claiming, claims=True)
+    tickets = running.look_up(KEYS[0], KEYS[0], lease=60.0)
+    assert running.answers(tickets) == dict.fromkeys(tickets, False)
+
+
+def test_what_has_no_lease_is_not_claimed(run: Run, claiming: FakeRemote) -> None:
+    assert claiming.claims is not None
+    claiming.claims[KEYS[0]] = "another host's"
+    running = run(claiming, claims=True)
+    tickets = running.look_up(KEYS[0], KEYS[1])
+    assert running.answers(tickets) == dict.fromkeys(tickets, False)
+    assert claiming.claims == {KEYS[0]: "another host's"}
+
+
 def test_claims_that_are_held_at_the_end_are_given_back(run: Run, claiming: FakeRemote) -> None:
-    running = run(claiming, urls=CLAIMS)
+    running = run(claiming, claims=True)
     running.answers(running.look_up(KEYS[0], KEYS[1], lease=60.0))
     running.end()
     assert sorted(claiming.released) == KEYS[:2]

@@ -11,6 +11,7 @@ from headstart.service import scheduler
 from headstart.service.actions import (
     Action,
     Assign,
+    Claim,
     Deliver,
     EndZygote,
     Fork,
@@ -63,6 +64,9 @@ class Wanted:
     prefix: bytes = b""
     whole: bool = False
     moved: bool = False  # it was begun anew for lack of space
+    unclaimed: bool = False
+    away: bool = False  # it is being claimed, or another host makes it
+    claiming: bool = False
 
 
 class SimulatedService:
@@ -107,13 +111,14 @@ class SimulatedService:
         client: int = 1,
         urgency: Urgency = EARLY,
         estimate: float | None = None,
+        unclaimed: bool = False,
     ) -> tuple[Ticket, list[Action]]:
         self._tickets += 1
         ticket = Ticket(client, self._tickets)
         wanted = self.wanted.get(key)
         if wanted is None:
             self._orders += 1
-            wanted = self.wanted[key] = Wanted(kind, urgency, self._orders, estimate)
+            wanted = self.wanted[key] = Wanted(kind, urgency, self._orders, estimate, unclaimed=unclaimed)
         wanted.tickets.append(ticket)
         self._raise(key, urgency)
         actions = self.scheduler.requested(
@@ -126,6 +131,7 @@ class SimulatedService:
             estimate=estimate,
             time_limit=self.time_limit,
             memory_limit=self.memory_limit,
+            unclaimed=unclaimed,
         )
         return ticket, self._perform(actions)
 
@@ -146,6 +152,22 @@ class SimulatedService:
         actions = self._perform(self.scheduler.obtained(key, "obtained", self.now))
         assert self.scheduler.in_flight(key) is None
         return actions
+
+    def come_back(self, key: str) -> list[Action]:
+        """Nobody else makes it."""
+        if key in self.wanted:
+            self.wanted[key].away = self.wanted[key].claiming = False
+        return self._perform(self.scheduler.returned(key, self.now))
+
+    def made_elsewhere(self, key: str) -> list[Action]:
+        """Another host makes it."""
+        if key in self.wanted:
+            self.wanted[key].claiming = False
+        return self._perform(self.scheduler.elsewhere(key, self.now))
+
+    @property
+    def away(self) -> list[str]:
+        return [key for key, wanted in self.wanted.items() if wanted.away]
 
     def leave(self, client: int) -> list[Action]:
         self.turns.pop(client, None)
@@ -348,6 +370,14 @@ class SimulatedService:
                     assert self.present <= self.scheduler.limit
                 case Assign(number, job):
                     self._assign(self.workers[number], number, job)
+                case Claim(job):
+                    wanted = self.wanted[job.key]
+                    assert wanted.unclaimed, "it was claimed before"
+                    assert wanted.worker is None
+                    assert wanted.stands_for is None
+                    assert not self.scheduler.quiesced
+                    wanted.unclaimed, wanted.away, wanted.claiming = False, True, True
+                    assert sum(each.claiming for each in self.wanted.values()) <= self.scheduler.limit + 1
                 case MoveOn(number):
                     assert number in self.full
                 case Retire(number):
@@ -379,6 +409,8 @@ class SimulatedService:
         assert job.urgency == wanted.urgency
         assert wanted.stands_for is None
         assert (job.prefix, job.whole) == (wanted.prefix, wanted.whole)
+        assert not wanted.unclaimed, "another host may be at it"
+        assert not wanted.away, "another host may be at it"
         assert not self.scheduler.quiesced
         self._check_turn(wanted)
         worker.state, worker.key = "busy", job.key
@@ -388,7 +420,7 @@ class SimulatedService:
         waiting = [
             wanted
             for wanted in self.wanted.values()
-            if wanted.worker is None and wanted.stands_for is None and wanted.kind == chosen.kind
+            if wanted.worker is None and wanted.stands_for is None and wanted.kind == chosen.kind and not wanted.away
         ]
         assert chosen.urgency == min(wanted.urgency for wanted in waiting)
         classmates = [wanted for wanted in waiting if wanted.urgency == chosen.urgency]

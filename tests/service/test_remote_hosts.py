@@ -53,6 +53,12 @@ def ended(runtime_folder: Path) -> bool:
     return wait_until(lambda: not remote_processes(runtime_folder), PROMPT)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a remote has is waited for, however busy the machine is; tests of deadlines have their own."""
+    monkeypatch.setenv("HEADSTART_REMOTE_DEADLINE", "10")
+
+
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that hosts share, and that only their user can write."""
@@ -141,6 +147,45 @@ def test_a_failure_stays_where_it_is(open_compile: Open, shared: Path, tmp_path:
             assert async_compile.statistics.failed == 1
     ended(runtime_folder)
     assert [path for path in shared.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.remote
+@pytest.mark.skipif(not servers.program("redis"), reason="there is no redis-server: make test-remote gets it")
+def test_hosts_that_begin_the_same_job_at_once_share_its_kernels_out(start_client: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with servers.running(servers.redis_server(folder)) as server:
+        hosts = [
+            start_client(
+                """
+                import sys, time, headstart
+                from pathlib import Path
+                from kernels import pointwise
+                with headstart.AsyncCompile("cuda:90", workers=1) as async_compile:
+                    async_compile.triton(**pointwise(99.0, name=sys.argv[1])).result(60)
+                    print("ready", flush=True)
+                    while not Path(sys.argv[2]).exists():
+                        time.sleep(0.005)
+                    made = [async_compile.triton(**pointwise(float(number))) for number in range(12)]
+                    for future in made:
+                        future.result(60)
+                    print(async_compile.statistics.compiled - 1, async_compile.used().remote)
+                """,
+                f"host{number}",
+                tmp_path / "go",
+                HEADSTART_REMOTE=f"redis://{server.address}/0?claims&trust=all",
+                HEADSTART_CACHE_DIR=str(tmp_path / f"host {number}"),
+            )
+            for number in range(2)
+        ]
+        for host in hosts:
+            assert host.process.stdout is not None
+            assert host.process.stdout.readline() == b"ready\n"
+        (tmp_path / "go").touch()
+        counts = [list(map(int, host.finish().split())) for host in hosts]
+    assert [compiled + remote for compiled, remote in counts] == [12, 12]
+    assert sum(compiled for compiled, _ in counts) == 12, "each is compiled once"
+    assert all(compiled for compiled, _ in counts), "both had a part of it"
 
 
 # Stores that are none

@@ -21,7 +21,7 @@ from headstart import wire
 from headstart.artifacts.entry import pack_entry
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
-from headstart.service import events
+from headstart.service import claiming, events
 from headstart.service import remotes as remotes_module
 from headstart.service import requests as requests_module
 from headstart.service.listener import Peer
@@ -33,6 +33,7 @@ from kernels import pointwise
 SLOW = 3600.0  # seconds: a deadline that never passes by itself
 REMOTE = wire.RemoteSettings("redis://:secret@redis", deadline=SLOW)
 OTHER = wire.RemoteSettings("redis://other", deadline=SLOW)
+CLAIMS = wire.RemoteSettings("redis://claims", deadline=SLOW, claims=True)
 AT_ONCE = wire.RemoteSettings("redis://late", deadline=1e-9)
 
 
@@ -94,6 +95,7 @@ class Service:
         self._thread = threading.Thread(target=self.server.run)
         self._thread.start()
         self._sockets = [mine]
+        self._missed: set[int] = set()
 
     def _executor(self, outcome: Callable[[wire.Assign], Any], *arguments: Any) -> FakeExecutor:
         self.executor = FakeExecutor(*arguments, outcome=outcome)
@@ -140,6 +142,23 @@ class Service:
         found = wire.FoundRemotely(wanted.ticket, b"" if stored else data)
         process = self.process(settings)
         self.do(lambda: process.say(wire.LookedUp([found], [])))
+
+    def claimed(self, number: int) -> wire.Wanted:
+        """The first claim, the second, …; that nothing is there yet was said before."""
+
+        def claims() -> list[wire.Wanted]:
+            for each in self.wanted(CLAIMS):
+                if not each.lease and each.ticket not in self._missed:
+                    self._missed.add(each.ticket)
+                    self.miss(each, CLAIMS)
+            return [each for each in self.wanted(CLAIMS) if each.lease][number - 1 :]
+
+        found: wire.Wanted = wait_until(claims)[0]
+        return found
+
+    def say(self, message: Any, settings: wire.RemoteSettings) -> None:
+        process = self.process(settings)
+        self.do(lambda: process.say(message))
 
     def miss(self, wanted: wire.Wanted, settings: wire.RemoteSettings = REMOTE) -> None:
         process = self.process(settings)
@@ -239,14 +258,79 @@ def test_what_was_taken_over_from_another_service_is_not_offered(start: Start) -
 
 def test_what_fails_is_not_offered_and_its_claim_is_given_back(start: Start) -> None:
     service = start(lambda order: wire.Failure("source", "it is wrong"))
-    caller = service.caller()
+    caller = service.caller(CLAIMS)
     caller.submit(1)
-    (wanted,) = service.wanted()
-    service.miss(wanted)
+    wanted = service.claimed(1)
+    service.miss(wanted, CLAIMS)
     caller.hear(wire.Failed)
     caller.report()
-    assert service.process().asked(wire.Offer) == []
-    assert service.process().asked(wire.Disclaim) == [wire.Disclaim(wanted.key)]
+    process = service.process(CLAIMS)
+    assert process.asked(wire.Offer) == []
+    assert process.asked(wire.Disclaim) == [wire.Disclaim(wanted.key)]
+
+
+def test_what_was_claimed_is_offered_and_gives_its_claim_back_by_that(start: Start) -> None:
+    service = start(compiled)
+    caller = service.caller(CLAIMS)
+    caller.submit(1)
+    wanted = service.claimed(1)
+    assert service.executor.orders == [], "it may be another host's"
+    service.miss(wanted, CLAIMS)
+    assert not caller.hear(wire.Result).remote
+    caller.report()
+    process = service.process(CLAIMS)
+    assert [offer.key for offer in process.asked(wire.Offer)] == [wanted.key]
+    assert process.asked(wire.Disclaim) == []
+
+
+def test_what_another_host_makes_is_got_from_it_and_meanwhile_another_job_is_begun(start: Start) -> None:
+    service = start(never)  # with one worker
+    caller = service.caller(CLAIMS)
+    caller.submit(1, factor=1.0)
+    first = service.claimed(1)
+    service.say(wire.Claimed([first.ticket], SLOW), CLAIMS)
+    caller.submit(2, factor=2.0)
+    second = service.claimed(2)
+    service.miss(second, CLAIMS)
+    (order,) = wait_until(lambda: service.executor.orders)
+    assert order.key == second.key
+    service.find(first, CLAIMS)
+    result = caller.hear(wire.Result)
+    assert (result.key, result.remote, result.cached) == (first.key, True, True)
+    assert len(service.executor.orders) == 1
+    assert service.process(CLAIMS).asked(wire.Disclaim) == [wire.Disclaim(first.key)]
+
+
+def test_what_another_host_did_not_make_in_time_is_compiled(start: Start) -> None:
+    service = start(compiled)
+    caller = service.caller(CLAIMS)
+    caller.submit(1)
+    wanted = service.claimed(1)
+    service.say(wire.Claimed([wanted.ticket], 0.0), CLAIMS)
+    assert not caller.hear(wire.Result).remote
+    assert [order.key for order in service.executor.orders] == [wanted.key]
+
+
+def test_what_another_host_made_and_is_gone_again_is_compiled(start: Start) -> None:
+    service = start(compiled)
+    caller = service.caller(CLAIMS)
+    caller.submit(1)
+    wanted = service.claimed(1)
+    service.say(wire.LookedUp([wire.FoundRemotely(wanted.ticket)], []), CLAIMS)
+    assert not caller.hear(wire.Result).remote
+    assert [order.key for order in service.executor.orders] == [wanted.key]
+
+
+def test_a_claim_that_is_not_settled_in_time_delays_a_compile_and_no_more(start: Start) -> None:
+    service = start(never)
+    settings = msgspec.structs.replace(CLAIMS, deadline=1e-9)
+    caller = service.caller(settings)
+    caller.submit(1)
+    wait_until(lambda: service.executor.orders)
+    plain, claim = wait_until(lambda: service.wanted(settings)[1:] and service.wanted(settings))
+    assert (plain.lease, claim.lease > 0) == (0.0, True)
+    service.find(claim, settings)
+    assert caller.hear(wire.Result).remote
 
 
 def test_an_entry_that_comes_late_ends_the_compile_that_is_running(start: Start) -> None:
@@ -388,7 +472,6 @@ def test_an_entry_that_comes_late_answers_what_nobody_vouches_for_too(
     caller = service.caller(AT_ONCE)
     caller.submit(1, vouched=False)
     (wanted,) = service.wanted(AT_ONCE)
-    assert wanted.lease == 0.0, "nobody is to wait for what is not given to others"
     wait_until(lambda: service.executor.orders)
     service.find(wanted, AT_ONCE)
     assert caller.hear(wire.Result, wire.Failed).remote
@@ -396,17 +479,27 @@ def test_an_entry_that_comes_late_answers_what_nobody_vouches_for_too(
 
 def test_what_nobody_is_left_to_wait_for_is_given_back(start: Start) -> None:
     service = start(never)
-    caller, other = service.caller(), service.caller()
+    caller, other = service.caller(CLAIMS), service.caller(CLAIMS)
     caller.submit(1)
-    service.miss(service.wanted()[0])
+    service.miss(service.claimed(1), CLAIMS)
     wait_until(lambda: service.executor.orders)
     other.submit(2, factor=7.0)
-    (_, queued) = wait_until(lambda: service.wanted()[1:] and service.wanted())
-    service.miss(queued)
-    wait_until(lambda: len(service.server._scheduler.jobs()) == 2)
+    queued = service.claimed(2)
+    service.miss(queued, CLAIMS)
     other.socket.close()
-    (disclaimed,) = wait_until(lambda: service.process().asked(wire.Disclaim))
+    (disclaimed,) = wait_until(lambda: service.process(CLAIMS).asked(wire.Disclaim))
     assert disclaimed.key == queued.key
+
+
+def test_what_nobody_vouches_for_is_not_claimed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests_module, "unavailable", lambda: "")
+    service = start(never)
+    caller = service.caller(CLAIMS)
+    caller.submit(1, vouched=False)
+    (wanted,) = service.wanted(CLAIMS)
+    service.miss(wanted, CLAIMS)
+    wait_until(lambda: service.executor.orders)
+    assert [each.lease for each in service.wanted(CLAIMS)] == [0.0]
 
 
 def test_what_runs_in_the_background_is_asked_for_as_such_until_somebody_waits(start: Start) -> None:
@@ -420,16 +513,16 @@ def test_what_runs_in_the_background_is_asked_for_as_such_until_somebody_waits(s
     wait_until(lambda: not look_up.background)
 
 
-def test_a_claim_lasts_for_as_long_as_the_compile_may_take_with_what_is_before_it(start: Start) -> None:
-    service = start(never)
-    caller = service.caller()
-    for number in range(200):
-        caller.submit(number, factor=float(number + 1))
-    wait_until(lambda: len(service.wanted()) == 200)
-    leases = [each.lease for each in service.wanted()]
-    each = requests_module.LEASE_MARGIN * requests_module.DEFAULT_ESTIMATE
-    assert leases[:3] == [each, 2 * each, 3 * each]  # there is one worker
-    assert leases[-1] == requests_module.MAX_LEASE
+def test_a_claim_lasts_for_as_long_as_its_own_compile_may_take(start: Start) -> None:
+    service = start(compiled)
+    caller = service.caller(CLAIMS)
+    caller.submit(1)
+    first = service.claimed(1)
+    assert first.lease == claiming.LEASE_MARGIN * claiming.DEFAULT_ESTIMATE
+    service.miss(first, CLAIMS)
+    caller.hear(wire.Result)
+    caller.submit(2, constants={"BLOCK": 512})
+    assert service.claimed(2).lease == claiming.MIN_LEASE, "this kernel's compile took no time"
 
 
 def test_who_has_no_remote_starts_no_process(start: Start) -> None:

@@ -14,7 +14,9 @@ from simulated_service import (
 )
 
 from headstart.service.actions import (
+    Action,
     Assign,
+    Claim,
     Deliver,
     Fork,
     Kill,
@@ -223,6 +225,62 @@ def test_whoever_stood_aside_for_an_entry_that_came_from_elsewhere_goes_on() -> 
     simulated = two_at_one_suffix()
     (assign,) = [action for action in simulated.obtain("first") if isinstance(action, Assign)]
     assert (assign.job.key, assign.job.prefix) == ("second", b"prefix of second")
+
+
+def claimed(actions: list[Action]) -> list[str]:
+    return [action.job.key for action in actions if isinstance(action, Claim)]
+
+
+def test_a_job_that_hosts_share_is_claimed_before_it_gets_a_worker_and_another_one_goes_first() -> None:
+    simulated = service(limit=1)
+    _, actions = simulated.request("shared", unclaimed=True)
+    assert actions == [Claim(simulated.scheduler.in_flight("shared"))]
+    _, actions = simulated.request("mine")
+    assert assigned(actions) == ["mine"]
+    assert assigned(simulated.come_back("shared")) == []
+    assert assigned(simulated.finish("mine")) == ["shared"]
+
+
+def test_as_many_are_claimed_as_could_begin_and_one_more() -> None:
+    simulated = service(limit=2)
+    actions = [action for key in "abcde" for action in simulated.request(key, unclaimed=True)[1]]
+    assert claimed(actions) == ["a", "b", "c"]
+    assert (assigned(simulated.come_back("a")), assigned(simulated.come_back("b"))) == (["a"], ["b"])
+    assert simulated.come_back("c") == [], "one is ready, which is enough"
+    actions = simulated.finish("a")
+    assert (assigned(actions), claimed(actions)) == (["c"], ["d"])
+
+
+def test_while_another_host_makes_one_job_the_next_ones_are_claimed_and_it_may_come_or_not() -> None:
+    simulated = service(limit=1)
+    tickets = {key: simulated.request(key, unclaimed=True)[0] for key in "abc"}
+    assert simulated.away == ["a", "b"]
+    assert claimed(simulated.made_elsewhere("a")) == ["c"]
+    simulated.obtain("a")
+    assert simulated.answer(tickets["a"]) == "obtained"
+    simulated.made_elsewhere("b")
+    assert assigned(simulated.come_back("b")) == ["b"]
+    assert simulated.come_back("b") == [], "it is not away any more"
+
+
+def test_a_job_that_was_claimed_and_failed_with_its_worker_is_not_claimed_again() -> None:
+    simulated = service(limit=1)
+    simulated.request("a", unclaimed=True)
+    simulated.come_back("a")
+    simulated.die(simulated.worker_of("a"), status=-9)
+    (fork,) = simulated.in_state("forking")
+    actions = simulated.forked(fork)
+    assert (assigned(actions), claimed(actions)) == (["a"], [])
+
+
+def test_who_is_blocked_on_a_job_that_is_away_has_it_first_when_it_comes_back() -> None:
+    simulated = service(limit=1)
+    simulated.request("running")
+    simulated.request("away", unclaimed=True)
+    simulated.request("before")
+    simulated.wait_for("away")
+    assert simulated.come_back("away") == []
+    assert assigned(simulated.finish("running")) == ["away"]
 
 
 def test_a_failure_that_the_worker_reports_is_passed_on_and_the_worker_goes_on() -> None:

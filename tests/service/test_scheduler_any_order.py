@@ -50,10 +50,15 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         kernel=st.integers(0, 2),
         urgency=st.sampled_from(Urgency),
         estimate=st.sampled_from([None, 1.0, 2.0]),
+        unclaimed=st.booleans(),
     )
-    def request(self, client: int, kind: Kind, kernel: int, urgency: Urgency, estimate: float | None) -> None:
+    def request(
+        self, client: int, kind: Kind, kernel: int, urgency: Urgency, estimate: float | None, unclaimed: bool
+    ) -> None:
         key = f"kernel {kernel} of {kind}"
-        ticket, _ = self.service.request(key, kind, client=client, urgency=urgency, estimate=estimate)
+        ticket, _ = self.service.request(
+            key, kind, client=client, urgency=urgency, estimate=estimate, unclaimed=unclaimed
+        )
         self.tickets.add(ticket)
 
     @rule(pick=any_number)
@@ -65,6 +70,16 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def obtain(self, pick: int) -> None:
         keys = sorted(self.service.wanted)
         self.service.obtain(keys[pick % len(keys)] if keys else "unknown")
+
+    @rule(pick=any_number, of_any=st.booleans())
+    def come_back(self, pick: int, of_any: bool) -> None:
+        keys = sorted(self.service.wanted if of_any else self.service.away)
+        self.service.come_back(keys[pick % len(keys)] if keys else "unknown")
+
+    @rule(pick=any_number, of_any=st.booleans())
+    def made_elsewhere(self, pick: int, of_any: bool) -> None:
+        keys = sorted(self.service.wanted if of_any else self.service.away)
+        self.service.made_elsewhere(keys[pick % len(keys)] if keys else "unknown")
 
     @rule(client=st.sampled_from(CLIENTS))
     def leave(self, client: int) -> None:
@@ -180,8 +195,11 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @invariant()
     def what_is_queued_has_a_worker_coming(self) -> None:
         under_way = self._zygotes("starting") or self.service.in_state("forking", "busy", "retired", "killed")
-        queued = [key for key, wanted in self.service.wanted.items() if wanted.worker is None]
-        assert under_way or not queued or self.service.scheduler.quiesced, "nothing will ever happen to these"
+        claiming = [key for key, wanted in self.service.wanted.items() if wanted.claiming]
+        queued = [key for key, wanted in self.service.wanted.items() if wanted.worker is None and not wanted.away]
+        assert under_way or claiming or not queued or self.service.scheduler.quiesced, (
+            "nothing will ever happen to these"
+        )
 
     @invariant()
     def there_are_at_most_as_many_workers_as_allowed_and_each_has_one_job(self) -> None:
@@ -209,6 +227,9 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         simulated = self.service
         starting, forking = self._zygotes("starting"), simulated.in_state("forking")
         running, leaving = simulated.running, simulated.in_state("retired", "killed")
+        away = simulated.away
+        for key in away:
+            simulated.come_back(key)
         for kind in starting:
             simulated.zygote_ready(kind)
         for number in forking:
@@ -220,7 +241,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
                 simulated.finish(key)
         for number in filter(simulated.workers.__contains__, leaving):  # some go with their zygotes
             simulated.die(number, status=0)
-        return bool(starting or forking or running or leaving)
+        return bool(away or starting or forking or running or leaving)
 
 
 TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase

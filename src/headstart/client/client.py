@@ -360,6 +360,7 @@ def _check_remotes(urls: str) -> None:
 
 
 def _remotes(settings: Settings) -> wire.RemoteSettings:
+    from headstart.stores.remote.urls import parse_urls
     from headstart.wire.remotes import DEFAULT_DEADLINE, RemoteSettings
 
     try:
@@ -367,7 +368,8 @@ def _remotes(settings: Settings) -> wire.RemoteSettings:
     except (UsageError, ServiceError):  # who has no home has no keys
         keys = b""
     deadline = settings.remote_deadline or DEFAULT_DEADLINE
-    return RemoteSettings(settings.remote, settings.trusts_remote, deadline, keys, settings.remote_key)
+    claims = any(url.claims for url in parse_urls(settings.remote))
+    return RemoteSettings(settings.remote, settings.trusts_remote, deadline, keys, settings.remote_key, claims)
 
 
 def _reproduce(folder: Path, request: CompileRequest) -> str:

@@ -1,7 +1,9 @@
 """Look-ups: in batches, nearest remote first, verified, published into the local stores that they are for.
 
-    LookUp ─▶ queue ─▶ a thread takes all that wait ─▶ find_many ─▶ unseal ─▶ local store ─▶ LookedUp
-                                                          └─▶ another host is at it? ─▶ Claimed, later LookedUp
+    LookUp ─▶ queue ─▶ a thread takes all that wait ─▶ claim? ─▶ find_many ─▶ unseal ─▶ local store ─▶ LookedUp
+                                                                    └─▶ another host's ─▶ Claimed, later LookedUp
+
+A key is claimed before it is looked for: whoever had it gives it back once the entry is there.
 
 What somebody waits for goes first, and one thread does nothing else. While a call is under way others gather, and the
 next one asks for all of them.
@@ -26,8 +28,8 @@ BATCH = 64  # keys of one call, if somebody waits for them: then come the next o
 BACKGROUND_BATCH = 256  # and else
 SAID_AT_ONCE = 16  # entries: who waits for the next ones is to hear that they are coming
 FIRST_POLL = 0.05  # seconds until another host's entry is looked for again; longer each time
-MAX_POLL = 1.0  # seconds
-CLAIMING = 1.0  # seconds that it may take to claim a batch
+MAX_POLL = 0.5  # seconds
+_CLAIM_EVERY = 4  # such looks: whether its claim was given back, which is a round trip for each key
 _LONGER = 1.5  # times
 _STILL_AT_IT = 0.02  # seconds between two signs that a store answers, while a call is under way
 _CLAIMING = 8  # threads that claim keys, each of which is a round trip
@@ -47,6 +49,7 @@ class _Claimed:
     def __init__(self, item: _Item, now: float) -> None:
         self.item = item
         self.until = now + item.wanted.lease
+        self.looks = 0
         self.pause = FIRST_POLL
         self.due = now + FIRST_POLL
 
@@ -60,6 +63,7 @@ class Finder:
         failed: told that no remote has answered.
         found: told what was found, to be copied to nearer ones.
         claimed: told of each key that this host has claimed.
+        disclaim: told of those of them that it need not make.
     """
 
     def __init__(
@@ -70,12 +74,14 @@ class Finder:
         failed: Callable[[], None],
         found: Callable[[dict[str, Found]], None],
         claimed: Callable[[str], None],
+        disclaim: Callable[[str], None],
     ) -> None:
         self._shared = shared
         self._claims = claims
         self._failed = failed
         self._found = found
         self._claimed = claimed
+        self._disclaim = disclaim
         self._urgent: deque[_Item] = deque()
         self._background: deque[_Item] = deque()
         self._waiting: list[_Claimed] = []
@@ -122,10 +128,13 @@ class Finder:
                     self._at_work -= 1
 
     def _look_up(self, batch: Sequence[_Item]) -> None:
+        ours = self._claim([item for item in batch if item.wanted.lease]) if self._claims else {}
         missing = self._find(batch)
-        if missing and self._claims:
-            missing = self._claim(missing)
-        self._say([], missing)
+        self._give_back(ours, missing)
+        others = [item for item in missing if item.wanted.lease and not ours.get(item.wanted.key, True)]
+        if others:
+            self._wait_for(others)
+        self._say([], [item for item in missing if item not in others] if others else missing)
         self._shared.say_counts()
 
     def _find(self, batch: Sequence[_Item]) -> list[_Item]:
@@ -173,28 +182,33 @@ class Finder:
 
     # Claims
 
-    def _claim(self, items: Sequence[_Item]) -> list[_Item]:
-        """Claim what is missing; returns what is to be compiled here."""
-        # Each claim is a round trip, for which those who asked are to wait, too.
-        self._shared.say(wire.Claimed([item.wanted.ticket for item in items if item.wanted.lease], CLAIMING))
+    def _claim(self, items: Sequence[_Item]) -> dict[str, bool]:
+        """Claim keys; whether each is ours to make."""
+        each = {item.wanted.key: item for item in items}  # two stores may want one
+        if len(each) < 2:
+            return {key: self._try_to_claim(item) for key, item in each.items()}
         from concurrent.futures import ThreadPoolExecutor  # few have claims
 
-        with ThreadPoolExecutor(min(_CLAIMING, len(items))) as pool:
-            answers = list(pool.map(self._try_to_claim, items))
-        others = [item for item, ours in zip(items, answers, strict=True) if not ours]
-        if others:
-            now = time.monotonic()
-            longest = max(item.wanted.lease for item in others)
-            self._shared.say(wire.Claimed([item.wanted.ticket for item in others], longest + MAX_POLL))
-            with self._changed:
-                self._waiting += [_Claimed(item, now) for item in others]
-                self._changed.notify_all()
-        return [item for item, ours in zip(items, answers, strict=True) if ours]
+        with ThreadPoolExecutor(min(_CLAIMING, len(each))) as pool:  # each is a round trip
+            return dict(zip(each, pool.map(self._try_to_claim, each.values()), strict=True))
+
+    def _give_back(self, ours: dict[str, bool], missing: Sequence[_Item]) -> None:
+        """What is ours to make and was there all the same is another host's again."""
+        left = {item.wanted.key for item in missing}
+        for key in (key for key, is_ours in ours.items() if is_ours and key not in left):
+            self._disclaim(key)
+
+    def _wait_for(self, items: Sequence[_Item]) -> None:
+        """Other hosts make these."""
+        now = time.monotonic()
+        longest = max(item.wanted.lease for item in items)
+        self._shared.say(wire.Claimed([item.wanted.ticket for item in items], longest + MAX_POLL))
+        with self._changed:
+            self._waiting += [_Claimed(item, now) for item in items]
+            self._changed.notify_all()
 
     def _try_to_claim(self, item: _Item) -> bool:
-        """Whether it is to be made here. What takes no time to speak of has no lease, and is not claimed."""
-        if not item.wanted.lease:
-            return True
+        """Whether it is to be made here: nobody else makes it, or nobody can tell."""
         try:
             answer = self._shared.remotes.claim(item.wanted.key, item.wanted.lease)
         except RemoteError:
@@ -226,16 +240,21 @@ class Finder:
                     self._at_work -= 1
 
     def _look_again(self, due: Sequence[_Claimed]) -> None:
-        missing = {id(item) for item in self._find([each.item for each in due])}
         now = time.monotonic()
+        # The claim may have been given back, or have run out: then it is this host's turn, unless the entry is there.
+        again = [each.item for each in due if each.looks % _CLAIM_EVERY == _CLAIM_EVERY - 1 or now >= each.until]
+        ours = self._claim(again)
+        left = self._find([each.item for each in due])
+        self._give_back(ours, left)
+        missing = {id(item) for item in left}
         over, on = [], []
         for each in due:
             if id(each.item) not in missing:
                 continue
-            # The claim may have been given back, or have run out: then it is this host's turn.
-            if now >= each.until or self._try_to_claim(each.item):
+            if now >= each.until or ours.get(each.item.wanted.key, False):
                 over.append(each.item)
             else:
+                each.looks += 1
                 each.pause = min(_LONGER * each.pause, MAX_POLL)
                 each.due = min(now + each.pause, each.until)
                 on.append(each)

@@ -52,10 +52,11 @@ class Process:
         )
         self._finder = Finder(
             self._shared,
-            claims=any(url.claims for url in urls),
+            claims=settings.claims,
             failed=self._watch.failed,
             found=self._publisher.copy,
             claimed=self._publisher.claimed,
+            disclaim=self._publisher.disclaim,
         )
 
     def start(self) -> None:

@@ -1,4 +1,6 @@
-"""What the scheduler has done: its one way out. An executor carries out all but `Deliver`, which answers clients."""
+"""What the scheduler has done: its one way out. An executor carries out all but `Deliver` and `Claim`.
+
+These answer clients, and ask other hosts."""
 
 from __future__ import annotations
 
@@ -68,6 +70,13 @@ class Deliver:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """Have other hosts told that this one makes `job`, unless one of them does. It waits for no worker meanwhile."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
 class MoveOn:
     """There is no space left where a worker's folder is: those to come have theirs elsewhere."""
 
@@ -75,4 +84,4 @@ class MoveOn:
 
 
 ForExecutor = StartZygote | EndZygote | Fork | Assign | Proceed | StandAside | Retire | MoveOn | Kill
-Action = ForExecutor | Deliver
+Action = ForExecutor | Deliver | Claim

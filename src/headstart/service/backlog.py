@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headstart.service.actions import Action, Deliver
+from headstart.service.actions import Action, Claim, Deliver
 from headstart.service.claims import Claims
 from headstart.service.queue import Job, Kind, Queue, Urgency
 from headstart.wire import Failure
@@ -16,6 +16,8 @@ class Backlog:
         queue: those that wait for a worker.
         claims: who is at which suffix.
         exclusive: those with an `exclusive_until` that is not over.
+        away: keys of those that are being claimed, or made by another host.
+        claiming: those of them that are being claimed.
     """
 
     def __init__(self) -> None:
@@ -23,6 +25,8 @@ class Backlog:
         self.queue = Queue()
         self.claims = Claims()
         self.exclusive: set[Job] = set()
+        self.away: set[str] = set()
+        self.claiming: set[str] = set()
 
     def kinds(self) -> set[Kind]:
         """What the jobs are compiled by."""
@@ -45,6 +49,21 @@ class Backlog:
             self.queue.put(job)  # where it was
         else:
             self.forget(job)
+
+    def send_away(self, job: Job) -> Claim:
+        """A job waits for no worker, but for what becomes of its claim."""
+        self.queue.drop(job)
+        job.unclaimed = False
+        self.away.add(job.key)
+        self.claiming.add(job.key)
+        return Claim(job)
+
+    def come_back(self, key: str) -> None:
+        """A job that was away waits again, where it was."""
+        self.claiming.discard(key)
+        if key in self.away:
+            self.away.remove(key)
+            self.requeue(self.jobs[key])
 
     def raise_to(self, job: Job, urgency: Urgency) -> None:
         """A job is at least this urgent from now on, and so is what it waits for."""
@@ -75,6 +94,8 @@ class Backlog:
         self.release(job, done=False)
         self.queue.drop(job)
         self.exclusive.discard(job)
+        self.away.discard(job.key)
+        self.claiming.discard(job.key)
         del self.jobs[job.key]
 
     def give_up(self, kind: Kind, why: str) -> list[Action]:

@@ -3,6 +3,9 @@
 Backlog: who is next ─┐
                       ├─▶ Dispatcher.schedule ─▶ Assign, or Fork, StartZygote, Retire of another kind's idle worker
 Workforce: who idles ─┘
+
+A job that hosts share is claimed first. Few are at a time, so that none is held back from hosts that would begin it
+sooner: as many as could begin now, and one more, whose claim is settled by the time that a worker is free.
 """
 
 from __future__ import annotations
@@ -34,6 +37,12 @@ class Dispatcher:
         while not self.quiesced and (job := self._backlog.queue.first(blocked)) is not None:
             if self._must_wait(job):
                 break
+            if job.unclaimed:
+                if len(self._backlog.claiming) <= self._workforce.spare:
+                    actions.append(self._backlog.send_away(job))
+                else:
+                    blocked.add(job.kind)
+                continue
             worker = self._workforce.idle(job.kind)
             if worker is None:
                 blocked.add(job.kind)

@@ -34,6 +34,7 @@ class Requested:
     estimate: float | None = None
     time_limit: float | None = None
     memory_limit: int | None = None
+    unclaimed: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,22 @@ class Obtained:
 
     key: str
     outcome: object
+    now: float
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A job that was claimed is this host's, or nobody is to wait for another host any longer."""
+
+    key: str
+    now: float
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another host makes a job that was to be claimed; it will be obtained, or return."""
+
+    key: str
     now: float
 
 
@@ -202,7 +219,20 @@ FromExecutor = (
     | OverMemory
     | Stalled
 )
-Event = Announced | Requested | Awaited | Obtained | ClientLeft | Quiesced | Resumed | Resized | Ticked | FromExecutor
+Event = (
+    Announced
+    | Requested
+    | Awaited
+    | Obtained
+    | Returned
+    | Elsewhere
+    | ClientLeft
+    | Quiesced
+    | Resumed
+    | Resized
+    | Ticked
+    | FromExecutor
+)
 
 # The method of `Scheduler` that each leads to.
 METHODS: dict[type[Event], str] = {
@@ -210,6 +240,8 @@ METHODS: dict[type[Event], str] = {
     Requested: "requested",
     Awaited: "awaited",
     Obtained: "obtained",
+    Returned: "returned",
+    Elsewhere: "elsewhere",
     ClientLeft: "client_left",
     Quiesced: "quiesce",
     Resumed: "resume",

@@ -63,6 +63,7 @@ class Job:
         moved: whether it was begun anew for lack of space in its worker's folder.
         prefix: what its worker had made when it stood aside for another job's suffix, unread.
         whole: it is to be compiled from start to end, whatever other jobs are at.
+        unclaimed: other hosts may be asked for it: it is claimed before it gets a worker.
     """
 
     key: str
@@ -81,6 +82,7 @@ class Job:
     moved: bool = False
     prefix: bytes = b""
     whole: bool = False
+    unclaimed: bool = False
 
 
 class _Place(NamedTuple):

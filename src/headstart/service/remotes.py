@@ -60,6 +60,7 @@ class _LookUp:
         self.asked = now
         self.claimed_until: float | None = None  # another host makes it
         self.askers: list[tuple[Answered, Late | None]] = []
+        self.elsewhere: Callable[[], None] | None = None
         self.given_up: list[Late] = []  # who want to be told all the same
 
     def give_up(self) -> None:
@@ -78,7 +79,7 @@ class _Remote:
         self.woke = float("-inf")  # when it was there
         self.heard = float("-inf")  # when it last answered
         self.asked: dict[int, _LookUp] = {}  # by ticket
-        self.by_sought: dict[Sought, _LookUp] = {}
+        self.by_sought: dict[tuple[Sought, bool], _LookUp] = {}  # and whether it is claimed as well
         self.unsent: list[_LookUp] = []  # of this turn
         self.usable = True
         self.is_late = False  # a look-up was given up, and nothing has been answered since
@@ -148,6 +149,7 @@ class Remotes:
         *,
         background: bool = False,
         lease: float = 0.0,
+        elsewhere: Callable[[], None] | None = None,
     ) -> None:
         """Look for an entry, which is in the local store when it was found.
 
@@ -155,20 +157,21 @@ class Remotes:
             answered: called once, perhaps at once; with None if there is none, or nobody is to wait any longer.
             late: called at most once, after that, if it was found all the same.
             background: nobody waits for it soon.
-            lease: seconds for which it is claimed, where that can be done.
+            lease: seconds for which it is claimed first, where that can be done; 0: it is not.
+            elsewhere: called if another host has claimed it: the answer is what comes of that.
         """
         now = time.monotonic()
         remote = self._running(settings)
         if remote is None or not remote.usable:
             answered(None)
             return
-        look_up = remote.by_sought.get(sought)
+        look_up = remote.by_sought.get((sought, lease > 0))
         if look_up is None:
             if len(remote.asked) >= _MOST_ASKED:
                 answered(None)
                 return
             look_up = _LookUp(next(self._tickets), sought, lease, background, now)
-            remote.asked[look_up.ticket] = remote.by_sought[sought] = look_up
+            remote.asked[look_up.ticket] = remote.by_sought[sought, lease > 0] = look_up
             remote.unsent.append(look_up)
         elif look_up.background and not background:
             look_up.background, look_up.asked = False, now
@@ -177,11 +180,12 @@ class Remotes:
             answered(None)
         else:
             look_up.askers.append((answered, late))
+            look_up.elsewhere = elsewhere
 
     def hurry(self, settings: wire.RemoteSettings, sought: Sought) -> None:
         """Somebody is blocked on what was looked up for the background."""
         remote = self._remotes.get(settings)
-        look_up = None if remote is None else remote.by_sought.get(sought)
+        look_up = None if remote is None else remote.by_sought.get((sought, False))
         if look_up is not None and look_up.background:
             look_up.background, look_up.asked = False, time.monotonic()
 
@@ -281,9 +285,10 @@ class Remotes:
                 self._answer(remote, {**dict(answers), **dict.fromkeys(missing)}, now)
             case wire.Claimed(tickets, seconds):
                 remote.heard, remote.is_late = now, False
-                for ticket in tickets:
-                    if ticket in remote.asked:
-                        remote.asked[ticket].claimed_until = now + seconds
+                for look_up in [remote.asked[ticket] for ticket in tickets if ticket in remote.asked]:
+                    look_up.claimed_until = now + seconds
+                    if look_up.askers and look_up.elsewhere is not None:
+                        look_up.elsewhere()
             case wire.Availability(usable):
                 remote.usable = usable
                 if not usable:
@@ -303,7 +308,7 @@ class Remotes:
             look_up = remote.asked.pop(ticket, None)
             if look_up is None:
                 continue
-            del remote.by_sought[look_up.sought]
+            del remote.by_sought[look_up.sought, look_up.lease > 0]
             if look_up.askers:
                 remote.lates, remote.rest = 0, REST
             for answered, _ in look_up.askers:

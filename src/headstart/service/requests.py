@@ -24,6 +24,7 @@ from headstart.artifacts.vetting import check_environment, unvouched
 from headstart.model.environment import bypass_reason
 from headstart.model.request import KERNEL, CompileRequest
 from headstart.service import events
+from headstart.service.claiming import Claiming
 from headstart.service.errands import Errands
 from headstart.service.executor import Executor
 from headstart.service.intake import without_what_is_not_identity
@@ -40,9 +41,6 @@ _MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
 # Of a compile that nobody vouches for, unless the client sets limits of its own.
 CONFINED_TIME_LIMIT = 120.0  # seconds
 CONFINED_MEMORY_LIMIT = 4 << 30  # bytes
-DEFAULT_ESTIMATE = 3.0  # seconds of a compile of which nothing is known, for those who wait for it on other hosts
-LEASE_MARGIN = 2.0  # a compile takes longer where others run beside it
-MAX_LEASE = 60.0  # seconds
 
 
 class Requests:
@@ -56,6 +54,7 @@ class Requests:
         tell: tells them; what a ticket below 0 is told is for this service's own use.
         errands, lookup: find out what is known of a request before anything is compiled.
         remotes: what other hosts have.
+        claiming: what this host says to them that it makes.
 
     Attributes:
         tally: what became of them.
@@ -71,6 +70,7 @@ class Requests:
         errands: Errands,
         lookup: Lookup,
         remotes: Remotes,
+        claiming: Claiming,
     ) -> None:
         self._scheduler = scheduler
         self._happened = happened
@@ -80,11 +80,9 @@ class Requests:
         self._errands = errands
         self._lookup = lookup
         self._remotes = remotes
+        self._claiming = claiming
         self._results = Results(lookup)
         self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
-        self._sought = 0  # how many wait for a remote
-        # Keys that a remote process may have claimed: of which job, and with which settings.
-        self._claimed: dict[str, tuple[str, wire.RemoteSettings]] = {}
         self.tally = Tally()
 
     def submit(self, session: Session, message: wire.Submit) -> None:
@@ -101,7 +99,7 @@ class Requests:
         known = self._lookup.key(message.toolchain, request) if session.toolchains.get(message.toolchain) else None
         if known is not None and self._scheduler.in_flight(_job_key(known[1], message, session, use_store)) is not None:
             kind = self._lookup.kind(message.toolchain, request.environment, not message.vouched)
-            self._request(session, message, request, use_store, Found(*known, kind))
+            self._request(_Asked(session, message, request, use_store), Found(*known, kind))
             return
         look_again = message.toolchain not in session.toolchains
         session.toolchains.setdefault(message.toolchain, False)
@@ -133,38 +131,32 @@ class Requests:
         elif self._sessions.has(session):
             sought = asked.sought(found.key)
             session.sought[asked.message.ticket] = sought
-            # What nobody vouches for is not given to others: nobody is to wait for it.
-            lease = self._lease(asked.request) if asked.message.vouched else 0.0
-            self._sought += 1
             self._remotes.look_up(
                 settings,
                 sought,
                 functools.partial(self._looked_up, asked, found),
                 functools.partial(self._came_late, asked, found),
                 background=asked.message.background and asked.message.ticket not in session.awaited,
-                lease=lease,
             )
 
     def _looked_up(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely | None) -> None:
         """A remote has an entry, or has not, or takes too long."""
         asked.session.sought.pop(asked.message.ticket, None)
-        self._sought -= 1
         if remotely is None:
             self._settle(asked, found)
-            settings = asked.session.preferences.remote
-            if settings is not None and asked.message.vouched:
-                self._claimed[found.key] = asked.job_key(found.key), settings
-                if not self._is_in_flight(asked, found):
-                    self.disclaim_dropped()
         else:
             self._obtain(asked, found, remotely, functools.partial(self._settle, asked))
 
     def _came_late(self, asked: _Asked, found: Found, remotely: wire.FoundRemotely) -> None:
-        """A remote has an entry that nobody waited for any longer; its job may be under way."""
+        """A remote has an entry that nobody asks for any longer, but for the job that may be under way."""
+        job_key = asked.job_key(found.key)
 
         def tell(found: Found) -> None:
-            if found.shared is not None:
-                self._happened(events.Obtained(asked.job_key(found.key), found, time.monotonic()))
+            # One that is gone again is compiled: a job that is away comes back.
+            if found.shared is None:
+                self._happened(events.Returned(job_key, time.monotonic()))
+            else:
+                self._happened(events.Obtained(job_key, found, time.monotonic()))
 
         if self._is_in_flight(asked, found):
             self._obtain(asked, found, remotely, tell)
@@ -180,12 +172,6 @@ class Requests:
         self._errands.do(lambda: self._results.count(asked.session.preferences, found.key))
         # It is found as if it had been there before; where it is gone again it is compiled.
         self._look_up(asked, lambda again: then(msgspec.structs.replace(again, remote=again.shared is not None)))
-
-    def _lease(self, request: CompileRequest) -> float:
-        """Seconds within which a compile of it should be over here, whatever is in front of it."""
-        each = self._estimates.get(request.kernel, DEFAULT_ESTIMATE)
-        before = len(self._scheduler.jobs()) + self._sought
-        return min(MAX_LEASE, LEASE_MARGIN * each * (1 + before / max(1, self._scheduler.limit)))
 
     def _settle(self, asked: _Asked, found: Found) -> None:
         session, message = asked.session, asked.message
@@ -205,15 +191,14 @@ class Requests:
             failure = wire.Failure("service", unvouched(f"its worker cannot be confined here: {why}"))
             self._tell(session.number, wire.Failed(message.ticket, failure))
         else:
-            self._request(session, message, asked.request, asked.use_store, found)
+            self._request(asked, found)
         if message.ticket in session.awaited:
             session.awaited.discard(message.ticket)
             self.awaited(session, message.ticket)
 
-    def _request(
-        self, session: Session, message: wire.Submit, request: CompileRequest, use_store: bool, found: Found
-    ) -> None:
-        job_key = _job_key(found.key, message, session, use_store)
+    def _request(self, asked: _Asked, found: Found) -> None:
+        session, message, request, use_store = asked
+        job_key = asked.job_key(found.key)
         session.jobs[message.ticket] = job_key
         if message.triton_cache is not None:
             session.wanted[message.ticket] = message.triton_cache.folder
@@ -223,6 +208,12 @@ class Requests:
             started = self._executor.workers[running.worker].started
             self._tell(session.number, wire.Started(message.ticket, running.worker, started))
         preferences, confined = session.preferences, not message.vouched
+        settings = preferences.remote
+        # What nobody vouches for is not given to others: nobody is to wait for it.
+        unclaimed = running is None and use_store and not confined and settings is not None and settings.claims
+        if unclaimed and settings is not None:
+            sought = asked.sought(found.key)
+            self._claiming.expect(job_key, settings, sought, functools.partial(self._came_late, asked, found))
         assert found.kind is not None
         self._happened(
             events.Requested(
@@ -244,6 +235,7 @@ class Requests:
                 self._estimates.get(request.kernel),
                 preferences.time_limit or (CONFINED_TIME_LIMIT if confined else None),
                 preferences.memory_limit or (CONFINED_MEMORY_LIMIT if confined else None),
+                unclaimed,
             )
         )
 
@@ -292,9 +284,7 @@ class Requests:
             self._learn(payload.request, outcome.seconds)
         elif isinstance(outcome, wire.Failure):
             self.tally.failed += 1
-        claimed = self._claimed.pop(payload.key, None)
-        if claimed is not None and not _is_offered(payload, outcome):
-            self._remotes.disclaim(claimed[1], payload.key)
+        self._claiming.over(job.key, offered=_is_offered(payload, outcome))
         for ticket in job.tickets:
             session = self._sessions.get(ticket.client)
             if session is not None:
@@ -303,13 +293,6 @@ class Requests:
                 if isinstance(outcome, wire.Finished):
                     self._sessions.notify(session, outcome.notice)
                 self._tell(session.number, answer(ticket.number, payload.key, outcome, wanted))
-
-    def disclaim_dropped(self) -> None:
-        """Have what was claimed and is no job any more given back: another host may as well begin."""
-        for key, (job_key, settings) in list(self._claimed.items()):
-            if self._scheduler.in_flight(job_key) is None:
-                del self._claimed[key]
-                self._remotes.disclaim(settings, key)
 
     def _offer(self, job: Job, payload: CompilePayload, outcome: wire.Finished) -> None:
         """Have other hosts given what was compiled.

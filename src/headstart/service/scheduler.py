@@ -15,6 +15,8 @@ Guarantees:
 * One job at a time is at a suffix (`cutoff.py`). Others that come to it stand aside without a worker, and are taken up
   when it is over; if it failed, that is its own matter, and they are compiled whole.
 * An entry that comes from elsewhere answers its job, whatever that is at; a worker that was at it is killed.
+* A job that hosts share is claimed when its turn comes, and then not before others that are: it waits, without a
+  worker, until it returns or has come from elsewhere. What has failed once is compiled here.
 * Quiesced, it starts no compile and keeps no worker.
 * A worker serves one kind (toolchain, environment, confined or not) in its life; a confined one has one job, and is
   killed: what it was told may have changed it.
@@ -92,6 +94,7 @@ class Scheduler:
         estimate: float | None = None,
         time_limit: float | None = None,
         memory_limit: int | None = None,
+        unclaimed: bool = False,
     ) -> list[Action]:
         """A client wants the entry of `key`.
 
@@ -105,11 +108,12 @@ class Scheduler:
             estimate: seconds that it may take, as far as is known.
             time_limit: seconds that the client lets it take; None: no limit, but for background work.
             memory_limit: bytes that the client lets it use; None: no limit.
+            unclaimed: it is to be claimed before it gets a worker.
         """
         job = self._backlog.jobs.get(key)
         if job is None:
             job = self._backlog.jobs[key] = Job(
-                key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket]
+                key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket], unclaimed=unclaimed
             )
             self._backlog.queue.put(job)
             return self._dispatcher.schedule(now)
@@ -146,14 +150,18 @@ class Scheduler:
         job = self._backlog.jobs.get(key)
         if job is None:
             return []
-        ended: list[Action] = []
-        worker = None if job.worker is None else self._workforce.workers.get(job.worker)
-        if worker is not None:
-            worker.job = None  # whatever it says of it now, nobody listens
-            if worker.state is WorkerState.BUSY:
-                worker.state, worker.done = WorkerState.LEAVING, True
-                ended = [Kill(worker.number)]
+        ended = self._workforce.abandon(job)
         return [*ended, self._backlog.deliver(job, outcome), *self._dispatcher.schedule(now)]
+
+    def returned(self, key: str, now: float) -> list[Action]:
+        """A job that was claimed is to be compiled here."""
+        self._backlog.come_back(key)
+        return self._dispatcher.schedule(now)
+
+    def elsewhere(self, key: str, now: float) -> list[Action]:
+        """Another host makes a job that was to be claimed."""
+        self._backlog.claiming.discard(key)
+        return self._dispatcher.schedule(now)
 
     def client_left(self, client: int, now: float) -> list[Action]:
         """Forget a client's tickets. What nobody else wants is dropped, unless it has begun."""

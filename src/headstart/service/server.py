@@ -29,8 +29,9 @@ from headstart import wire
 from headstart.errors import ServiceError
 from headstart.model.toolchain import Toolchain
 from headstart.service import events, history
-from headstart.service.actions import Action, Assign, Deliver, ForExecutor
+from headstart.service.actions import Action, Assign, Claim, Deliver, ForExecutor
 from headstart.service.capacity import Capacity
+from headstart.service.claiming import Claiming
 from headstart.service.describers import DescriberKind, Describers
 from headstart.service.engine import Engine
 from headstart.service.errands import Errands
@@ -86,6 +87,7 @@ class Server:
         )
         self._errands = Errands(self._loop)
         self._lookup = Lookup(self.warn)
+        self._claiming = Claiming(self._scheduler, self._engine.happened, self._remotes)
         self._requests = Requests(
             self._scheduler,
             self._engine.happened,
@@ -95,6 +97,7 @@ class Server:
             self._errands,
             self._lookup,
             self._remotes,
+            self._claiming,
         )
         self._sources = Sources(
             self._sessions, self._describers, Recipes(self._lookup), self._requests, self._errands, self._remotes
@@ -191,7 +194,7 @@ class Server:
         self._describers.client_left(session.number)
         self._sources.client_left(session.number)
         self._engine.happened(events.ClientLeft(session.number, time.monotonic()))
-        self._requests.disclaim_dropped()
+        self._claiming.drop()
         self._stop_if_alone()
 
     def _stop_if_alone(self) -> None:
@@ -307,6 +310,9 @@ class Server:
     def _carry_out(self, action: Action) -> None:
         if isinstance(action, Deliver):
             self._requests.deliver(action.job, action.outcome)
+            return
+        if isinstance(action, Claim):
+            self._claiming.claim(action.job)
             return
         for_executor: ForExecutor = action
         self._executor.carry_out(for_executor)

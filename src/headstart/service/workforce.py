@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from headstart.service.actions import Action, EndZygote, Fork, Retire, StartZygote
+from headstart.service.actions import Action, EndZygote, Fork, Kill, Retire, StartZygote
 from headstart.service.queue import Job, Kind
 
 MAX_ZYGOTES = 8  # each has a Triton in memory
@@ -84,6 +84,11 @@ class Workforce:
         """How many workers there is room for. Those that were killed after their job are as good as gone."""
         return self.limit - sum(self.crowded or not worker.done for worker in self.workers.values())
 
+    @property
+    def spare(self) -> int:
+        """How many more jobs may run at once."""
+        return max(0, self.limit - sum(worker.job is not None for worker in self.workers.values()))
+
     def start_zygote(self, kind: Kind) -> list[Action]:
         """A zygote of a kind, unless there is one; none if no other can make way."""
         if kind in self.zygotes:
@@ -135,6 +140,17 @@ class Workforce:
         """Let a worker leave by itself."""
         worker.state = WorkerState.LEAVING
         return Retire(worker.number)
+
+    def abandon(self, job: Job) -> list[Action]:
+        """Nobody needs what a worker is at, if one is at `job`: whatever it says of it now, nobody listens."""
+        worker = None if job.worker is None else self.workers.get(job.worker)
+        if worker is None:
+            return []
+        worker.job = None
+        if worker.state is not WorkerState.BUSY:
+            return []
+        worker.state, worker.done = WorkerState.LEAVING, True
+        return [Kill(worker.number)]
 
     def surplus(self) -> int:
         """How many workers there are too many."""

@@ -30,6 +30,7 @@ class RemoteSettings(msgspec.Struct, frozen=True):
         deadline: seconds of silence after which nobody waits for a look-up any more.
         config_dir: where the keys are; empty: the user can have none.
         key: which of the user's own pairs signs; empty: the only one.
+        claims: whether hosts tell one another what they make.
     """
 
     urls: str
@@ -37,6 +38,7 @@ class RemoteSettings(msgspec.Struct, frozen=True):
     deadline: float = DEFAULT_DEADLINE
     config_dir: bytes = b""
     key: str = ""
+    claims: bool = False
 
     def __repr__(self) -> str:
         return "RemoteSettings(…)"
@@ -54,7 +56,7 @@ class Wanted(msgspec.Struct, frozen=True):
     Attributes:
         ticket: the service's name for the answer.
         key: of the entry; it is none of another `kind`, or of a request with another `request_digest`.
-        lease: seconds for which the key is claimed, where the remote has claims.
+        lease: seconds for which the key is claimed before it is looked for; 0: it is not.
     """
 
     ticket: int

@@ -1,0 +1,95 @@
+"""Claims among hosts (`?claims`): a job whose turn has come is compiled by the host that says so first.
+
+    Scheduler ── Claim ─▶ Claiming ── look_up with a lease ─▶ Remotes ─▶ remote process: claim it, then look for it
+              ◀─ Returned ──── nobody else makes it, or nobody is to wait any longer
+              ◀─ Elsewhere ─── another host does: others may be claimed meanwhile
+              ◀─ Obtained ──── it is in the local store now
+
+A job is claimed when a worker is about to be free for it, and not when it is asked for: so hosts that ask for the same
+kernels at once share them out, each as many as it has workers for, and none waits for what another has only queued.
+Others are not begun while one is being claimed: so it is asked urgently, whatever it is wanted for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from headstart import wire
+from headstart.service import events
+from headstart.service.queue import Job
+from headstart.service.remotes import Remotes, Sought
+from headstart.service.scheduler import Scheduler
+
+DEFAULT_ESTIMATE = 2.0  # seconds of a compile of which nothing is known, for those who wait for it on other hosts
+LEASE_MARGIN = 3.0  # a compile takes longer where others run beside it, and may wait for the end of one before
+MIN_LEASE, MAX_LEASE = 0.5, 60.0  # seconds; whatever takes no time is to be published, too
+
+Obtain = Callable[[wire.FoundRemotely], None]
+
+
+class _Claim(NamedTuple):
+    settings: wire.RemoteSettings
+    sought: Sought
+    obtain: Obtain
+
+
+class Claiming:
+    """What this host says to others that it makes.
+
+    Args:
+        scheduler: knows what is under way.
+        happened: is told of events.
+        remotes: where it is said.
+    """
+
+    def __init__(self, scheduler: Scheduler, happened: Callable[[events.Event], None], remotes: Remotes) -> None:
+        self._scheduler = scheduler
+        self._happened = happened
+        self._remotes = remotes
+        self._claims: dict[str, _Claim] = {}  # by the job's key: to be claimed, or claimed perhaps
+
+    def expect(self, job_key: str, settings: wire.RemoteSettings, sought: Sought, obtain: Obtain) -> None:
+        """A job is about to be queued that is to be claimed; `obtain` is called if another host has made it."""
+        self._claims[job_key] = _Claim(settings, sought, obtain)
+
+    def claim(self, job: Job) -> None:
+        """Its turn has come."""
+        claim = self._claims.get(job.key)
+        if claim is None:  # everybody who asked had left when it was queued
+            self._happened(events.Returned(job.key, time.monotonic()))
+            return
+        settings, sought, obtain = claim
+        each = DEFAULT_ESTIMATE if job.estimate is None else job.estimate
+        self._remotes.look_up(
+            settings,
+            sought,
+            lambda found: self._answered(job.key, found),
+            lambda found: obtain(found) if self._is_in_flight(job.key) else None,
+            lease=min(max(MIN_LEASE, LEASE_MARGIN * each), MAX_LEASE),
+            elsewhere=lambda: self._happened(events.Elsewhere(job.key, time.monotonic())),
+        )
+
+    def over(self, job_key: str, *, offered: bool) -> None:
+        """A job is over; what is offered to others gives its claim back itself, once they can have it."""
+        claim = self._claims.pop(job_key, None)
+        if claim is not None and not offered:
+            self._remotes.disclaim(claim.settings, claim.sought.key)
+
+    def drop(self) -> None:
+        """Have what was claimed and is no job any more given back: another host may as well begin."""
+        for job_key in list(self._claims):
+            if not self._is_in_flight(job_key):
+                self.over(job_key, offered=False)
+
+    def _answered(self, job_key: str, found: wire.FoundRemotely | None) -> None:
+        if not self._is_in_flight(job_key):
+            self.drop()
+        elif found is None:
+            self._happened(events.Returned(job_key, time.monotonic()))
+        else:
+            self._claims[job_key].obtain(found)
+
+    def _is_in_flight(self, job_key: str) -> bool:
+        return self._scheduler.in_flight(job_key) is not None
