@@ -22,7 +22,8 @@ FUZZ_SECONDS ?= 60
 # Of processes, sockets and folders, which are the same whichever Triton compiles: on the older one with `make test-slow`.
 OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adapters/test_run.py system/test_private.py)
 
-.PHONY: help demo test test-remote test-tritons test-slow test-torch test-torch-214 chaos fuzz check bench bench-torch clean
+.PHONY: help demo test test-remote test-tritons test-slow test-torch test-torch-214 chaos fuzz check bench bench-remote
+.PHONY: bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
@@ -36,6 +37,7 @@ help:
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
 	@echo "make check  ruff, its formatter, mypy, vulture, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
+	@echo "make bench-remote   stores that hosts share, on real servers; kept as well"
 	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
 	@echo "make clean  remove environments and what the tools left"
 
@@ -89,6 +91,9 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+bench-remote: $(VENV)/.servers
+	$(BIN)/python -m benchmarks.remote
 
 bench-torch: $(VENVTORCH)/.installed
 	$(VENVTORCH)/bin/python benchmarks/torch_codegen.py

@@ -53,6 +53,8 @@ JSON_FIELDS = {
     "workers",
     "targets",
     "bundle",
+    "published",
+    "unpublished",
 }
 
 KERNEL = textwrap.dedent(
@@ -130,6 +132,7 @@ class FakeCompile:
         self.vouched: list[bool] = []  # of what was submitted
         self.futures: dict[tuple[str, str], LambdaFuture[Any]] = {}
         self.written: list[Path] = []
+        self.client = SimpleNamespace(settings=SimpleNamespace(remote=""))
         self.bundler = SimpleNamespace(begin_compile=lambda: None, end_compile=lambda: None, collect=self.collect)
         self.statistics = SimpleNamespace(
             requested=0,

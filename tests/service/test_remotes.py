@@ -375,6 +375,17 @@ def test_where_no_process_can_be_started_everything_is_compiled_and_it_is_said_o
     assert asking.answers[-1] == ("c", True)
 
 
+def test_a_process_that_says_that_its_store_answers_is_waited_for(asking: Asking) -> None:
+    process = asking.awake()
+    asking.look_up("a", "b")
+    for _ in range(3):
+        asking.pass_time(0.09)
+        process.say(wire.LookedUp([], []))
+    assert asking.answers == []
+    asking.pass_time(0.11)
+    assert asking.answers == [("a", False), ("b", False)]
+
+
 def test_an_answer_that_nobody_asked_for_is_nothing(asking: Asking) -> None:
     process = asking.awake()
     process.say(wire.LookedUp([wire.FoundRemotely(99)], [100]))
@@ -521,6 +532,39 @@ def test_what_was_compiled_is_offered_by_its_key(asking: Asking) -> None:
     asking.remotes.disclaim(REDIS, "b")
     assert process.asked(wire.Disclaim) == [wire.Disclaim("b")]
     asking.remotes.disclaim(FOLDER, "b")  # which nobody has asked
+
+
+def test_what_became_of_what_was_offered_is_known_process_by_process(asking: Asking) -> None:
+    process = asking.awake()
+    for key in ("a", "b", "c"):
+        asking.remotes.offer(REDIS, asking.sought(key), b"digest")
+    process.say(wire.RemoteCounts(settled=1, published=1))
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled, counts.published) == (3, 1, 1)
+    process.die("it crashed")
+    lost = {"the remote process was not there": 2}
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled, counts.published, counts.unpublished) == (3, 3, 1, lost)
+    asking.remotes.offer(REDIS, asking.sought("d"), b"digest")  # it is not started again so soon
+    assert len(asking.processes) == 1
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled, counts.dropped) == (4, 4, 3)
+    asking.now += REST
+    asking.remotes.offer(REDIS, asking.sought("e"), b"digest")
+    asking.process.say(wire.RemoteCounts(settled=1, unpublished={"it is full": 1}))
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled) == (5, 5)
+    assert counts.unpublished == {"the remote process was not there": 3, "it is full": 1}
+    assert asking.remotes.counts_of(FOLDER) == wire.RemoteCounts()
+
+
+def test_a_process_that_leaves_because_nobody_asks_has_lost_nothing(asking: Asking) -> None:
+    process = asking.awake()
+    asking.remotes.offer(REDIS, asking.sought("a"), b"digest")
+    process.say(wire.RemoteCounts(settled=1, published=1))
+    process.die("")
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled, counts.dropped, counts.unpublished) == (1, 1, 0, {})
 
 
 def test_what_a_person_should_know_is_told_to_those_who_use_that_remote(asking: Asking) -> None:

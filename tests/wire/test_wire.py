@@ -72,6 +72,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.PrepareDescriber(DESCRIBER),
         wire.SubmitSource(7, DESCRIBER, b"\x00\xff", "stem", "torch", True, wire.FanOut("/c/a.py", 1, "/c", True)),
         wire.SubmitSource(8, DESCRIBER, b"", "stem", "", False, None),
+        wire.CountRemotes(),
     ],
     "FromService": [
         wire.Welcome(17),
@@ -95,6 +96,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
             has_more=True,
         ),
         wire.AddedCompiled(7, [wire.JobOutcome(1, wire.Result(0, "bb"))]),
+        wire.RemoteCounts([wire.RemoteReport("redis://host/0", 1)], offered=2, settled=1),
     ],
     "ToZygote": [wire.Fork(1, b"/tmp/\xff"), wire.Kill(1)],
     "FromZygote": [wire.Ready("3.9.0", 1), wire.Unable("no", 3), wire.Forked(1, 99), wire.Reaped(1, -9)],
@@ -123,7 +125,9 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.LookedUp([wire.FoundRemotely(7, b"\x00\xff")], [8, 9]),
         wire.Claimed([7], 3.0),
         wire.Availability(False, for_good=True),
-        wire.RemoteCounts([wire.RemoteReport("redis://host/0", 1, 2, 3, 4, 5, 6, 0.5)], 7, 8),
+        wire.RemoteCounts(
+            [wire.RemoteReport("redis://host/0", 1, 2, 3, 4, 5, 6, 0.5)], 7, 8, 9, 8, 6, {"it is full": 2}
+        ),
         wire.RemoteSays("it cannot be reached", quiet=True),
     ],
 }

@@ -26,6 +26,7 @@ from headstart.remote.publishing import Publisher
 from headstart.remote.watching import Watch
 from headstart.stores.remote import open_remotes
 from headstart.stores.remote.tiers import Remotes
+from headstart.stores.remote.urls import parse_urls
 from headstart.system.spawn import continue_without_parent, prefer_standard_library
 
 IDLE_TIMEOUT = 60.0  # seconds
@@ -45,7 +46,10 @@ class Process:
     def __init__(self, settings: wire.RemoteSettings, remotes: Remotes, replies: Replies) -> None:
         self._shared = Shared(settings, remotes, replies.say)
         self._watch = Watch(remotes.probe, lambda usable: replies.say(wire.Availability(usable)))
-        self._publisher = Publisher(self._shared, self._watch.failed)
+        urls = parse_urls(settings.urls)
+        self._publisher = Publisher(
+            self._shared, self._watch.failed, read_only=bool(urls) and all(url.read_only for url in urls)
+        )
         self._finder = Finder(
             self._shared,
             claims=settings.claims,

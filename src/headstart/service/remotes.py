@@ -67,6 +67,7 @@ class _Remote:
         self.deaths = 0  # in a row
         self.counts = wire.RemoteCounts()  # of this process
         self.before = wire.RemoteCounts()  # of those before it
+        self.offered = 0  # entries, to this process
 
     def is_waited_for(self, now: float) -> bool:
         return self.usable and not self.is_late and now >= self.rests_until
@@ -125,6 +126,9 @@ class _Remote:
         self.asked, self.by_sought, self.unsent, self.hurried = {}, {}, [], []
         self.queue.clear()
         return unanswered
+
+    def total(self) -> wire.RemoteCounts:
+        return self.before + self.counts + wire.RemoteCounts(offered=self.offered)
 
 
 class Remotes:
@@ -213,7 +217,11 @@ class Remotes:
         """An entry with this SHA-256 is in its local store, made below this service."""
         remote = self._running(settings)
         if remote is not None and remote.process is not None:
+            remote.offered += 1
             remote.process.send(wire.Offer(sought.key, sought.cache_dir, sought.trusted, sha256))
+        else:
+            remote = self._remotes[settings]
+            remote.before += _lost(1)
 
     def disclaim(self, settings: wire.RemoteSettings, key: str) -> None:
         """What was looked up and not found will not be made here."""
@@ -223,7 +231,12 @@ class Remotes:
 
     def counts(self) -> list[wire.RemoteCounts]:
         """What they were good for so far."""
-        return [remote.before + remote.counts for remote in self._remotes.values()]
+        return [remote.total() for remote in self._remotes.values()]
+
+    def counts_of(self, settings: wire.RemoteSettings) -> wire.RemoteCounts:
+        """The same of those that a client uses."""
+        remote = self._remotes.get(settings)
+        return wire.RemoteCounts() if remote is None else remote.total()
 
     # The loop
 
@@ -352,7 +365,8 @@ class Remotes:
 
     def _gone(self, remote: _Remote, why: str) -> None:
         remote.process = None
-        remote.before, remote.counts = remote.before + remote.counts, wire.RemoteCounts()
+        remote.before = remote.total() + _lost(remote.offered - remote.counts.settled, offered=0)
+        remote.counts, remote.offered = wire.RemoteCounts(), 0
         unanswered = remote.forget()
         if why:
             self._leave_alone(remote, why)
@@ -367,3 +381,13 @@ class Remotes:
         _log.warning("%s", why)
         if remote.deaths == 1:
             self._tell(remote.settings, f"stores of other hosts are not used for {pause:.0f} s: {why}")
+
+
+def _lost(entries: int, *, offered: int | None = None) -> wire.RemoteCounts:
+    """Entries with which a process died, or for which none could be started; `offered`: of them, not counted yet."""
+    return wire.RemoteCounts(
+        dropped=entries,
+        offered=entries if offered is None else offered,
+        settled=entries,
+        unpublished={"the remote process was not there": entries} if entries else {},
+    )

@@ -53,6 +53,7 @@ from headstart.wire.outcomes import CompileLog, Failed, Failure, Result, Warned
 from headstart.wire.remotes import (
     Availability,
     Claimed,
+    CountRemotes,
     Disclaim,
     FoundRemotely,
     Hurry,
@@ -92,6 +93,7 @@ __all__ = [
     "ClientReport",
     "CompileLog",
     "Control",
+    "CountRemotes",
     "Deframer",
     "DescriberSpec",
     "DescriberState",

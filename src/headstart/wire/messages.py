@@ -1,6 +1,7 @@
 """The messages between the processes.
 
     client  ⇄ service   stream     Hello Prepare Submit Await    / Welcome Notice Started Result Failed Leaving
+                                   CountRemotes                  / RemoteCounts
                                    PrepareDescriber SubmitSource / DescriberState SourceLocated SourceCompiled
                                                                    AddedCompiled
     command ⇄ service   stream     Control Supersede             / Report Events Unwelcome
@@ -24,6 +25,7 @@ from headstart.wire.outcomes import CompileLog, Failed, Failure, Result
 from headstart.wire.remotes import (
     Availability,
     Claimed,
+    CountRemotes,
     Disclaim,
     Hurry,
     LookedUp,
@@ -37,7 +39,7 @@ from headstart.wire.remotes import (
 from headstart.wire.reports import Control, Events, Report, Supersede
 from headstart.wire.sources import AddedCompiled, SourceCompiled, SourceLocated, SubmitSource
 
-PROTOCOL = 7  # raised whenever a message changes its meaning
+PROTOCOL = 8  # raised whenever a message changes its meaning
 
 
 # client → service
@@ -277,7 +279,7 @@ class Finished(msgspec.Struct, tag=True):
 # service ⇄ describer
 
 
-FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | SubmitSource | Control | Supersede
+FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | SubmitSource | CountRemotes | Control | Supersede
 FromService = (
     Welcome
     | Unwelcome
@@ -292,6 +294,7 @@ FromService = (
     | SourceLocated
     | SourceCompiled
     | AddedCompiled
+    | RemoteCounts
 )
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Reaped
