@@ -1,7 +1,7 @@
 // For LD_PRELOAD: a host whose clock is wrong, and a folder of a file server without locks, whose files are replaced.
 //
-//   MISPLACED_SECONDS   what is added to the time of day
-//   MISPLACED_FOLDER    below it locks are refused (ENOLCK), and each third file that is opened to be read is stale (ESTALE)
+//   FAULTY_SECONDS  what is added to the time of day
+//   FAULTY_FOLDER   below it locks are refused (ENOLCK), and each third file that is opened to be read is stale (ESTALE)
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 static long seconds(void) {
-    const char *text = getenv("MISPLACED_SECONDS");
+    const char *text = getenv("FAULTY_SECONDS");
     return text == NULL ? 0 : atol(text);
 }
 
@@ -46,7 +46,7 @@ int gettimeofday(struct timeval *now, void *zone) {
 }
 
 static int is_below(int folder, const char *name) {
-    const char *there = getenv("MISPLACED_FOLDER");
+    const char *there = getenv("FAULTY_FOLDER");
     char link[64], path[PATH_MAX];
     if (there == NULL) return 0;
     if (name != NULL && name[0] == '/') return strncmp(name, there, strlen(there)) == 0;

@@ -2,7 +2,7 @@
 
 A host is a program in a process of its own, with a cache folder of its own. What is wrong is made by the kernel (in
 namespaces of the test's own), by a proxy between it and a real server, or by a library that is loaded before libc
-(`misplaced.c`). Whatever it is: each kernel is right, one line is said at most, and nothing is left.
+(`faulty_host.c`). Whatever it is: each kernel is right, one line is said at most, and nothing is left.
 """
 
 from __future__ import annotations
@@ -283,26 +283,26 @@ def test_a_shared_folder_that_is_mounted_read_only_is_read_and_one_line_says_tha
 
 
 @pytest.fixture(scope="module")
-def misplaced(tmp_path_factory: pytest.TempPathFactory) -> str:
+def faulty_host(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The library to be loaded before libc."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler")
-    library = tmp_path_factory.mktemp("misplaced") / "misplaced.so"
-    source = Path(__file__).with_name("misplaced.c")
+    library = tmp_path_factory.mktemp("library") / "faulty_host.so"
+    source = Path(__file__).with_name("faulty_host.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-o", library, source, "-ldl"], check=True, timeout=60)
     return str(library)
 
 
 def test_a_file_server_whose_files_are_stale_costs_no_kernel(
-    hosts: Hosts, right: list[str], tmp_path: Path, misplaced: str
+    hosts: Hosts, right: list[str], tmp_path: Path, faulty_host: str
 ) -> None:
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o700)
     url = f"file://{shared}"
     hosts.run("first", url)
     before = sorted(path.name for path in shared.rglob("*.blob"))
-    told = hosts.run("second", url, LD_PRELOAD=misplaced, MISPLACED_FOLDER=str(shared))
+    told = hosts.run("second", url, LD_PRELOAD=faulty_host, FAULTY_FOLDER=str(shared))
     assert (told["made"], told["said"]) == (right, [])
     assert told["found"] > 0
     assert told["compiled"] > 0  # else nothing was stale
@@ -310,9 +310,9 @@ def test_a_file_server_whose_files_are_stale_costs_no_kernel(
 
 
 def test_a_cache_folder_on_a_file_server_without_locks_costs_no_kernel(
-    hosts: Hosts, right: list[str], tmp_path: Path, misplaced: str
+    hosts: Hosts, right: list[str], tmp_path: Path, faulty_host: str
 ) -> None:
-    faulty = {"LD_PRELOAD": misplaced, "MISPLACED_FOLDER": str(tmp_path / "nfs")}
+    faulty = {"LD_PRELOAD": faulty_host, "FAULTY_FOLDER": str(tmp_path / "nfs")}
     told = hosts.run("nfs", "", **faulty)
     assert told["made"] == right
     again = hosts.run("nfs", "", **faulty)
@@ -322,9 +322,9 @@ def test_a_cache_folder_on_a_file_server_without_locks_costs_no_kernel(
 
 
 @pytest.fixture
-def clocked(misplaced: str) -> Callable[[int], dict[str, str]]:
+def clocked(faulty_host: str) -> Callable[[int], dict[str, str]]:
     """Variables of a host whose clock is wrong by so many hours."""
-    return lambda hours: {"LD_PRELOAD": misplaced, "MISPLACED_SECONDS": str(3600 * hours)}
+    return lambda hours: {"LD_PRELOAD": faulty_host, "FAULTY_SECONDS": str(3600 * hours)}
 
 
 @pytest.mark.parametrize("claims", [False, True])
