@@ -91,7 +91,8 @@ class Hosts:
             cpu_s,
             others_s=max(0.0, busy_after - busy - cpu_s),
             withheld_s=withheld_after - withheld,
-            said={**said, "lines": len(words.splitlines())},
+            # What a compile prints is a warning too, and not about a store.
+            said={**said, "lines": sum("://" in line for line in words.splitlines())},
         )
 
     def rounds(self, kinds: Mapping[str, Callable[[], Run]]) -> dict[str, Series]:

@@ -151,7 +151,9 @@ def cold(hosts: Hosts, addresses: Addresses) -> Iterator[Line]:
         )
         most = 0 if kind == "misses" else 1
         lines = Figure.of([series.said("lines").greatest])
-        yield Line(33, f"… {kind}: lines of warning, the most of any round", lines, unit="lines", goal=most)
+        yield Line(
+            33, f"… {kind}: lines of warning of the store, the most of any round", lines, unit="lines", goal=most
+        )
 
 
 def together(hosts: Hosts, addresses: Addresses) -> Iterator[Line]:
