@@ -22,12 +22,13 @@ FUZZ_SECONDS ?= 60
 # Of processes, sockets and folders, which are the same whichever Triton compiles: on the older one with `make test-slow`.
 OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adapters/test_run.py system/test_private.py)
 
-.PHONY: help demo test test-remote test-farm test-tritons test-slow test-torch test-torch-214 chaos fuzz check bench bench-torch clean
+.PHONY: help demo test test-remote test-farm test-tritons test-slow test-torch test-torch-214 chaos fuzz check bench bench-remote
+.PHONY: bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
-	@echo "make test-remote  stores of other hosts, on a real Redis, S3 server and container registry"
+	@echo "make test-remote  stores of other hosts, on a real Redis, S3 server and registry, and Azure's emulator"
 	@echo "make test-farm  a compile farm, on real Ray clusters on this machine"
 	@echo "make test-tritons  the adapter for @triton.jit, and identity, on the Tritons between: 3.7 and 3.8"
 	@echo "make test-slow  whole sweeps, which take minutes, and on Triton 3.6 what is about processes"
@@ -37,6 +38,7 @@ help:
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
 	@echo "make check  ruff, its formatter, mypy, vulture, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
+	@echo "make bench-remote   stores that hosts share, on real servers; kept as well"
 	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
 	@echo "make clean  remove environments and what the tools left"
 
@@ -77,7 +79,7 @@ test-torch-214: $(VENVTORCH214)/.installed
 	$(VENVTORCH214)/bin/$(PYTEST) --dist loadfile -m torch tests/inductor $(PYTEST_ARGS)
 
 chaos: $(VENV)/.installed
-	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
+	PYTHONPATH=tests:tests/stores/remote $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
 
 fuzz: $(VENV)/.installed
 	-$(BIN)/python -m pip install $(PIP_FLAGS) atheris
@@ -94,6 +96,9 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+bench-remote: $(VENV)/.servers
+	$(BIN)/python -m benchmarks.remote
 
 bench-torch: $(VENVTORCH)/.installed
 	$(VENVTORCH)/bin/python benchmarks/torch_codegen.py

@@ -6,6 +6,7 @@
     subjects/   the programs that are run and timed, each a script of its own
     rows/       which subjects answer which row of the table, and how
     report      the table, and what is kept of it
+    remote/     stores that hosts share, with a table of its own: `python -m benchmarks.remote`
 
 How it is measured:
 

@@ -139,8 +139,16 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _run(command: list[str], folder: Path, caches: Path) -> Run:
+def environment() -> dict[str, str]:
+    """The caller's variables, but for those that would change what is measured."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HEADSTART", "TRITON"))}
+    # Else each process would compile headstart's own sources anew, which costs it more than all else that it does.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    return env
+
+
+def _run(command: list[str], folder: Path, caches: Path) -> Run:
+    env = environment()
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     env["HEADSTART_CACHE_DIR"] = str(caches / "headstart")
     env["HEADSTART_CONFIG_DIR"] = str(caches / "config")

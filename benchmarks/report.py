@@ -14,7 +14,10 @@ from benchmarks.measure import Bench, Figure, Series
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-_SCALES = {"ratio": 1.0, "s": 1.0, "ms": 1e3, "µs": 1e6, "MiB": 2.0**-20}
+HOW = "Below 1, headstart is faster. How it is measured: `benchmarks/__init__.py`."
+
+_COUNTS = ("compiles", "lines")
+_SCALES = {"ratio": 1.0, "s": 1.0, "ms": 1e3, "µs": 1e6, "MiB": 2.0**-20, **dict.fromkeys(_COUNTS, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Line:
     Attributes:
         row: number of the row that it belongs to.
         what: for people.
-        figure: what was measured: a ratio, seconds, or bytes.
+        figure: what was measured: a ratio, seconds, bytes, or how many.
         unit: what it is shown in.
         goal: the most that it may be; None: it is only reported.
         note: what the figure was made of.
@@ -44,36 +47,42 @@ class Line:
 
     def cells(self) -> list[str]:
         scale, unit = _SCALES[self.unit], "" if self.unit == "ratio" else f" {self.unit}"
+        digits = "{:g}".format if self.unit in _COUNTS else _digits
         low, middle, high = (
-            _digits(value * scale) for value in (self.figure.least, self.figure.median, self.figure.greatest)
+            digits(value * scale) for value in (self.figure.least, self.figure.median, self.figure.greatest)
         )
-        goal = "" if self.goal is None else f"≤ {_digits(self.goal * scale)}{unit}"
+        goal = "" if self.goal is None else f"≤ {digits(self.goal * scale)}{unit}"
         verdict = {None: "", True: "yes", False: "**no**"}[self.met]
         return [str(self.row), self.what, goal, f"{middle}{unit}", f"{low} .. {high}", verdict]
 
 
-def markdown(facts: dict[str, str], bench: Bench, lines: Sequence[Line]) -> str:
-    """The whole report."""
-    return "\n".join(_report(facts, bench, lines)) + "\n"
+def markdown(facts: dict[str, str], bench: Bench, lines: Sequence[Line], how: str = HOW) -> str:
+    """The whole report. `how`: a sentence on what it means, and how it was measured."""
+    return "\n".join(_report(facts, bench, lines, how)) + "\n"
 
 
-def keep(facts: dict[str, str], bench: Bench, lines: Sequence[Line], folder: Path = RESULTS) -> Path:
-    """Write the report as .md, and all that was measured as .json beside it. Returns the former."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{facts['date'][:10]}-{machine.short_name()}.md"
-    path.write_text(markdown(facts, bench, lines), encoding="utf-8")
+def keep(facts: dict[str, str], bench: Bench, lines: Sequence[Line], *, name: str = "", how: str = HOW) -> Path:
+    """Write the report as .md, and all that was measured as .json beside it. Returns the former.
+
+    Args:
+        name: what was measured, for the file's name; empty: the whole table.
+        how: as for `markdown`.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{facts['date'][:10]}-{machine.short_name()}{name and f'-{name}'}.md"
+    path.write_text(markdown(facts, bench, lines, how), encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps(_raw(facts, bench, lines), indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def _report(facts: dict[str, str], bench: Bench, lines: Sequence[Line]) -> Iterator[str]:
+def _report(facts: dict[str, str], bench: Bench, lines: Sequence[Line], how: str) -> Iterator[str]:
     yield f"# headstart {facts['headstart']}, Triton {facts['Triton']}, {facts['CPU']}, {facts['date'][:10]}"
     yield ""
     missed = [line for line in lines if line.met is False]
     goals = sum(line.goal is not None for line in lines)
     yield (
         f"{goals - len(missed)} of {goals} goals met. Medians of {_count(bench.runs, 'round')}, "
-        f"{bench.workers} workers. Below 1, headstart is faster. How it is measured: `benchmarks/__init__.py`."
+        f"{bench.workers} workers. {how}"
     )
     yield ""
     yield from _table(["row", "what", "goal", "measured", "least .. greatest", "met"], [line.cells() for line in lines])

@@ -214,7 +214,10 @@ def client_environment() -> dict[str, str]:
     """So that a program finds headstart, and the helpers of these tests, where this process does."""
     source = str(Path(headstart.__file__).parent.parent)
     tests = Path(__file__).parent
-    helpers = [str(tests), *(str(tests / folder) for folder in ("service", "stores", "adapters", "client", "system"))]
+    helpers = [
+        str(tests),
+        *(str(tests / folder) for folder in ("service", "stores", "stores/remote", "adapters", "client", "system")),
+    ]
     path = [source, *helpers, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(path)}
 

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 from chaos.driver import perform
+from chaos.stores import KINDS
+from chaos.world import World
 
 _DISK_SIZE = 24  # MiB that stay free for a while on the disk that is filled; the rest of the machine is not to notice
 _GROWTH = 0.25  # MiB that a run keeps in its cache folder each second, three times what was measured
@@ -29,6 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description="Break things while kernels compile.")
     parser.add_argument("--seed", type=int, default=None, help="of all that is random; default: another each time")
     parser.add_argument("--seconds", type=float, default=60.0, help="in which rounds are begun")
+    parser.add_argument("--stores", nargs="*", choices=KINDS, default=KINDS, help="that hosts share; default: all")
     parser.add_argument("--disk", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
@@ -36,12 +39,13 @@ def main() -> int:
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     if arguments.folder is None:
         with tempfile.TemporaryDirectory(prefix="headstart-chaos-") as folder:
-            return _within(Path(folder), seed, arguments.seconds)
+            return _within(Path(folder), seed, arguments.seconds, arguments.stores)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a full backlog takes thousands
     print(f"chaos: seed {seed}, {arguments.seconds:g} s", flush=True)
     began = time.monotonic()
-    run, table = perform(arguments.folder, arguments.disk, arguments.memory, seed, arguments.seconds)
+    world = World(arguments.folder, arguments.disk, arguments.memory, seed)
+    run, table = perform(world, arguments.stores, arguments.seconds, seed)
     print(table)
     for problem in run.problems:
         print(f"PROBLEM: {problem}")
@@ -49,13 +53,14 @@ def main() -> int:
     return min(100, len(run.problems))
 
 
-def _within(folder: Path, seed: int, seconds: float) -> int:
+def _within(folder: Path, seed: int, seconds: float, stores: list[str]) -> int:
     """The same in a process with a small disk of its own, where this system lets its users mount one."""
     disk, memory, inside = folder / "disk", folder / "memory", folder / "run"
     for each in (disk, memory, inside):
         each.mkdir()
     size = f"{_DISK_SIZE + int(seconds * _GROWTH)}m"
     again = [sys.executable, "-m", "chaos", "--seed", str(seed), "--seconds", str(seconds), "--folder", str(inside)]
+    again += ["--stores", *stores]
     mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, "sh", size, str(disk), str(memory)]
     try:
         allowed = subprocess.run([*mounted, "true"], capture_output=True).returncode == 0

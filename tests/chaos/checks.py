@@ -41,6 +41,7 @@ class Outcomes:
         self.lost = 0
         self.orphans = 0
         self.compiles = 0
+        self.found = 0  # in stores that hosts share
         self.cubins: dict[int, str] = {}  # kernel: SHA-256
 
 
@@ -48,6 +49,7 @@ def every_survivor_has_every_kernel_or_an_error(world: World, outcomes: Outcomes
     for client in world.clients:
         answers = {answer["kernel"]: answer for answer in client.answers()}
         outcomes.asked += len(client.numbers)
+        outcomes.found += client.found
         if client.process.returncode and not client.killed:
             yield f"client {client.pid} ended with {client.process.returncode}: {client.errors[-2000:]}"
         for number in client.numbers:
@@ -107,7 +109,9 @@ def nothing_is_compiled_twice_without_need(world: World, outcomes: Outcomes) -> 
             if not (pid in world.victims and last[pid] == moment) and not _is_excused(world, moment / 1e9)
         ]
         # Each client that finds the same damage may set the entry aside, and the new one with it.
-        allowed = 1 + world.damaged[name] * world.width + (name in world.dropped)
+        # Another host compiles what it does not find in time.
+        hosts = 1 + world.elsewhere[name]
+        allowed = hosts + world.damaged[name] * world.width + (name in world.dropped)
         if len(whole) > allowed:
             yield f"{name} was compiled {len(whole)} times, and {allowed} can be explained ({len(compiles)} began)"
 
@@ -127,12 +131,18 @@ def nobody_is_left(world: World, outcomes: Outcomes) -> Iterator[str]:
 
 
 def no_file_is_left_but_the_store_s(world: World) -> Iterator[str]:
+    """After the last round."""
     folders = [world.runtime / "headstart", world.temporary]
     if world.memory is not None:  # then /dev/shm is the run's own
         folders += list(Path("/dev/shm").glob("headstart-*"))
     for folder in folders:
         yield from (f"left behind: {path}" for path in lasting(lambda at=folder: list(at.glob("*")), PROMPT))  # type: ignore[misc]
-    for path in world.cache.rglob("*"):
-        name = str(path.relative_to(world.cache))
+    yield from no_file_is_left_in(world.cache)
+
+
+def no_file_is_left_in(cache: Path) -> Iterator[str]:
+    """A cache folder has what belongs there."""
+    for path in cache.rglob("*"):
+        name = str(path.relative_to(cache))
         if not _KNOWN.fullmatch(name):
             yield f"left in the cache folder: {name}"

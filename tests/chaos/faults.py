@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import socket
 import threading
 import time
@@ -198,11 +197,11 @@ def jump_clock(world: World) -> str | None:
     return f"{len(files)} files"
 
 
-# The store that hosts share
+# The process that has the stores which hosts share; what is done to those themselves: stores.py
 
 
 def kill_remote(world: World) -> str | None:
-    """The process that has it. No kernel may fail for that."""
+    """No kernel may fail for that."""
     candidates = world.remotes()
     if not candidates:
         return None
@@ -214,46 +213,6 @@ def kill_remote(world: World) -> str | None:
 
 def stop_remote(world: World) -> str | None:
     return _pause(world, world.remotes())
-
-
-def damage_remote(world: World) -> str | None:
-    """An entry there is cut, altered, another key's, or gone."""
-    blobs = world.blobs()
-    if not blobs:
-        return None
-    path, other = world.random.choice(blobs), world.random.choice(blobs)
-    try:
-        data = bytearray(path.read_bytes())
-        how = world.random.choice(["cut", "altered", "swapped", "gone"])
-        if how == "cut":
-            os.truncate(path, world.random.randrange(len(data)))
-        elif how == "altered":
-            data[world.random.randrange(len(data))] ^= 0xFF
-            path.write_bytes(data)
-        elif how == "swapped":
-            path.write_bytes(other.read_bytes())
-        else:
-            path.unlink()
-    except (OSError, ValueError):
-        return None  # somebody was faster
-    return f"{how} {path.name[:8]}"
-
-
-def lose_remote(world: World) -> str | None:
-    """The folder is not there for a while, as one that is not mounted."""
-    aside = world.remote.with_name("remote, not mounted")
-    if aside.exists() or not world.remote.exists():
-        return None
-    world.remote.rename(aside)
-
-    def put_back() -> None:
-        if world.remote.exists():  # somebody has made another one
-            shutil.rmtree(world.remote, ignore_errors=True)
-        aside.rename(world.remote)
-
-    seconds = world.random.uniform(0.1, LONGEST_PAUSE)
-    world.later(seconds, put_back)
-    return f"for {seconds:.1f} s"
 
 
 # The socket of a shared service
@@ -381,13 +340,15 @@ SANDBOXES: dict[str, list[tuple[str, ...]]] = {
 }
 
 
-def deny_system_calls(world: World) -> tuple[str, ...]:
+def deny_system_calls(world: World, *, surely: bool) -> tuple[str, ...]:
     """For a client that is about to start: system calls that are refused to it; mostly none."""
-    if world.random.random() > SANDBOXED:
+    if world.random.random() > SANDBOXED and not surely:
         return ()
     return world.random.choice(SANDBOXES[world.service])
 
 
+# What is done where a run has a place of its own.
+PLACES: dict[Fault, str] = {fill_disk: "disk", fill_memory: "memory"}
 # How often each happens, by whose service it is.
 EVERYWHERE: dict[Fault, int] = {
     kill_worker: 6,
@@ -408,8 +369,6 @@ EVERYWHERE: dict[Fault, int] = {
     jump_clock: 2,
     kill_remote: 3,
     stop_remote: 3,
-    damage_remote: 6,
-    lose_remote: 1,
 }
 SHARED: dict[Fault, int] = {
     garbage: 4,

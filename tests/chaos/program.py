@@ -73,6 +73,7 @@ def main(marks: str, numbers: list[int]) -> None:
                     time.sleep(0.1)
                     answer = _answer(async_compile.triton(**kernel(number, marks)))
                 print(json.dumps({"kernel": number, **answer}), flush=True)
+        print(json.dumps({"found": async_compile.used().remote}), flush=True)
 
 
 def _answer(future: headstart.LambdaFuture[headstart.CompiledKernel]) -> dict[str, str]:

@@ -15,14 +15,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 import headstart
 from conftest import is_alive
 
+if TYPE_CHECKING:
+    from chaos.stores import Store
+
 TESTS = Path(__file__).parent.parent
-SHARING = 0.5  # of the rounds
+SHARING = 0.7  # of the rounds
+CLAIMING = 0.5  # of the rounds
+TIERED = 0.5  # of these: all stores that there are, one behind the other; else one of them
 
 
 class Client:
@@ -34,6 +40,7 @@ class Client:
         self.output = output
         self.killed = False  # by us
         self.denied: tuple[str, ...] = ()  # system calls that its sandbox refuses
+        self.host = ""  # its cache folder's name
 
     @property
     def pid(self) -> int:
@@ -44,7 +51,16 @@ class Client:
         return self.process.poll() is None
 
     def answers(self) -> list[dict[str, str | int]]:
-        """What it has printed; the last line of one that was killed may be half."""
+        """What became of its kernels."""
+        return [each for each in self._printed() if "kernel" in each]
+
+    @property
+    def found(self) -> int:
+        """How many of them were in a store that hosts share; 0 if it was killed."""
+        return sum(int(each["found"]) for each in self._printed() if "found" in each)
+
+    def _printed(self) -> list[dict[str, str | int]]:
+        """The last line of one that was killed may be half."""
         found = []
         for line in self.output.read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
@@ -71,17 +87,21 @@ class World:
         self.disk = disk
         self.memory = memory
         self.folder = folder
-        self.cache = (disk or folder) / "cache"
+        self.cache = self.cache_of("cache")
         self.marks = folder / "marks"
         self.runtime = memory or folder / "runtime"
         self.temporary = folder / "tmp"
-        self.remote = folder / "remote"  # the store that this host shares with others
+        self.remote = folder / "remote"  # a folder that hosts share
+        self.stores: dict[str, Store] = {}  # that hosts share, by kind
+        self.claims = False  # whether those have claims
+        self.used: list[str] = []  # those of this round's clients, the nearest first
         for each in (self.marks, self.runtime, self.temporary, self.remote):
             each.mkdir(mode=0o700, exist_ok=True)
         self.no_threads = folder / "no-threads"  # while it is there, clients can start none
         self.service = "private"  # HEADSTART_SERVICE of this round's clients
-        self.shares = False  # whether they have a store that hosts share
+        self.elsewhere: Counter[str] = Counter()  # kernels: on how many other hosts they were asked for
         self.clients: list[Client] = []
+        self.credentials: dict[str, str] = {}  # variables that stores need
         self.victims: set[int] = set()  # workers that were killed, or whose service or zygote was
         self.damaged: Counter[str] = Counter()  # kernels: how often an entry of theirs was damaged or removed
         self.excused: list[tuple[float, float]] = []  # times of a full disk, or of a service that was told to end
@@ -92,11 +112,30 @@ class World:
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._serials = count()
 
-    def begin(self, service: str) -> None:
+    def begin(self, service: str, used: list[str]) -> None:
         """A new round: nobody is there yet."""
         self.service = service
-        self.shares = self.random.random() < SHARING
+        self.used = used
+        self.claims = self.random.random() < CLAIMING
         self.clients = []
+
+    def some_stores(self, *, all_of_them: bool = False) -> list[str]:
+        """For the clients of a round: all stores, one or none."""
+        kinds = list(self.stores)
+        self.random.shuffle(kinds)
+        if all_of_them:
+            return kinds
+        if self.random.random() > SHARING:
+            return []
+        return kinds if self.random.random() < TIERED else kinds[:1]
+
+    def remote_setting(self) -> str:
+        """What this round's clients have for `HEADSTART_REMOTE`."""
+        return " ".join(self.stores[kind].url(claims=self.claims) for kind in self.used)
+
+    def cache_of(self, host: str) -> Path:
+        """The cache folder of a host, on the disk that may be filled."""
+        return (self.disk or self.folder) / host
 
     # What is to be undone
 
@@ -112,35 +151,44 @@ class World:
 
     # Processes
 
-    def environment(self) -> dict[str, str]:
-        """Of a client."""
+    def environment(self, host: str) -> dict[str, str]:
+        """Of a client on a host."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "HEADSTART_"))}
         source = Path(headstart.__file__).parent.parent
         return {
             **inherited,
             "XDG_RUNTIME_DIR": str(self.runtime),
-            "HEADSTART_CACHE_DIR": str(self.cache),
+            "HEADSTART_CACHE_DIR": str(self.cache_of(host)),
             "HEADSTART_CONFIG_DIR": str(self.runtime.parent / "config"),
             "HEADSTART_SERVICE": self.service,
-            **({"HEADSTART_REMOTE": f"file://{self.remote}"} if self.shares else {}),
+            **({"HEADSTART_REMOTE": self.remote_setting()} if self.used else {}),
+            "DOCKER_CONFIG": str(self.folder / "docker"),
+            **self.credentials,
             "TMPDIR": str(self.temporary),
             "PYTHONPATH": f"{source}{os.pathsep}{TESTS}",
         }
 
-    def start_client(self, numbers: list[int], denied: tuple[str, ...] = ()) -> Client:
-        """A program that asks for these kernels, and to which system calls are `denied`."""
+    def start_client(
+        self, numbers: list[int], denied: tuple[str, ...] = (), *, host: str = "cache", **variables: str
+    ) -> Client:
+        """A program that asks for these kernels, and to which system calls are `denied`; on a host of that name."""
+        if host != "cache":
+            self.elsewhere.update(f"kernel{number}" for number in numbers if not self._asks(host, number))
         output = self.folder / f"client{next(self._serials)}.out"
         with output.open("wb") as out, output.with_suffix(".stderr").open("wb") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "chaos.program", str(self.marks), *map(str, numbers)],
-                env={**self.environment(), "DENIED": " ".join(denied)},
+                env={**self.environment(host), "DENIED": " ".join(denied), **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
             )
         self.clients.append(Client(process, numbers, output))
-        self.clients[-1].denied = denied
+        self.clients[-1].denied, self.clients[-1].host = denied, host
         return self.clients[-1]
+
+    def _asks(self, host: str, number: int) -> bool:
+        return any(client.host == host and number in client.numbers for client in self.clients)
 
     def processes(self) -> list[psutil.Process]:
         """All living processes of this run but the driver: whoever has its runtime folder in the environment."""
@@ -225,7 +273,7 @@ class World:
         return sorted(self.cache.glob("store/v2/??/*.hse"))
 
     def blobs(self) -> list[Path]:
-        """What is in the store that hosts share, and whole."""
+        """What is in the folder that hosts share, and whole."""
         return sorted(path for path in self.remote.rglob("*") if path.is_file() and len(path.stem) == 64)
 
 

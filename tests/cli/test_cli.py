@@ -31,6 +31,7 @@ from headstart.artifacts.entry import Entry, pack_entry
 from headstart.cli import COMMANDS, human_bytes, main
 from headstart.cli import build as build_module
 from headstart.cli import doctor as doctor_module
+from headstart.cli import status as status_module
 from headstart.cli.progress import LiveProgress, PlainProgress, Tally, make_progress
 from headstart.client.future import LambdaFuture
 from headstart.errors import CompileError, ServiceError, UsageError
@@ -52,6 +53,8 @@ JSON_FIELDS = {
     "workers",
     "targets",
     "bundle",
+    "published",
+    "unpublished",
 }
 
 KERNEL = textwrap.dedent(
@@ -129,6 +132,7 @@ class FakeCompile:
         self.vouched: list[bool] = []  # of what was submitted
         self.futures: dict[tuple[str, str], LambdaFuture[Any]] = {}
         self.written: list[Path] = []
+        self.client = SimpleNamespace(settings=SimpleNamespace(remote=""))
         self.bundler = SimpleNamespace(begin_compile=lambda: None, end_compile=lambda: None, collect=self.collect)
         self.statistics = SimpleNamespace(
             requested=0,
@@ -430,7 +434,7 @@ def test_no_service_is_a_failure_not_bad_usage(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(build_module, "_open", nothing)
     result = run("build", specs("a"), "--target", "cuda:90")
-    assert (result.exit_code, result.stderr) == (1, "Error: no Triton to compile with\n")
+    assert (result.exit_code, result.stderr) == (1, "headstart: no Triton to compile with\n")
 
 
 def test_quiet_prints_failures_only(fake: list[FakeCompile]) -> None:
@@ -559,7 +563,7 @@ def test_what_is_no_bundle_is_refused(command: str, content: bytes | None, bundl
     bundle.write_bytes(bundle.read_bytes()[:-5] if content is None else content)
     result = run("bundle", command, bundle)
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: ")
+    assert result.stderr.startswith("headstart: ")
     assert run("bundle", command, "no_such.bundle").exit_code == 2
 
 
@@ -636,14 +640,46 @@ def test_info_says_where_and_how_much() -> None:
 def test_prune_leaves_what_fits() -> None:
     store = fill_store(3)
     size = store.info().bytes // 3
-    result = run("cache", "prune", "--max-size", str(size))
+    result = run("cache", "prune", "--max-size", f"{size}B")
     assert "removed 2 kernels" in result.stdout
     assert store.info().entries == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["buld"], "Did you mean 'build' or 'bundle'?"), (["xyz"], "'xyz'.")],
+)
+def test_a_command_that_there_is_not_names_the_one_that_may_have_been_meant(words: list[str], meant: str) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert result.stderr.strip().endswith(meant)
+
+
+def test_status_is_one_object_as_json_whatever_runs() -> None:
+    result = run("status", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"services": []})
+    result = run("status")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("headstart: no service runs; headstart serve starts one at ")
+
+
+def test_watching_says_that_nothing_runs_and_ends_on_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def interrupt(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(status_module.time, "sleep", interrupt)
+    result = run("status", "--watch")
+    assert result.exit_code == 0
+    assert result.stdout.count("no service runs") == 2
+
+
 def test_prune_needs_a_size() -> None:
     assert run("cache", "prune").exit_code == 2
-    for wrong in ("plenty", "none"):
+    for wrong in ("plenty", "none", "10"):
         result = run("cache", "prune", "--max-size", wrong)
         assert result.exit_code == 2
         assert f"'{wrong}' is not a size" in result.stderr
@@ -665,7 +701,7 @@ def test_a_cache_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cache é").write_text("a file")
     result = run("cache", "info")
     assert result.exit_code in (0, 1)
-    assert "0 kernels" in result.stdout or result.stderr.startswith("Error: ")
+    assert "0 kernels" in result.stdout or result.stderr.startswith("headstart: ")
 
 
 # headstart doctor

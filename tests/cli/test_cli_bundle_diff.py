@@ -147,5 +147,5 @@ def test_a_damaged_bundle_is_named(damage: str) -> None:
     Path("b.bundle").write_bytes(spoiled)
     result = run("bundle", "diff", "a.bundle", "b.bundle")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: ")
+    assert result.stderr.startswith("headstart: ")
     assert "b.bundle" in result.stderr

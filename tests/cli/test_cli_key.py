@@ -123,7 +123,9 @@ def test_a_public_key_that_is_garbage_is_one_line(text: str) -> None:
     Path("some.pub").write_text(text)
     result = run("key", "trust", "some.pub")
     assert result.exit_code == 1
-    assert said(result).startswith("Error: some.pub: this is no key file: expected one line, headstart-ed25519 BASE64")
+    assert said(result).startswith(
+        "headstart: some.pub: this is no key file: expected one line, headstart-ed25519 BASE64"
+    )
     assert run("key", "trust", "no-such.pub").exit_code == 2
 
 

@@ -28,7 +28,7 @@ from headstart.stores.disk import DiskStore
 from headstart.stores.remote.base import RemoteError
 from headstart.stores.remote.sealing import MAGIC, Signer, seal
 from headstart.stores.remote.tiers import Remotes
-from headstart.stores.remote.wrappers import CountingRemote
+from headstart.stores.remote.wrappers import BreakerRemote, CountingRemote
 
 KEYS = [f"{number:064x}" for number in range(400)]
 
@@ -102,7 +102,8 @@ class Running:
         def open_them(settings: wire.RemoteSettings, warn: Callable[[str], None]) -> Remotes:
             if error is not None:
                 raise error
-            return Remotes([CountingRemote(each) for each in remotes])
+            self.remotes = Remotes([CountingRemote(each) for each in remotes])
+            return self.remotes
 
         self._thread = threading.Thread(target=lambda: serve(theirs, open_them), daemon=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -265,6 +266,34 @@ def test_what_somebody_waits_for_goes_before_the_background(run: Run) -> None:
     running.answers(urgent)
 
 
+def test_what_somebody_begins_to_wait_for_leaves_the_background(run: Run) -> None:
+    remote = FakeRemote()
+    running = run(remote)
+    remote.may_get.clear()
+    first = running.look_up(KEYS[0], background=True)  # the one thread that looks at the background is at this
+    wait_until(lambda: remote.asked)
+    behind = running.look_up(*KEYS[1:300], background=True)
+    running.say(wire.Hurry([behind[200], first[0], 99_999]))  # of which one is under way, and one unknown
+    wait_until(lambda: len(remote.asked) == 2)
+    assert remote.asked[1] == [KEYS[201]]
+    remote.may_get.set()
+    running.answers(first + behind)
+    assert sorted(key for keys in remote.asked for key in keys) == KEYS[:300]
+
+
+def test_while_a_store_answers_key_by_key_the_process_is_not_silent(run: Run) -> None:
+    remote = FakeRemote()
+    remote.may_get.clear()
+    running = run(remote)
+    (ticket,) = running.look_up(KEYS[0])
+    wait_until(lambda: remote.asked)
+    for _ in range(2):
+        wait_until(lambda: [running.remotes.progress(), not running._heard.empty()][1])
+        assert running.hear(wire.LookedUp) == wire.LookedUp([], [])
+    remote.may_get.set()
+    assert running.answers([ticket]) == {ticket: False}
+
+
 def test_where_the_local_store_cannot_be_written_the_entry_is_sent(run: Run, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     remote = FakeRemote()
@@ -415,8 +444,8 @@ def test_that_others_will_not_trust_what_goes_out_is_said_once_in_the_log(run: R
 
 
 def test_what_there_is_no_room_for_is_dropped_and_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(entry(KEYS[0]))
-    monkeypatch.setattr(publishing.Publisher.__init__, "__kwdefaults__", {"max_queued": 4 * size + 1})
+    defaults = publishing.Publisher.__init__.__kwdefaults__
+    monkeypatch.setattr(publishing.Publisher.__init__, "__kwdefaults__", {**defaults, "max_offered": 4})
     remote = FakeRemote()
     remote.may_put.clear()
     running = run(remote)
@@ -424,7 +453,77 @@ def test_what_there_is_no_room_for_is_dropped_and_counted(run: Run, monkeypatch:
         running.publish(key)
     running.counts(lambda counts: counts.dropped == 6)
     remote.may_put.set()
-    assert running.counts(lambda counts: counts.tiers[0].published == 4).dropped == 6
+    counts = running.counts(lambda counts: counts.settled == 10)
+    assert (counts.published, counts.dropped, counts.unpublished) == (4, 6, {"4 others were waiting": 6})
+
+
+def test_copies_wait_in_memory_and_only_so_many_of_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = FakeRemote("fake://near"), FakeRemote("fake://far")
+    far.blobs = {key: sealed(key) for key in KEYS[:3]}
+    size = len(far.blobs[KEYS[0]])
+    defaults = publishing.Publisher.__init__.__kwdefaults__
+    monkeypatch.setattr(publishing.Publisher.__init__, "__kwdefaults__", {**defaults, "max_queued": 2 * size + 1})
+    near.may_put.clear()
+    running = run(near, far)
+    for key in KEYS[:3]:
+        running.answers(running.look_up(key))
+    counts = running.counts(lambda counts: counts.dropped == 1)
+    assert (counts.settled, counts.unpublished) == (0, {})  # nothing of it was offered
+    near.may_put.set()
+    wait_until(lambda: len(near.put_keys) == 2)
+
+
+def test_what_became_of_each_entry_that_was_offered_is_counted(run: Run) -> None:
+    remote = FakeRemote()
+    remote.blobs[KEYS[0]] = sealed(KEYS[0])
+    running = run(remote)
+    running.answers(running.look_up(KEYS[0]))
+    running.counts(lambda counts: counts.tiers[0].hits == 1)  # it is known by now
+    for key in KEYS[:3]:
+        running.publish(key)  # the first is there already
+    running.counts(lambda counts: counts.settled == 3)
+    remote.fails = True
+    for key in KEYS[3:7]:
+        running.publish(key)
+    running.offer(KEYS[9])  # of which there is nothing
+    counts = running.counts(lambda counts: counts.settled == 8)
+    assert counts.published == 2
+    assert counts.unpublished == {
+        "fake://near: it cannot be reached": 4,
+        "it was gone from the local store": 1,
+    }
+    assert counts.dropped == 5
+
+
+def test_that_a_remote_is_left_alone_is_the_same_reason_as_why_it_is(run: Run) -> None:
+    remote = FakeRemote()
+    running = run(BreakerRemote(remote, failures=2, warn=lambda text: None))
+    remote.fails = True
+    for key in KEYS[:6]:
+        running.publish(key)
+    counts = running.counts(lambda counts: counts.settled == 6)
+    assert counts.unpublished == {"fake://near: it cannot be reached": 6}
+
+
+def test_of_why_entries_were_not_published_few_reasons_are_told_apart(run: Run) -> None:
+    remote = FakeRemote()
+    running = run(remote)
+    remote.fails = True
+    for number, key in enumerate(KEYS[:9], 1):
+        remote.name = f"fake://{key[-1]}"
+        running.publish(key)
+        running.counts(lambda counts: counts.settled == number)  # noqa: B023 - called at once
+    running.offer(KEYS[10])
+    counts = running.counts(lambda counts: counts.settled == 10)
+    assert len(counts.unpublished) == 5
+    assert counts.unpublished["other reasons"] == 6
+
+
+def test_a_remote_that_is_only_read_is_no_reason_to_say_that_entries_were_not_published(run: Run) -> None:
+    running = run(FakeRemote(writable=False), urls="file:///remote?read-only")
+    running.publish(KEYS[0])
+    counts = running.counts(lambda counts: counts.settled == 1)
+    assert (counts.published, counts.dropped, counts.unpublished) == (0, 0, {})
 
 
 def test_what_is_damaged_or_gone_in_the_local_store_does_not_go_out(run: Run) -> None:
@@ -548,9 +647,11 @@ def test_of_two_remotes_one_that_fails_is_no_reason_not_to_ask(run: Run) -> None
 
 def test_a_setting_that_is_wrong_is_said_and_nobody_asks(run: Run) -> None:
     running = run(error=UsageError("redis:// needs the package redis: pip install 'headstart[redis]'"))
-    assert not running.hear(wire.Availability).usable
+    assert running.hear(wire.Availability) == wire.Availability(False, for_good=True)
     (said,) = running.said()
     assert "pip install 'headstart[redis]'" in said
+    running._thread.join(PATIENCE)  # it is of no use to anybody
+    assert not running._thread.is_alive()
 
 
 def test_a_bug_in_a_remote_costs_those_who_ask_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

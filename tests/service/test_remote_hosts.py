@@ -456,7 +456,7 @@ def test_what_a_remote_was_good_for_is_shown(
             done = subprocess.run(
                 [sys.executable, "-m", "headstart", "status", "--json"], capture_output=True, text=True, check=True
             )
-            told: dict[str, Any] = json.loads(done.stdout)
+            told: dict[str, Any] = json.loads(done.stdout)["services"][0]
             return told
 
         wait_until(lambda: report()["remotes"][0]["tiers"][0]["published"] == 1)

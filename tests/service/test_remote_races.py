@@ -379,8 +379,10 @@ def test_everybody_who_asked_meanwhile_is_answered_by_the_one_look_up(start: Sta
     caller.submit(1)
     caller.submit(2)
     caller.say(wire.Await([2]))
-    wait_until(lambda: caller.report().requests == 2)
     (wanted,) = service.wanted()
+    (remote,) = service.server._remotes._remotes.values()
+    look_up = remote.asked[wanted.ticket]
+    wait_until(lambda: len(look_up.askers) == 2)  # the second was not in the local store either
     service.find(wanted)
     assert {caller.hear(wire.Result).ticket for _ in range(2)} == {1, 2}
     assert caller.report().remote == 2

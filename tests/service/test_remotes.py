@@ -12,8 +12,9 @@ import pytest
 from headstart import wire
 from headstart.errors import ServiceError
 from headstart.service import remotes as remotes_module
+from headstart.service.look_ups import Sought
 from headstart.service.loop import Loop
-from headstart.service.remotes import BACKGROUND_DEADLINE, MAX_REST, MOST_LATE, REST, STARTING, Remotes, Sought
+from headstart.service.remotes import BACKGROUND_DEADLINE, MAX_REST, MOST_LATE, REST, STARTING, Remotes
 
 REDIS = wire.RemoteSettings("redis://:secret@redis", deadline=0.1)
 FOLDER = wire.RemoteSettings("file:///remote", deadline=0.1)
@@ -374,6 +375,17 @@ def test_where_no_process_can_be_started_everything_is_compiled_and_it_is_said_o
     assert asking.answers[-1] == ("c", True)
 
 
+def test_a_process_that_says_that_its_store_answers_is_waited_for(asking: Asking) -> None:
+    process = asking.awake()
+    asking.look_up("a", "b")
+    for _ in range(3):
+        asking.pass_time(0.09)
+        process.say(wire.LookedUp([], []))
+    assert asking.answers == []
+    asking.pass_time(0.11)
+    assert asking.answers == [("a", False), ("b", False)]
+
+
 def test_an_answer_that_nobody_asked_for_is_nothing(asking: Asking) -> None:
     process = asking.awake()
     process.say(wire.LookedUp([wire.FoundRemotely(99)], [100]))
@@ -381,14 +393,122 @@ def test_an_answer_that_nobody_asked_for_is_nothing(asking: Asking) -> None:
     assert asking.answers == []
 
 
-def test_a_process_that_answers_nothing_is_not_sent_more_and_more(
-    asking: Asking, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def keys_sent(process: FakeProcess) -> list[list[str]]:
+    return [[each.key for each in message.wanted] for message in process.asked()]
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may owe three answers, and two look-ups may wait for that."""
     monkeypatch.setattr(remotes_module, "_MOST_ASKED", 3)
+    monkeypatch.setattr(remotes_module, "_MOST_QUEUED", 2)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_process_that_answers_nothing_is_not_sent_more_and_more(asking: Asking) -> None:
     process = asking.awake()
-    asking.look_up("a", "b", "c", "d", "e")
-    assert len(process.asked()[0].wanted) == 3
+    asking.look_up("a", "b", "c")
+    asking.pass_time(0.2)
+    asking.answers.clear()
+    asking.look_up("d", "e")
+    assert keys_sent(process) == [["a", "b", "c"]]
     assert asking.answers == [("d", False), ("e", False)]
+    assert not asking.late
+
+
+@pytest.mark.usefixtures("few")
+def test_what_a_process_is_not_to_owe_yet_waits_in_the_background_and_is_asked_as_answers_come(asking: Asking) -> None:
+    process = asking.awake()
+    asking.look_up(*"abcdefg", background=True)
+    assert keys_sent(process) == [["a", "b", "c"]]
+    assert asking.answers == [("f", False), ("g", False)]  # for which there is no room either
+    first = process.asked()[0].wanted
+    process.say(wire.LookedUp([wire.FoundRemotely(first[0].ticket)], []))
+    asking.remotes.flush()
+    assert keys_sent(process) == [["a", "b", "c"], ["d"]]
+    process.answer("d")
+    asking.remotes.flush()
+    assert keys_sent(process) == [["e"]]
+    process.answer("e")
+    assert sorted(asking.answers[2:]) == [("a", True), ("b", False), ("c", False), ("d", True), ("e", True)]
+    assert not asking.remotes.busy
+
+
+@pytest.mark.usefixtures("few")
+def test_what_somebody_waits_for_does_not_wait_in_the_queue(asking: Asking) -> None:
+    process = asking.awake()
+    asking.look_up(*"abcde", background=True)
+    asking.remotes.hurry(REDIS, asking.sought("e"))
+    asking.look_up("d")
+    assert keys_sent(process) == [["a", "b", "c"], ["e", "d"]]
+    assert [message.background for message in process.asked()] == [True, False]
+    assert process.asked(wire.Hurry) == []  # it was asked for in time
+    process.answer("d", "e")
+    asking.remotes.flush()
+    assert keys_sent(process) == []
+    assert sorted(asking.answers) == [(each, each in "de") for each in "abcdde"]
+
+
+@pytest.mark.usefixtures("few")
+def test_what_waits_in_the_queue_of_a_silent_process_is_compiled_and_never_asked_for(asking: Asking) -> None:
+    process = asking.awake()
+    asking.look_up(*"abc", background=True)
+    asking.pass_time(1.0)
+    asking.look_up(*"de", background=True)
+    asking.pass_time(BACKGROUND_DEADLINE - 0.9)
+    assert sorted(asking.answers) == [("a", False), ("b", False), ("c", False)]
+    asking.pass_time(1.0)
+    assert asking.answers[3:] == [("d", False), ("e", False)]
+    process.answer()
+    asking.remotes.flush()
+    assert process.sent == []
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("how", ["dies", "is no use"])
+def test_what_waits_in_the_queue_of_a_process_that_is_gone_is_compiled(asking: Asking, how: str) -> None:
+    process = asking.awake()
+    asking.look_up(*"abcde", background=True)
+    if how == "dies":
+        process.die("the remote process was killed by SIGKILL; its last words: none")
+    else:
+        process.say(wire.Availability(False))
+    assert sorted(asking.answers) == [(each, False) for each in "abcde"]
+    asking.remotes.flush()
+    assert len(keys_sent(process)) == 1
+
+
+def test_the_process_is_told_once_who_waits_for_what_it_has_in_the_background(asking: Asking) -> None:
+    process = asking.awake()
+    asking.look_up("a", "b", "c", background=True)
+    tickets = [each.ticket for each in process.asked()[0].wanted]
+    asking.remotes.hurry(REDIS, asking.sought("b"))
+    asking.remotes.hurry(REDIS, asking.sought("b"))
+    asking.look_up("c")
+    asking.remotes.flush()
+    assert process.asked(wire.Hurry) == [wire.Hurry(tickets[1:])]
+    process.answer()
+    asking.remotes.hurry(REDIS, asking.sought("a"))  # which is answered
+    asking.remotes.flush()
+    assert process.sent == []
+
+
+def test_settings_that_are_wrong_are_said_once_and_not_tried_again(asking: Asking) -> None:
+    process = asking.awake()
+    asking.look_up("a")
+    process.say(wire.RemoteSays("redis:// needs the package redis"))
+    process.say(wire.Availability(False, for_good=True))
+    process.die("")  # it has no more to do
+    asking.pass_time(10 * MAX_REST)
+    asking.look_up("b")
+    asking.remotes.prepare(REDIS)
+    asking.remotes.offer(REDIS, asking.sought("b"), b"digest")
+    assert asking.answers == [("a", False), ("b", False)]
+    assert len(asking.processes) == len(asking.told) == 1
+    asking.awake(FOLDER)  # other settings are another matter
+    asking.look_up("c", settings=FOLDER)
+    asking.process.answer("c")
+    assert asking.answers[-1] == ("c", True)
 
 
 def test_what_was_counted_outlives_its_process(asking: Asking) -> None:
@@ -412,6 +532,39 @@ def test_what_was_compiled_is_offered_by_its_key(asking: Asking) -> None:
     asking.remotes.disclaim(REDIS, "b")
     assert process.asked(wire.Disclaim) == [wire.Disclaim("b")]
     asking.remotes.disclaim(FOLDER, "b")  # which nobody has asked
+
+
+def test_what_became_of_what_was_offered_is_known_process_by_process(asking: Asking) -> None:
+    process = asking.awake()
+    for key in ("a", "b", "c"):
+        asking.remotes.offer(REDIS, asking.sought(key), b"digest")
+    process.say(wire.RemoteCounts(settled=1, published=1))
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled, counts.published) == (3, 1, 1)
+    process.die("it crashed")
+    lost = {"the remote process was not there": 2}
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled, counts.published, counts.unpublished) == (3, 3, 1, lost)
+    asking.remotes.offer(REDIS, asking.sought("d"), b"digest")  # it is not started again so soon
+    assert len(asking.processes) == 1
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled, counts.dropped) == (4, 4, 3)
+    asking.now += REST
+    asking.remotes.offer(REDIS, asking.sought("e"), b"digest")
+    asking.process.say(wire.RemoteCounts(settled=1, unpublished={"it is full": 1}))
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled) == (5, 5)
+    assert counts.unpublished == {"the remote process was not there": 3, "it is full": 1}
+    assert asking.remotes.counts_of(FOLDER) == wire.RemoteCounts()
+
+
+def test_a_process_that_leaves_because_nobody_asks_has_lost_nothing(asking: Asking) -> None:
+    process = asking.awake()
+    asking.remotes.offer(REDIS, asking.sought("a"), b"digest")
+    process.say(wire.RemoteCounts(settled=1, published=1))
+    process.die("")
+    counts = asking.remotes.counts_of(REDIS)
+    assert (counts.offered, counts.settled, counts.dropped, counts.unpublished) == (1, 1, 0, {})
 
 
 def test_what_a_person_should_know_is_told_to_those_who_use_that_remote(asking: Asking) -> None:

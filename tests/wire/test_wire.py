@@ -72,6 +72,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.PrepareDescriber(DESCRIBER),
         wire.SubmitSource(7, DESCRIBER, b"\x00\xff", "stem", "torch", True, wire.FanOut("/c/a.py", 1, "/c", True)),
         wire.SubmitSource(8, DESCRIBER, b"", "stem", "", False, None),
+        wire.CountRemotes(),
     ],
     "FromService": [
         wire.Welcome(17),
@@ -95,6 +96,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
             has_more=True,
         ),
         wire.AddedCompiled(7, [wire.JobOutcome(1, wire.Result(0, "bb"))]),
+        wire.RemoteCounts([wire.RemoteReport("redis://host/0", 1)], offered=2, settled=1),
     ],
     "ToZygote": [wire.Fork(1, b"/tmp/\xff"), wire.Kill(1)],
     "FromZygote": [wire.Ready("3.9.0", 1), wire.Unable("no", 3), wire.Forked(1, 99), wire.Reaped(1, -9)],
@@ -114,6 +116,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
     "ToRemote": [
         wire.Serve(wire.RemoteSettings("redis://:secret@host/0", True, 0.5, b"/config/\xff", "team")),
         wire.LookUp([wire.Wanted(7, "aa", "kernel", "bb", 3.0)], b"/cache/\xff", trusted=True, background=True),
+        wire.Hurry([7, 8]),
         wire.Offer("aa", b"/cache", False, b"digest"),
         wire.Disclaim("aa"),
     ],
@@ -121,8 +124,10 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.Awake(),
         wire.LookedUp([wire.FoundRemotely(7, b"\x00\xff")], [8, 9]),
         wire.Claimed([7], 3.0),
-        wire.Availability(False),
-        wire.RemoteCounts([wire.RemoteReport("redis://host/0", 1, 2, 3, 4, 5, 6, 0.5)], 7, 8),
+        wire.Availability(False, for_good=True),
+        wire.RemoteCounts(
+            [wire.RemoteReport("redis://host/0", 1, 2, 3, 4, 5, 6, 0.5)], 7, 8, 9, 8, 6, {"it is full": 2}
+        ),
         wire.RemoteSays("it cannot be reached", quiet=True),
     ],
 }

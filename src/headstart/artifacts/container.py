@@ -5,6 +5,7 @@ One version of a file is read, bounds are checked, and a version that is not kno
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -42,8 +43,13 @@ def snapshot_of(path: str | os.PathLike[str], vet: Callable[[int], str] | None =
         DamagedError: `vet` says something, or it is no file but a pipe or a device.
     """
     # A pipe that somebody has put there would have us wait for a writer.
-    strictly = 0 if vet is None else os.O_NOFOLLOW
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | strictly)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if vet is None else os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        fd = os.open(path, flags)  # on a file server it was replaced by another, which has the name now
     try:
         if not stat.S_ISREG(mode := os.fstat(fd).st_mode) and not stat.S_ISDIR(mode):  # a folder is an error of `read`
             raise DamagedError(path, "it is not a regular file")

@@ -9,13 +9,14 @@ error that headstart raised on purpose is a message, never a traceback.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -58,6 +59,9 @@ class Failure(click.ClickException):
     def __init__(self, message: str) -> None:
         super().__init__(printable_lines(message))
 
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"headstart: {self.format_message()}", file=file, err=file is None)
+
 
 class BadInput(Failure):
     """What the user gave is wrong: exit code 2. Unlike click's own UsageError it does not recite the usage."""
@@ -77,6 +81,17 @@ class LazyGroup(click.Group):
         module = import_module(f"headstart.cli.{_HOME.get(cmd_name, cmd_name)}")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:  # click suggests commands that are loaded, and none is
+            if close := difflib.get_close_matches(args[0], COMMANDS):
+                meant = f"Did you mean {' or '.join(map(repr, close))}?"
+                raise click.UsageError(f"{error.message} {meant}", ctx) from error
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # Click would import every command to ask for its help.

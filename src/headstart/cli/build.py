@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,6 +34,7 @@ from headstart.cli import (
 from headstart.cli.build_job import Build
 from headstart.cli.plans import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.cli.progress import Tally, make_progress
+from headstart.cli.publishing import Published, publishing_of, summary
 from headstart.errors import ServiceError, UsageError
 from headstart.model.target import Target
 from headstart.model.toolchain import find_toolchain
@@ -86,6 +88,11 @@ if TYPE_CHECKING:
     metavar="ray|ADDRESS",
     help="Have the machines of a Ray cluster compile as well. Default: HEADSTART_FARM.",
 )
+@click.option(
+    "--require-published",
+    is_flag=True,
+    help="Exit code 1 if anything that was compiled did not get into a store of HEADSTART_REMOTE.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON object, the last line of stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 @click.pass_context
@@ -98,6 +105,7 @@ def build(
     output: Path | None,
     trust: bool,
     farm: str | None,
+    require_published: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -111,6 +119,9 @@ def build(
 
     What did not compile when it was recorded, as some configurations of a sweep, and fails alike now, is as it should
     be: the bundle says so, and nobody who has it tries again.
+
+    With HEADSTART_REMOTE it ends once the stores named there have what was compiled, or will not have it, which is a
+    warning.
 
     Exit code: 0 all built; 1 some kernels failed or were left out, or the plan raised (everything else is built and in
     the bundle); 2 bad usage, or a plan that yields nothing.
@@ -127,10 +138,12 @@ def build(
         from headstart.cli.model import build_model
 
         _check_output(output)
-        outcome = build_model(model, devices, workers, output)
-        if not quiet:
-            click.echo(json.dumps(outcome) if as_json else describe_model(outcome))
-        ctx.exit(EXIT_FAILED if outcome["left_out"] else 0)
+        outcome, published = build_model(model, devices, workers, output, require_published, partial(_say, quiet))
+        if as_json:
+            click.echo(json.dumps(outcome))
+        elif not quiet:
+            click.echo(describe_model(outcome))
+        _end(ctx, published, EXIT_FAILED if outcome["left_out"] else 0, require_published, quiet=quiet or as_json)
     _check_output(output)
     recorded = _manifest_at(plan)
     if recorded is None:
@@ -149,6 +162,7 @@ def build(
     tally = Tally()
     try:
         with _open(workers, recorded is None or trust, is_plan=recorded is None) as async_compile:
+            publishing = publishing_of(async_compile.client, require_published)
             job = Build(async_compile, devices, tally, vouched=recorded is None or trust)
             with make_progress(tally, async_compile.in_flight, quiet=quiet) as progress:
                 if recorded is None:
@@ -158,6 +172,10 @@ def build(
                     plan_error = job.run(job.recorded(recorded), progress, sources)
             bundle = job.write(output)
             statistics = job.statistics
+            published = None
+            if publishing is not None:
+                kept_back = "" if recorded is None or trust else "nobody vouches for what they are made of (--trust)"
+                published = publishing.wait(partial(_say, quiet), compiled=statistics.compiled, kept_back=kept_back)
     except KeyboardInterrupt:
         # Closing answers what was pending with an error, so that what counts is what was looked at before.
         progress_made = f"{tally.seen} of {count(tally.requested, 'kernel')} done"
@@ -169,14 +187,34 @@ def build(
         click.echo(f"\n{failure}", err=True)
     if plan_error is not None:
         click.echo(f"\n{plan_error}\n\nWhat it had yielded before was built.", err=True)
-    outcome = summarize(statistics, job, time.monotonic() - started, bundle)
+    outcome = {**summarize(statistics, job, time.monotonic() - started, bundle), **summary(published)}
     if as_json:
         click.echo(json.dumps(outcome))
     elif not quiet:
         click.echo(describe(outcome))
+    code = EXIT_FAILED if plan_error is not None or job.failures else 0
     if plan_error is not None and not isinstance(plan_error, PlanRaised):
-        ctx.exit(EXIT_USAGE)
-    ctx.exit(EXIT_FAILED if plan_error is not None or job.failures else 0)
+        code = EXIT_USAGE
+    _end(ctx, published, code, require_published, quiet=quiet or as_json)
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        click.echo(f"headstart: {text}", err=True)
+
+
+def _end(ctx: click.Context, published: Published | None, code: int, required: bool, *, quiet: bool) -> NoReturn:
+    """Say what was published, as the last line, and exit."""
+    if published is not None:
+        if not published.is_whole:
+            click.echo(published.warning(), err=True)
+        if not quiet:
+            click.echo(published.line())
+        if published.interrupted:
+            ctx.exit(EXIT_INTERRUPTED)
+        if required and not published.is_whole:
+            code = code or EXIT_FAILED
+    ctx.exit(code)
 
 
 def summarize(statistics: Statistics, job: Build, wall_s: float, bundle: Path | None) -> dict[str, Any]:

@@ -22,8 +22,10 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         size = parse_size(value)
     except UsageError:
         size = None
-    if size is None:
-        raise click.BadParameter(f"{value!r} is not a size: expected one such as 500MiB or 2GiB", ctx, param)
+    if size is None or value.strip().isdecimal():  # 10 is as good as never meant as bytes
+        raise click.BadParameter(
+            f"{value!r} is not a size: expected one with its unit, such as 500MiB or 2GiB", ctx, param
+        )
     return size
 
 

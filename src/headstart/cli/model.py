@@ -9,22 +9,35 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from headstart.adapters import inductor
 from headstart.cli.plans import PlanRaised, call_function
+from headstart.cli.publishing import Published, publishing_of, summary
 from headstart.errors import HeadstartError, UsageError
 from headstart.model.target import Target
 from headstart.system.files import BUNDLE, rename_onto
 
 
-def build_model(reference: str, targets: Sequence[Target], workers: int | None, output: Path) -> dict[str, Any]:
+def build_model(
+    reference: str,
+    targets: Sequence[Target],
+    workers: int | None,
+    output: Path,
+    require_published: bool,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], Published | None]:
     """Build a model's kernels into the bundle `output`, which is replaced if it exists. Returns what became of it.
 
+    Args:
+        require_published: whether there has to be a store of other hosts to publish to.
+        say: told how far publishing is.
+
     Raises:
-        UsageError: no such function, it returns something else, there is no torch, too little is known of the target.
+        UsageError: no such function, it returns something else, there is no torch, too little is known of the target,
+            there is no store where one is required.
         HeadstartError: headstart has to leave torch.compile alone.
     """
     if len(targets) > 1:
@@ -47,15 +60,17 @@ def build_model(reference: str, targets: Sequence[Target], workers: int | None, 
         if adapter is None:
             raise HeadstartError("headstart leaves torch.compile alone here, so there is nothing to build")
         try:
+            publishing = publishing_of(adapter.compiler.client, require_published)
             with without_gpu.pretend(target):
                 _compile(reference)
             counts, compiled = dict(adapter.counts), adapter.compiler.statistics.compiled
+            published = None if publishing is None else publishing.wait(say, compiled=compiled)
         finally:
             inductor.disable()
         if not part.exists():
             raise UsageError(f"{reference}: torch.compile made no Triton kernel of it")
         rename_onto(part, output, BUNDLE)
-    return {
+    outcome = {
         "bundle": str(output),
         "target": str(target),
         "sources": counts["sources"],
@@ -63,7 +78,9 @@ def build_model(reference: str, targets: Sequence[Target], workers: int | None, 
         "compiled": compiled,
         "left_out": counts["in_process"],
         "wall_s": time.monotonic() - started,
+        **summary(published),
     }
+    return outcome, published
 
 
 def _compile(reference: str) -> None:

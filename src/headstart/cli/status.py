@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
+from msgspec.structs import asdict
 
-from headstart.cli import Failure, count, human_bytes, printable
+from headstart.cli import Failure, count, human_bytes, json_line, printable
 from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _INTERVAL = 1.0  # seconds between two looks
 
 @click.command(short_help="Show the compile services that run, and what they are doing.")
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per service.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: what runs is in its `services`.")
 @click.option("--events", is_flag=True, help="Show the latest events instead, and what was done about each.")
 def status(watch: bool, as_json: bool, events: bool) -> None:
     """Show clients, queue, kernels in flight with their ages, hit rates, and the workers' memory.
@@ -38,13 +38,21 @@ def status(watch: bool, as_json: bool, events: bool) -> None:
         found = control.events(settings) if events else control.reports(settings)
         if watch:
             click.clear()
-        for path, told in found:
-            click.echo(msgspec.json.encode(told) if as_json else _text(path, told))
+        if as_json:
+            click.echo(json_line({"services": [{"socket": str(path), **asdict(told)} for path, told in found]}))
+        for path, told in [] if as_json else found:
+            click.echo(_text(path, told))
+        none = f"no service runs; headstart serve starts one at {control.socket_of(settings)}"
         if not watch:
-            break
-        time.sleep(_INTERVAL)
-    if not found:
-        raise Failure(f"no service runs; headstart serve starts one at {control.socket_of(settings)}")
+            if not (found or as_json):
+                raise Failure(none)
+            return
+        if not (found or as_json):
+            click.echo(none)
+        try:
+            time.sleep(_INTERVAL)
+        except KeyboardInterrupt:
+            return
 
 
 def _text(path: Path, told: Report | Events) -> str:

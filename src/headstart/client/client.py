@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from headstart import wire
     from headstart.client.asked import Answered, Asked, Kickoff, SourceKickoff, SourceTaker
     from headstart.client.connection import ServiceConnection
+    from headstart.client.service_state import RemoteCounted
 
 _log = logging.getLogger("headstart")
 
@@ -158,6 +159,10 @@ class Client:
     def in_flight(self) -> list[Asked[Any]]:
         """What workers are compiling now."""
         return [] if self._connection is None else self._connection.in_flight()
+
+    def count_remotes(self) -> RemoteCounted:
+        """Ask how it stands with the stores of other hosts. None: there is no service, or it ends before it answers."""
+        return self._service().count_remotes()
 
     @property
     def services_started(self) -> int:

@@ -41,7 +41,7 @@ from headstart.client.outstanding import Outstanding
 from headstart.client.policy import Policy
 from headstart.client.prepared import Prepared, Settings
 from headstart.client.service_death import blame, check_fruitless, crash_of, no_thread
-from headstart.client.service_state import ServiceState
+from headstart.client.service_state import RemoteCounted, ServiceState
 from headstart.client.watch import Stuck, Watch
 from headstart.errors import HeadstartError, ServiceError
 from headstart.model.request import CompileRequest
@@ -163,8 +163,15 @@ class ServiceConnection:
 
     def in_flight(self) -> list[Asked[Any]]:
         """What workers are compiling now."""
+        return self._outstanding.in_flight()
+
+    def count_remotes(self) -> RemoteCounted:
+        """Ask how it stands with the stores of other hosts; None: there is no service that could say."""
         with self._lock:
-            return self._outstanding.in_flight()
+            counted = self._service.asked_for_counts(can_answer=self._thread is not None and not self._closing)
+            if not counted.done():
+                self._send(wire.CountRemotes())  # or once there is a service
+            return counted
 
     def close(self) -> None:
         """End the service, and fail whatever is still pending."""
@@ -222,9 +229,8 @@ class ServiceConnection:
                         self._send(wire.Await([asked.ticket]))
 
     def _send(self, message: msgspec.Struct) -> None:
-        # Without a channel there is nothing to do: all that is pending is sent when there is one.
         if self._channel is None:
-            return
+            return  # all that is pending is sent when there is one
         with contextlib.suppress(ConnectionError):
             self._channel.send(message)
         if self._channel.has_unsent:
@@ -256,15 +262,14 @@ class ServiceConnection:
             self._leave()
 
     def _leave(self) -> None:
+        self._service.end()
         self._thread = None  # the next kick-off starts another
         os.close(self._wakeup)
         self._wakeup = -1
 
     def _serve(self) -> bool:
         """From the start of one service to its end. Returns whether there is anything left to ask another for."""
-        with self._lock:
-            policies = self._outstanding.policies()
-        self._prepared.find_toolchains(policies)
+        self._prepared.find_toolchains(self._outstanding.policies())
         launched = self._launch()
         channel = wire.Channel(launched.socket, wire.FromService)
         self._service.begin(launched)
@@ -273,11 +278,12 @@ class ServiceConnection:
             self._channel, self._launched = channel, launched
             self._send(wire.Hello(wire.PROTOCOL, self._preferences))
             self._send_prepared()
+            for _ in range(self._service.counts_asked):
+                self._send(wire.CountRemotes())
             pending = self._outstanding.all()
             self._unsent = deque(asked for asked in pending if asked.is_slow)
-            for asked in pending:
-                if not asked.is_slow:
-                    self._send_kickoff(asked)
+            for asked in (each for each in pending if not each.is_slow):
+                self._send_kickoff(asked)
             self._send(wire.Await([asked.ticket for asked in pending if asked.wanted and not asked.is_slow]))
         timeout = _END_TIMEOUT
         try:
@@ -337,13 +343,9 @@ class ServiceConnection:
                         raise ServiceError(f"the compile service talks another language: {error}") from error
 
     def _hear(self, message: Any) -> None:
-        if self._service.hear(message):
+        if self._service.hear(message) or self._prepared.hear(message):
             return
-        if isinstance(message, wire.DescriberState):
-            self._prepared.heard(message)
-            return
-        asked = self._outstanding.get(message.ticket)
-        if asked is None:
+        if (asked := self._outstanding.get(message.ticket)) is None:
             return
         if isinstance(message, wire.Started):
             asked.started, asked.worker = message.at, message.worker

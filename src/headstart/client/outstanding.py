@@ -49,11 +49,13 @@ class Outstanding:
 
     def in_flight(self) -> list[Asked[Any]]:
         """What workers are compiling now."""
-        return [asked for asked in self.all() if asked.started is not None]
+        with self._lock:
+            return [asked for asked in self.all() if asked.started is not None]
 
     def policies(self) -> set[Policy]:
         """By whom it is asked."""
-        return {asked.policy for asked in self.all()}
+        with self._lock:
+            return {asked.policy for asked in self.all()}
 
     def settle(self, asked: Asked[Any], outcome: Any) -> None:
         """Answer it, or fail it if the outcome is an error."""

@@ -62,13 +62,16 @@ class Prepared:
         """Set while the describer with these settings answers within milliseconds."""
         return self._awake.setdefault(settings, threading.Event())
 
-    def heard(self, state: wire.DescriberState) -> None:
-        """The service says of a describer whether it does."""
-        event: Any = self.awake(state.settings)
-        if state.awake:
+    def hear(self, message: Any) -> bool:
+        """What the service says of a describer: whether it does; False: it is about something else."""
+        if not isinstance(message, wire.DescriberState):
+            return False
+        event: Any = self.awake(message.settings)
+        if message.awake:
             event.set()
         else:
             event.clear()
+        return True
 
     def asleep(self) -> None:
         """The service is gone, and its describers with it."""

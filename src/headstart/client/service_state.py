@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
+from concurrent.futures import Future
 from typing import Any
 
 from headstart import wire
@@ -11,6 +13,8 @@ from headstart.client.launch import Launched
 from headstart.errors import ServiceError
 
 MAX_REFUSALS = 3  # in a row, by shared services that end while we connect
+
+RemoteCounted = Future["wire.RemoteCounts | None"]
 
 _log = logging.getLogger("headstart")
 
@@ -28,6 +32,7 @@ class ServiceState:
         self.dismissed = False
         self._welcomed = False
         self._refusals = 0  # services in a row that ended before they had welcomed us
+        self._counting: deque[RemoteCounted] = deque()  # who has asked how it stands with remotes
 
     def begin(self, launched: Launched) -> None:
         """Another service."""
@@ -43,6 +48,10 @@ class ServiceState:
         if isinstance(message, wire.Notice):
             _log.warning("%s", message.text)
             return True
+        if isinstance(message, wire.RemoteCounts):
+            if self._counting:
+                self._counting.popleft().set_result(message)
+            return True
         if isinstance(message, wire.Unwelcome):
             raise ServiceError(f"the compile service cannot be used: {message.why}")
         if not isinstance(message, wire.Welcome | wire.Leaving | wire.Report):
@@ -54,6 +63,25 @@ class ServiceState:
         if isinstance(message, wire.Leaving) and message.why:
             _log.info("the compile service hung up, and is asked again: %s", message.why)
         return True
+
+    def asked_for_counts(self, *, can_answer: bool) -> RemoteCounted:
+        """What it is to say of the stores of other hosts; None if it ends before it does."""
+        counted: RemoteCounted = Future()
+        if can_answer:
+            self._counting.append(counted)
+        else:
+            counted.set_result(None)
+        return counted
+
+    @property
+    def counts_asked(self) -> int:
+        """How many such answers it owes."""
+        return len(self._counting)
+
+    def end(self) -> None:
+        """It is gone."""
+        while self._counting:
+            self._counting.popleft().set_result(None)
 
     def was_too_late(self) -> bool:
         """Whether this looks like a service that ended, its last client gone, while we were connecting."""

@@ -31,6 +31,7 @@ FIRST_POLL = 0.05  # seconds until another host's entry is looked for again; lon
 MAX_POLL = 0.5  # seconds
 _CLAIM_EVERY = 4  # such looks: whether its claim was given back, which is a round trip for each key
 _LONGER = 1.5  # times
+_STILL_AT_IT = 0.02  # seconds between two signs that a store answers, while a call is under way
 _CLAIMING = 8  # threads that claim keys, each of which is a round trip
 
 _log = logging.getLogger("headstart.remote")
@@ -86,6 +87,8 @@ class Finder:
         self._waiting: list[_Claimed] = []
         self._changed = threading.Condition()
         self._at_work = 0
+        self._said = float("-inf")
+        shared.remotes.progress.listener = self._progressed
 
     def start(self) -> None:
         """Begin."""
@@ -99,6 +102,14 @@ class Finder:
         items = [_Item(wanted, message.cache_dir, message.trusted) for wanted in message.wanted]
         with self._changed:
             (self._background if message.background else self._urgent).extend(items)
+            self._changed.notify_all()
+
+    def hurry(self, tickets: Sequence[int]) -> None:
+        """Somebody waits for these by now, if they are in the background."""
+        with self._changed:
+            sooner = set(tickets)
+            self._urgent.extend(item for item in self._background if item.wanted.ticket in sooner)
+            self._background = deque(item for item in self._background if item.wanted.ticket not in sooner)
             self._changed.notify_all()
 
     @property
@@ -165,6 +176,13 @@ class Finder:
         except StoreUnavailable:
             return wire.FoundRemotely(item.wanted.ticket, entry)
         return wire.FoundRemotely(item.wanted.ticket)
+
+    def _progressed(self) -> None:
+        """A store has answered for one of many keys: it is not silent, and what it has said is known soon."""
+        now = time.monotonic()
+        if now - self._said >= _STILL_AT_IT:
+            self._said = now
+            self._shared.say(wire.LookedUp([], []))
 
     def _say(self, found: list[wire.FoundRemotely], missing: Sequence[_Item]) -> None:
         if found or missing:

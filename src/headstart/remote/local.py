@@ -18,6 +18,7 @@ from headstart.stores.remote.base import plain
 from headstart.stores.remote.sealing import NotTrusted, Signer, Verifier, keyring_in, unseal
 from headstart.stores.remote.tiers import Remotes
 
+_MOST_REASONS = 4  # why entries were not published, that are told apart
 MOST_SAID = 1000  # characters of one line to a person: the names of a few remotes, what is wrong, and what to do
 
 
@@ -61,7 +62,9 @@ class Shared:
         self._stores: dict[tuple[bytes, bool], DiskStore] = {}
         self._told: set[str] = set()
         self._counts: Counter[str] = Counter()
+        self._unpublished: Counter[str] = Counter()  # why, and how many
         self._lock = threading.Lock()
+        self._saying = threading.Lock()
 
     def store(self, cache_dir: bytes, trusted: bool) -> DiskStore:
         """The local store in a cache folder."""
@@ -125,8 +128,28 @@ class Shared:
         with self._lock:
             self._counts[what] += by
 
+    def settled(self, *, why_not: str = "", published: bool = True) -> None:
+        """It is known what became of an entry that was offered.
+
+        Args:
+            why_not: why no remote has taken it; empty: one has,
+            published: now, or before.
+        """
+        with self._lock:
+            self._counts["settled"] += 1
+            if why_not:
+                self._counts["dropped"] += 1
+                is_known = why_not in self._unpublished or len(self._unpublished) < _MOST_REASONS
+                self._unpublished[why_not if is_known else "other reasons"] += 1
+            else:
+                self._counts["published"] += published
+
     def say_counts(self) -> None:
         """Tell the service how it stands."""
+        with self._saying:  # what was counted first is said first
+            self.say(self._count_all())
+
+    def _count_all(self) -> wire.RemoteCounts:
         tiers = [
             wire.RemoteReport(
                 tier.name,
@@ -140,7 +163,15 @@ class Shared:
             )
             for tier in self.remotes.tiers
         ]
-        self.say(wire.RemoteCounts(tiers, self._counts["refused"], self._counts["dropped"]))
+        with self._lock:
+            return wire.RemoteCounts(
+                tiers,
+                self._counts["refused"],
+                self._counts["dropped"],
+                settled=self._counts["settled"],
+                published=self._counts["published"],
+                unpublished=dict(self._unpublished),
+            )
 
 
 def says(text: str, quiet: bool = False) -> wire.RemoteSays:

@@ -1,6 +1,6 @@
 """The process that has the stores of other hosts, for one service and one setting.
 
-    service ── Serve, then LookUp, Offer, Disclaim ─▶ this thread ─▶ Finder, Publisher: threads of their own
+    service ── Serve, then LookUp, Hurry, Offer, … ─▶ this thread ─▶ Finder, Publisher: threads of their own
             ◀─ LookedUp, Claimed, Availability, … ──────────────────────┘
 
 It ends when its service is gone, which it hears by EOF however that ended, within `FINISHING` seconds in which it puts
@@ -26,6 +26,7 @@ from headstart.remote.publishing import Publisher
 from headstart.remote.watching import Watch
 from headstart.stores.remote import open_remotes
 from headstart.stores.remote.tiers import Remotes
+from headstart.stores.remote.urls import parse_urls
 from headstart.system.spawn import continue_without_parent, prefer_standard_library
 
 IDLE_TIMEOUT = 60.0  # seconds
@@ -45,7 +46,10 @@ class Process:
     def __init__(self, settings: wire.RemoteSettings, remotes: Remotes, replies: Replies) -> None:
         self._shared = Shared(settings, remotes, replies.say)
         self._watch = Watch(remotes.probe, lambda usable: replies.say(wire.Availability(usable)))
-        self._publisher = Publisher(self._shared, self._watch.failed)
+        urls = parse_urls(settings.urls)
+        self._publisher = Publisher(
+            self._shared, self._watch.failed, read_only=bool(urls) and all(url.read_only for url in urls)
+        )
         self._finder = Finder(
             self._shared,
             claims=settings.claims,
@@ -68,6 +72,8 @@ class Process:
         match message:
             case wire.LookUp():
                 self._finder.ask(message)
+            case wire.Hurry(tickets):
+                self._finder.hurry(tickets)
             case wire.Offer():
                 self._publisher.offer(message)
             case wire.Disclaim(key):
@@ -111,11 +117,11 @@ def serve(sock: socket.socket, open_them: Callable[[wire.RemoteSettings, Callabl
             try:
                 remotes = open_them(message.settings, lambda text: replies.say(says(text)))
             except HeadstartError as error:
-                # The service goes on without, and this process waits for its end: it would not be better the next time.
+                # The service goes on without, and starts no other one: it would not be better the next time.
                 replies.say(says(f"stores of other hosts are not used: {error}"))
                 replies.say(wire.Awake())
-                replies.say(wire.Availability(False))
-                continue
+                replies.say(wire.Availability(False, for_good=True))
+                return
             process = Process(message.settings, remotes, replies)
             process.start()
 

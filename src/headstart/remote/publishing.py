@@ -1,15 +1,15 @@
 """What goes out: entries of local stores, signed, and copies of what a far remote had. In the background.
 
-    Offer ─▶ queue, bounded in bytes ─▶ a thread: read from the local store, verify, seal, put, give the claim back
+    Offer ─▶ queue, bounded ─▶ a thread: read from the local store, verify, seal, put, give the claim back
 
-What there is no room for is dropped and counted, and so is what is left when the time at the end is over.
+What there is no room for is dropped and counted, and so is what is left when the time at the end is over. An entry that
+is offered is read when its turn comes; a copy waits in memory. What became of each that was offered is counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -18,14 +18,17 @@ from collections.abc import Callable
 from headstart import wire
 from headstart.errors import DamagedError, HeadstartError, UsageError
 from headstart.remote.local import Shared
-from headstart.stores.remote.base import RemoteError
+from headstart.stores.remote.base import RemoteError, plain
 from headstart.stores.remote.sealing import seal
 from headstart.stores.remote.tiers import Found
 
-MAX_QUEUED = 64 << 20  # bytes
+MAX_QUEUED = 64 << 20  # bytes of copies
+MAX_OFFERED = 20_000  # entries that wait
 THREADS = 2
-_SAID_EVERY = 32  # entries
+_SAID_EVERY = 32  # entries, or
+_SAID_AFTER = 0.5  # seconds, whichever is first
 _MOST_KNOWN = 20_000  # keys of which it is known that a remote has them
+_GONE = "it was gone from the local store"
 
 _log = logging.getLogger("headstart.remote")
 
@@ -36,17 +39,32 @@ class Publisher:
     Args:
         shared: see there.
         failed: told that no remote has taken something.
-        max_queued: bytes of what may wait.
+        read_only: nothing is to be put anywhere.
+        max_queued: bytes of copies that may wait.
+        max_offered: entries that may.
     """
 
-    def __init__(self, shared: Shared, failed: Callable[[], None], *, max_queued: int = MAX_QUEUED) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        failed: Callable[[], None],
+        *,
+        read_only: bool = False,
+        max_queued: int = MAX_QUEUED,
+        max_offered: int = MAX_OFFERED,
+    ) -> None:
         self._shared = shared
         self._failed = failed
+        self._read_only = read_only
         self._max_queued = max_queued
+        self._max_offered = max_offered
+        self._offered = 0  # that wait, or are under way
+        self._refusal = "it takes nothing"  # the last one
         self._queue: deque[tuple[int, Callable[[], None]]] = deque()
         self._queued = 0  # bytes, of what is under way as well
         self._at_work = 0
         self._done = 0
+        self._said = time.monotonic()
         self._there: OrderedDict[str, None] = OrderedDict()  # keys that a remote has, or is about to get
         self._held: set[str] = set()  # keys that are claimed by this host
         self._changed = threading.Condition()
@@ -58,19 +76,23 @@ class Publisher:
 
     def offer(self, message: wire.Offer) -> None:
         """Publish an entry of a local store."""
-        if not self._shared.remotes.writable or message.key in self._there:
-            self.disclaim(message.key)
+        key, shared = message.key, self._shared
+        if self._read_only or key in self._there:
+            shared.settled(published=False)
+        elif not shared.remotes.writable:
+            shared.settled(why_not=self._refusal)
+        elif self._offered >= self._max_offered:
+            shared.settled(why_not=f"{self._max_offered} others were waiting")
+        elif not shared.store(message.cache_dir, message.trusted).path_of(key).exists():
+            shared.settled(why_not=_GONE)
+        else:
+            self._note(key)
+            with self._changed:
+                self._offered += 1
+            self._put_into_queue(0, lambda: self._publish(message))
             return
-        store = self._shared.store(message.cache_dir, message.trusted)
-        try:
-            size = os.stat(store.path_of(message.key)).st_size
-        except OSError:
-            size = self._max_queued + 1  # it was pruned already
-        self._note(message.key)
-        if not self._put_into_queue(size, lambda: self._publish(message)):
-            self._forget(message.key)
-            self._drop()
-            self.disclaim(message.key)
+        shared.say_counts()
+        self.disclaim(key)
 
     def copy(self, found: dict[str, Found]) -> None:
         """Copy what a far remote had to nearer ones."""
@@ -105,7 +127,7 @@ class Publisher:
             while (self._queue or self._at_work) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
 
-    def _drop(self, entries: int = 1) -> None:
+    def _drop(self, entries: int) -> None:
         self._shared.count("dropped", entries)
         self._shared.say_counts()
 
@@ -134,19 +156,33 @@ class Publisher:
                     self._at_work -= 1
                     self._queued -= size
                     self._done += 1
+                    now = time.monotonic()
                     is_over = not (self._queue or self._at_work)
+                    is_due = is_over or self._done % _SAID_EVERY == 0 or now - self._said >= _SAID_AFTER
+                    self._said = now if is_due else self._said
                     self._changed.notify_all()
-                if is_over or self._done % _SAID_EVERY == 0:
+                if is_due:
                     self._shared.say_counts()
 
     def _publish(self, message: wire.Offer) -> None:
+        key, why_not = message.key, "headstart failed, which is a bug"
+        try:
+            why_not = self._put(message)
+        finally:
+            if why_not:
+                self._forget(key)
+            with self._changed:
+                self._offered -= 1
+            self._shared.settled(why_not=why_not)
+            self._release(key)
+
+    def _put(self, message: wire.Offer) -> str:
+        """Why it is not published; empty if it is."""
         key, shared = message.key, self._shared
         try:
             entry = shared.store(message.cache_dir, message.trusted).find(key)
             if entry is None:
-                self._forget(key)
-                shared.count("dropped")
-                return
+                return _GONE
             raw = entry.raw()
             if hashlib.sha256(raw).digest() != message.sha256:
                 raise DamagedError(key, "it is not what was compiled here; another one has taken its place")
@@ -160,17 +196,19 @@ class Publisher:
                 shared.unfit.discard(key)
                 shared.remotes.delete(key)
             if not shared.remotes.writable:  # since it was offered
-                self._forget(key)
-                shared.count("dropped")
-                return
+                return self._refusal
             shared.remotes.put(key, blob)
-        except (RemoteError, UsageError, DamagedError, OSError) as error:
-            self._forget(key)
-            shared.count("dropped")
-            if isinstance(error, RemoteError):
-                self._failed()
-        finally:
-            self._release(key)
+            return ""
+        except RemoteError as error:
+            self._failed()
+            # While a remote is left alone: what it did before, which is one reason and not one for each second.
+            first = error.__cause__ if isinstance(error.__cause__, RemoteError) else error
+            self._refusal = first.summary
+            return first.summary
+        except DamagedError as error:
+            return f"it is damaged in the local store ({plain(error.reason)})"
+        except (UsageError, OSError) as error:
+            return plain(error)
 
     def _copy(self, far: dict[str, Found]) -> None:
         self._shared.remotes.keep_near(far)

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from headstart import wire
 from headstart.service import events
+from headstart.service.look_ups import Sought
 from headstart.service.queue import Job
-from headstart.service.remotes import Remotes, Sought
+from headstart.service.remotes import Remotes
 from headstart.service.scheduler import Scheduler
 
 DEFAULT_ESTIMATE = 2.0  # seconds of a compile of which nothing is known, for those who wait for it on other hosts

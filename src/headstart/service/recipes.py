@@ -15,8 +15,8 @@ from headstart.describe import recipe_entries
 from headstart.describe.recipe import Describe, Recipe, RecipeJob
 from headstart.errors import DamagedError, ServiceError, StoreUnavailable
 from headstart.model.request import CompileRequest
+from headstart.service.look_ups import Sought
 from headstart.service.lookup import Lookup
-from headstart.service.remotes import Sought
 
 _MOST_KNOWN = 2000  # recipes that are kept in memory, some KiB each
 

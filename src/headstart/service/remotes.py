@@ -10,19 +10,24 @@ once, at the latest when its deadline is over, and what comes after that is `lat
 
 A look-up is given up when the process has answered nothing for as long as the deadline says, or after ten times that.
 Then no other one is waited for until something is answered. After three such deadlines in a row nobody waits for a
-while, which doubles; and nobody asks at all while the process says that it is no use, or has died.
+while, which doubles; and nobody asks at all while the process says that it is no use, or has died. Settings that it
+says to be wrong are so for as long as this service is there.
+
+A process owes a bounded number of answers: what else is looked up in the background waits in a queue.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 from headstart import wire
 from headstart.errors import ServiceError
+from headstart.service.look_ups import Answered, Late, LookUp, Sought
 from headstart.service.loop import Loop
 from headstart.service.remote_process import RemoteProcess
 
@@ -32,42 +37,10 @@ MOST_LATE = 3  # deadlines that passed in a row, after which nobody waits for a 
 REST = 5.0  # seconds of that at first, and for which one that died is not started; twice as many each time
 MAX_REST = 300.0  # seconds
 _LONGEST = 10  # deadlines: what a look-up may take while others are answered
-_MOST_ASKED = 4096  # look-ups that a process has not answered; more are not sent
+_MOST_ASKED = 4096  # look-ups of the background that a process has not answered; others wait here until it has
+_MOST_QUEUED = 32_768  # look-ups that wait here; what is beyond is compiled
 
 _log = logging.getLogger("headstart.service")
-
-
-class Sought(NamedTuple):
-    """An entry that is looked for, and the store that it is for; the rest is as in `wire.Wanted` and `wire.LookUp`."""
-
-    key: str
-    kind: str
-    request_digest: str
-    cache_dir: bytes
-    trusted: bool
-
-
-Answered = Callable[[wire.FoundRemotely | None], None]
-Late = Callable[[wire.FoundRemotely], None]
-
-
-class _LookUp:
-    def __init__(self, ticket: int, sought: Sought, lease: float, background: bool, now: float) -> None:
-        self.ticket = ticket
-        self.sought = sought
-        self.lease = lease
-        self.background = background
-        self.asked = now
-        self.claimed_until: float | None = None  # another host makes it
-        self.askers: list[tuple[Answered, Late | None]] = []
-        self.elsewhere: Callable[[], None] | None = None
-        self.given_up: list[Late] = []  # who want to be told all the same
-
-    def give_up(self) -> None:
-        askers, self.askers = self.askers, []
-        self.given_up += [late for _, late in askers if late is not None]
-        for answered, _ in askers:
-            answered(None)
 
 
 class _Remote:
@@ -78,10 +51,13 @@ class _Remote:
         self.process: RemoteProcess | None = None
         self.woke = float("-inf")  # when it was there
         self.heard = float("-inf")  # when it last answered
-        self.asked: dict[int, _LookUp] = {}  # by ticket
-        self.by_sought: dict[tuple[Sought, bool], _LookUp] = {}  # and whether it is claimed as well
-        self.unsent: list[_LookUp] = []  # of this turn
+        self.asked: dict[int, LookUp] = {}  # by ticket; those of the queue are not
+        self.by_sought: dict[tuple[Sought, bool], LookUp] = {}  # and whether it is claimed as well
+        self.unsent: list[LookUp] = []  # of this turn
+        self.queue: deque[LookUp] = deque()  # of the background, the oldest first; who is hurried leaves it
+        self.hurried: list[int] = []  # tickets of this turn
         self.usable = True
+        self.wrong = False  # for good: the settings are
         self.is_late = False  # a look-up was given up, and nothing has been answered since
         self.lates = 0  # such times in a row
         self.rest = REST
@@ -91,21 +67,68 @@ class _Remote:
         self.deaths = 0  # in a row
         self.counts = wire.RemoteCounts()  # of this process
         self.before = wire.RemoteCounts()  # of those before it
+        self.offered = 0  # entries, to this process
 
     def is_waited_for(self, now: float) -> bool:
         return self.usable and not self.is_late and now >= self.rests_until
 
-    def due(self, look_up: _LookUp) -> float:
+    def due(self, look_up: LookUp) -> float:
         """When a look-up is to be given up; monotonic seconds."""
         if look_up.claimed_until is not None:
             return look_up.claimed_until
         silence = BACKGROUND_DEADLINE if look_up.background else self.settings.deadline
+        if not look_up.sent:
+            return max(look_up.asked, self.heard) + silence
         if self.process is not None and not self.process.awake and self.woke == float("-inf"):
             return max(self.process.started + STARTING, look_up.asked + silence)
         return min(max(look_up.asked, self.heard) + silence, max(look_up.asked, self.woke) + _LONGEST * silence)
 
-    def waiting(self) -> list[_LookUp]:
-        return [each for each in self.asked.values() if each.askers]
+    def waiting(self) -> list[LookUp]:
+        """Those that may be due; of the queue, which are due in their order, only the first."""
+        first = self.first_queued()
+        return [each for each in (*self.asked.values(), first) if each is not None and each.askers]
+
+    def first_queued(self) -> LookUp | None:
+        """The oldest of the queue. What somebody waits for by now is not in it any more."""
+        while self.queue and not self.queue[0].background:
+            self.queue.popleft()
+        return self.queue[0] if self.queue else None
+
+    def fill(self, now: float) -> None:
+        """Take out of the queue what the process may owe answers for."""
+        while len(self.asked) < _MOST_ASKED and (first := self.first_queued()) is not None:
+            self.queue.popleft()
+            first.asked = now
+            self.asked[first.ticket] = first
+            self.unsent.append(first)
+
+    def over(self, now: float) -> list[LookUp]:
+        """Those that are due. What was not even sent is forgotten."""
+        over = [each for each in self.asked.values() if each.askers and self.due(each) <= now]
+        while (first := self.first_queued()) is not None and self.due(first) <= now:
+            self.queue.popleft()
+            del self.by_sought[first.place]
+            over.append(first)
+        return over
+
+    def hurry(self, look_up: LookUp, now: float) -> None:
+        """Somebody waits for what was looked up in the background."""
+        look_up.background, look_up.asked = False, now
+        if look_up.sent:
+            self.hurried.append(look_up.ticket)
+        elif look_up.ticket not in self.asked:
+            self.asked[look_up.ticket] = look_up
+            self.unsent.append(look_up)
+
+    def forget(self) -> list[LookUp]:
+        """Ask for nothing any more; returns what was not answered."""
+        unanswered = list(self.by_sought.values())
+        self.asked, self.by_sought, self.unsent, self.hurried = {}, {}, [], []
+        self.queue.clear()
+        return unanswered
+
+    def total(self) -> wire.RemoteCounts:
+        return self.before + self.counts + wire.RemoteCounts(offered=self.offered)
 
 
 class Remotes:
@@ -130,7 +153,7 @@ class Remotes:
     @property
     def busy(self) -> bool:
         """Whether an answer is to come."""
-        return any(remote.asked for remote in self._remotes.values())
+        return any(remote.by_sought for remote in self._remotes.values())
 
     def prepare(self, settings: wire.RemoteSettings) -> None:
         """Have a process ready: somebody with these settings is about to ask."""
@@ -163,14 +186,19 @@ class Remotes:
             return
         look_up = remote.by_sought.get((sought, lease > 0))
         if look_up is None:
-            if len(remote.asked) >= _MOST_ASKED:
+            is_full = len(remote.asked) >= _MOST_ASKED
+            if len(remote.by_sought) >= _MOST_ASKED + _MOST_QUEUED or (is_full and not remote.is_waited_for(now)):
                 answered(None)
                 return
-            look_up = _LookUp(next(self._tickets), sought, lease, background, now)
-            remote.asked[look_up.ticket] = remote.by_sought[sought, lease > 0] = look_up
-            remote.unsent.append(look_up)
+            look_up = LookUp(next(self._tickets), sought, lease, background, now)
+            remote.by_sought[look_up.place] = look_up
+            if is_full and background and not lease:
+                remote.queue.append(look_up)
+            else:
+                remote.asked[look_up.ticket] = look_up
+                remote.unsent.append(look_up)
         elif look_up.background and not background:
-            look_up.background, look_up.asked = False, now
+            remote.hurry(look_up, now)
         if look_up.given_up or not remote.is_waited_for(now):
             look_up.given_up += [] if late is None else [late]
             answered(None)
@@ -182,14 +210,18 @@ class Remotes:
         """Somebody is blocked on what was looked up for the background."""
         remote = self._remotes.get(settings)
         look_up = None if remote is None else remote.by_sought.get((sought, False))
-        if look_up is not None and look_up.background:
-            look_up.background, look_up.asked = False, time.monotonic()
+        if remote is not None and look_up is not None and look_up.background:
+            remote.hurry(look_up, time.monotonic())
 
     def offer(self, settings: wire.RemoteSettings, sought: Sought, sha256: bytes) -> None:
         """An entry with this SHA-256 is in its local store, made below this service."""
         remote = self._running(settings)
         if remote is not None and remote.process is not None:
+            remote.offered += 1
             remote.process.send(wire.Offer(sought.key, sought.cache_dir, sought.trusted, sha256))
+        else:
+            remote = self._remotes[settings]
+            remote.before += _lost(1)
 
     def disclaim(self, settings: wire.RemoteSettings, key: str) -> None:
         """What was looked up and not found will not be made here."""
@@ -199,23 +231,32 @@ class Remotes:
 
     def counts(self) -> list[wire.RemoteCounts]:
         """What they were good for so far."""
-        return [remote.before + remote.counts for remote in self._remotes.values()]
+        return [remote.total() for remote in self._remotes.values()]
+
+    def counts_of(self, settings: wire.RemoteSettings) -> wire.RemoteCounts:
+        """The same of those that a client uses."""
+        remote = self._remotes.get(settings)
+        return wire.RemoteCounts() if remote is None else remote.total()
 
     # The loop
 
     def flush(self) -> None:
-        """The end of a turn: what was looked up in it is asked."""
+        """The end of a turn: what was looked up in it is asked, and more of the queue if something was answered."""
         for remote in self._remotes.values():
-            if not remote.unsent or remote.process is None:
+            if remote.process is None:
                 continue
+            remote.fill(time.monotonic())
             groups: dict[tuple[bytes, bool, bool], list[wire.Wanted]] = {}
             for each in remote.unsent:
-                sought = each.sought
+                sought, each.sent = each.sought, True
                 group = groups.setdefault((sought.cache_dir, sought.trusted, each.background), [])
                 group.append(wire.Wanted(each.ticket, sought.key, sought.kind, sought.request_digest, each.lease))
             remote.unsent = []
             for (cache_dir, trusted, background), wanted in groups.items():
                 remote.process.send(wire.LookUp(wanted, cache_dir, trusted, background))
+            if remote.hurried:
+                remote.process.send(wire.Hurry(remote.hurried))
+                remote.hurried = []
 
     @property
     def deadline(self) -> float | None:
@@ -226,7 +267,7 @@ class Remotes:
     def look_around(self, now: float) -> None:
         """Give up what has taken too long."""
         for remote in list(self._remotes.values()):
-            over = [each for each in remote.waiting() if remote.due(each) <= now]
+            over = remote.over(now)
             if not remote.is_late and any(each.claimed_until is None for each in over):
                 self._was_late(remote, now)
             for look_up in over:
@@ -250,7 +291,7 @@ class Remotes:
     def _running(self, settings: wire.RemoteSettings) -> _Remote | None:
         remote = self._remotes.setdefault(settings, _Remote(settings))
         if remote.process is None:
-            if time.monotonic() < remote.restarts_at:
+            if remote.wrong or time.monotonic() < remote.restarts_at:
                 return None
             try:
                 remote.process = RemoteProcess(
@@ -276,10 +317,11 @@ class Remotes:
                     look_up.claimed_until = now + seconds
                     if look_up.askers and look_up.elsewhere is not None:
                         look_up.elsewhere()
-            case wire.Availability(usable):
+            case wire.Availability(usable, for_good):
                 remote.usable = usable
+                remote.wrong = for_good and not usable
                 if not usable:
-                    for look_up in remote.waiting():
+                    for look_up in (*remote.asked.values(), *remote.over(float("inf"))):
                         look_up.give_up()
             case wire.RemoteCounts():
                 remote.counts = message
@@ -295,7 +337,7 @@ class Remotes:
             look_up = remote.asked.pop(ticket, None)
             if look_up is None:
                 continue
-            del remote.by_sought[look_up.sought, look_up.lease > 0]
+            del remote.by_sought[look_up.place]
             if look_up.askers:
                 remote.lates, remote.rest = 0, REST
             for answered, _ in look_up.askers:
@@ -323,8 +365,9 @@ class Remotes:
 
     def _gone(self, remote: _Remote, why: str) -> None:
         remote.process = None
-        remote.before, remote.counts = remote.before + remote.counts, wire.RemoteCounts()
-        unanswered, remote.asked, remote.by_sought, remote.unsent = list(remote.asked.values()), {}, {}, []
+        remote.before = remote.total() + _lost(remote.offered - remote.counts.settled, offered=0)
+        remote.counts, remote.offered = wire.RemoteCounts(), 0
+        unanswered = remote.forget()
         if why:
             self._leave_alone(remote, why)
         for look_up in unanswered:
@@ -338,3 +381,13 @@ class Remotes:
         _log.warning("%s", why)
         if remote.deaths == 1:
             self._tell(remote.settings, f"stores of other hosts are not used for {pause:.0f} s: {why}")
+
+
+def _lost(entries: int, *, offered: int | None = None) -> wire.RemoteCounts:
+    """Entries with which a process died, or for which none could be started; `offered`: of them, not counted yet."""
+    return wire.RemoteCounts(
+        dropped=entries,
+        offered=entries if offered is None else offered,
+        settled=entries,
+        unpublished={"the remote process was not there": entries} if entries else {},
+    )

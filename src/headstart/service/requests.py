@@ -28,9 +28,10 @@ from headstart.service.claiming import Claiming
 from headstart.service.errands import Errands
 from headstart.service.executor import Executor
 from headstart.service.intake import without_what_is_not_identity
+from headstart.service.look_ups import Sought
 from headstart.service.lookup import Found, Lookup
 from headstart.service.queue import Job, Ticket, Urgency
-from headstart.service.remotes import Remotes, Sought
+from headstart.service.remotes import Remotes
 from headstart.service.reporting import Tally
 from headstart.service.results import CompilePayload, Results, answer, answer_of
 from headstart.service.scheduler import Scheduler

@@ -226,6 +226,9 @@ class Server:
                 self._stop_if_alone()
             case _ if session.hello is None:
                 self._sessions.dismiss(session)
+            case wire.CountRemotes():
+                # What is on its way to be offered is before it in the line.
+                self._errands.do(lambda: None, lambda _: self._count_remotes(session))
             case wire.Submit(ticket=ticket) | wire.SubmitSource(ticket=ticket) if ticket < 0:
                 self._sessions.dismiss(session)  # these are `Sources`' own
             case wire.Submit():
@@ -258,6 +261,11 @@ class Server:
                     spec.toolchain,
                     lambda: self._sources.submit(session, message, self._describer_kind(spec)),
                 )
+
+    def _count_remotes(self, session: Session) -> None:
+        remote = session.preferences.remote
+        counts = wire.RemoteCounts() if remote is None else self._remotes.counts_of(remote)
+        self._sessions.tell(session.number, counts)
 
     def _after_a_look(self, session: Session, toolchain: Toolchain, then: Callable[[], None]) -> None:
         """Once for each client: the toolchain may have been changed since another client came."""

@@ -22,8 +22,8 @@ import msgspec
 from headstart import wire
 from headstart.model.toolchain import Toolchain
 from headstart.service.listener import Listener, Peer
+from headstart.service.look_ups import Sought
 from headstart.service.loop import Loop
-from headstart.service.remotes import Sought
 from headstart.wire.config import Config
 
 _PAUSE = 0.5  # seconds until those outside are asked in again

@@ -1,14 +1,15 @@
 """The messages between the processes.
 
     client  ⇄ service   stream     Hello Prepare Submit Await    / Welcome Notice Started Result Failed Leaving
+                                   CountRemotes                  / RemoteCounts
                                    PrepareDescriber SubmitSource / DescriberState SourceLocated SourceCompiled
                                                                    AddedCompiled
     command ⇄ service   stream     Control Supersede             / Report Events Unwelcome
     service ⇄ zygote    seqpacket  Fork Kill                     / Ready Unable Forked Reaped
     service ⇄ worker    stream     Assign Proceed StandAside     / Finished Failure Reached StoodAside
     service ⇄ describer stream     Question                      / Awake Answer
-    service ⇄ remote    stream     Serve LookUp Offer Disclaim   / Awake LookedUp Claimed Availability RemoteCounts
-                                                                   RemoteSays
+    service ⇄ remote    stream     Serve LookUp Hurry Offer      / Awake LookedUp Claimed Availability RemoteCounts
+                                   Disclaim                        RemoteSays
     service ⇄ bridge    stream     Join Lend TakeBack            / Awake FarmState Begun Made Unmade FarmSays
 
 Every message is a struct of plain data; `channel.py` says how they are framed.
@@ -26,7 +27,9 @@ from headstart.wire.outcomes import CompileLog, Failed, Failure, Result
 from headstart.wire.remotes import (
     Availability,
     Claimed,
+    CountRemotes,
     Disclaim,
+    Hurry,
     LookedUp,
     LookUp,
     Offer,
@@ -38,7 +41,7 @@ from headstart.wire.remotes import (
 from headstart.wire.reports import Control, Events, Report, Supersede
 from headstart.wire.sources import AddedCompiled, SourceCompiled, SourceLocated, SubmitSource
 
-PROTOCOL = 7  # raised whenever a message changes its meaning
+PROTOCOL = 8  # raised whenever a message changes its meaning
 
 
 # client → service
@@ -280,7 +283,7 @@ class Finished(msgspec.Struct, tag=True):
 # service ⇄ describer
 
 
-FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | SubmitSource | Control | Supersede
+FromClient = Hello | Prepare | Submit | Await | PrepareDescriber | SubmitSource | CountRemotes | Control | Supersede
 FromService = (
     Welcome
     | Unwelcome
@@ -295,6 +298,7 @@ FromService = (
     | SourceLocated
     | SourceCompiled
     | AddedCompiled
+    | RemoteCounts
 )
 ToZygote = Fork | Kill
 FromZygote = Ready | Unable | Forked | Reaped
@@ -302,7 +306,7 @@ ToWorker = Assign | Proceed | StandAside
 FromWorker = Finished | Failure | Reached | StoodAside
 ToDescriber = Question
 FromDescriber = Awake | Answer
-ToRemote = Serve | LookUp | Offer | Disclaim
+ToRemote = Serve | LookUp | Hurry | Offer | Disclaim
 FromRemote = Awake | LookedUp | Claimed | Availability | RemoteCounts | RemoteSays
 ToBridge = Join | Lend | TakeBack
 FromBridge = Awake | FarmState | Begun | Made | Unmade | FarmSays

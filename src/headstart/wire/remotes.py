@@ -2,12 +2,15 @@
 
     service ── Serve ────▶ remote process     its first message: which remotes, and whom they are believed
             ── LookUp ───▶                    keys of one turn of the service's loop; each is answered once
+            ── Hurry ────▶                    somebody waits for what was looked up in the background
             ── Offer ────▶                    an entry is in a local store now: others may want it
             ── Disclaim ─▶                    what was claimed there will not be made here
             ◀── Awake ────                    it can answer
             ◀── LookedUp ─                    what became of some keys
             ◀── Claimed ──                    another host makes these: they are answered later
             ◀── Availability, RemoteCounts, RemoteSays
+    client  ── CountRemotes ─▶ service        how it stands with those that it uses
+            ◀─ RemoteCounts ──
 
 Entries themselves do not travel here: the remote process reads and writes local stores, as workers do.
 """
@@ -80,6 +83,12 @@ class LookUp(msgspec.Struct, tag=True):
     background: bool = False
 
 
+class Hurry(msgspec.Struct, tag=True):
+    """Somebody waits for these (tickets) by now. Others than those of the background are passed over."""
+
+    tickets: list[int]
+
+
 class Offer(msgspec.Struct, tag=True):
     """The entry of `key` is in the store of `cache_dir`, made below this service: sign it and publish it.
 
@@ -106,7 +115,7 @@ class FoundRemotely(msgspec.Struct, frozen=True):
 
 
 class LookedUp(msgspec.Struct, tag=True):
-    """What became of some of what was wanted: found, or (tickets) missing."""
+    """What became of some of what was wanted: found, or (tickets) missing. An empty one: a store is answering."""
 
     found: list[FoundRemotely]
     missing: list[int]
@@ -120,9 +129,15 @@ class Claimed(msgspec.Struct, tag=True):
 
 
 class Availability(msgspec.Struct, tag=True):
-    """Whether it is any use to ask."""
+    """Whether it is any use to ask.
+
+    Attributes:
+        usable: the process says it whenever that changes.
+        for_good: it is none, and will be none for another process with these settings either: they are wrong.
+    """
 
     usable: bool
+    for_good: bool = False
 
 
 class RemoteReport(msgspec.Struct, frozen=True):
@@ -157,18 +172,41 @@ class RemoteCounts(msgspec.Struct, tag=True, frozen=True):
     Attributes:
         tiers: each of them, nearest first.
         refused: entries that were damaged, or that nobody trusted had signed.
-        dropped: entries that were to be published and were not, for lack of room, time, or a remote that answers.
+        dropped: entries that were to be published and were not, for lack of room, time, or a remote that answers, and
+            copies that were not made in nearer remotes.
+        offered: entries that were to be published, which the service counts;
+        settled: those of which it is known what became: a remote has had them before, or
+        published: has taken them, or
+        unpublished: none has: why, and how many.
     """
 
     tiers: list[RemoteReport] = []
     refused: int = 0
     dropped: int = 0
+    offered: int = 0
+    settled: int = 0
+    published: int = 0
+    unpublished: dict[str, int] = {}
 
     def __add__(self, other: RemoteCounts) -> RemoteCounts:
         tiers = [one + another for one, another in zip(self.tiers, other.tiers, strict=False)]
+        reasons = [*self.unpublished, *(each for each in other.unpublished if each not in self.unpublished)]
         return RemoteCounts(
-            tiers or self.tiers or other.tiers, self.refused + other.refused, self.dropped + other.dropped
+            tiers or self.tiers or other.tiers,
+            self.refused + other.refused,
+            self.dropped + other.dropped,
+            self.offered + other.offered,
+            self.settled + other.settled,
+            self.published + other.published,
+            {each: self.unpublished.get(each, 0) + other.unpublished.get(each, 0) for each in reasons},
         )
+
+
+class CountRemotes(msgspec.Struct, tag=True):
+    """How does it stand with the remotes that this client uses? Answered by `RemoteCounts`, in the order of asking.
+
+    What was offered for this client's sake before it asks is counted.
+    """
 
 
 class RemoteSays(msgspec.Struct, tag=True):

@@ -71,7 +71,15 @@ def saying(reply: bytes) -> Callable[[socket.socket], None]:
 
 def dying_after(count: int, port: int) -> Callable[[socket.socket], None]:
     """Passes everything on to and from the server at `port`, and hangs up after `count` bytes of its answers."""
+    return _passing_on(count, port, lambda connection: connection.shutdown(socket.SHUT_RDWR))
 
+
+def silent_after(count: int, port: int) -> Callable[[socket.socket], None]:
+    """As `dying_after`, but it does not hang up: nothing comes any more, as from a host that has lost its network."""
+    return _passing_on(count, port, never_answering)
+
+
+def _passing_on(count: int, port: int, end: Callable[[socket.socket], None]) -> Callable[[socket.socket], None]:
     def serve(connection: socket.socket) -> None:
         with socket.create_connection(("127.0.0.1", port)) as server:
 
@@ -85,7 +93,7 @@ def dying_after(count: int, port: int) -> Callable[[socket.socket], None]:
             while left > 0 and (data := server.recv(min(left, 65536))):
                 connection.sendall(data)
                 left -= len(data)
-            connection.shutdown(socket.SHUT_RDWR)
+            end(connection)
 
     return serve
 

@@ -36,7 +36,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "DOCKER_", "REGISTRY_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    for name, value in servers.S3_ENVIRONMENT.items():
+    for name, value in {**servers.S3_ENVIRONMENT, **servers.AZURE_ENVIRONMENT}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 

@@ -1,11 +1,18 @@
 #!/bin/sh
-# Puts Debian's Redis and container registry into a folder, with the libraries that they need and this machine lacks.
+# Puts Debian's Redis and container registry into a folder, with the libraries that they need and this machine lacks,
+# and Azurite, which speaks the protocol of Azure's blobs.
 # Nothing is installed on the machine, and no rights are needed. Where it cannot be done their tests are skipped.
 set -eu
 
 folder=$1
 mkdir -p "$folder/archives/partial" "$folder/lists/partial"
 folder=$(cd "$folder" && pwd)
+
+if command -v azurite-blob >/dev/null; then
+    echo "azurite-blob is installed"
+elif ! command -v npm >/dev/null || ! npm install --silent --no-fund --no-audit --prefix "$folder" azurite@3.37.0; then
+    echo "azurite cannot be downloaded, or there is no npm: its tests are skipped"
+fi
 
 if command -v redis-server >/dev/null && command -v docker-registry >/dev/null; then
     echo "redis-server and docker-registry are installed"

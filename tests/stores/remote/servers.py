@@ -1,7 +1,9 @@
-"""Real servers on loopback ports, started by tests and ended by them: Redis, an S3 server, a registry."""
+"""Servers on loopback ports, started by tests and ended by them: Redis, an S3 server, a registry, and Azurite."""
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import os
 import random
@@ -11,9 +13,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
 from pathlib import Path
 
 import obstore
@@ -27,24 +31,32 @@ S3_ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "a secret of tests",
     "AWS_REGION": "us-east-1",
 }
+# The account that Azurite has, and its key: they are the same everywhere, and written in its documentation.
+AZURE_ENVIRONMENT = {
+    "AZURE_STORAGE_ACCOUNT_NAME": "devstoreaccount1",
+    "AZURE_STORAGE_ACCOUNT_KEY": (
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    ),
+}
 BUCKET = "kernels"
 
 
 ENVIRONMENT = Path(sys.executable).parent.parent
-PROGRAMS = {"redis": "redis-server", "s3": "weed", "registry": "docker-registry"}
+PROGRAMS = {"redis": "redis-server", "s3": "weed", "registry": "docker-registry", "az": "azurite-blob"}
 
 
 def program(kind: str) -> str:
     """Where a server is: beside this Python, where `make test-remote` puts it, or installed. Empty: nowhere."""
     name = PROGRAMS[kind]
-    for place in (ENVIRONMENT / "bin" / name, ENVIRONMENT / "servers" / "usr" / "bin" / name):
-        if place.exists():
-            return str(place)
+    fetched = ENVIRONMENT / "servers"
+    for folder in (ENVIRONMENT / "bin", fetched / "usr" / "bin", fetched / "node_modules" / ".bin"):
+        if (folder / name).exists():
+            return str(folder / name)
     return shutil.which(name) or ""
 
 
 # Which server each kind of store needs; `folder` none.
-KINDS = {"folder": "", "redis": "redis", "s3": "s3", "oci": "registry", "oci without deleting": "registry"}
+KINDS = {"folder": "", "redis": "redis", "s3": "s3", "az": "az", "oci": "registry", "oci without deleting": "registry"}
 
 
 def needs(kind: str) -> list[pytest.MarkDecorator]:
@@ -92,10 +104,19 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it, and do not wait until it answers."""
         with open(self._folder / "log", "ab") as log:
             self._process = subprocess.Popen(
                 self._command, cwd=self._folder, env=libraries(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+
+    def wait(self) -> None:
+        """Until it answers."""
+        assert self._process is not None
         deadline = time.monotonic() + STARTS_WITHIN
         while not self._is_up():
             ended = self._process.poll() is not None
@@ -160,6 +181,13 @@ def s3_server(folder: Path) -> Server:
     return Server([command, "server", *fixed, *listening], folder, lambda: _has_bucket(ports[4], port), port)
 
 
+def azure_server(folder: Path) -> Server:
+    (port,) = free_ports(1)
+    fixed = ["--blobHost", "127.0.0.1", "--inMemoryPersistence", "--silent", "--disableTelemetry"]
+    command = [program("az"), "--blobPort", str(port), *fixed, "--skipApiVersionCheck"]
+    return Server(command, folder, lambda: accepts(port) and _has_container(port), port)
+
+
 def registry_server(
     folder: Path,
     *,
@@ -199,6 +227,8 @@ def started(kind: str, folder: Path) -> Server | None:
         return redis_server(folder)
     if kind == "s3":
         return s3_server(folder)
+    if kind == "az":
+        return azure_server(folder)
     return registry_server(folder, deletes=kind == "oci")
 
 
@@ -209,13 +239,50 @@ def url_of(kind: str, address: str, folder: Path) -> str:
         "folder": f"file://{folder}/{own}",
         "redis": f"redis://{address}/0?prefix={own}",
         "s3": f"s3://{BUCKET}/{own}?endpoint=http://{address}",
+        "az": f"az://{BUCKET}/{own}?endpoint=http://{address}/{AZURE_ENVIRONMENT['AZURE_STORAGE_ACCOUNT_NAME']}",
     }.get(kind, f"oci://{address}/tests/{own}:v1")
+
+
+def _has_container(port: int) -> bool:
+    """Whether Azurite answers and has the container, which is made, with a signature as its protocol asks for."""
+    account, key = AZURE_ENVIRONMENT.values()
+    moment = formatdate(usegmt=True)
+    path = f"/{account}/{BUCKET}"
+    headers = f"x-ms-date:{moment}\nx-ms-version:2021-08-06"
+    signed = "PUT" + "\n" * 12 + f"{headers}\n/{account}{path}\nrestype:container"
+    mac = base64.b64encode(hmac.digest(base64.b64decode(key), signed.encode(), "sha256")).decode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}?restype=container", method="PUT")
+    for name, value in [each.split(":", 1) for each in headers.split("\n")]:
+        request.add_header(name, value)
+    request.add_header("Authorization", f"SharedKey {account}:{mac}")
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        return error.code == 409  # it is there
+    except OSError:
+        return False
+    return True
 
 
 def accepts(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
+
+
+def s3_bucket(port: int, timeout: str) -> S3Store:
+    """The bucket, for what tests do to it themselves."""
+    return S3Store(
+        BUCKET,
+        config={
+            "endpoint": f"http://127.0.0.1:{port}",
+            "access_key_id": S3_ENVIRONMENT["AWS_ACCESS_KEY_ID"],
+            "secret_access_key": S3_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
+            "region": S3_ENVIRONMENT["AWS_REGION"],
+        },
+        client_options={"allow_http": True, "timeout": timeout},
+        retry_config={"max_retries": 0},
+    )
 
 
 def _has_bucket(filer: int, port: int) -> bool:
@@ -225,17 +292,7 @@ def _has_bucket(filer: int, port: int) -> bool:
     try:
         made = urllib.request.Request(f"http://127.0.0.1:{filer}/buckets/{BUCKET}/keep", method="PUT", data=b"it")
         urllib.request.urlopen(made, timeout=5).close()
-        store = S3Store(
-            BUCKET,
-            config={
-                "endpoint": f"http://127.0.0.1:{port}",
-                "access_key_id": S3_ENVIRONMENT["AWS_ACCESS_KEY_ID"],
-                "secret_access_key": S3_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
-                "region": S3_ENVIRONMENT["AWS_REGION"],
-            },
-            client_options={"allow_http": True, "timeout": "5s"},
-            retry_config={"max_retries": 0},
-        )
+        store = s3_bucket(port, "5s")
         obstore.put(store, "there", b"is one", use_multipart=False)
         obstore.delete(store, "there")
     except Exception:  # noqa: BLE001 - while it starts it fails in many ways

@@ -19,7 +19,7 @@ from servers import KINDS, needs, only, started, url_of
 from conftest import wait_until
 from headstart.errors import UsageError
 from headstart.stores.remote import base, open_remote, open_remotes, prunable
-from headstart.stores.remote.base import MAX_BLOB_BYTES, Pruned, Remote
+from headstart.stores.remote.base import MAX_BLOB_BYTES, Progress, Pruned, Remote
 from headstart.stores.remote.tiers import Remotes
 from headstart.stores.remote.urls import parse_url
 from headstart.stores.remote.wrappers import BreakerRemote, CountingRemote, DeadlineRemote, ReadOnlyRemote
@@ -101,6 +101,16 @@ def test_hundreds_are_got_at_once(place: Place, open_store: Open) -> None:
     for key, blob in blobs.items():
         store.put(key, blob)
     assert store.get_many([*blobs, *map(key_of, range(1000, 1150)), *blobs]) == blobs
+
+
+def test_a_store_that_is_asked_for_each_key_says_how_far_it_is(place: Place) -> None:
+    url, answered, progress = parse_url(place()), [], Progress()
+    progress.listener = lambda: answered.append(threading.get_ident())
+    store = open_remote(url, progress)
+    store.put(A, BLOB)
+    assert store.get_many([A, B, C]) == {A: BLOB}
+    assert len(answered) == (3 if url.scheme in ("s3", "oci") else 0)
+    store.close()
 
 
 def test_one_that_is_too_large_is_not_put(place: Place, open_store: Open) -> None:

@@ -7,6 +7,7 @@ import pickle
 import traceback
 
 import pytest
+import servers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,6 +118,8 @@ def test_the_object_stores_of_other_clouds_are_opened_by_what_the_environment_sa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert open_remotes("gs://bucket/prefix").tiers[0].name == "gs://bucket/prefix"
+    for name in servers.AZURE_ENVIRONMENT:
+        monkeypatch.delenv(name)
     with pytest.raises(UsageError, match="Account must be specified"):
         open_remotes("az://container/prefix")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")

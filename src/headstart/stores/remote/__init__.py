@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from headstart.stores.remote.base import Prunable, Remote
+from headstart.stores.remote.base import Progress, Prunable, Remote
 from headstart.stores.remote.tiers import Remotes
 from headstart.stores.remote.urls import RemoteUrl, parse_urls
 from headstart.stores.remote.wrappers import BreakerRemote, CountingRemote, DeadlineRemote, ReadOnlyRemote
@@ -41,15 +41,18 @@ def open_remotes(
     Raises:
         UsageError: a URL is wrong, or the extra that it needs is not installed.
     """
-    opened = []
+    opened, progress = [], Progress()
     for url in parse_urls(setting):
-        remote: Remote = BreakerRemote(DeadlineRemote(open_remote(url), operation_seconds), warn=warn)
+        remote: Remote = BreakerRemote(DeadlineRemote(open_remote(url, progress), operation_seconds), warn=warn)
         opened.append(CountingRemote(ReadOnlyRemote(remote) if url.read_only else remote))
-    return Remotes(opened)
+    return Remotes(opened, progress)
 
 
-def open_remote(url: RemoteUrl) -> Remote:
+def open_remote(url: RemoteUrl, progress: Progress | None = None) -> Remote:
     """The store of one URL, and nothing around it.
+
+    Args:
+        progress: told of what is answered while a call is under way, by stores that are asked for each key by itself.
 
     Raises:
         UsageError: the extra that it needs is not installed, or an option is wrong.
@@ -65,10 +68,10 @@ def open_remote(url: RemoteUrl) -> Remote:
     if url.scheme == "oci":
         from headstart.stores.remote.oci import OciRemote
 
-        return OciRemote(url)
+        return OciRemote(url, progress)
     from headstart.stores.remote.objects import ObjectsRemote
 
-    return ObjectsRemote(url)
+    return ObjectsRemote(url, progress)
 
 
 def prunable(remote: Remote) -> Prunable | None:

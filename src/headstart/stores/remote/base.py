@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -47,6 +47,22 @@ class RemoteError(HeadstartError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(type(self), self.summary, advice=self.advice, lasting=self.lasting), ()
+
+
+class Progress:
+    """That a call which is under way has come further: for who waits only as long as something happens.
+
+    Attributes:
+        listener: called for each key of a `get_many` that is answered by itself, in any thread; None: nobody.
+    """
+
+    def __init__(self) -> None:
+        self.listener: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        """One more."""
+        if self.listener is not None:
+            self.listener()
 
 
 class Pruned(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ from headstart.errors import UsageError
 from headstart.stores.remote.base import (
     MAX_BLOB_BYTES,
     MAX_REPLY_BYTES,
+    Progress,
     Pruned,
     RemoteError,
     check_blob,
@@ -58,14 +59,19 @@ _KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 class ObjectsRemote:
     """Blobs as objects of a bucket, or container. Nothing is connected to before the first call.
 
+    Args:
+        url: names them.
+        progress: see `open_remote`.
+
     Raises:
         UsageError: obstore is not installed, or refuses an option.
     """
 
     writable = True
 
-    def __init__(self, url: RemoteUrl) -> None:
+    def __init__(self, url: RemoteUrl, progress: Progress | None = None) -> None:
         self.name = url.shown
+        self._progress = progress or Progress()
         self.trusted = url.trust_all
         try:
             import obstore
@@ -94,12 +100,14 @@ class ObjectsRemote:
                     answer = await self._obstore.get_async(self._store, places[key])
                 except (FileNotFoundError, self._errors.NotFoundError) as error:
                     self._check_bucket(error)
+                    self._progress()
                     return
                 size = answer.meta["size"]
                 if size > min(MAX_BLOB_BYTES, room):
                     return
                 room -= size
                 blob = bytes(await answer.bytes_async())
+                self._progress()
                 if len(blob) == size:
                     found[key] = blob
 
@@ -302,7 +310,9 @@ class ObjectsRemote:
         code = _CODE.search(text)
         status = _STATUS.search(text)
         said = f" ({code[1]})" if code else f" ({status[1]})" if status else ""
-        if "169.254.169.254" in text or "/latest/api/token" in text or "redential" in text:
+        if code is not None and code[1] == "RequestTimeTooSkewed":
+            what, advice, lasting = f"its clock and this host's differ{said}", "set the one that is wrong", True
+        elif "169.254.169.254" in text or "/latest/api/token" in text or "redential" in text:
             what, advice, lasting = "there are no credentials", _CREDENTIALS, True
         elif isinstance(error, (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError)):
             what, advice, lasting = f"not allowed{said}", _CREDENTIALS, True

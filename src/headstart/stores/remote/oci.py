@@ -26,9 +26,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from headstart.errors import UsageError
-from headstart.stores.remote.base import MAX_BLOB_BYTES, MAX_REPLY_BYTES, RemoteError, check_blob, check_key
+from headstart.stores.remote.base import (
+    MAX_BLOB_BYTES,
+    MAX_REPLY_BYTES,
+    Progress,
+    RemoteError,
+    check_blob,
+    check_key,
+)
 from headstart.stores.remote.references import DIGEST
-from headstart.stores.remote.registry import CONNECTIONS, Registry, digest_of
+from headstart.stores.remote.registry import AT_ONCE, Registry, digest_of
 from headstart.stores.remote.urls import RemoteUrl
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -97,14 +104,19 @@ _GONE = manifest_of(EMPTY_TYPE, [Descriptor(EMPTY_TYPE, digest_of(EMPTY), len(EM
 class OciRemote:
     """Blobs as artifacts of a repository. Nothing is connected to before the first call.
 
+    Args:
+        url: names them.
+        progress: see `open_remote`.
+
     Raises:
         UsageError: urllib3 is not installed, or no registry could have this URL.
     """
 
     writable = True
 
-    def __init__(self, url: RemoteUrl) -> None:
+    def __init__(self, url: RemoteUrl, progress: Progress | None = None) -> None:
         self.name = url.shown
+        self._progress = progress or Progress()
         self.trusted = url.trust_all
         self._registry = Registry(url)
         reference = self._registry.reference
@@ -165,6 +177,11 @@ class OciRemote:
         self._registry.close()
 
     def _get(self, tag: str, room: _Room) -> bytes | None:
+        blob = self._get_one(tag, room)
+        self._progress()
+        return blob
+
+    def _get_one(self, tag: str, room: _Room) -> bytes | None:
         found = self._registry.manifest(tag, MANIFEST_TYPE)
         manifest = None if found is None else Manifest.decode(found[0])
         if manifest is None or len(manifest.layers) != 1:
@@ -217,7 +234,7 @@ def _decoded(layer: Descriptor) -> bytes | None:
 
 def _side_by_side(what: Callable[[Any], T], arguments: Sequence[Any]) -> list[T]:
     """The first error ends it: what has not begun by then is not done."""
-    with ThreadPoolExecutor(min(CONNECTIONS, len(arguments)), thread_name_prefix="headstart-oci") as threads:
+    with ThreadPoolExecutor(min(AT_ONCE, len(arguments)), thread_name_prefix="headstart-oci") as threads:
         futures = [threads.submit(what, each) for each in arguments]
         try:
             return [future.result() for future in futures]

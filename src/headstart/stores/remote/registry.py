@@ -38,7 +38,8 @@ from headstart.stores.remote.urls import RemoteUrl
 
 CONNECT_SECONDS = 1.0  # TLS included
 READ_SECONDS = 5.0  # between two pieces of an answer
-CONNECTIONS = 16  # kept, and used at once
+AT_ONCE = 16  # requests of one call
+CONNECTIONS = 2 * AT_ONCE  # kept: two calls may be under way
 MAX_MANIFEST_BYTES = 4 << 20  # as registries have it
 _MAX_TOKEN_BYTES = 64 << 10
 _TRIES = 3  # of what only reads, where a registry says that it failed

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from headstart.errors import UsageError
-from headstart.stores.remote.base import RemoteError
+from headstart.stores.remote.base import Progress, RemoteError
 from headstart.stores.remote.wrappers import CountingRemote
 
 
@@ -35,10 +35,12 @@ class Remotes:
 
     Attributes:
         tiers: the remotes, nearest first, with their counters.
+        progress: of calls under way.
     """
 
-    def __init__(self, tiers: Sequence[CountingRemote]) -> None:
+    def __init__(self, tiers: Sequence[CountingRemote], progress: Progress | None = None) -> None:
         self.tiers = tuple(tiers)
+        self.progress = progress or Progress()
 
     @property
     def name(self) -> str:

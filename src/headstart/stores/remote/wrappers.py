@@ -161,7 +161,8 @@ class CountingRemote(RemoteWrapper):
 class BreakerRemote(RemoteWrapper):
     """Leaves another remote alone for a while once it has failed a few times in a row, or in a way that lasts.
 
-    Meanwhile calls fail at once. Then one call may try; if it fails too, the remote is left alone for twice as long.
+    Meanwhile calls fail at once, with the last error as their cause. Then one call may try; if it fails too, the remote
+    is left alone for twice as long.
 
     What changes the remote is counted by itself: one that can only be read goes on being read. One that cannot be read
     is not changed either, until a read has worked.
@@ -268,14 +269,14 @@ class _Circuit:
         """Raise the last `RemoteError` unless calls work, as far as is known."""
         with self._lock:
             if self._pause:
-                raise self._not_yet()
+                raise self._not_yet() from self._last
 
     def call(self, what: Callable[[], T]) -> T:
         """Try it, if it is time to."""
         with self._lock:
             now = self._clock()
             if self._pause and now < self._until:
-                raise self._not_yet()
+                raise self._not_yet() from self._last
             if self._pause:
                 self._until = now + self._pause  # for everybody but this call
         try:
