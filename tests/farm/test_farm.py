@@ -273,6 +273,20 @@ def test_down_leaves_nothing_on_any_node_and_up_starts_again(cluster: Cluster, h
     assert len(cluster.tell("up")) == NODES
 
 
+def test_a_job_that_names_no_address_needs_no_farm_and_leaves_none(
+    cluster: Cluster, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.tell("down")
+    monkeypatch.setenv("HEADSTART_FARM", "ray")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    compiler = host()
+    finish([compiler.triton(**each) for each in sweep(60)])
+    assert full_report().farm > 0
+    compiler.close()
+    wait_until(lambda: not cluster.actors() and not cluster.compilers())
+    cluster.tell("up")
+
+
 def test_the_command_shows_the_nodes(cluster: Cluster) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "headstart", "farm", "status", "--address", cluster.address],
