@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.farm_simulation      [NODES=256] [WORKERS=16] [LOCAL=16] [LATENCY_MS=5]
 
 Driven are the scheduler of a service and the router of its bridge, as they are; what is simulated is what lies between:
-messages that take `LATENCY_MS` each way between bridge and node, states that a bridge tells its service now and then, and
-workers that take as long for a kernel as was recorded.
+messages that take `LATENCY_MS` each way between bridge and node, states that a bridge tells its service now and then,
+and workers that take as long for a kernel as was recorded.
 
 Recorded, in `benchmarks/results/2026-11-30-h200-live-312-sweeps.json`, are the kernels of 15 sweeps: how many
 configurations each had, how long the longest took, and the sum of all. Within a sweep they are spread evenly between

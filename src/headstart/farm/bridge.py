@@ -173,11 +173,12 @@ class Bridge:
         name = attendant.name
         if self._attendants.get(name) is not attendant:
             return
-        if attendant.wrong >= MOST_WRONG:
-            said = msgspec.structs.replace(said, state=msgspec.structs.replace(said.state, toolchains=[]))
-        node = self._router.heard(name, said.state)
         if said.state.unable:
             self.tell(f"unable {name}", f"{name} compiles nothing: {said.state.unable}")
+        if attendant.wrong >= MOST_WRONG:
+            why = "it has sent what was not asked for"
+            said = msgspec.structs.replace(said, state=msgspec.structs.replace(said.state, toolchains=[], unable=why))
+        node = self._router.heard(name, said.state)
         begun = [ticket for ticket in said.begun if ticket in node.out and ticket not in self._begun]
         if begun:
             self._begun.update(begun)
