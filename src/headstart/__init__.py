@@ -14,6 +14,7 @@ The rooms, lowest first; each imports only from those above it. docs/architectur
     remote/     the process that has the stores of other hosts
     service/    the process between clients and workers: it queues, finds, answers
     client/     what runs in the user's process: AsyncCompile, futures, the connection
+    farm/       the process that has a Ray cluster, and what runs on its nodes
     adapters/   how programs come by it without asking: torch.compile, `@triton.jit` programs, `headstart run`
     cli/        the `headstart` command, `__main__` too
 

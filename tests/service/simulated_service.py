@@ -16,13 +16,14 @@ from headstart.service.actions import (
     EndZygote,
     Fork,
     Kill,
+    Lend,
     MoveOn,
     Proceed,
     Retire,
     StandAside,
     StartZygote,
 )
-from headstart.service.queue import Kind, Ticket, Urgency
+from headstart.service.queue import Kind, Room, Ticket, Urgency
 from headstart.service.scheduler import (
     MAX_ATTEMPTS,
     MAX_ZYGOTE_LOSSES,
@@ -33,6 +34,7 @@ from headstart.wire import Failure
 PLAIN = Kind("triton 3.9", "")
 DEBUG = Kind("triton 3.9", "TRITON_DEBUG=1")
 OLD = Kind("triton 3.6", "")
+PLACE = ("farm", "triton 3.9")
 STRANGE = Kind("triton 3.9", "", confined=True)
 AWAITED, EARLY, BACKGROUND = Urgency.AWAITED, Urgency.EARLY, Urgency.BACKGROUND
 
@@ -66,6 +68,7 @@ class Wanted:
     moved: bool = False  # it was begun anew for lack of space
     unclaimed: bool = False
     away: bool = False  # it is being claimed, or another host makes it
+    lent: bool = False  # and is lent, as far as was seen
     claiming: bool = False
 
 
@@ -112,6 +115,7 @@ class SimulatedService:
         urgency: Urgency = EARLY,
         estimate: float | None = None,
         unclaimed: bool = False,
+        place: tuple[str, str] | None = None,
     ) -> tuple[Ticket, list[Action]]:
         self._tickets += 1
         ticket = Ticket(client, self._tickets)
@@ -132,6 +136,7 @@ class SimulatedService:
             time_limit=self.time_limit,
             memory_limit=self.memory_limit,
             unclaimed=unclaimed,
+            place=place,
         )
         return ticket, self._perform(actions)
 
@@ -156,8 +161,17 @@ class SimulatedService:
     def come_back(self, key: str) -> list[Action]:
         """Nobody else makes it."""
         if key in self.wanted:
-            self.wanted[key].away = self.wanted[key].claiming = False
+            self.wanted[key].away = self.wanted[key].claiming = self.wanted[key].lent = False
         return self._perform(self.scheduler.returned(key, self.now))
+
+    def offer(self, idle: int, room: int | None = None, delay: float = 0.0) -> list[Action]:
+        """The farm has so many free workers, and takes so many jobs in all."""
+        rooms = {PLACE[1]: Room(idle, idle if room is None else room, delay)}
+        self._perform(self.scheduler.offered(PLACE[0], rooms))
+        return self._perform(self.scheduler.tick(self.now))
+
+    def begin_there(self, key: str) -> list[Action]:
+        return self._perform(self.scheduler.lent_begun(key))
 
     def made_elsewhere(self, key: str) -> list[Action]:
         """Another host makes it."""
@@ -378,6 +392,17 @@ class SimulatedService:
                     assert not self.scheduler.quiesced
                     wanted.unclaimed, wanted.away, wanted.claiming = False, True, True
                     assert sum(each.claiming for each in self.wanted.values()) <= self.scheduler.limit + 1
+                case Lend(job):
+                    wanted = self.wanted[job.key]
+                    assert wanted.worker is None
+                    assert not wanted.away
+                    assert wanted.deaths == 0
+                    assert not wanted.moved
+                    assert wanted.stands_for is None
+                    assert wanted.prefix == b""
+                    assert not self.scheduler.quiesced
+                    wanted.away, wanted.lent, wanted.unclaimed = True, True, False
+                    self._served(wanted)
                 case MoveOn(number):
                     assert number in self.full
                 case Retire(number):
@@ -410,9 +435,13 @@ class SimulatedService:
         assert wanted.stands_for is None
         assert (job.prefix, job.whole) == (wanted.prefix, wanted.whole)
         assert not wanted.unclaimed, "another host may be at it"
-        assert not wanted.away, "another host may be at it"
+        assert not wanted.away or wanted.lent, "another host may be at it"
         assert not self.scheduler.quiesced
-        self._check_turn(wanted)
+        if wanted.lent:  # it was taken back
+            wanted.away = wanted.lent = False
+            self._served(wanted)
+        else:
+            self._check_turn(wanted)
         worker.state, worker.key = "busy", job.key
         wanted.worker = number
 
@@ -435,6 +464,9 @@ class SimulatedService:
             min(self._length(w) for w in classmates if client in {t.client for t in w.tickets}) for client in clients
         ]
         assert self._length(chosen) in firsts, "its client has a longer one"
+        self._served(chosen)
+
+    def _served(self, chosen: Wanted) -> None:
         self.assignments += 1
         self.turns.update({ticket.client: self.assignments for ticket in chosen.tickets})
 

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from simulated_service import (
     DEBUG,
     OLD,
+    PLACE,
     PLAIN,
     STRANGE,
     SimulatedService,
@@ -51,13 +52,21 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         urgency=st.sampled_from(Urgency),
         estimate=st.sampled_from([None, 1.0, 2.0]),
         unclaimed=st.booleans(),
+        place=st.sampled_from([None, PLACE]),
     )
     def request(
-        self, client: int, kind: Kind, kernel: int, urgency: Urgency, estimate: float | None, unclaimed: bool
+        self,
+        client: int,
+        kind: Kind,
+        kernel: int,
+        urgency: Urgency,
+        estimate: float | None,
+        unclaimed: bool,
+        place: tuple[str, str] | None,
     ) -> None:
         key = f"kernel {kernel} of {kind}"
         ticket, _ = self.service.request(
-            key, kind, client=client, urgency=urgency, estimate=estimate, unclaimed=unclaimed
+            key, kind, client=client, urgency=urgency, estimate=estimate, unclaimed=unclaimed, place=place
         )
         self.tickets.add(ticket)
 
@@ -80,6 +89,15 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def made_elsewhere(self, pick: int, of_any: bool) -> None:
         keys = sorted(self.service.wanted if of_any else self.service.away)
         self.service.made_elsewhere(keys[pick % len(keys)] if keys else "unknown")
+
+    @rule(idle=st.integers(0, 2), room=st.integers(0, 3), delay=st.sampled_from([0.01, 100.0]))
+    def offer(self, idle: int, room: int, delay: float) -> None:
+        self.service.offer(idle, max(idle, room), delay)
+
+    @rule(pick=any_number, of_any=st.booleans())
+    def begin_there(self, pick: int, of_any: bool) -> None:
+        keys = sorted(self.service.wanted if of_any else self.service.away)
+        self.service.begin_there(keys[pick % len(keys)] if keys else "unknown")
 
     @rule(client=st.sampled_from(CLIENTS))
     def leave(self, client: int) -> None:

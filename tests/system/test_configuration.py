@@ -39,6 +39,7 @@ NEEDS_A_WORD = {
 NEVER = {
     "cache-dir": ('"/tmp/evil"', "HEADSTART_CACHE_DIR"),
     "config-dir": ('"/tmp/evil"', "HEADSTART_CONFIG_DIR"),
+    "farm": ('"ray://evil:10001"', "HEADSTART_FARM"),
     "remote-key": ('"mine"', "HEADSTART_REMOTE_KEY"),
     "remote-trust": ('"all"', "HEADSTART_REMOTE_TRUST"),
     "trust-cache-dir": ("true", "HEADSTART_TRUST_CACHE_DIR"),

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import headstart
-from headstart.adapters import process
+from headstart.adapters import options, process
 from headstart.cli import main
 from headstart.cli.doctor import check_environment, check_settings
 from headstart.errors import UsageError
@@ -90,7 +90,7 @@ def test_enable_names_a_misspelt_variable_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HEADSTART_WROKERS", "4")
-    monkeypatch.setattr(process, "_said", set())
+    monkeypatch.setattr(options, "_said", set())
     monkeypatch.setenv("HEADSTART", "off")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -9,14 +9,16 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headstart.system.files import BUNDLE, MANIFEST, check_replaceable
+from headstart.system.variables import misspelt
 
 if TYPE_CHECKING:
     from headstart.adapters.bundle_use import UsesBundle
 
 _log = logging.getLogger("headstart")
+_said: set[str] = set()
 
 StrPath = str | os.PathLike[str]
 
@@ -51,6 +53,11 @@ class EnableOptions(NamedTuple):
     torch_when_used: bool = False
     report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")
     tell_use: Callable[[Sequence[UsesBundle]], None] | None = None
+    farm: str | None = None
+
+    def for_client(self) -> dict[str, Any]:
+        """The arguments of `client.acquire`."""
+        return {each: getattr(self, each) for each in ("bundle", "trust_bundle", "workers", "cache_dir", "farm")}
 
 
 def check_outputs(bundle: StrPath | None, record: StrPath | None) -> None:
@@ -63,3 +70,11 @@ def check_outputs(bundle: StrPath | None, record: StrPath | None) -> None:
         check_replaceable(bundle, BUNDLE)
     if record is not None:
         check_replaceable(record, MANIFEST)
+
+
+def say_misspelt() -> None:
+    """Name each variable that looks like one of headstart's and is none, once in a process."""
+    for sentence in misspelt():
+        if sentence not in _said:
+            _said.add(sentence)
+            _log.warning("%s", sentence)

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.adapters.bundle_use import LeftAlone
 from headstart.adapters.journal import exists_for
-from headstart.adapters.options import EnableOptions, StrPath, check_outputs
+from headstart.adapters.options import EnableOptions, StrPath, check_outputs, say_misspelt
 from headstart.errors import HeadstartError, ServiceError
 from headstart.system.imports import when_imported
-from headstart.system.variables import Mode, misspelt, mode, required
+from headstart.system.variables import Mode, mode, required
 
 if TYPE_CHECKING:
     from headstart.adapters.bundle_use import UsesBundle
@@ -47,7 +47,6 @@ _log = logging.getLogger("headstart")
 _lock = threading.Lock()
 _current: Enabled | None = None
 _latest: Enabled | None = None  # for `report`
-_said: set[str] = set()
 
 
 def enable(
@@ -59,6 +58,7 @@ def enable(
     reuse_tuning: bool = False,
     workers: int | None = None,
     cache_dir: StrPath | None = None,
+    farm: str | None = None,
 ) -> None:
     """Have the kernels of `@triton.jit` and torch.compile compiled by headstart from now on.
 
@@ -75,17 +75,17 @@ def enable(
         reuse_tuning: whether autotuners take the choices in `manifest` without benchmarking.
         workers: compiles that may run at once; default: the CPUs this process may use.
         cache_dir: where compiled kernels are kept; default: `HEADSTART_CACHE_DIR`, or the platform's cache folder.
+        farm: `"ray"`, or the address of a Ray cluster whose machines compile as well; default: `HEADSTART_FARM`.
 
     Raises:
         UsageError: an argument or one of headstart's environment variables is not valid.
         ServiceError: headstart would have to step aside, and `HEADSTART=require`.
     """
     check_outputs(bundle, record)
-    for sentence in misspelt():
-        if sentence not in _said:
-            _said.add(sentence)
-            _log.warning("%s", sentence)
-    begin(EnableOptions(manifest, bundle, record, reuse_tuning, workers, cache_dir, trust_bundle=trust_bundle))
+    say_misspelt()
+    begin(
+        EnableOptions(manifest, bundle, record, reuse_tuning, workers, cache_dir, trust_bundle=trust_bundle, farm=farm)
+    )
 
 
 def disable() -> None:
@@ -139,7 +139,7 @@ class Enabled:
         self.replay: Replay | None = None
         self.sources_replay: SourcesReplay | None = None
         self._choices = choices
-        self._for_client = {each: getattr(choices, each) for each in ("bundle", "trust_bundle", "workers", "cache_dir")}
+        self._for_client = choices.for_client()
         self._client: Client | None = None
         self._recorder: Recorder | None = None
         self._forget: list[Callable[[], None]] = []

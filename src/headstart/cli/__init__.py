@@ -33,6 +33,7 @@ COMMANDS = {
     "manifest": "Show, merge and compare manifests: what runs compiled.",
     "cache": "Show, shrink or empty the cache of compiled kernels.",
     "remote": "Try the stores that hosts share.",
+    "farm": "Have the machines of a Ray cluster compile.",
     "config": "Show which settings are in force, and where each comes from.",
     "doctor": "Check what headstart needs on this machine.",
     "serve": "Run a compile service that programs share.",

@@ -40,6 +40,7 @@ from headstart.model.target import Target
 from headstart.model.toolchain import find_toolchain
 from headstart.system.confinement import unavailable
 from headstart.system.files import BUNDLE, check_replaceable
+from headstart.system.settings import parse_farm
 
 if TYPE_CHECKING:
     from headstart.cli.build_sources import SourcesBuild
@@ -83,6 +84,11 @@ if TYPE_CHECKING:
     help="Compile what a manifest carries whatever it may do: you know where it comes from.",
 )
 @click.option(
+    "--farm",
+    metavar="ray|ADDRESS",
+    help="Have the machines of a Ray cluster compile as well. Default: HEADSTART_FARM.",
+)
+@click.option(
     "--require-published",
     is_flag=True,
     help="Exit code 1 if anything that was compiled did not get into a store of HEADSTART_REMOTE.",
@@ -98,6 +104,7 @@ def build(
     workers: int | None,
     output: Path | None,
     trust: bool,
+    farm: str | None,
     require_published: bool,
     as_json: bool,
     quiet: bool,
@@ -119,6 +126,8 @@ def build(
     Exit code: 0 all built; 1 some kernels failed or were left out, or the plan raised (everything else is built and in
     the bundle); 2 bad usage, or a plan that yields nothing.
     """
+    if farm is not None:
+        os.environ["HEADSTART_FARM"] = parse_farm(farm, "--farm")
     devices = list(dict.fromkeys(Target.parse(target) for target in targets))
     if not plan and not model:
         raise click.UsageError("Missing argument 'PLAN', or --model FILE:FUNCTION.")

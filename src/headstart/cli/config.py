@@ -27,6 +27,7 @@ _DEFAULTS: Mapping[str, Callable[[], object]] = {
     "HEADSTART_COMPILE_TIMEOUT": lambda: "none",
     "HEADSTART_CONFIG_DIR": config_dir,
     "HEADSTART_EARLY_CUTOFF": lambda: "0",
+    "HEADSTART_FARM": lambda: "off",
     "HEADSTART_MEMORY_LIMIT": lambda: "none",
     "HEADSTART_PATIENCE": lambda: f"{DEFAULT_PATIENCE:g}",
     "HEADSTART_REMOTE_TRUST": lambda: "signed",

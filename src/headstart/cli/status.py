@@ -14,8 +14,9 @@ from headstart.cli import Failure, count, human_bytes, json_line, printable
 from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
-    from headstart.wire import Events, RemoteCounts, Report
+    from headstart.wire import Events, FarmReport, RemoteCounts, Report
 
+_SHOWN = 8  # kernels that a node compiles
 _INTERVAL = 1.0  # seconds between two looks
 
 
@@ -80,6 +81,9 @@ def describe(path: Path, report: Report) -> str:
     if report.remote:
         lines.append(f"  {_share(report.remote, report)} from stores of other hosts")
     lines += [f"  {line}" for counts in report.remotes for line in _remote(counts)]
+    if report.farm:
+        lines.append(f"  {_share(report.farm, report)} from a farm")
+    lines += [f"  {line}" for each in report.farms for line in _farm(each)]
     if report.describers:
         lines.append(f"  {count(report.describers, 'describer')} with torch")
     lines += [
@@ -105,6 +109,26 @@ def _remote(counts: RemoteCounts) -> list[str]:
     ]
     left = [(counts.refused, "found there and not used"), (counts.dropped, "not published")]
     return lines + [f"{count(number, 'entry')} {what}" for number, what in left if number]
+
+
+def _farm(report: FarmReport) -> list[str]:
+    """What one `HEADSTART_FARM` was good for, and who is there."""
+    nodes = report.state.nodes
+    usable = sum(not node.refused for node in nodes)
+    line = (
+        f"farm {printable(report.address)}: {usable} of {count(len(nodes), 'node')}, {report.lent} lent, {report.made} "
+        f"made there, {report.late} of them late, {report.returned} given back, {report.out} out"
+    )
+    lines = [line]
+    for node in nodes:
+        if node.refused:
+            lines.append(f"  {printable(node.name)} is not used: {printable(node.refused)}")
+            continue
+        running = sorted({printable(each) for each in node.running if each})
+        now = f": {', '.join(running[:_SHOWN])}" if running else ""
+        busy = f"{len(node.running)} of {count(node.workers, 'worker')} busy"
+        lines.append(f"  {printable(node.name)}: {busy}, {node.queued} queued, {node.compiled} compiled{now}")
+    return lines
 
 
 def _share(part: int, report: Report) -> str:

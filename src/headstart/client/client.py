@@ -26,12 +26,10 @@ from headstart.client import use
 from headstart.client.bundler import TritonBundler
 from headstart.client.policy import Policy
 from headstart.errors import DamagedError, ServiceError, UsageError
-from headstart.model.environment import TOOL_VARIABLES, fingerprint
 from headstart.model.request import CompileRequest
 from headstart.stores import open_store
 from headstart.system.files import BUNDLE, check_replaceable
-from headstart.system.folders import distrust, readable, told
-from headstart.system.places import config_dir
+from headstart.system.folders import distrust, told
 from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,6 +46,7 @@ class Client:
 
     Args:
         workers, cache_dir, bundle, trust_bundle, use_store: as for `AsyncCompile`.
+        farm: as for `headstart.enable`.
 
     Attributes:
         settings: what holds for it.
@@ -70,8 +69,9 @@ class Client:
         bundle: str | os.PathLike[str] | None = None,
         trust_bundle: bool = False,
         use_store: bool = True,
+        farm: str | None = None,
     ) -> None:
-        self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir)
+        self.settings = settings = Settings.load(workers=workers, cache_dir=cache_dir, farm=farm)
         if settings.remote:
             _check_remotes(settings.remote)
         self.bundle: Path | None = None
@@ -198,24 +198,14 @@ class Client:
         if self._connection is None:
             # Importing is most of what a warm start from a bundle costs, and it needs none of this.
             from headstart.client.connection import ServiceConnection
+            from headstart.client.introduction import preferences
             from headstart.client.launch import launch
-            from headstart.wire import Preferences
 
             settings = self.settings
             self._connection = ServiceConnection(
                 lambda: launch(settings),
                 self.reproduce,
-                Preferences(
-                    os.fsencode(settings.cache_dir),
-                    settings.store_limit,
-                    settings.time_limit,
-                    readable(os.path.basename(sys.argv[0])) if sys.argv else "",
-                    settings.memory_limit,
-                    settings.early_cutoff,
-                    settings.trusts_cache_dir,
-                    {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES},
-                    _remotes(settings) if settings.remote and self.keeps else None,
-                ),
+                preferences(settings, keeps=self.keeps),
             )
             weakref.finalize(self, self._connection.abandon).atexit = False
         return self._connection
@@ -313,12 +303,13 @@ def acquire(
     trust_bundle: bool = False,
     workers: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    farm: str | None = None,
 ) -> Client:
     """The client that this process's adapters share, made for the first of them; each gives it back by `release`.
 
     Args:
         bundle, trust_bundle: as for `AsyncCompile`; of the first adapter that names a bundle.
-        workers, cache_dir: as for `AsyncCompile`; of the first adapter.
+        workers, cache_dir: as for `AsyncCompile`; of the first adapter. `farm`: as for `headstart.enable`; the same.
 
     Raises:
         UsageError: as `AsyncCompile`.
@@ -326,7 +317,7 @@ def acquire(
     global _shared, _holders
     with _lock:
         if _shared is None:
-            _shared = Client(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir)
+            _shared = Client(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir, farm=farm)
         elif bundle is not None and _shared.bundle is None:
             _shared.use_bundle(Path(bundle), trust=trust_bundle)
         _holders += 1
@@ -357,19 +348,6 @@ def _check_remotes(urls: str) -> None:
         parse_urls(urls)
     except UsageError as error:
         raise UsageError(f"HEADSTART_REMOTE: {error}") from None
-
-
-def _remotes(settings: Settings) -> wire.RemoteSettings:
-    from headstart.stores.remote.urls import parse_urls
-    from headstart.wire.remotes import DEFAULT_DEADLINE, RemoteSettings
-
-    try:
-        keys = os.fsencode(config_dir())
-    except (UsageError, ServiceError):  # who has no home has no keys
-        keys = b""
-    deadline = settings.remote_deadline or DEFAULT_DEADLINE
-    claims = any(url.claims for url in parse_urls(settings.remote))
-    return RemoteSettings(settings.remote, settings.trusts_remote, deadline, keys, settings.remote_key, claims)
 
 
 def _reproduce(folder: Path, request: CompileRequest) -> str:

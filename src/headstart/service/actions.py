@@ -77,6 +77,13 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Lend:
+    """Have `job` compiled on another machine. It waits for no worker meanwhile."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
 class MoveOn:
     """There is no space left where a worker's folder is: those to come have theirs elsewhere."""
 
@@ -84,4 +91,4 @@ class MoveOn:
 
 
 ForExecutor = StartZygote | EndZygote | Fork | Assign | Proceed | StandAside | Retire | MoveOn | Kill
-Action = ForExecutor | Deliver | Claim
+Action = ForExecutor | Deliver | Claim | Lend

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headstart.service.actions import Action, Claim, Deliver
+from headstart.service.actions import Action, Claim, Deliver, Lend
 from headstart.service.claims import Claims
 from headstart.service.queue import Job, Kind, Queue, Urgency
 from headstart.wire import Failure
@@ -18,6 +18,7 @@ class Backlog:
         exclusive: those with an `exclusive_until` that is not over.
         away: keys of those that are being claimed, or made by another host.
         claiming: those of them that are being claimed.
+        lent: those of them, by key, that were lent to a farm and have not begun there; oldest first.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class Backlog:
         self.exclusive: set[Job] = set()
         self.away: set[str] = set()
         self.claiming: set[str] = set()
+        self.lent: dict[str, Job] = {}
 
     def kinds(self) -> set[Kind]:
         """What the jobs are compiled by."""
@@ -58,12 +60,29 @@ class Backlog:
         self.claiming.add(job.key)
         return Claim(job)
 
+    def lend(self, job: Job, now: float) -> Lend:
+        """A job waits for no worker here, but for what becomes of it on a farm."""
+        self.queue.take(job)
+        job.unclaimed, job.lent_at = False, now
+        self.away.add(job.key)
+        self.lent[job.key] = job
+        return Lend(job)
+
     def come_back(self, key: str) -> None:
         """A job that was away waits again, where it was."""
         self.claiming.discard(key)
+        self.lent.pop(key, None)
         if key in self.away:
             self.away.remove(key)
-            self.requeue(self.jobs[key])
+            job = self.jobs[key]
+            job.lent_at, job.returned = None, job.returned or job.lent_at is not None
+            self.requeue(job)
+
+    def end_exclusive(self, now: float) -> bool:
+        """Others go on beside those that have been by themselves long enough. Returns whether there are such."""
+        over = {job for job in self.exclusive if job.exclusive_until is not None and job.exclusive_until <= now}
+        self.exclusive -= over
+        return bool(over)
 
     def raise_to(self, job: Job, urgency: Urgency) -> None:
         """A job is at least this urgent from now on, and so is what it waits for."""
@@ -96,6 +115,7 @@ class Backlog:
         self.exclusive.discard(job)
         self.away.discard(job.key)
         self.claiming.discard(job.key)
+        self.lent.pop(job.key, None)
         del self.jobs[job.key]
 
     def give_up(self, kind: Kind, why: str) -> list[Action]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from headstart.service.actions import Action, Assign, Kill
 from headstart.service.backlog import Backlog
+from headstart.service.lending import Lending
 from headstart.service.queue import Job, Kind
 from headstart.service.workforce import PooledWorker, WorkerState, Workforce
 
@@ -25,10 +26,11 @@ class Dispatcher:
         quiesced: no compile is to be started, and no worker kept.
     """
 
-    def __init__(self, backlog: Backlog, workforce: Workforce) -> None:
+    def __init__(self, backlog: Backlog, workforce: Workforce, lending: Lending) -> None:
         self.quiesced = False
         self._backlog = backlog
         self._workforce = workforce
+        self._lending = lending
 
     def schedule(self, now: float) -> list[Action]:
         """Give workers to the jobs whose turn it is, as far as there are any, and see to it that there will be."""
@@ -56,6 +58,19 @@ class Dispatcher:
             if job in self._backlog.exclusive:
                 job.exclusive_until = now + EXCLUSIVE_TIMEOUT
             actions.append(Assign(worker.number, job))
+        return actions
+
+    def lend(self, now: float) -> list[Action]:
+        """Lend what other machines begin sooner, and take back what they have not begun when workers here idle.
+
+        To be called when all that happens just now has been dealt with: of many jobs that come at once the longest
+        are to go first.
+        """
+        if self.quiesced:
+            return []
+        actions = self._lending.choose(now)
+        while self._lending.reclaim(now):
+            actions += self.schedule(now)
         return actions
 
     def rest(self, worker: PooledWorker, now: float) -> list[Action]:

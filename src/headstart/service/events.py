@@ -6,9 +6,10 @@ Clients and the user make the first half, the executor the second. Each class ha
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from headstart.service.queue import Kind, Ticket, Urgency
+from headstart.service.queue import Kind, Room, Ticket, Urgency
 
 # What clients do, and the user says
 
@@ -35,6 +36,7 @@ class Requested:
     time_limit: float | None = None
     memory_limit: int | None = None
     unclaimed: bool = False
+    place: tuple[Hashable, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,25 @@ class Obtained:
 
 @dataclass(frozen=True)
 class Returned:
-    """A job that was claimed is this host's, or nobody is to wait for another host any longer."""
+    """A job that was claimed is this host's, or nobody is to wait for another host, or a farm, any longer."""
 
     key: str
     now: float
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A farm has room for so many jobs, by toolchain."""
+
+    farm: Hashable
+    rooms: Mapping[str, Room]
+
+
+@dataclass(frozen=True)
+class LentBegun:
+    """A job that was lent is being compiled on a farm."""
+
+    key: str
 
 
 @dataclass(frozen=True)
@@ -226,6 +243,8 @@ Event = (
     | Obtained
     | Returned
     | Elsewhere
+    | Offered
+    | LentBegun
     | ClientLeft
     | Quiesced
     | Resumed
@@ -242,6 +261,8 @@ METHODS: dict[type[Event], str] = {
     Obtained: "obtained",
     Returned: "returned",
     Elsewhere: "elsewhere",
+    Offered: "offered",
+    LentBegun: "lent_begun",
     ClientLeft: "client_left",
     Quiesced: "quiesce",
     Resumed: "resume",

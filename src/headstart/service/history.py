@@ -21,14 +21,14 @@ _SHORT = 12  # digits of a key
 
 
 class History:
-    """A bounded log. An event that changed nothing because only time had passed is not in it."""
+    """A bounded log. What only says how it is (time has passed, a farm has room) is in it if something was done."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._lines: deque[Happened] = deque(maxlen=kept)
 
     def note(self, now: float, event: object, actions: Sequence[object]) -> None:
         """Write down an event, and what the scheduler said."""
-        if actions or type(event).__name__ != "Ticked":
+        if actions or type(event).__name__ not in ("Ticked", "Offered"):
             self._lines.append(Happened(now, _text(event), [_text(action) for action in actions]))
 
     def latest(self, most: int = KEPT) -> list[Happened]:

@@ -12,6 +12,7 @@ import msgspec
 
 from headstart import wire
 from headstart.artifacts import triton_cache
+from headstart.artifacts.entry import Entry
 from headstart.errors import DamagedError, ServiceError
 from headstart.model import keys
 from headstart.model.request import CompileRequest
@@ -37,6 +38,8 @@ class Found(msgspec.Struct, frozen=True):
         failure: why it is not to be tried.
         remote: whether another host had compiled it.
         entry: its bytes, where the store cannot be written.
+        farm: whether a farm has compiled it for this service.
+        sha256: then, of the entry as it was put into the store.
     """
 
     digest: str = ""
@@ -49,6 +52,8 @@ class Found(msgspec.Struct, frozen=True):
     failure: wire.Failure | None = None
     remote: bool = False
     entry: bytes = b""
+    farm: bool = False
+    sha256: bytes = b""
 
 
 class Lookup:
@@ -123,17 +128,46 @@ class Lookup:
             return found
         entry = self.store(preferences).find(key, kind=request.kind, request_digest=request.digest())
         if entry is not None:
-            shared = int(entry.metadata.get("shared") or 0)
-            found = msgspec.structs.replace(found, shared=shared, seconds=entry.header.compile_wall_s)
-            if message.triton_cache is not None and message.vouched:
-                try:
-                    artifacts = {name: entry.artifact(name) for name in entry.artifact_names}
-                    folder, registers = triton_cache.keep(message.triton_cache, artifacts, entry.metadata)
-                    return msgspec.structs.replace(found, in_triton_cache=folder, registers=registers)
-                except (DamagedError, OSError):
-                    pass  # the client sees to it, and finds out why
-            return found
+            return _with(found, entry, message.triton_cache if message.vouched else None)
         urgency = Urgency.BACKGROUND if message.background else Urgency.EARLY
         time_limit = effective_time_limit(preferences.time_limit, urgency)
         failure = Failures(cache_dir).find(key, time_limit, preferences.memory_limit)
         return msgspec.structs.replace(found, failure=failure)
+
+    def find_made(
+        self,
+        key: str,
+        request: CompileRequest,
+        preferences: wire.Preferences,
+        cache: wire.TritonCache | None,
+        data: bytes,
+    ) -> Found:
+        """Look up what has just been put into a store, or, where that cannot be written, is `data`.
+
+        Args:
+            key, request: of the entry.
+            preferences: whose store.
+            cache: where it is to be as well.
+            data: the entry; empty: it is in the store.
+        """
+        entry: Entry | None
+        if data:
+            entry = Entry.from_bytes(data)
+        else:
+            entry = self.store(preferences).find(key, kind=request.kind, request_digest=request.digest())
+        found = Found(key=key, entry=data)
+        return found if entry is None else _with(found, entry, cache)
+
+
+def _with(found: Found, entry: Entry, cache: wire.TritonCache | None) -> Found:
+    """What is told of an entry, which is put into Triton's own cache as well if that is named."""
+    shared = int(entry.metadata.get("shared") or 0)
+    found = msgspec.structs.replace(found, shared=shared, seconds=entry.header.compile_wall_s)
+    if cache is None:
+        return found
+    try:
+        artifacts = {name: entry.artifact(name) for name in entry.artifact_names}
+        folder, registers = triton_cache.keep(cache, artifacts, entry.metadata)
+    except (DamagedError, OSError):
+        return found  # the client sees to it, and finds out why
+    return msgspec.structs.replace(found, in_triton_cache=folder, registers=registers)

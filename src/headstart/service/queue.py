@@ -48,6 +48,25 @@ class Kind(NamedTuple):
     confined: bool = False
 
 
+@dataclass
+class Room:
+    """What one farm has for one toolchain.
+
+    Attributes:
+        idle: jobs that would begin at once.
+        room: jobs that it takes, these included.
+        delay: seconds from lending to an answer, the compile left aside.
+    """
+
+    idle: int
+    room: int
+    delay: float
+
+    def take(self) -> None:
+        """One job less."""
+        self.idle, self.room = max(0, self.idle - 1), max(0, self.room - 1)
+
+
 @dataclass(eq=False)
 class Job:
     """One compile that somebody asked for.
@@ -64,6 +83,9 @@ class Job:
         prefix: what its worker had made when it stood aside for another job's suffix, unread.
         whole: it is to be compiled from start to end, whatever other jobs are at.
         unclaimed: other hosts may be asked for it: it is claimed before it gets a worker.
+        place: which farm it may be lent to, and its toolchain there; None: it is compiled here.
+        lent_at: since when it is lent; monotonic seconds; None: it is not.
+        returned: it was lent, and is not lent again.
     """
 
     key: str
@@ -83,6 +105,9 @@ class Job:
     prefix: bytes = b""
     whole: bool = False
     unclaimed: bool = False
+    place: tuple[Hashable, str] | None = None
+    lent_at: float | None = None
+    returned: bool = False
 
 
 class _Place(NamedTuple):
@@ -153,6 +178,11 @@ class Queue:
     def waiting(self, kind: Kind) -> int:
         """How many jobs of a kind wait."""
         return self._waiting[kind]
+
+    @property
+    def count(self) -> int:
+        """How many jobs wait."""
+        return self._waiting.total()
 
     def _fronts(self, blocked: Collection[Kind]) -> Iterator[tuple[Urgency, int, _Place]]:
         for kind, lines in list(self._lines.items()):

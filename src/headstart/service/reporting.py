@@ -24,6 +24,7 @@ class Tally(msgspec.Struct):
     failed: int = 0
     taken_over: int = 0
     remote: int = 0
+    farm: int = 0
 
 
 class _Client(Protocol):
@@ -49,6 +50,7 @@ def report(
     persistent: bool,
     describers: int,
     remotes: list[wire.RemoteCounts],
+    farms: list[wire.FarmReport],
 ) -> wire.Report:
     """The state of a service, as of `now`."""
     memory = {number: machine.own_memory(worker.pid) if worker.pid else 0 for number, worker in workers.items()}
@@ -88,4 +90,5 @@ def report(
         running=sorted(running, key=lambda flight: flight.started),
         describers=describers,
         remotes=remotes,
+        farms=farms,
     )

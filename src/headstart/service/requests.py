@@ -21,7 +21,7 @@ import msgspec
 from headstart import wire
 from headstart.artifacts.entry import Entry
 from headstart.artifacts.vetting import check_environment, unvouched
-from headstart.model.environment import bypass_reason
+from headstart.model.environment import TOOL_VARIABLES, bypass_reason
 from headstart.model.request import KERNEL, CompileRequest
 from headstart.service import events
 from headstart.service.claiming import Claiming
@@ -237,7 +237,26 @@ class Requests:
                 preferences.time_limit or (CONFINED_TIME_LIMIT if confined else None),
                 preferences.memory_limit or (CONFINED_MEMORY_LIMIT if confined else None),
                 unclaimed,
+                _place(session, request, use_store, found),
             )
+        )
+
+    def made_elsewhere(self, job_key: str, payload: CompilePayload, made: wire.MadeEntry) -> None:
+        """A farm has made the entry of a job, which is in the store now."""
+        cache = None if payload.confined else payload.triton_cache
+
+        def tell(found: Found) -> None:
+            now = time.monotonic()
+            if found.shared is None:  # it is gone again
+                self._happened(events.Returned(job_key, now))
+            else:
+                found = msgspec.structs.replace(found, digest=payload.digest, farm=True, sha256=made.sha256)
+                self._happened(events.Obtained(job_key, found, now))
+
+        self._errands.do(
+            lambda: self._lookup.find_made(payload.key, payload.request, payload.preferences, cache, made.entry),
+            tell,
+            lambda: self._happened(events.Returned(job_key, time.monotonic())),
         )
 
     def awaited(self, session: Session, ticket: int) -> None:
@@ -281,8 +300,12 @@ class Requests:
             if not (outcome.cached or outcome.taken_over):
                 self._learn(payload.request, outcome.finished - outcome.started)
         elif isinstance(outcome, Found):
-            self.tally.remote += len(job.tickets)
+            self.tally.farm += len(job.tickets) * outcome.farm
+            self.tally.remote += len(job.tickets) * (not outcome.farm)
             self._learn(payload.request, outcome.seconds)
+            if outcome.farm and not outcome.entry:
+                self._errands.do(lambda: self._results.count(payload.preferences, payload.key))
+                self._offer(job, payload, outcome)
         elif isinstance(outcome, wire.Failure):
             self.tally.failed += 1
         self._claiming.over(job.key, offered=_is_offered(payload, outcome))
@@ -295,7 +318,7 @@ class Requests:
                     self._sessions.notify(session, outcome.notice)
                 self._tell(session.number, answer(ticket.number, payload.key, outcome, wanted))
 
-    def _offer(self, job: Job, payload: CompilePayload, outcome: wire.Finished) -> None:
+    def _offer(self, job: Job, payload: CompilePayload, outcome: wire.Finished | Found) -> None:
         """Have other hosts given what was compiled.
 
         What nobody vouches for stays here: with this user's signature it would be vouched for everywhere. And so does
@@ -335,7 +358,19 @@ class _Asked(NamedTuple):
         )
 
 
+def _place(
+    session: Session, request: CompileRequest, use_store: bool, found: Found
+) -> tuple[wire.FarmSettings, str] | None:
+    """Which farm may compile a request, and with which toolchain. One that names tools of this host stays here."""
+    farm = session.preferences.farm
+    if farm is None or not use_store or request.kind != KERNEL or TOOL_VARIABLES & request.environment.keys():
+        return None
+    return farm, found.digest
+
+
 def _is_offered(payload: CompilePayload, outcome: object) -> bool:
+    if isinstance(outcome, Found):
+        return outcome.farm and not payload.confined and not outcome.entry
     if not isinstance(outcome, wire.Finished) or not outcome.stored:
         return False
     return not (payload.confined or outcome.cached) and bool(outcome.sha256)

@@ -17,6 +17,7 @@ Guarantees:
 * An entry that comes from elsewhere answers its job, whatever that is at; a worker that was at it is killed.
 * A job that hosts share is claimed when its turn comes, and then not before others that are: it waits, without a
   worker, until it returns or has come from elsewhere. What has failed once is compiled here.
+* A job may be lent to a farm; see `lending.py`. It returns when nothing has come of it, and then is compiled here.
 * Quiesced, it starts no compile and keeps no worker.
 * A worker serves one kind (toolchain, environment, confined or not) in its life; a confined one has one job, and is
   killed: what it was told may have changed it.
@@ -28,15 +29,16 @@ the loss of the zygote; after `StartZygote`, `ZygoteReady`, `ZygoteUnable` or `Z
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 
 from headstart.service import events
-from headstart.service.actions import Action, Kill, MoveOn, Proceed, StandAside
+from headstart.service.actions import Action, Kill, Proceed, StandAside
 from headstart.service.backlog import Backlog
 from headstart.service.blame import failure_of_death
 from headstart.service.dispatch import EXCLUSIVE_TIMEOUT, Dispatcher
+from headstart.service.lending import Lending
 from headstart.service.limits import allow, deadlines, memory_limits
-from headstart.service.queue import Job, Kind, Ticket, Urgency
+from headstart.service.queue import Job, Kind, Room, Ticket, Urgency
 from headstart.service.workforce import MAX_ZYGOTES, PooledWorker, WorkerState, Workforce
 from headstart.wire import Failure
 
@@ -58,7 +60,8 @@ class Scheduler:
         self.idle_timeout = idle_timeout
         self._backlog = Backlog()
         self._workforce = Workforce(limit, most_zygotes, self._backlog.kinds)
-        self._dispatcher = Dispatcher(self._backlog, self._workforce)
+        self._lending = Lending(self._backlog, self._workforce)
+        self._dispatcher = Dispatcher(self._backlog, self._workforce, self._lending)
 
     @property
     def limit(self) -> int:
@@ -95,6 +98,7 @@ class Scheduler:
         time_limit: float | None = None,
         memory_limit: int | None = None,
         unclaimed: bool = False,
+        place: tuple[Hashable, str] | None = None,
     ) -> list[Action]:
         """A client wants the entry of `key`.
 
@@ -108,12 +112,21 @@ class Scheduler:
             estimate: seconds that it may take, as far as is known.
             time_limit: seconds that the client lets it take; None: no limit, but for background work.
             memory_limit: bytes that the client lets it use; None: no limit.
-            unclaimed: it is to be claimed before it gets a worker.
+            unclaimed, place: see `Job`.
         """
         job = self._backlog.jobs.get(key)
         if job is None:
             job = self._backlog.jobs[key] = Job(
-                key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket], unclaimed=unclaimed
+                key,
+                kind,
+                urgency,
+                payload,
+                estimate,
+                time_limit,
+                memory_limit,
+                [ticket],
+                unclaimed=unclaimed,
+                place=place,
             )
             self._backlog.queue.put(job)
             return self._dispatcher.schedule(now)
@@ -143,6 +156,8 @@ class Scheduler:
         job = self._backlog.jobs.get(key)
         if job is not None:
             self._backlog.raise_to(job, Urgency.AWAITED)
+            if self._lending.is_slow(job, now):
+                self._backlog.come_back(key)
         return self._dispatcher.schedule(now)
 
     def obtained(self, key: str, outcome: object, now: float) -> list[Action]:
@@ -154,9 +169,19 @@ class Scheduler:
         return [*ended, self._backlog.deliver(job, outcome), *self._dispatcher.schedule(now)]
 
     def returned(self, key: str, now: float) -> list[Action]:
-        """A job that was claimed is to be compiled here."""
+        """A job that was claimed, or lent, is to be compiled here."""
         self._backlog.come_back(key)
         return self._dispatcher.schedule(now)
+
+    def offered(self, farm: Hashable, rooms: Mapping[str, Room]) -> list[Action]:
+        """A farm has room for so much, by toolchain, from now on: what is lent is decided at the next `tick`."""
+        self._lending.offered(farm, rooms)
+        return []
+
+    def lent_begun(self, key: str) -> list[Action]:
+        """A job that was lent is being compiled there: it is not taken back before its time."""
+        self._backlog.lent.pop(key, None)
+        return []
 
     def elsewhere(self, key: str, now: float) -> list[Action]:
         """Another host makes a job that was to be claimed."""
@@ -178,14 +203,7 @@ class Scheduler:
     def quiesce(self, *, kill: bool) -> list[Action]:
         """Start nothing, and let workers leave as they finish; with `kill`, running jobs are queued again at once."""
         self._dispatcher.quiesced = True
-        actions: list[Action] = []
-        for worker in self._workforce.workers.values():
-            if worker.state is WorkerState.IDLE:
-                actions.append(self._workforce.retire(worker))
-            elif worker.state is WorkerState.BUSY and kill:
-                worker.state, worker.recalled = WorkerState.LEAVING, True
-                actions.append(Kill(worker.number))
-        return actions
+        return self._workforce.stand_down(kill=kill)
 
     def resume(self, now: float) -> list[Action]:
         """Go on with what is queued."""
@@ -195,9 +213,7 @@ class Scheduler:
     def resize(self, limit: int, now: float) -> list[Action]:
         """There may be more workers, or fewer: then idle ones leave, and busy ones when they are done."""
         self._workforce.limit = limit
-        idle = [worker for worker in self._workforce.workers.values() if worker.state is WorkerState.IDLE]
-        leaving = [self._workforce.retire(worker) for worker in idle[: max(0, self._workforce.surplus())]]
-        return [*leaving, *self._dispatcher.schedule(now)]
+        return [*self._workforce.shrink(), *self._dispatcher.schedule(now)]
 
     def memory_limits(self) -> dict[int, int]:
         """Which workers' memory is to be watched, and the most that each may use, bytes."""
@@ -294,11 +310,7 @@ class Scheduler:
 
     def _after_lack_of_space(self, worker: PooledWorker, job: Job, failure: Failure, now: float) -> list[Action]:
         """A job is to be tried once more, elsewhere. It says nothing about the kernel."""
-        leave: list[Action] = [MoveOn(worker.number)]
-        for each in self._workforce.workers.values():
-            each.outmoded = True
-            if each.state is WorkerState.IDLE or (each is worker and each.state is WorkerState.BUSY):
-                leave.append(self._workforce.retire(each))
+        leave = self._workforce.move_on(worker)
         if job.moved:
             failure.kind = "service"
             return [*leave, self._backlog.deliver(job, failure), *self._dispatcher.schedule(now)]
@@ -357,17 +369,11 @@ class Scheduler:
         if found is None:
             return []
         answer: list[Action] = []
-        if found.job is not None:
-            answer = self._after_death(found, found.job, status, stage, last_words, now)
+        if found.recalled and found.job is not None:
+            self._backlog.try_again(found.job)
+        elif found.job is not None:
+            answer = self._after_crash(found.job, failure_of_death(found, status, stage, last_words), now)
         return [*answer, *self._dispatcher.schedule(now), *self._workforce.end_unused_zygotes()]
-
-    def _after_death(
-        self, worker: PooledWorker, job: Job, status: int, stage: str, last_words: str, now: float
-    ) -> list[Action]:
-        if worker.recalled:
-            self._backlog.try_again(job)
-            return []
-        return self._after_crash(job, failure_of_death(worker, status, stage, last_words), now)
 
     # What time does
 
@@ -375,7 +381,7 @@ class Scheduler:
         """When `tick` should be called; None: nothing is due."""
         due = [deadline for _, deadline in deadlines(self._workforce, self.idle_timeout)]
         due += [job.exclusive_until for job in self._backlog.exclusive if job.exclusive_until is not None]
-        return min(due, default=None)
+        return min([*due, *self._lending.deadlines()], default=None)
 
     def tick(self, now: float) -> list[Action]:
         """Act on whatever is due by `now`."""
@@ -389,10 +395,6 @@ class Scheduler:
                 actions.append(Kill(worker.number))
             else:
                 actions.append(self._workforce.retire(worker))
-        over = {
-            job for job in self._backlog.exclusive if job.exclusive_until is not None and job.exclusive_until <= now
-        }
-        if over:
-            self._backlog.exclusive -= over
+        if self._backlog.end_exclusive(now):
             actions += self._dispatcher.schedule(now)
-        return actions
+        return [*actions, *self._dispatcher.lend(now)]

@@ -29,13 +29,14 @@ from headstart import wire
 from headstart.errors import ServiceError
 from headstart.model.toolchain import Toolchain
 from headstart.service import events, history
-from headstart.service.actions import Action, Assign, Claim, Deliver, ForExecutor
+from headstart.service.actions import Action, Assign, Claim, Deliver, ForExecutor, Lend
 from headstart.service.capacity import Capacity
 from headstart.service.claiming import Claiming
 from headstart.service.describers import DescriberKind, Describers
 from headstart.service.engine import Engine
 from headstart.service.errands import Errands
 from headstart.service.executor import Executor
+from headstart.service.farms import Farms
 from headstart.service.lookup import Lookup
 from headstart.service.loop import Loop
 from headstart.service.process_pool import ProcessPool
@@ -83,7 +84,15 @@ class Server:
         self._describers = Describers(self._loop, self._sessions.tell)
         self._remotes = Remotes(self._loop, self._sessions.warn_users_of)
         self._executor = make_executor(
-            self._loop, self._engine.happened, lambda: self._describers.pids | self._remotes.pids
+            self._loop,
+            self._engine.happened,
+            lambda: self._describers.pids | self._remotes.pids | self._farms.pids,
+        )
+        self._farms = Farms(
+            self._loop,
+            self._engine.happened,
+            lambda *made: self._requests.made_elsewhere(*made),
+            self._sessions.warn_users_of,
         )
         self._errands = Errands(self._loop)
         self._lookup = Lookup(self.warn)
@@ -122,6 +131,7 @@ class Server:
                 self._loop.once(self._timeout())
                 self._look_around(time.monotonic())
                 self._remotes.flush()
+                self._farms.flush()
                 self._loop.flush()
                 if self._sessions.hang_up_on_slow():
                     self._loop.flush()
@@ -139,6 +149,7 @@ class Server:
             self._describers.end()
             self._executor.end()
             self._remotes.end()
+            self._farms.end()
             self._errands.close()
 
     def _look_around(self, now: float) -> None:
@@ -152,11 +163,13 @@ class Server:
             self._watched = now
             self._executor.check_memory(self._scheduler.memory_limits())
         self._remotes.look_around(now)
+        self._farms.look_around(now, has_jobs=bool(self._scheduler.jobs()))
         if now - self._inspected >= _STOPPED_INTERVAL and (self._scheduler.jobs() or self._others_busy):
             self._inspected = now
             self._executor.replace_stopped(now)
             self._describers.replace_stopped(now)
             self._remotes.replace_stopped(now)
+            self._farms.replace_stopped(now)
         self._engine.happened(events.Ticked(now))
         if not (self._scheduler.quiesced and self._scheduler.workers):
             for session in self._draining:
@@ -170,12 +183,12 @@ class Server:
 
     @property
     def _others_busy(self) -> bool:
-        return self._describers.busy or self._remotes.busy
+        return self._describers.busy or self._remotes.busy or self._farms.busy
 
     def _timeout(self) -> float | None:
         deadline = self._scheduler.next_deadline()
         waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
-        dues = (self._executor.deadline, self._sessions.deadline, self._remotes.deadline)
+        dues = (self._executor.deadline, self._sessions.deadline, self._remotes.deadline, self._farms.deadline)
         waits += [due for due in dues if due is not None]
         if self._scheduler.memory_limits():
             waits.append(_MEMORY_INTERVAL)
@@ -195,6 +208,7 @@ class Server:
         self._sources.client_left(session.number)
         self._engine.happened(events.ClientLeft(session.number, time.monotonic()))
         self._claiming.drop()
+        self._farms.unwanted(lambda key: self._scheduler.in_flight(key) is not None)
         self._stop_if_alone()
 
     def _stop_if_alone(self) -> None:
@@ -218,6 +232,8 @@ class Server:
             case wire.Submit(ticket=ticket) | wire.SubmitSource(ticket=ticket) if ticket < 0:
                 self._sessions.dismiss(session)  # these are `Sources`' own
             case wire.Submit():
+                if session.preferences.farm is not None:
+                    self._farms.prepare(session.preferences.farm)  # it may have ended when nothing was lent
                 self._requests.submit(session, message)
             case wire.Await(tickets):
                 for number in tickets:
@@ -226,6 +242,8 @@ class Server:
             case wire.Prepare(toolchain, environment, vouched):
                 if session.preferences.remote is not None:
                     self._remotes.prepare(session.preferences.remote)
+                if session.preferences.farm is not None:
+                    self._farms.prepare(session.preferences.farm)
                 if vouched or not unavailable():
                     self._after_a_look(
                         session, toolchain, lambda: self._prepare(session, toolchain, environment, vouched)
@@ -303,6 +321,7 @@ class Server:
             persistent=self._persistent,
             describers=len(self._describers),
             remotes=self._remotes.counts(),
+            farms=self._farms.reports(),
         )
 
     # Actions
@@ -310,6 +329,10 @@ class Server:
     def _carry_out(self, action: Action) -> None:
         if isinstance(action, Deliver):
             self._requests.deliver(action.job, action.outcome)
+            self._farms.settled(action.job.key)
+            return
+        if isinstance(action, Lend):
+            self._farms.lend(action.job)
             return
         if isinstance(action, Claim):
             self._claiming.claim(action.job)

@@ -121,10 +121,10 @@ class Sessions:
             if cache_dir in (None, session.cache_dir):
                 self.notify(session, text)
 
-    def warn_users_of(self, remote: wire.RemoteSettings, text: str) -> None:
-        """Tell those who use these stores of other hosts."""
+    def warn_users_of(self, settings: wire.RemoteSettings | wire.FarmSettings, text: str) -> None:
+        """Tell those who use these stores of other hosts, or this farm."""
         for session in self.members():
-            if session.preferences.remote == remote:
+            if settings in (session.preferences.remote, session.preferences.farm):
                 self.notify(session, text)
 
     # Coming

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from headstart.service.actions import Action, EndZygote, Fork, Kill, Retire, StartZygote
+from headstart.service.actions import Action, EndZygote, Fork, Kill, MoveOn, Retire, StartZygote
 from headstart.service.queue import Job, Kind
 
 MAX_ZYGOTES = 8  # each has a Triton in memory
@@ -151,6 +151,31 @@ class Workforce:
             return []
         worker.state, worker.done = WorkerState.LEAVING, True
         return [Kill(worker.number)]
+
+    def move_on(self, worker: PooledWorker) -> list[Action]:
+        """There is no space left where workers have their folders: those to come have theirs elsewhere."""
+        actions: list[Action] = [MoveOn(worker.number)]
+        for each in self.workers.values():
+            each.outmoded = True
+            if each.state is WorkerState.IDLE or (each is worker and each.state is WorkerState.BUSY):
+                actions.append(self.retire(each))
+        return actions
+
+    def stand_down(self, *, kill: bool) -> list[Action]:
+        """Idle workers leave; with `kill`, busy ones are ended, and their jobs queued again."""
+        actions: list[Action] = []
+        for worker in self.workers.values():
+            if worker.state is WorkerState.IDLE:
+                actions.append(self.retire(worker))
+            elif worker.state is WorkerState.BUSY and kill:
+                worker.state, worker.recalled = WorkerState.LEAVING, True
+                actions.append(Kill(worker.number))
+        return actions
+
+    def shrink(self) -> list[Action]:
+        """Idle workers leave, as far as there are too many."""
+        idle = [worker for worker in self.workers.values() if worker.state is WorkerState.IDLE]
+        return [self.retire(worker) for worker in idle[: max(0, self.surplus())]]
 
     def surplus(self) -> int:
         """How many workers there are too many."""

@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True):
         trusts_remote: whether entries from there count that no trusted key has signed.
         remote_deadline: seconds that a compile waits for them; None: the default.
         remote_key: which of the user's own keys signs what goes there; empty: the only one.
+        farm: `"ray"`, or the address of a Ray cluster, whose machines compile as well; empty: none does.
+        farm_signs: whether what they make counts only if a trusted key has signed it.
     """
 
     cache_dir: Path
@@ -54,13 +56,21 @@ class Settings(msgspec.Struct, frozen=True):
     trusts_remote: bool = False
     remote_deadline: float | None = None
     remote_key: str = ""
+    farm: str = ""
+    farm_signs: bool = False
 
     @classmethod
-    def load(cls, *, workers: int | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Settings:
+    def load(
+        cls,
+        *,
+        workers: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        farm: str | None = None,
+    ) -> Settings:
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
         (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` and
         `_TRUST_CACHE_DIR` (`"1"`), `_REMOTE` (URLs), `_REMOTE_TRUST` (`"signed"`, `"all"`), `_REMOTE_DEADLINE`
-        (seconds) and `_REMOTE_KEY` (a name).
+        (seconds), `_REMOTE_KEY` (a name) and `_FARM` (`"ray"`, `"off"`, or an address).
 
         Raises:
             UsageError: one of them is not valid.
@@ -83,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True):
             trusts_remote=_trusts_remote(),
             remote_deadline=_seconds("HEADSTART_REMOTE_DEADLINE"),
             remote_key=lookup("HEADSTART_REMOTE_KEY"),
+            farm=parse_farm(lookup("HEADSTART_FARM"), origin("HEADSTART_FARM")) if farm is None else parse_farm(farm),
+            farm_signs=lookup("HEADSTART_REMOTE_TRUST").lower() == "signed",
         )
 
     def __repr__(self) -> str:
@@ -105,6 +117,20 @@ def patience() -> float:
         UsageError: `HEADSTART_PATIENCE` is not valid.
     """
     return _seconds("HEADSTART_PATIENCE") or DEFAULT_PATIENCE
+
+
+def parse_farm(text: str, name: str = "farm") -> str:
+    """Which farm is meant: `"ray"`, or the address of a cluster as `ray.init` takes it; empty: none.
+
+    Raises:
+        UsageError: it is no such thing. `name` is what it is called in the message.
+    """
+    text = text.strip()
+    if text.lower() in ("", "off"):
+        return ""
+    if text == "ray" or re.fullmatch(r"(ray://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}", text):
+        return text
+    raise UsageError(f"{name}: expected ray, off, or an address such as ray://head:10001 or head:6379, got {text!r}")
 
 
 def parse_seconds(text: str) -> float:

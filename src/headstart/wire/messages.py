@@ -10,6 +10,7 @@
     service ⇄ describer stream     Question                      / Awake Answer
     service ⇄ remote    stream     Serve LookUp Hurry Offer      / Awake LookedUp Claimed Availability RemoteCounts
                                    Disclaim                        RemoteSays
+    service ⇄ bridge    stream     Join Lend TakeBack            / Awake FarmState Begun Made Unmade FarmSays
 
 Every message is a struct of plain data; `channel.py` says how they are framed.
 """
@@ -21,6 +22,7 @@ import msgspec
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
 from headstart.wire.describing import Answer, Awake, DescriberState, PrepareDescriber, Question
+from headstart.wire.farm import Begun, FarmSays, FarmSettings, FarmState, Join, Lend, Made, TakeBack, Unmade
 from headstart.wire.outcomes import CompileLog, Failed, Failure, Result
 from headstart.wire.remotes import (
     Availability,
@@ -58,6 +60,7 @@ class Preferences(msgspec.Struct, frozen=True):
         trusts_cache_dir: whether it uses `cache_dir` whoever else can write there.
         tools: variables of `TOOL_VARIABLES` that are set in its process.
         remote: the stores of other hosts that it uses; None: none.
+        farm: where its kernels may be compiled as well; None: nowhere.
     """
 
     cache_dir: bytes
@@ -69,6 +72,7 @@ class Preferences(msgspec.Struct, frozen=True):
     trusts_cache_dir: bool = False
     tools: dict[str, str] = {}
     remote: RemoteSettings | None = None
+    farm: FarmSettings | None = None
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -304,3 +308,5 @@ ToDescriber = Question
 FromDescriber = Awake | Answer
 ToRemote = Serve | LookUp | Hurry | Offer | Disclaim
 FromRemote = Awake | LookedUp | Claimed | Availability | RemoteCounts | RemoteSays
+ToBridge = Join | Lend | TakeBack
+FromBridge = Awake | FarmState | Begun | Made | Unmade | FarmSays

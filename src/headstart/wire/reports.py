@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from headstart.wire.farm import FarmReport
 from headstart.wire.remotes import RemoteCounts
 
 
@@ -66,6 +67,8 @@ class Report(msgspec.Struct, tag=True):
         running: what is being compiled.
         describers: processes with torch in them.
         remotes: what the stores of other hosts were good for; one for each setting that a client had.
+        farm: came from a farm;
+        farms: what farms were good for; one for each setting that a client had.
     """
 
     pid: int
@@ -88,6 +91,8 @@ class Report(msgspec.Struct, tag=True):
     describers: int = 0
     remote: int = 0
     remotes: list[RemoteCounts] = []
+    farm: int = 0
+    farms: list[FarmReport] = []
 
 
 class Happened(msgspec.Struct, frozen=True):

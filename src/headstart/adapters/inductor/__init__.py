@@ -42,6 +42,7 @@ def enable(
     workers: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     recorder: Recorder | None = None,
+    farm: str | None = None,
 ) -> None:
     """Have torch.compile's kernels compiled by headstart from now on.
 
@@ -55,6 +56,7 @@ def enable(
         workers: compiles that may run at once; default: the CPUs this process may use.
         cache_dir: where compiled kernels are kept; default: `HEADSTART_CACHE_DIR`, or the platform's cache folder.
         recorder: writes down what is compiled; whoever made it closes it.
+        farm: `"ray"`, or the address of a Ray cluster whose machines compile as well; default: `HEADSTART_FARM`.
 
     Raises:
         UsageError: an argument or one of headstart's environment variables is not valid.
@@ -75,7 +77,7 @@ def enable(
         from headstart.adapters.inductor.adapter import Adapter
         from headstart.client.client import acquire, release
 
-        client = acquire(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir)
+        client = acquire(bundle=bundle, trust_bundle=trust_bundle, workers=workers, cache_dir=cache_dir, farm=farm)
         try:
             _current = Adapter(client, recorder)
             _current.install()

@@ -1,0 +1,186 @@
+"""A bridge's talk with one node: what it is told, what it says, and for how long it may say nothing.
+
+    send ── Exchange(jobs, dropped, wait 0) ─▶ node     at once, whatever else is under way
+    poll ── Exchange(wait POLL) ─────────────▶          one at a time, while the node has something of ours
+
+Ray says when a node is gone. That one is stopped it does not: a call that is not answered in time makes the node
+silent, and it is given nothing until it answers. The call goes on: what it brings in the end counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from headstart.farm.routing import Routed
+from headstart.wire.farm import Exchange, Exchanged, NodeJob, pack, unpack
+
+POLL = 2.0  # seconds after which a node says that it has nothing to say
+SILENCE = 3.0  # seconds more, after which it is silent
+STARTING = 60.0  # seconds that a node's first answer may take: it looks at its toolchain
+SMALL = 64 << 10  # bytes of results that need no object store
+
+
+class FarmError(Exception):
+    """A cluster, or a node of it, cannot be used; the text says why, for people."""
+
+
+class Cluster(Protocol):
+    """What a bridge needs of Ray; `ray_cluster.RayCluster`, and the tests' fake. Each method may take long."""
+
+    def join(self) -> None:
+        """Raises FarmError."""
+
+    def nodes(self) -> list[str]:
+        """Names of the nodes' actors that there are. Raises FarmError."""
+
+    def bring_up(self) -> bool:
+        """Start actors that end with this process, if the user has asked for that. Raises FarmError."""
+
+    def exchange(self, name: str, data: bytes) -> concurrent.futures.Future[bytes]:
+        """Call a node. The future, or the call, raises FarmError."""
+
+    def leave(self) -> None:
+        """End the connection."""
+
+
+class Attendant:
+    """For one node.
+
+    Args:
+        name: of the node.
+        cluster: where it is.
+        signed: whether its entries are to be signed.
+        said: told what it says.
+        silent: told when it is, and `lost`, with the reason, when a call has failed.
+        restarted: told that it knows nothing any more of what it was given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cluster: Cluster,
+        *,
+        signed: bool,
+        said: Callable[[Attendant, Exchanged], None],
+        silent: Callable[[Attendant], None],
+        lost: Callable[[Attendant, str], None],
+        restarted: Callable[[Attendant], None],
+    ) -> None:
+        self.name = name
+        self.wrong = 0  # answers that were not what was asked for
+        self._cluster = cluster
+        self._signed = signed
+        self._said, self._silent, self._lost, self._restarted = said, silent, lost, restarted
+        self._session = os.urandom(8).hex()
+        self._incarnation = ""
+        self._acked = 0
+        self._most = 8 << 20  # bytes
+        self._polling: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[None]] = set()
+        self.round_trip = 0.0  # seconds, of the latest call that did not wait
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call waits for its answer."""
+        return bool(self._sending) or self._polling is not None
+
+    def greet(self) -> None:
+        """Ask how it is."""
+        self._start(self._exchange([], [], 0.0, STARTING))
+
+    def send(self, jobs: Sequence[Routed] = (), dropped: Sequence[int] = ()) -> None:
+        """Tell it of new jobs, or of what is not to begin."""
+        told = [
+            NodeJob(
+                each.job.ticket,
+                each.job.key,
+                each.job.toolchain,
+                each.job.request,
+                each.job.vouched,
+                each.job.background,
+            )
+            for each in jobs
+        ]
+        self._start(self._exchange(told, list(dropped), 0.0, SILENCE))
+
+    def poll(self, wanted: Callable[[], bool]) -> None:
+        """Hear what it has to say, as long as that is `wanted`."""
+        if self._polling is None:
+            self._polling = asyncio.get_running_loop().create_task(self._poll(wanted))
+
+    def leave(self) -> None:
+        """Listen no longer."""
+        for task in (*self._sending, *filter(None, [self._polling])):
+            task.cancel()
+
+    async def said_all(self, seconds: float) -> None:
+        """Wait until what was to be sent is answered, for a while."""
+        if self._sending:
+            await asyncio.wait(set(self._sending), timeout=seconds)
+
+    def _start(self, exchange: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._report(exchange))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _poll(self, wanted: Callable[[], bool]) -> None:
+        try:
+            while wanted():
+                await self._exchange([], [], POLL, SILENCE)
+        except FarmError as error:
+            self._lost(self, str(error))
+        finally:
+            self._polling = None
+
+    async def _report(self, exchange: Coroutine[Any, Any, None]) -> None:
+        try:
+            await exchange
+        except FarmError as error:
+            self._lost(self, str(error))
+
+    async def _exchange(self, jobs: list[NodeJob], dropped: list[int], wait: float, patience: float) -> None:
+        """Raises FarmError."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        session = self._session
+        message = Exchange(session, self._acked, jobs, dropped, wait, self._most, self._signed)
+        # In a thread: Ray may have to write a large argument into an object store that is full.
+        call = loop.run_in_executor(None, self._cluster.exchange, self.name, pack(message))
+        answer = asyncio.ensure_future(_answer(call))
+        try:
+            await asyncio.wait({answer}, timeout=wait + patience)
+            if not answer.done():
+                self._silent(self)
+            data = await answer
+        except FarmError:
+            if self._most == SMALL:
+                raise
+            self._most = SMALL  # the object store may be full: what is small needs none
+            if jobs or dropped or not wait:
+                raise
+            return
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        try:
+            said = unpack(data, Exchanged)
+        except ValueError as error:
+            raise FarmError(str(error)) from None
+        if not wait:
+            self.round_trip = loop.time() - begun
+        if said.incarnation != self._incarnation:
+            known, self._incarnation = self._incarnation, said.incarnation
+            if known:
+                self._session, self._acked = os.urandom(8).hex(), 0
+                self._restarted(self)
+        if session == self._session:
+            self._acked = max(self._acked, said.serial)
+        self._said(self, said)
+
+
+async def _answer(call: asyncio.Future[concurrent.futures.Future[bytes]]) -> bytes:
+    return await asyncio.wrap_future(await call)

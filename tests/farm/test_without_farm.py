@@ -1,0 +1,84 @@
+"""A farm that cannot be had: programs compile as without one, and one line says so. Ray may be installed here or not."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+import pytest
+
+import headstart
+from conftest import wait_until
+from headstart.cli import main
+from headstart.errors import UsageError
+from headstart.system.settings import Settings, parse_farm
+from kernels import pointwise
+
+AsyncCompile = Callable[..., headstart.AsyncCompile]
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.triton
+def test_kernels_are_compiled_here_and_one_line_says_why_nothing_is_lent(
+    open_compile: AsyncCompile, nobody: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HEADSTART_FARM", nobody)
+
+    def told() -> list[str]:
+        return [message for message in caplog.messages if message.startswith("the farm")]
+
+    with caplog.at_level(logging.WARNING, "headstart"):
+        compiler = open_compile()
+        futures = [compiler.triton(**pointwise(float(number))) for number in range(4)]
+        for future in futures:
+            assert future.result(60).asm["cubin"]
+        wait_until(told)
+    assert len(told()) == 1
+    assert "the farm is not used: " in told()[0]
+    assert f"nobody listens at {nobody}" in told()[0] or "pip install 'headstart[ray]'" in told()[0]
+
+
+@pytest.mark.parametrize("text", ["ray", "ray://head:10001", "head:6379", "[::1]:6379", "10.0.0.1:6379"])
+def test_these_are_farms(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSTART_FARM", text)
+    assert Settings.load().farm == text
+
+
+@pytest.mark.parametrize("text", ["", "off", " OFF "])
+def test_these_are_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSTART_FARM", text)
+    assert Settings.load().farm == ""
+
+
+@pytest.mark.parametrize("text", ["auto", "head", "http://head:8265", "ray://", "head:port", "a b:1"])
+def test_anything_else_is_an_error_that_says_what_is_meant(text: str) -> None:
+    with pytest.raises(UsageError, match="expected ray, off, or an address such as ray://head:10001"):
+        parse_farm(text)
+
+
+def test_an_argument_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSTART_FARM", "head:6379")
+    assert Settings.load(farm="off").farm == ""
+    assert Settings.load(farm="ray").farm == "ray"
+
+
+def test_signatures_are_wanted_only_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Settings.load().farm_signs
+    monkeypatch.setenv("HEADSTART_REMOTE_TRUST", "signed")
+    assert Settings.load().farm_signs
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status"])
+def test_a_command_says_what_is_missing(command: str, nobody: str) -> None:
+    from click.testing import CliRunner
+
+    result = CliRunner().invoke(main, ["farm", command, "--address", nobody])
+    assert result.exit_code == 1
+    assert f"nobody listens at {nobody}" in result.output or "pip install 'headstart[ray]'" in result.output
