@@ -293,7 +293,6 @@ def overhead(bench: Bench) -> None:
             workers = NODES * PER_NODE
             print(f"| {SMALL} at once, a kernel, beside their compiles on {workers} workers | "
                   f"{1000 * (took - compiling / workers) / SMALL:.2f} |")  # fmt: skip
-            print(f"| … that nodes have already, a kernel | {1000 * lender.lend(many)[0] / SMALL:.2f} |", flush=True)
         finally:
             lender.close()
 

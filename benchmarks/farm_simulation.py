@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.farm_simulation      [NODES=256] [WORKERS=16] [LOCAL=16] [LATENCY_MS=5]
 
 Driven are the scheduler of a service and the router of its bridge, as they are; what is simulated is what lies between:
-messages that take `LATENCY_MS` each way between bridge and node, states that a bridge tells its service each 10 ms, and
-workers that take as long for a kernel as was recorded.
+messages that take `LATENCY_MS` each way between bridge and node, states that a bridge tells its service now and then,
+and workers that take as long for a kernel as was recorded.
 
 Recorded, in `benchmarks/results/2026-11-30-h200-live-312-sweeps.json`, are the kernels of 15 sweeps: how many
 configurations each had, how long the longest took, and the sum of all. Within a sweep they are spread evenly between
@@ -26,6 +26,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from benchmarks import machine
+from headstart.farm.bridge import STATE_INTERVAL
 from headstart.farm.routing import Routed, Router
 from headstart.service import events
 from headstart.service.actions import Action, Assign, Deliver, Fork, Kill, Lend, StartZygote
@@ -36,7 +37,6 @@ from headstart.wire.farm import LentJob, NodeState
 NODES, WORKERS, LOCAL = (int(os.environ.get(name, default)) for name, default in
                          (("NODES", "256"), ("WORKERS", "16"), ("LOCAL", "16")))  # fmt: skip
 LATENCY = float(os.environ.get("LATENCY_MS", "5")) / 1000  # seconds
-STATE_INTERVAL = 0.01  # seconds
 TOOLCHAIN = "ab" * 32
 KIND = Kind("triton", "")
 FARM = "farm"

@@ -60,6 +60,10 @@ class Told:
         """Without a farewell."""
         self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
 
+    def kill_head(self) -> None:
+        """What knows of all nodes and actors."""
+        self._cluster.head_node.kill_gcs_server(check_alive=False)
+
     def end(self) -> None:
         import ray
 

@@ -33,7 +33,7 @@ NODES = 2
 class Cluster:
     """See `cluster_process.py`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nodes: int = NODES) -> None:
         self.runtime = folder / "run"
         self.runtime.mkdir(mode=0o700)
         self._log = (folder / "log").open("w+")
@@ -46,7 +46,7 @@ class Cluster:
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "cluster_process.py"), str(folder / "nodes"), str(NODES)],
+            [sys.executable, str(Path(__file__).parent / "cluster_process.py"), str(folder / "nodes"), str(nodes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -82,6 +82,15 @@ class Cluster:
     def compilers(self) -> list[psutil.Process]:
         """Services, zygotes and workers on nodes."""
         return [each for each in self.processes() if "headstart." in " ".join(command_of(each))]
+
+    def kill(self) -> None:
+        """When there is nobody any more who could end it."""
+        self.process.stdin.close()  # type: ignore[union-attr]
+        for each in self.processes():
+            kill(each)
+        self.process.wait(10)
+        self.process.stdout.close()  # type: ignore[union-attr]
+        self._log.close()
 
     def close(self) -> None:
         self.process.stdin.close()  # type: ignore[union-attr]
@@ -273,6 +282,20 @@ def test_down_leaves_nothing_on_any_node_and_up_starts_again(cluster: Cluster, h
     assert len(cluster.tell("up")) == NODES
 
 
+def test_a_job_that_names_no_address_needs_no_farm_and_leaves_none(
+    cluster: Cluster, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.tell("down")
+    monkeypatch.setenv("HEADSTART_FARM", "ray")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    compiler = host()
+    finish([compiler.triton(**each) for each in sweep(60)])
+    assert full_report().farm > 0
+    compiler.close()
+    wait_until(lambda: not cluster.actors() and not cluster.compilers())
+    cluster.tell("up")
+
+
 def test_the_command_shows_the_nodes(cluster: Cluster) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "headstart", "farm", "status", "--address", cluster.address],
@@ -284,3 +307,23 @@ def test_the_command_shows_the_nodes(cluster: Cluster) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= NODES
     assert all(line.startswith("headstart-farm-") for line in done.stdout.splitlines() if not line.startswith("  "))
+
+
+def test_a_head_that_dies_costs_what_is_out(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("headless")
+    folder.chmod(0o700)
+    cluster = Cluster(folder, nodes=1)
+    try:
+        monkeypatch.setenv("HEADSTART_SERVICE", "shared")
+        monkeypatch.setenv("HEADSTART_FARM", cluster.address)
+        with headstart.AsyncCompile("cuda:90", workers=1, cache_dir=tmp_path / "host") as compiler:
+            wait_until(lambda: sum(report().state.room.values()) > 0, STARTING)
+            futures = [compiler.triton(**each) for each in sweep(70)]
+            wait_until(lambda: report().out > 0)
+            cluster.tell("kill_head")
+            finish(futures)
+            assert full_report().failed == 0
+    finally:
+        cluster.kill()

@@ -77,7 +77,7 @@ def test_no_node_has_more_than_its_workers_and_a_few() -> None:
 
 def test_what_others_have_a_node_do_counts() -> None:
     made = router(nodes=1, workers=4)
-    made.heard("node0", state(4, running=4, queued=3))
+    made.heard("node0", state(4, running=4, queued=ahead(4)))
     made.lend([job(1)])
     assert made.route() == {}
     assert made.offers()[0][HERE] == 0

@@ -1,4 +1,4 @@
-"""A farm that cannot be had: programs compile as without one, and one line says so, whether Ray is installed or not."""
+"""A farm that cannot be had: programs compile as without one, and one line says so. Ray may be installed or not."""
 
 from __future__ import annotations
 

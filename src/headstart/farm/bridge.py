@@ -52,7 +52,7 @@ DISCOVERY = 5.0  # seconds between two looks for nodes that have come or gone, w
 QUIET_DISCOVERY = 60.0  # seconds, while nothing is
 REJOIN = 30.0  # seconds until a cluster that could not be joined is tried again; twice as many each time
 MAX_REJOIN = 300.0  # seconds
-STATE_INTERVAL = 0.01  # seconds between two words on what there is room for
+STATE_INTERVAL = 0.02  # seconds between two words on what there is room for
 LIST_INTERVAL = 1.0  # seconds for which the list of nodes, which is long, is not made anew
 MOST_WRONG = 3  # answers that were not what was asked for, after which a node is given nothing more
 _READ = 1 << 18  # bytes
@@ -173,11 +173,12 @@ class Bridge:
         name = attendant.name
         if self._attendants.get(name) is not attendant:
             return
-        if attendant.wrong >= MOST_WRONG:
-            said = msgspec.structs.replace(said, state=msgspec.structs.replace(said.state, toolchains=[]))
-        node = self._router.heard(name, said.state)
         if said.state.unable:
             self.tell(f"unable {name}", f"{name} compiles nothing: {said.state.unable}")
+        if attendant.wrong >= MOST_WRONG:
+            why = "it has sent what was not asked for"
+            said = msgspec.structs.replace(said, state=msgspec.structs.replace(said.state, toolchains=[], unable=why))
+        node = self._router.heard(name, said.state)
         begun = [ticket for ticket in said.begun if ticket in node.out and ticket not in self._begun]
         if begun:
             self._begun.update(begun)

@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,6 +101,7 @@ class RayCluster:
     def __init__(self, address: str) -> None:
         self._address = address
         self._actors: dict[str, Any] = {}
+        self._own: dict[str, Any] = {}  # those that were started here, and end with this process
 
     def join(self) -> None:
         """Become a driver of the cluster. Raises FarmError."""
@@ -139,9 +140,11 @@ class RayCluster:
         """
         if self._address != OWN:
             return False
-        ray = _ray()
+        there = self.nodes()
         with _as_farm_errors():
-            return bool(_deploy(ray, Deployment(), lifetime=None))
+            # An actor ends with the handle that it was made with: one that is there must not be asked for again.
+            self._own |= _deploy(_ray(), Deployment(), lifetime=None, but=there)
+        return bool(self._own)
 
     def exchange(self, name: str, data: bytes) -> concurrent.futures.Future[bytes]:
         """Call an actor. The future, or the call, raises FarmError."""
@@ -171,10 +174,10 @@ class RayCluster:
 
     # For `headstart farm`
 
-    def deploy(self, deployment: Deployment) -> dict[str, str]:
-        """Have an actor on each node that has none. Returns their names, each with its node's address."""
+    def deploy(self, deployment: Deployment) -> list[str]:
+        """Have an actor on each node that has none. Returns the names of all."""
         with _as_farm_errors():
-            return _deploy(_ray(), deployment)
+            return sorted(_deploy(_ray(), deployment))
 
     def keep(self, deployment: Deployment) -> None:
         """Have an actor see to nodes that come later, in the place of one that does so already."""
@@ -250,28 +253,35 @@ class HeadstartKeeper:
             time.sleep(LOOK)
 
 
-def _deploy(ray: Any, deployment: Deployment, *, lifetime: str | None = "detached") -> dict[str, str]:
+def _deploy(
+    ray: Any, deployment: Deployment, *, lifetime: str | None = "detached", but: Collection[str] = ()
+) -> dict[str, Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for node in ray.nodes():
         # One without CPUs is a head that is kept free.
         cpus = int(deployment.cpus or node["Resources"].get("CPU", 0))
         if not node["Alive"] or not node["Resources"].get("CPU") or not _has(node.get("Labels"), deployment.labels):
             continue
         name = node_name(node["NodeManagerHostname"], node["NodeID"])
-        ray.remote(HeadstartNode).options(
-            name=name,
-            namespace=NAMESPACE,
-            lifetime=lifetime,
-            get_if_exists=True,
-            num_cpus=deployment.cpus,
-            resources=deployment.resources or None,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_TASK_RETRIES,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        ).remote(pack(deployment.options), name, cpus)
-        found[name] = str(node["NodeManagerAddress"])
+        if name in but:
+            continue
+        found[name] = (
+            ray.remote(HeadstartNode)
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                lifetime=lifetime,
+                get_if_exists=True,
+                num_cpus=deployment.cpus,
+                resources=deployment.resources or None,
+                max_restarts=MAX_RESTARTS,
+                max_task_retries=MAX_TASK_RETRIES,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            )
+            .remote(pack(deployment.options), name, cpus)
+        )
     return found
 
 

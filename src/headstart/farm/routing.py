@@ -28,7 +28,7 @@ _MASK = (1 << 64) - 1
 
 def ahead(workers: int) -> int:
     """How many jobs a node is sent beyond what its workers are at, so that they need not wait for a message."""
-    return 1 + workers // 4
+    return 1 + workers
 
 
 @dataclass(eq=False)
