@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from headstart.service.queue import Job, Kind, Queue, Ticket, Urgency
+from headstart.service.queue import Job, Kind, Queue, Size, Ticket, Urgency
 
 KIND, OTHER = Kind("triton 3.9", ""), Kind("triton 3.6", "")
 
@@ -17,8 +17,9 @@ def job(
     urgency: Urgency = Urgency.EARLY,
     kind: Kind = KIND,
     estimate: float | None = None,
+    size: Size | None = None,
 ) -> Job:
-    return Job(key, kind, urgency, None, estimate, tickets=[Ticket(client, 1)])
+    return Job(key, kind, urgency, None, estimate, tickets=[Ticket(client, 1)], size=size)
 
 
 def drained(queue: Queue) -> list[str]:
@@ -34,6 +35,33 @@ def test_looking_takes_nothing() -> None:
     queue.put(job("a"))
     assert queue.first() is queue.first()
     assert queue.waiting(KIND) == 1
+
+
+def test_of_one_family_the_largest_goes_first_and_families_keep_their_order() -> None:
+    queue = Queue()
+    queue.put(job("small", size=Size("matmul", 1.0)))
+    queue.put(job("other"))
+    queue.put(job("large", size=Size("matmul", 9.0)))
+    queue.put(job("later", size=Size("reduce", 99.0)))
+    queue.put(job("middle", size=Size("matmul", 5.0)))
+    assert drained(queue) == ["large", "middle", "small", "other", "later"]
+
+
+def test_a_family_of_which_nobody_waits_any_more_begins_anew() -> None:
+    queue = Queue()
+    queue.put(job("first", size=Size("matmul", 1.0)))
+    assert drained(queue) == ["first"]
+    queue.put(job("other"))
+    queue.put(job("again", size=Size("matmul", 2.0)))
+    assert drained(queue) == ["other", "again"]
+    assert queue._families == {}
+
+
+def test_what_is_known_to_take_longer_goes_first_whatever_its_size() -> None:
+    queue = Queue()
+    queue.put(job("short", estimate=1.0, size=Size("matmul", 9.0)))
+    queue.put(job("long", estimate=2.0, size=Size("reduce", 1.0)))
+    assert drained(queue) == ["long", "short"]
 
 
 def test_a_blocked_kind_is_left_aside() -> None:

@@ -555,3 +555,17 @@ def test_a_remote_that_dies_in_the_middle_of_an_answer_costs_nothing_but_a_compi
     assert {caller.hear(wire.Result).remote for _ in range(2)} == {True, False}
     notice = caller.report()
     assert notice.remote == 1
+
+
+def test_of_a_sweep_the_largest_configurations_are_compiled_first(start: Start) -> None:
+    service = start(never)  # with one worker
+    caller = service.caller(None)
+    caller.submit(1, constants={"BLOCK": 64})
+    wait_until(lambda: service.executor.orders)
+    for number, block in enumerate((128, 512, 256), 2):
+        caller.submit(number, constants={"BLOCK": block})
+    wait_until(lambda: len(service.server._scheduler.jobs()) == 4)
+    (running,) = service.executor.orders
+    service.do(lambda: service.executor._happened(events.Finished(1, compiled(running), time.monotonic())))
+    wait_until(lambda: len(service.executor.orders) == 2)
+    assert service.executor.orders[1].request.constants == {"BLOCK": 512}

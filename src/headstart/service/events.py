@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from headstart.service.queue import Kind, Room, Ticket, Urgency
+from headstart.service.queue import Kind, Room, Size, Ticket, Urgency
 
 # What clients do, and the user says
 
@@ -37,6 +37,7 @@ class Requested:
     memory_limit: int | None = None
     unclaimed: bool = False
     place: tuple[Hashable, str] | None = None
+    size: Size | None = None
 
 
 @dataclass(frozen=True)

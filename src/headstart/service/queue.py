@@ -8,6 +8,9 @@
 Pure, like the scheduler, whose part it is. A job lies in the line of every client that wants it. It is not searched for
 there when something about it changes (it was taken, dropped, became more urgent): what a line holds is looked at when
 it reaches the front, and what is no longer true is thrown away.
+
+Of jobs that are thought to take as long, those of one family (configurations of one kernel) go together, the largest of
+them first: so few workers end late with a long one while the others idle.
 """
 
 from __future__ import annotations
@@ -67,12 +70,20 @@ class Room:
         self.idle, self.room = max(0, self.idle - 1), max(0, self.room - 1)
 
 
+class Size(NamedTuple):
+    """How much there is to compile, by a measure that holds within a family: configurations of one kernel."""
+
+    family: Hashable
+    amount: float
+
+
 @dataclass(eq=False)
 class Job:
     """One compile that somebody asked for.
 
     Attributes:
         estimate: seconds that it may take; None: nobody knows.
+        size: how much there is to compile, where that can be compared with others.
         time_limit: the longest that any of its clients allows, seconds; None: no limit.
         memory_limit: the most that any of its clients allows, bytes; None: no limit.
         worker: while it runs.
@@ -96,6 +107,9 @@ class Job:
     time_limit: float | None = None
     memory_limit: int | None = None
     tickets: list[Ticket] = field(default_factory=list)
+    unclaimed: bool = False
+    place: tuple[Hashable, str] | None = None
+    size: Size | None = None
     attempts: int = 0
     worker: int | None = None
     waiting: bool = False
@@ -104,17 +118,23 @@ class Job:
     moved: bool = False
     prefix: bytes = b""
     whole: bool = False
-    unclaimed: bool = False
-    place: tuple[Hashable, str] | None = None
     lent_at: float | None = None
     returned: bool = False
 
 
 class _Place(NamedTuple):
     rank: float  # longest first, and what nobody knows before all of them
+    family: int  # the order of the first of it that waits
+    size: float  # negative, or 0
     order: int
     serial: int  # because a job cannot be compared, and may lie in a line twice
     job: Job
+
+
+@dataclass
+class _Family:
+    order: int
+    waiting: int = 0
 
 
 class Queue:
@@ -123,17 +143,20 @@ class Queue:
     def __init__(self) -> None:
         self._lines: dict[Kind, dict[tuple[Urgency, int], list[_Place]]] = {}
         self._waiting: Counter[Kind] = Counter()
+        self._families: dict[Hashable, _Family] = {}  # of which somebody waits
         self._turns: dict[int, int] = {}  # client: when it was last served
         self._clock = count(1)
         self._orders = count()
 
     def put(self, job: Job) -> None:
         """Have a job wait; one that has waited before keeps its place."""
+        if job.order < 0:
+            job.order = next(self._orders)
         if not job.waiting:
             job.waiting = True
             self._waiting[job.kind] += 1
-        if job.order < 0:
-            job.order = next(self._orders)
+            if job.size is not None:
+                self._families.setdefault(job.size.family, _Family(job.order)).waiting += 1
         for client in {ticket.client for ticket in job.tickets}:
             self.join(job, client)
 
@@ -141,14 +164,17 @@ class Queue:
         """Put a waiting job into the line of one more client."""
         rank = float("-inf") if job.estimate is None else -job.estimate
         line = self._lines.setdefault(job.kind, {}).setdefault((job.urgency, client), [])
-        heapq.heappush(line, _Place(rank, job.order, next(self._clock), job))
+        family, size = job.order, 0.0
+        if job.size is not None:
+            family, size = self._families[job.size.family].order, -job.size.amount
+        heapq.heappush(line, _Place(rank, family, size, job.order, next(self._clock), job))
 
     def first(self, blocked: Collection[Kind] = ()) -> Job | None:
         """The job whose turn it is, kinds that are `blocked` left aside."""
         best = None
         chosen = None
         for urgency, client, place in self._fronts(blocked):
-            candidate = (urgency, self._turns.get(client, 0), place.rank, place.order)
+            candidate = (urgency, self._turns.get(client, 0), *place[:4])
             if best is None or candidate < best:
                 best, chosen = candidate, place.job
         return chosen
@@ -165,6 +191,11 @@ class Queue:
         if job.waiting:
             job.waiting = False
             self._waiting[job.kind] -= 1
+            if job.size is not None:
+                family = self._families[job.size.family]
+                family.waiting -= 1
+                if not family.waiting:
+                    del self._families[job.size.family]
 
     def leave(self, client: int) -> None:
         """A client has no line any more."""

@@ -12,6 +12,7 @@ all, by what that had.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -30,7 +31,7 @@ from headstart.service.executor import Executor
 from headstart.service.intake import without_what_is_not_identity
 from headstart.service.look_ups import Sought
 from headstart.service.lookup import Found, Lookup
-from headstart.service.queue import Job, Ticket, Urgency
+from headstart.service.queue import Job, Size, Ticket, Urgency
 from headstart.service.remotes import Remotes
 from headstart.service.reporting import Tally
 from headstart.service.results import CompilePayload, Results, answer, answer_of
@@ -238,6 +239,7 @@ class Requests:
                 preferences.memory_limit or (CONFINED_MEMORY_LIMIT if confined else None),
                 unclaimed,
                 _place(session, request, use_store, found),
+                _size(request),
             )
         )
 
@@ -366,6 +368,13 @@ def _place(
     if farm is None or not use_store or request.kind != KERNEL or TOOL_VARIABLES & request.environment.keys():
         return None
     return farm, found.digest
+
+
+def _size(request: CompileRequest) -> Size:
+    """Of a kernel's configurations those with larger blocks take longer, and those with more warps less, a block."""
+    blocks = sum(math.log2(each) for each in request.constants.values() if type(each) is int and each > 1)
+    warps = dict(request.options).get("num_warps")
+    return Size(request.kernel, blocks - (math.log2(warps) if type(warps) is int and warps > 1 else 0.0))
 
 
 def _is_offered(payload: CompilePayload, outcome: object) -> bool:

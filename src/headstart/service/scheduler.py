@@ -38,7 +38,7 @@ from headstart.service.blame import failure_of_death
 from headstart.service.dispatch import EXCLUSIVE_TIMEOUT, Dispatcher
 from headstart.service.lending import Lending
 from headstart.service.limits import allow, deadlines, memory_limits
-from headstart.service.queue import Job, Kind, Room, Ticket, Urgency
+from headstart.service.queue import Job, Kind, Room, Size, Ticket, Urgency
 from headstart.service.workforce import MAX_ZYGOTES, PooledWorker, WorkerState, Workforce
 from headstart.wire import Failure
 
@@ -99,6 +99,7 @@ class Scheduler:
         memory_limit: int | None = None,
         unclaimed: bool = False,
         place: tuple[Hashable, str] | None = None,
+        size: Size | None = None,
     ) -> list[Action]:
         """A client wants the entry of `key`.
 
@@ -112,21 +113,12 @@ class Scheduler:
             estimate: seconds that it may take, as far as is known.
             time_limit: seconds that the client lets it take; None: no limit, but for background work.
             memory_limit: bytes that the client lets it use; None: no limit.
-            unclaimed, place: see `Job`.
+            unclaimed, place, size: see `Job`.
         """
         job = self._backlog.jobs.get(key)
         if job is None:
             job = self._backlog.jobs[key] = Job(
-                key,
-                kind,
-                urgency,
-                payload,
-                estimate,
-                time_limit,
-                memory_limit,
-                [ticket],
-                unclaimed=unclaimed,
-                place=place,
+                key, kind, urgency, payload, estimate, time_limit, memory_limit, [ticket], unclaimed, place, size
             )
             self._backlog.queue.put(job)
             return self._dispatcher.schedule(now)
