@@ -298,7 +298,7 @@ def test_a_node_that_stops_answering_gets_nothing_more_and_its_jobs_go_elsewhere
     assert len(stopped.jobs()) == before
     stopped.outcome = made
     stopped.answers_calls.set()
-    running.has_nodes(2)
+    wait_until(lambda: [(node.out, node.refused) for node in running.states[-1].nodes] == [(0, ""), (0, "")])
     running.lend(*range(30, 38))
     assert {each.node for each in running.made(8)} == {"a", "b"}
 
