@@ -70,6 +70,7 @@ class Wanted:
     away: bool = False  # it is being claimed, or another host makes it
     lent: bool = False  # and is lent, as far as was seen
     claiming: bool = False
+    claimed: bool = False
 
 
 class SimulatedService:
@@ -161,7 +162,9 @@ class SimulatedService:
     def come_back(self, key: str) -> list[Action]:
         """Nobody else makes it."""
         if key in self.wanted:
-            self.wanted[key].away = self.wanted[key].claiming = self.wanted[key].lent = False
+            wanted = self.wanted[key]
+            wanted.claimed |= wanted.away and not wanted.lent
+            wanted.away = wanted.claiming = wanted.lent = False
         return self._perform(self.scheduler.returned(key, self.now))
 
     def offer(self, idle: int, room: int | None = None, delay: float = 0.0) -> list[Action]:
@@ -391,6 +394,7 @@ class SimulatedService:
                     assert wanted.stands_for is None
                     assert not self.scheduler.quiesced
                     wanted.unclaimed, wanted.away, wanted.claiming = False, True, True
+                    self._served(wanted)
                     assert sum(each.claiming for each in self.wanted.values()) <= self.scheduler.limit + 1
                 case Lend(job):
                     wanted = self.wanted[job.key]
@@ -450,6 +454,8 @@ class SimulatedService:
             wanted
             for wanted in self.wanted.values()
             if wanted.worker is None and wanted.stands_for is None and wanted.kind == chosen.kind and not wanted.away
+            # What is to be claimed first keeps no worker waiting.
+            if not wanted.unclaimed
         ]
         assert chosen.urgency == min(wanted.urgency for wanted in waiting)
         classmates = [wanted for wanted in waiting if wanted.urgency == chosen.urgency]
@@ -464,7 +470,8 @@ class SimulatedService:
             min(self._length(w) for w in classmates if client in {t.client for t in w.tickets}) for client in clients
         ]
         assert self._length(chosen) in firsts, "its client has a longer one"
-        self._served(chosen)
+        if not chosen.claimed:  # else its clients had their turn then
+            self._served(chosen)
 
     def _served(self, chosen: Wanted) -> None:
         self.assignments += 1
@@ -472,6 +479,8 @@ class SimulatedService:
 
     @staticmethod
     def _length(wanted: Wanted) -> tuple[float, int]:
+        if wanted.claimed:
+            return float("-inf"), -1
         return (float("-inf") if wanted.estimate is None else -wanted.estimate, wanted.order)
 
 

@@ -54,7 +54,7 @@ class Backlog:
 
     def send_away(self, job: Job) -> Claim:
         """A job waits for no worker, but for what becomes of its claim."""
-        self.queue.drop(job)
+        self.queue.take(job)
         job.unclaimed = False
         self.away.add(job.key)
         self.claiming.add(job.key)
@@ -69,12 +69,15 @@ class Backlog:
         return Lend(job)
 
     def come_back(self, key: str) -> None:
-        """A job that was away waits again, where it was."""
+        """A job that was away waits again: where it was if it was lent, and first if it was claimed."""
         self.claiming.discard(key)
         self.lent.pop(key, None)
         if key in self.away:
             self.away.remove(key)
             job = self.jobs[key]
+            if job.lent_at is None:
+                job.claimed = True
+                job.lines.clear()  # it has another place from now on
             job.lent_at, job.returned = None, job.returned or job.lent_at is not None
             self.requeue(job)
 

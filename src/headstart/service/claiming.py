@@ -30,7 +30,9 @@ MIN_LEASE, MAX_LEASE = 0.5, 60.0  # seconds; whatever takes no time is to be pub
 Obtain = Callable[[wire.FoundRemotely], None]
 
 
-class _Claim(NamedTuple):
+class HostClaim(NamedTuple):
+    """What is claimed for one job, and what is to be done if another host has made it."""
+
     settings: wire.RemoteSettings
     sought: Sought
     obtain: Obtain
@@ -49,11 +51,11 @@ class Claiming:
         self._scheduler = scheduler
         self._happened = happened
         self._remotes = remotes
-        self._claims: dict[str, _Claim] = {}  # by the job's key: to be claimed, or claimed perhaps
+        self._claims: dict[str, HostClaim] = {}  # by the job's key: to be claimed, or claimed perhaps
 
     def expect(self, job_key: str, settings: wire.RemoteSettings, sought: Sought, obtain: Obtain) -> None:
         """A job is about to be queued that is to be claimed; `obtain` is called if another host has made it."""
-        self._claims[job_key] = _Claim(settings, sought, obtain)
+        self._claims[job_key] = HostClaim(settings, sought, obtain)
 
     def claim(self, job: Job) -> None:
         """Its turn has come."""
@@ -61,36 +63,43 @@ class Claiming:
         if claim is None:  # everybody who asked had left when it was queued
             self._happened(events.Returned(job.key, time.monotonic()))
             return
-        settings, sought, obtain = claim
         each = DEFAULT_ESTIMATE if job.estimate is None else job.estimate
         self._remotes.look_up(
-            settings,
-            sought,
-            lambda found: self._answered(job.key, found),
-            lambda found: obtain(found) if self._is_in_flight(job.key) else None,
+            claim.settings,
+            claim.sought,
+            lambda found: self._answered(job.key, claim, found),
+            lambda found: claim.obtain(found) if self._claims.get(job.key) is claim else None,
             lease=min(max(MIN_LEASE, LEASE_MARGIN * each), MAX_LEASE),
             elsewhere=lambda: self._happened(events.Elsewhere(job.key, time.monotonic())),
+            claimed_late=lambda: None if self._claims.get(job.key) is claim else self.give_back(claim),
         )
 
-    def over(self, job_key: str, *, offered: bool) -> None:
-        """A job is over; what is offered to others gives its claim back itself, once they can have it."""
-        claim = self._claims.pop(job_key, None)
-        if claim is not None and not offered:
-            self._remotes.disclaim(claim.settings, claim.sought.key)
+    def joined(self, job_key: str) -> None:
+        """Somebody who knows nothing of claims wants a job, too, and is to wait for no other host."""
+        if job_key in self._claims:
+            self._happened(events.Returned(job_key, time.monotonic()))
+
+    def over(self, job_key: str) -> HostClaim | None:
+        """A job is over. Returns its claim, which is given back, or is by itself once others are offered the entry."""
+        return self._claims.pop(job_key, None)
+
+    def give_back(self, claim: HostClaim) -> None:
+        """Nothing will come of a claim, unless that is another job's of this service by now."""
+        settings, key = claim.settings, claim.sought.key
+        if not any(each.settings == settings and each.sought.key == key for each in self._claims.values()):
+            self._remotes.disclaim(settings, key)
 
     def drop(self) -> None:
         """Have what was claimed and is no job any more given back: another host may as well begin."""
         for job_key in list(self._claims):
-            if not self._is_in_flight(job_key):
-                self.over(job_key, offered=False)
+            if self._scheduler.in_flight(job_key) is None:
+                self.give_back(self._claims.pop(job_key))
 
-    def _answered(self, job_key: str, found: wire.FoundRemotely | None) -> None:
-        if not self._is_in_flight(job_key):
-            self.drop()
+    def _answered(self, job_key: str, claim: HostClaim, found: wire.FoundRemotely | None) -> None:
+        if self._claims.get(job_key) is not claim:  # nobody wants that job any more
+            if found is None:
+                self.give_back(claim)
         elif found is None:
             self._happened(events.Returned(job_key, time.monotonic()))
         else:
-            self._claims[job_key].obtain(found)
-
-    def _is_in_flight(self, job_key: str) -> bool:
-        return self._scheduler.in_flight(job_key) is not None
+            claim.obtain(found)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from headstart.service.actions import Action, Assign, Kill
 from headstart.service.backlog import Backlog
 from headstart.service.lending import Lending
-from headstart.service.queue import Job, Kind
+from headstart.service.queue import Job, Kind, Urgency
 from headstart.service.workforce import PooledWorker, WorkerState, Workforce
 
 EXCLUSIVE_TIMEOUT = 10.0  # seconds for which others wait for a second attempt to begin, and again while it runs
@@ -36,14 +36,14 @@ class Dispatcher:
         """Give workers to the jobs whose turn it is, as far as there are any, and see to it that there will be."""
         actions: list[Action] = []
         blocked: set[Kind] = set()
-        while not self.quiesced and (job := self._backlog.queue.first(blocked)) is not None:
+        while not self.quiesced and (job := self._next(blocked)) is not None:
             if self._must_wait(job):
                 break
             if job.unclaimed:
-                if len(self._backlog.claiming) <= self._workforce.spare:
-                    actions.append(self._backlog.send_away(job))
-                else:
-                    blocked.add(job.kind)
+                actions.append(self._backlog.send_away(job))
+                continue
+            if self._is_kept_for_others(job):
+                blocked.add(job.kind)
                 continue
             worker = self._workforce.idle(job.kind)
             if worker is None:
@@ -52,7 +52,10 @@ class Dispatcher:
                 if job in self._backlog.exclusive:
                     break
                 continue
-            self._backlog.queue.take(job)
+            if job.claimed:
+                self._backlog.queue.drop(job)  # its clients had their turn when it was claimed
+            else:
+                self._backlog.queue.take(job)
             worker.state, worker.since = WorkerState.BUSY, now
             worker.job, job.worker = job, worker.number
             if job in self._backlog.exclusive:
@@ -85,6 +88,18 @@ class Dispatcher:
         if self.quiesced or worker.outmoded or self._workforce.surplus() > 0:
             return [self._workforce.retire(worker)]
         return []
+
+    def _next(self, blocked: set[Kind]) -> Job | None:
+        may_claim = len(self._backlog.claiming) <= self._workforce.spare
+        return self._backlog.queue.first(blocked, unclaimed=may_claim)
+
+    def _is_kept_for_others(self, job: Job) -> bool:
+        """Whether the workers that idle are kept, for a moment, for what somebody is blocked on and is being claimed."""
+        if job.urgency is Urgency.AWAITED or not self._backlog.claiming:
+            return False
+        claiming = [self._backlog.jobs[key] for key in self._backlog.claiming]
+        awaited = sum(each.kind == job.kind and each.urgency is Urgency.AWAITED for each in claiming)
+        return awaited >= max(1, self._workforce.count_idle(job.kind))
 
     def _must_wait(self, job: Job) -> bool:
         running = [worker.job for worker in self._workforce.workers.values() if worker.job is not None]

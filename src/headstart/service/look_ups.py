@@ -29,6 +29,7 @@ class LookUp:
         place: by which it is found again: claimed or not, these are two.
         asked: monotonic seconds; once it comes out of a queue, when it did.
         claimed_until: when another host is given up that makes it; None: none has said so.
+        elsewhere, claimed_late: see `Remotes.look_up`.
     """
 
     def __init__(self, ticket: int, sought: Sought, lease: float, background: bool, now: float) -> None:
@@ -41,7 +42,8 @@ class LookUp:
         self.sent = False
         self.claimed_until: float | None = None  # another host makes it
         self.askers: list[tuple[Answered, Late | None]] = []
-        self.elsewhere: Callable[[], None] | None = None
+        self.elsewhere: list[Callable[[], None]] = []
+        self.claimed_late: list[Callable[[], None]] = []
         self.given_up: list[Late] = []  # who want to be told all the same
 
     def give_up(self) -> None:

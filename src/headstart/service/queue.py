@@ -94,6 +94,8 @@ class Job:
         prefix: what its worker had made when it stood aside for another job's suffix, unread.
         whole: it is to be compiled from start to end, whatever other jobs are at.
         unclaimed: other hosts may be asked for it: it is claimed before it gets a worker.
+        claimed: it has been, or may be: it goes before others, for which other hosts need not wait.
+        lines: those of the queue in which it lies.
         place: which farm it may be lent to, and its toolchain there; None: it is compiled here.
         lent_at: since when it is lent; monotonic seconds; None: it is not.
         returned: it was lent, and is not lent again.
@@ -110,6 +112,8 @@ class Job:
     unclaimed: bool = False
     place: tuple[Hashable, str] | None = None
     size: Size | None = None
+    claimed: bool = False
+    lines: set[tuple[Urgency, int]] = field(default_factory=set)
     attempts: int = 0
     worker: int | None = None
     waiting: bool = False
@@ -162,18 +166,26 @@ class Queue:
 
     def join(self, job: Job, client: int) -> None:
         """Put a waiting job into the line of one more client."""
+        name = job.urgency, client
+        if name in job.lines:
+            return
+        job.lines.add(name)
         rank = float("-inf") if job.estimate is None else -job.estimate
-        line = self._lines.setdefault(job.kind, {}).setdefault((job.urgency, client), [])
+        line = self._lines.setdefault(job.kind, {}).setdefault(name, [])
         family, size = job.order, 0.0
         if job.size is not None:
             family, size = self._families[job.size.family].order, -job.size.amount
+        if job.claimed:
+            rank, family = float("-inf"), -1
         heapq.heappush(line, _Place(rank, family, size, job.order, next(self._clock), job))
 
-    def first(self, blocked: Collection[Kind] = ()) -> Job | None:
-        """The job whose turn it is, kinds that are `blocked` left aside."""
+    def first(self, blocked: Collection[Kind] = (), *, unclaimed: bool = True) -> Job | None:
+        """The job whose turn it is, kinds that are `blocked` left aside, and, unless they may be, `unclaimed` jobs."""
         best = None
         chosen = None
         for urgency, client, place in self._fronts(blocked):
+            if place.job.unclaimed and not unclaimed:
+                continue
             candidate = (urgency, self._turns.get(client, 0), *place[:4])
             if best is None or candidate < best:
                 best, chosen = candidate, place.job
@@ -221,7 +233,7 @@ class Queue:
                 continue
             for (urgency, client), line in list(lines.items()):
                 while line and not (line[0].job.waiting and line[0].job.urgency == urgency):
-                    heapq.heappop(line)
+                    heapq.heappop(line).job.lines.discard((urgency, client))
                 if line:
                     yield urgency, client, line[0]
                 else:

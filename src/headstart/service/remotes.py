@@ -169,6 +169,7 @@ class Remotes:
         background: bool = False,
         lease: float = 0.0,
         elsewhere: Callable[[], None] | None = None,
+        claimed_late: Callable[[], None] | None = None,
     ) -> None:
         """Look for an entry, which is in the local store when it was found.
 
@@ -178,6 +179,7 @@ class Remotes:
             background: nobody waits for it soon.
             lease: seconds for which it is claimed first, where that can be done; 0: it is not.
             elsewhere: called if another host has claimed it: the answer is what comes of that.
+            claimed_late: called if it was not there, and may have been claimed, after nobody waited any longer.
         """
         now = time.monotonic()
         remote = self._running(settings)
@@ -199,12 +201,15 @@ class Remotes:
                 remote.unsent.append(look_up)
         elif look_up.background and not background:
             remote.hurry(look_up, now)
+        look_up.claimed_late += [] if claimed_late is None else [claimed_late]
         if look_up.given_up or not remote.is_waited_for(now):
             look_up.given_up += [] if late is None else [late]
             answered(None)
         else:
             look_up.askers.append((answered, late))
-            look_up.elsewhere = elsewhere
+            look_up.elsewhere += [] if elsewhere is None else [elsewhere]
+            if look_up.claimed_until is not None and elsewhere is not None:
+                elsewhere()
 
     def hurry(self, settings: wire.RemoteSettings, sought: Sought) -> None:
         """Somebody is blocked on what was looked up for the background."""
@@ -268,7 +273,8 @@ class Remotes:
         """Give up what has taken too long."""
         for remote in list(self._remotes.values()):
             over = remote.over(now)
-            if not remote.is_late and any(each.claimed_until is None for each in over):
+            # What a claim costs says little of what a look-up does.
+            if not remote.is_late and any(not each.lease for each in over):
                 self._was_late(remote, now)
             for look_up in over:
                 look_up.give_up()
@@ -315,8 +321,8 @@ class Remotes:
                 remote.heard, remote.is_late = now, False
                 for look_up in [remote.asked[ticket] for ticket in tickets if ticket in remote.asked]:
                     look_up.claimed_until = now + seconds
-                    if look_up.askers and look_up.elsewhere is not None:
-                        look_up.elsewhere()
+                    for elsewhere in look_up.elsewhere if look_up.askers else []:
+                        elsewhere()
             case wire.Availability(usable, for_good):
                 remote.usable = usable
                 remote.wrong = for_good and not usable
@@ -345,6 +351,9 @@ class Remotes:
             if found is not None:
                 for late in look_up.given_up:
                     late(found)
+            elif not look_up.askers:
+                for claimed_late in look_up.claimed_late:
+                    claimed_late()
 
     def _was_late(self, remote: _Remote, now: float) -> None:
         remote.is_late = True

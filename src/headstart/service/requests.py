@@ -25,7 +25,7 @@ from headstart.artifacts.vetting import check_environment, unvouched
 from headstart.model.environment import TOOL_VARIABLES, bypass_reason
 from headstart.model.request import KERNEL, CompileRequest
 from headstart.service import events
-from headstart.service.claiming import Claiming
+from headstart.service.claiming import Claiming, HostClaim
 from headstart.service.errands import Errands
 from headstart.service.executor import Executor
 from headstart.service.intake import without_what_is_not_identity
@@ -213,6 +213,8 @@ class Requests:
         settings = preferences.remote
         # What nobody vouches for is not given to others: nobody is to wait for it.
         unclaimed = running is None and use_store and not confined and settings is not None and settings.claims
+        if running is not None and not (settings is not None and settings.claims):
+            self._claiming.joined(job_key)
         if unclaimed and settings is not None:
             sought = asked.sought(found.key)
             self._claiming.expect(job_key, settings, sought, functools.partial(self._came_late, asked, found))
@@ -281,18 +283,21 @@ class Requests:
         """A job is over: keep what came of it, and tell everybody who asked."""
         payload = job.payload
         assert isinstance(payload, CompilePayload)
+        claim = self._claiming.over(job.key)
         if not self._results.needs_work(payload, outcome):
-            self._tell_outcome(job, payload, outcome)
+            self._tell_outcome(job, payload, claim, outcome)
             return
         worker = self._executor.workers.get(-1 if job.worker is None else job.worker)
         started = time.monotonic() if worker is None else worker.started
         self._errands.do(
             lambda: self._results.settled(job, payload, outcome, started),
-            functools.partial(self._tell_outcome, job, payload),
-            lambda: self._tell_outcome(job, payload, wire.Failure("service", "its result could not be kept: a bug")),
+            functools.partial(self._tell_outcome, job, payload, claim),
+            lambda: self._tell_outcome(
+                job, payload, claim, wire.Failure("service", "its result could not be kept: a bug")
+            ),
         )
 
-    def _tell_outcome(self, job: Job, payload: CompilePayload, outcome: object) -> None:
+    def _tell_outcome(self, job: Job, payload: CompilePayload, claim: HostClaim | None, outcome: object) -> None:
         if isinstance(outcome, wire.Finished):
             self.tally.compiled += 1
             self.tally.taken_over += outcome.taken_over
@@ -310,7 +315,8 @@ class Requests:
                 self._offer(job, payload, outcome)
         elif isinstance(outcome, wire.Failure):
             self.tally.failed += 1
-        self._claiming.over(job.key, offered=_is_offered(payload, outcome))
+        if claim is not None and not _is_offered(payload, outcome):
+            self._claiming.give_back(claim)
         for ticket in job.tickets:
             session = self._sessions.get(ticket.client)
             if session is not None:

@@ -84,6 +84,10 @@ class Workforce:
         """How many workers there is room for. Those that were killed after their job are as good as gone."""
         return self.limit - sum(self.crowded or not worker.done for worker in self.workers.values())
 
+    def count_idle(self, kind: Kind) -> int:
+        """How many workers of a kind wait for a job."""
+        return sum(w.state is WorkerState.IDLE and w.kind == kind for w in self.workers.values())
+
     @property
     def spare(self) -> int:
         """How many more jobs may run at once."""
