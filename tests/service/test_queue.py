@@ -57,6 +57,42 @@ def test_a_family_of_which_nobody_waits_any_more_begins_anew() -> None:
     assert queue._families == {}
 
 
+def test_what_was_claimed_goes_before_what_would_rank_before_it() -> None:
+    queue = Queue()
+    small, large = job("small", size=Size("matmul", 1.0)), job("large", size=Size("matmul", 9.0))
+    queue.put(small)
+    queue.take(small)
+    small.claimed = True
+    small.lines.clear()
+    queue.put(large)
+    queue.put(job("unknown"))
+    queue.put(small)
+    assert drained(queue) == ["small", "large", "unknown"]
+
+
+def test_what_is_put_aside_and_back_has_one_place() -> None:
+    queue = Queue()
+    waits = job("a")
+    for _ in range(100):
+        queue.put(waits)
+        queue.drop(waits)
+    queue.put(waits)
+    assert len(queue._lines[KIND][Urgency.EARLY, 1]) == 1
+    assert drained(queue) == ["a"]
+
+
+def test_what_is_to_be_claimed_can_be_left_aside() -> None:
+    queue = Queue()
+    first = job("first")
+    first.unclaimed = True
+    queue.put(first)
+    queue.put(job("second", client=2))
+    found = queue.first(unclaimed=False)
+    assert found is not None
+    assert found.key == "second"
+    assert queue.first() is first
+
+
 def test_what_is_known_to_take_longer_goes_first_whatever_its_size() -> None:
     queue = Queue()
     queue.put(job("short", estimate=1.0, size=Size("matmul", 9.0)))

@@ -569,3 +569,100 @@ def test_of_a_sweep_the_largest_configurations_are_compiled_first(start: Start) 
     service.do(lambda: service.executor._happened(events.Finished(1, compiled(running), time.monotonic())))
     wait_until(lambda: len(service.executor.orders) == 2)
     assert service.executor.orders[1].request.constants == {"BLOCK": 512}
+
+
+# Claims of those who leave, come again, or know nothing of claims
+
+
+def left(service: Service, caller: Caller, other: Caller) -> None:
+    """`caller` leaves, and `other` has seen it."""
+    clients = len(other.report().clients)
+    caller.socket.shutdown(socket.SHUT_RDWR)
+    wait_until(lambda: len(other.report().clients) < clients)
+
+
+def test_a_claim_of_somebody_who_left_is_no_other_job_s(start: Start) -> None:
+    service = start(never)
+    keeps, leaves = service.caller(None), service.caller(CLAIMS)
+    leaves.submit(1)
+    wanted = service.claimed(1)
+    service.say(wire.Claimed([wanted.ticket], SLOW), CLAIMS)
+    left(service, leaves, keeps)
+    keeps.submit(1)  # the same kernel and folder, without remotes
+    keeps.hear(wire.Started)
+    service.find(wanted, CLAIMS)
+    assert len(keeps.report().running) == 1, "the service goes on, and so does the compile"
+
+
+def test_a_claim_that_is_joined_while_another_host_is_at_it_lets_others_be_claimed(start: Start) -> None:
+    service = start(never)  # with one worker
+    keeps, leaves = service.caller(None), service.caller(CLAIMS)
+    for number in (1, 2):
+        leaves.submit(number, factor=float(number))
+    wanted = [service.claimed(1), service.claimed(2)]
+    service.say(wire.Claimed([each.ticket for each in wanted], SLOW), CLAIMS)
+    left(service, leaves, keeps)
+    again = service.caller(CLAIMS)
+    for number in (1, 2, 3):
+        again.submit(number, factor=float(number))
+    assert service.claimed(3).key not in {each.key for each in wanted}
+
+
+def test_a_claim_that_is_settled_once_nobody_wants_it_is_given_back(start: Start) -> None:
+    service = start(never)
+    keeps, leaves = service.caller(None), service.caller(CLAIMS)
+    leaves.submit(1)
+    wanted = service.claimed(1)
+    left(service, leaves, keeps)
+    asked = len(service.process(CLAIMS).asked(wire.Disclaim))  # which came before the claim, and gave nothing back
+    service.miss(wanted, CLAIMS)
+    assert service.process(CLAIMS).asked(wire.Disclaim)[asked:] == [wire.Disclaim(wanted.key)]
+
+
+def test_a_claim_that_comes_late_and_fails_here_is_given_back(start: Start) -> None:
+    service = start(lambda order: wire.Failure("source", "it is wrong"))
+    settings = msgspec.structs.replace(CLAIMS, deadline=1e-9)
+    caller = service.caller(settings)
+    caller.submit(1)
+    caller.hear(wire.Failed)
+    (claim,) = wait_until(lambda: [each for each in service.wanted(settings) if each.lease])
+    asked = len(service.process(settings).asked(wire.Disclaim))
+    service.miss(claim, settings)
+    assert service.process(settings).asked(wire.Disclaim)[asked:] == [wire.Disclaim(claim.key)]
+
+
+def test_who_knows_nothing_of_claims_waits_for_no_other_host(start: Start) -> None:
+    service = start(never)
+    claims, plain = service.caller(CLAIMS), service.caller(None)
+    claims.submit(1)
+    wanted = service.claimed(1)
+    service.say(wire.Claimed([wanted.ticket], SLOW), CLAIMS)
+    plain.submit(1)
+    plain.hear(wire.Started)
+    assert [order.key for order in service.executor.orders] == [wanted.key]
+
+
+def test_a_claim_is_kept_while_another_job_of_this_host_is_at_it(start: Start, tmp_path: Path) -> None:
+    service = start(never)
+    stays, leaves = service.caller(CLAIMS), service.caller(CLAIMS, tmp_path / "another folder")
+    stays.submit(1)
+    wanted = service.claimed(1)
+    service.miss(wanted, CLAIMS)
+    wait_until(lambda: service.executor.orders)
+    leaves.submit(1)
+    again = service.claimed(2)
+    assert again.key == wanted.key
+    service.say(wire.Claimed([again.ticket], SLOW), CLAIMS)
+    left(service, leaves, stays)
+    assert service.process(CLAIMS).asked(wire.Disclaim) == []
+
+
+def test_slow_claims_do_not_have_look_ups_waited_for_less(start: Start) -> None:
+    service = start(never)
+    settings = msgspec.structs.replace(CLAIMS, deadline=1e-9)
+    caller = service.caller(settings)
+    caller.submit(1)
+    plain, claim = wait_until(lambda: service.wanted(settings)[1:] and service.wanted(settings))
+    wait_until(lambda: service.executor.orders)
+    remote = service.server._remotes._remotes[settings]
+    assert (plain.lease, claim.lease > 0, remote.lates) == (0.0, True, 1), "the claim was late, too"

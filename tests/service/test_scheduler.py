@@ -251,6 +251,43 @@ def test_as_many_are_claimed_as_could_begin_and_one_more() -> None:
     assert (assigned(actions), claimed(actions)) == (["c"], ["d"])
 
 
+def test_who_has_no_claims_does_not_wait_for_those_of_others() -> None:
+    simulated = service(limit=1)
+    for number in range(9):
+        simulated.request(f"shared {number}", client=1, unclaimed=True)
+    _, actions = simulated.request("mine", client=2)
+    assert assigned(actions) == ["mine"]
+
+
+def test_a_claim_is_its_client_s_turn() -> None:
+    simulated = service(limit=1)
+    simulated.request("running")
+    simulated.request("shared", client=1, unclaimed=True)
+    simulated.request("mine", client=2)
+    simulated.request("also shared", client=1, unclaimed=True)
+    simulated.come_back("shared")
+    assert assigned(simulated.finish("running")) == ["mine"]
+
+
+def test_few_are_claimed_beyond_what_can_begin_whatever_their_size() -> None:
+    simulated = service(limit=1)
+    simulated.request("running")
+    actions = []
+    for number in range(9):  # each longer than the one before it, and each claim settled before the next one comes
+        _, some = simulated.request(f"{number}", estimate=float(number + 1), unclaimed=True)
+        actions += some + [each for key in simulated.away for each in simulated.come_back(key)]
+    assert claimed(actions) == ["0"]
+    assert assigned(simulated.finish("running")) == ["0"]
+
+
+def test_an_idle_worker_is_kept_for_what_somebody_is_blocked_on_while_that_is_claimed() -> None:
+    simulated = service(limit=1)
+    simulated.request("awaited", urgency=AWAITED, unclaimed=True)
+    _, actions = simulated.request("background", client=2, urgency=BACKGROUND)
+    assert assigned(actions) == []
+    assert assigned(simulated.come_back("awaited")) == ["awaited"]
+
+
 def test_while_another_host_makes_one_job_the_next_ones_are_claimed_and_it_may_come_or_not() -> None:
     simulated = service(limit=1)
     tickets = {key: simulated.request(key, unclaimed=True)[0] for key in "abc"}

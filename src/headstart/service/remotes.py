@@ -11,9 +11,7 @@ once, at the latest when its deadline is over, and what comes after that is `lat
 A look-up is given up when the process has answered nothing for as long as the deadline says, or after ten times that.
 Then no other one is waited for until something is answered. After three such deadlines in a row nobody waits for a
 while, which doubles; and nobody asks at all while the process says that it is no use, or has died. Settings that it
-says to be wrong are so for as long as this service is there.
-
-A process owes a bounded number of answers: what else is looked up in the background waits in a queue.
+says to be wrong are so for as long as this service is there. What a process would owe too many answers for waits here.
 """
 
 from __future__ import annotations

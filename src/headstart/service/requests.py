@@ -12,26 +12,26 @@ all, by what that had.
 from __future__ import annotations
 
 import functools
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 
 from headstart import wire
 from headstart.artifacts.entry import Entry
-from headstart.artifacts.vetting import check_environment, unvouched
+from headstart.artifacts.vetting import unvouched
 from headstart.model.environment import TOOL_VARIABLES, bypass_reason
 from headstart.model.request import KERNEL, CompileRequest
 from headstart.service import events
+from headstart.service.asked import size_of, why_not
 from headstart.service.claiming import Claiming, HostClaim
 from headstart.service.errands import Errands
 from headstart.service.executor import Executor
 from headstart.service.intake import without_what_is_not_identity
 from headstart.service.look_ups import Sought
 from headstart.service.lookup import Found, Lookup
-from headstart.service.queue import Job, Size, Ticket, Urgency
+from headstart.service.queue import Job, Ticket, Urgency
 from headstart.service.remotes import Remotes
 from headstart.service.reporting import Tally
 from headstart.service.results import CompilePayload, Results, answer, answer_of
@@ -92,7 +92,7 @@ class Requests:
         request = message.request if message.vouched else without_what_is_not_identity(message.request)
         self.tally.requests += 1
         # Before anything is read that it names.
-        refused = None if message.vouched else _why_not(request, session.preferences.tools)
+        refused = None if message.vouched else why_not(request, session.preferences.tools)
         if refused is not None:
             failure = wire.Failure("source", unvouched(refused))
             self._tell(session.number, wire.Failed(message.ticket, failure))
@@ -109,7 +109,9 @@ class Requests:
         asked = _Asked(session, message, request, use_store)
         self._look_up(asked, functools.partial(self._found, asked), look_again=look_again)
 
-    def _look_up(self, asked: _Asked, then: Callable[[Found], None], *, look_again: bool = False) -> None:
+    def _look_up(
+        self, asked: _Asked, then: Callable[[Found], None], *, look_again: bool = False, job_key: str = ""
+    ) -> None:
         self._errands.do(
             functools.partial(
                 self._lookup.find,
@@ -120,8 +122,13 @@ class Requests:
                 look_again=look_again,
             ),
             then,
-            functools.partial(self._sessions.dismiss, asked.session),
+            functools.partial(self._lost, asked.session, job_key),
         )
+
+    def _lost(self, session: Session, job_key: str) -> None:
+        """A look-up failed, which is a bug. Others may wait for that job."""
+        self._sessions.dismiss(session)
+        self._happened(events.Returned(job_key, time.monotonic()))
 
     def _found(self, asked: _Asked, found: Found) -> None:
         session = asked.session
@@ -173,7 +180,9 @@ class Requests:
             return
         self._errands.do(lambda: self._results.count(asked.session.preferences, found.key))
         # It is found as if it had been there before; where it is gone again it is compiled.
-        self._look_up(asked, lambda again: then(msgspec.structs.replace(again, remote=again.shared is not None)))
+        job_key = asked.job_key(found.key)
+        tell = lambda again: then(msgspec.structs.replace(again, remote=again.shared is not None))  # noqa: E731
+        self._look_up(asked, tell, job_key=job_key)
 
     def _settle(self, asked: _Asked, found: Found) -> None:
         session, message = asked.session, asked.message
@@ -213,8 +222,6 @@ class Requests:
         settings = preferences.remote
         # What nobody vouches for is not given to others: nobody is to wait for it.
         unclaimed = running is None and use_store and not confined and settings is not None and settings.claims
-        if running is not None and not (settings is not None and settings.claims):
-            self._claiming.joined(job_key)
         if unclaimed and settings is not None:
             sought = asked.sought(found.key)
             self._claiming.expect(job_key, settings, sought, functools.partial(self._came_late, asked, found))
@@ -241,9 +248,11 @@ class Requests:
                 preferences.memory_limit or (CONFINED_MEMORY_LIMIT if confined else None),
                 unclaimed,
                 _place(session, request, use_store, found),
-                _size(request),
+                size_of(request),
             )
         )
+        if running is not None and not (settings is not None and settings.claims):
+            self._claiming.joined(job_key)
 
     def made_elsewhere(self, job_key: str, payload: CompilePayload, made: wire.MadeEntry) -> None:
         """A farm has made the entry of a job, which is in the store now."""
@@ -289,13 +298,9 @@ class Requests:
             return
         worker = self._executor.workers.get(-1 if job.worker is None else job.worker)
         started = time.monotonic() if worker is None else worker.started
-        self._errands.do(
-            lambda: self._results.settled(job, payload, outcome, started),
-            functools.partial(self._tell_outcome, job, payload, claim),
-            lambda: self._tell_outcome(
-                job, payload, claim, wire.Failure("service", "its result could not be kept: a bug")
-            ),
-        )
+        tell = functools.partial(self._tell_outcome, job, payload, claim)
+        lost = wire.Failure("service", "its result could not be kept: a bug")
+        self._errands.do(lambda: self._results.settled(job, payload, outcome, started), tell, lambda: tell(lost))
 
     def _tell_outcome(self, job: Job, payload: CompilePayload, claim: HostClaim | None, outcome: object) -> None:
         if isinstance(outcome, wire.Finished):
@@ -376,26 +381,12 @@ def _place(
     return farm, found.digest
 
 
-def _size(request: CompileRequest) -> Size:
-    """Of a kernel's configurations those with larger blocks take longer, and those with more warps less, a block."""
-    blocks = sum(math.log2(each) for each in request.constants.values() if type(each) is int and each > 1)
-    warps = dict(request.options).get("num_warps")
-    return Size(request.kernel, blocks - (math.log2(warps) if type(warps) is int and warps > 1 else 0.0))
-
-
 def _is_offered(payload: CompilePayload, outcome: object) -> bool:
     if isinstance(outcome, Found):
         return outcome.farm and not payload.confined and not outcome.entry
     if not isinstance(outcome, wire.Finished) or not outcome.stored:
         return False
     return not (payload.confined or outcome.cached) and bool(outcome.sha256)
-
-
-def _why_not(request: CompileRequest, tools: Mapping[str, str]) -> str | None:
-    """Why nothing is done for a request that nobody vouches for, before its source is looked at; None: it may be."""
-    if request.kind != KERNEL:  # no confined worker is to be asked to build C
-        return f"it is no kernel, but a {request.kind}"
-    return check_environment(request, tools=tools)
 
 
 def _job_key(key: str, message: wire.Submit, session: Session, use_store: bool) -> str:
