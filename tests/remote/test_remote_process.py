@@ -744,7 +744,9 @@ def test_each_is_waited_for_as_long_as_its_own_compile_would_take(run: Run, clai
     leases = (60.0, 30.0, 60.0)
     wanted = [wire.Wanted(n, KEYS[n], "kernel", KEYS[n][::-1], lease) for n, lease in enumerate(leases)]
     running.say(wire.LookUp(wanted, os.fsencode(running.cache)))
-    said = {message.seconds - finding.MAX_POLL: message.tickets for message in (running.hear(wire.Claimed) for _ in "12")}
+    said = {
+        message.seconds - finding.MAX_POLL: message.tickets for message in (running.hear(wire.Claimed) for _ in "12")
+    }
     assert said == {60.0: [0, 2], 30.0: [1]}
 
 

@@ -178,7 +178,7 @@ class Finder:
         return wire.FoundRemotely(item.wanted.ticket)
 
     def _progressed(self) -> None:
-        """A store has answered for one of many keys, or a claim: it is not silent, and what it has said is known soon."""
+        """A store has answered for one of many keys, or claims: it is not silent, and its answers are known soon."""
         now = time.monotonic()
         if now - self._said >= _STILL_AT_IT:
             self._said = now

@@ -57,9 +57,7 @@ class Remotes:
         """Whether any of them is."""
         return any(each.writable for each in self.tiers)
 
-    def find_many(
-        self, keys: Sequence[str], accept: Accept | None = None, *, again: bool = False
-    ) -> dict[str, Found]:
+    def find_many(self, keys: Sequence[str], accept: Accept | None = None, *, again: bool = False) -> dict[str, Found]:
         """What of `keys` is in any of them; each is asked for what those before it lack. Nothing is copied.
 
         Args:
