@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import headstart
 from conftest import PATIENCE
 from headstart import wire
 from headstart.cli import build as build_module
@@ -36,7 +37,7 @@ class FakeClient:
     def __init__(self, *counts: wire.RemoteCounts | None, before: wire.RemoteCounts | None = None) -> None:
         self.settings = SimpleNamespace(remote=REDIS)
         self.keeps = True
-        self.services_started = 1
+        self.services_lost = 0
         self._counts = [before, *counts]
 
     def count_remotes(self) -> Future[wire.RemoteCounts | None]:
@@ -62,7 +63,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_waits_until_it_is_known_what_became_of_everything() -> None:
     outcome = wait(FakeClient(counts(5, 1, 1), counts(5, 3, 3), counts(5, 5, 4, full=1)))
     assert (outcome.entries, outcome.unpublished, outcome.is_whole) == (4, {"full": 1}, False)
-    assert outcome.line() == f"4 entries published to {NAME}, 1 not: full"
+    assert outcome.line() == f"4 entries published to {NAME}, 1 not"
 
 
 def test_where_everything_was_published_the_line_says_no_more() -> None:
@@ -72,7 +73,9 @@ def test_where_everything_was_published_the_line_says_no_more() -> None:
 
 
 def test_several_reasons_are_each_counted() -> None:
-    assert wait(FakeClient(counts(6, 6, 1, full=2, gone=3))).line().endswith(", 5 not: 2 full; 3 gone")
+    outcome = wait(FakeClient(counts(6, 6, 1, full=2, gone=3)))
+    assert outcome.line().endswith(", 5 not")
+    assert outcome.warning().endswith(f"not everything was published to {NAME}: 2 entries: full; 3 entries: gone")
 
 
 def test_what_a_shared_service_published_before_is_not_counted() -> None:
@@ -106,7 +109,7 @@ def test_a_service_that_died_took_with_it_what_it_knew() -> None:
     assert outcome.lost
     assert not outcome.is_whole
     client = FakeClient(counts(1, 1, 1), before=counts(10, 10, 10))
-    client.services_started = 2
+    client.services_lost = 1
     outcome = wait(client)
     assert (outcome.entries, outcome.lost) == (1, True)
 
@@ -130,6 +133,17 @@ def test_what_is_kept_back_is_not_published_and_that_is_said() -> None:
     (reason,) = wait(client, compiled=2).unpublished
     assert "memory only" in reason
     assert wait(client, compiled=0).is_whole
+
+
+def test_what_was_compiled_and_could_not_go_out_from_the_local_store_was_not_published() -> None:
+    (reason,) = wait(FakeClient(counts(0, 0, 0)), compiled=2).unpublished.items()
+    assert reason == ("not kept in the local store, from where entries go out", 2)
+    outcome = wait(FakeClient(counts(11, 11, 11), before=counts(10, 10, 10)), compiled=3)
+    assert (outcome.entries, sum(outcome.unpublished.values()), outcome.is_whole) == (1, 2, False)
+    assert wait(FakeClient(counts(5, 5, 5)), compiled=3).is_whole  # recipes, and other clients' kernels
+    client = FakeClient(counts(1, 1, 1))
+    client.services_lost = 1  # what was offered before is not known
+    assert wait(client, compiled=3).unpublished == {}
 
 
 @pytest.mark.parametrize("urls", ["", "redis://host/0?read-only"])
@@ -243,9 +257,24 @@ def test_a_store_that_refuses_fails_no_build_unless_it_must_have_everything(
     result = build(tmp_path, *(["--require-published"] if required else []))
     assert result.exit_code == int(required)
     last = result.stdout.splitlines()[-1]
-    assert last.startswith(f"0 entries published to {registry.url}, {KERNELS} not: {registry.url}: ")
-    assert "(500)" in last
-    assert "warning: not everything was published" in result.stderr
+    assert last == f"0 entries published to {registry.url}, {KERNELS} not"
+    (warning,) = [line for line in result.stderr.splitlines() if "warning: not everything was published" in line]
+    assert f"{KERNELS} entries: {registry.url}: " in warning
+    assert "(500)" in warning
+
+
+@pytest.mark.triton
+def test_where_the_local_store_cannot_be_written_nothing_goes_out_and_that_is_said(
+    tmp_path: Path, registry: Registry
+) -> None:
+    registry.may_put.set()
+    headstart.cache_dir().mkdir(mode=0o700, parents=True)
+    (headstart.cache_dir() / "store").touch()
+    result = build(tmp_path, "--require-published")
+    assert result.exit_code == 1
+    assert registry.tags == []
+    assert result.stdout.splitlines()[-1] == f"0 entries published to {registry.url}, {KERNELS} not"
+    assert "not kept in the local store" in result.stderr
 
 
 @pytest.mark.triton
@@ -268,7 +297,8 @@ def test_ctrl_c_ends_the_wait_and_the_bundle_is_there(
     monkeypatch.setattr(build_module, "_say", interrupt)
     result = build(tmp_path)
     assert result.exit_code == 130
-    assert f"{KERNELS} not: interrupted" in result.stdout.splitlines()[-1]
+    assert result.stdout.splitlines()[-1].endswith(f", {KERNELS} not")
+    assert f"{KERNELS} entries: interrupted" in result.stderr
     registry.may_put.set()
 
 

@@ -13,10 +13,13 @@ from conftest import PATIENCE
 from headstart.artifacts.bundle import Bundle
 from headstart.client import client
 from headstart.client.async_compile import AsyncCompile
+from headstart.client.introduction import preferences
 from headstart.client.policy import Policy
 from headstart.errors import ServiceError
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import find_toolchain
+from headstart.system.settings import Settings
+from headstart.wire.remotes import MAX_DEADLINE
 from kernels import pointwise
 
 
@@ -117,3 +120,11 @@ def test_a_bundle_is_used_where_the_cache_folder_is_not(tmp_path: Path) -> None:
     with AsyncCompile("cuda:90", workers=1, bundle=path, cache_dir=cache) as reader:
         assert reader.triton(**pointwise()).result(PATIENCE).asm["cubin"]
         assert reader.services_started == 0
+
+
+def test_a_deadline_that_is_longer_than_a_service_takes_is_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSTART_REMOTE", "file:///remote")
+    monkeypatch.setenv("HEADSTART_REMOTE_DEADLINE", "1e12")
+    remote = preferences(Settings.load(), keeps=True).remote
+    assert remote is not None
+    assert remote.deadline == MAX_DEADLINE

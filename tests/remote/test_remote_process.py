@@ -45,6 +45,8 @@ class FakeRemote:
         self.put_keys: list[str] = []
         self.deleted: list[str] = []
         self.claims: dict[str, str] | None = None  # key: whose
+        self._lock = threading.Lock()
+        self.may_claim: threading.Semaphore | None = None  # so many claims are answered
         self.released: list[str] = []
         self.fails = False
         self.may_get = threading.Event()
@@ -72,7 +74,12 @@ class FakeRemote:
     def claim(self, key: str, seconds: float) -> bool | None:
         if self.claims is None:
             return None
-        return self.claims.setdefault(key, "ours") == "ours"
+        if self.may_claim is not None:
+            assert self.may_claim.acquire(timeout=PATIENCE)
+        with self._lock:
+            is_free = key not in self.claims  # not this host's either, as in Redis and S3
+            self.claims.setdefault(key, "ours")
+        return is_free
 
     def release(self, key: str) -> None:
         self.released.append(key)
@@ -718,6 +725,49 @@ def test_what_another_host_gave_up_is_compiled_here_at_once(run: Run, claiming: 
     del claiming.claims[KEYS[0]]
     assert running.answers([ticket]) == {ticket: False}
     assert claiming.claims == {KEYS[0]: "ours"}
+
+
+def test_while_claims_are_answered_one_by_one_the_process_is_not_silent(run: Run, claiming: FakeRemote) -> None:
+    claiming.may_claim = threading.Semaphore(0)
+    running = run(claiming, claims=True)
+    tickets = running.look_up(KEYS[0], KEYS[1], lease=PATIENCE)
+    claiming.may_claim.release()
+    assert running.hear(wire.LookedUp) == wire.LookedUp([], [])
+    assert claiming.asked == []
+    claiming.may_claim.release()
+    assert running.answers(tickets) == dict.fromkeys(tickets, False)
+
+
+def test_each_is_waited_for_as_long_as_its_own_compile_would_take(run: Run, claiming: FakeRemote) -> None:
+    claiming.claims = dict.fromkeys(KEYS[:3], "another host's")
+    running = run(claiming, claims=True)
+    leases = (60.0, 30.0, 60.0)
+    wanted = [wire.Wanted(n, KEYS[n], "kernel", KEYS[n][::-1], lease) for n, lease in enumerate(leases)]
+    running.say(wire.LookUp(wanted, os.fsencode(running.cache)))
+    said = {
+        message.seconds - finding.MAX_POLL: message.tickets for message in (running.hear(wire.Claimed) for _ in "12")
+    }
+    assert said == {60.0: [0, 2], 30.0: [1]}
+
+
+def test_what_other_hosts_are_at_is_looked_for_in_calls_of_bounded_length_and_is_missing_once(
+    run: Run, claiming: FakeRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "BACKGROUND_BATCH", 4)
+    keys = KEYS[:10]
+    claiming.claims = dict.fromkeys(keys, "another host's")
+    running = run(claiming, claims=True)
+    claiming.may_get.clear()
+    tickets = running.look_up(*keys, lease=PATIENCE)
+    wait_until(lambda: claiming.asked)
+    claiming.may_get.set()
+    running.hear(wire.Claimed)
+    wait_until(lambda: {key for asked in claiming.asked[1:] for key in asked} == set(keys))
+    assert max(map(len, claiming.asked[1:])) <= 4
+    claiming.blobs = {key: sealed(key) for key in keys}
+    assert running.answers(tickets) == dict.fromkeys(tickets, True)
+    (tier,) = running.remotes.tiers
+    assert (tier.hits, tier.misses) == (10, 10)
 
 
 def test_a_host_that_is_dead_is_waited_for_no_longer_than_its_compile_would_take(

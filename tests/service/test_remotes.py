@@ -361,6 +361,17 @@ def test_a_process_that_left_because_nobody_asked_is_started_at_once(asking: Ask
     assert asking.told == []
 
 
+def test_look_ups_wait_for_a_process_that_is_started_again_as_for_the_first(asking: Asking) -> None:
+    asking.awake().die("")
+    asking.pass_time(60.0)
+    asking.look_up("a")
+    asking.pass_time(STARTING - 0.1)
+    assert asking.answers == []
+    asking.process.say(wire.Awake())
+    asking.process.answer("a")
+    assert asking.answers == [("a", True)]
+
+
 def test_where_no_process_can_be_started_everything_is_compiled_and_it_is_said_once(asking: Asking) -> None:
     asking.startable = False
     asking.look_up("a", "b")

@@ -406,6 +406,21 @@ def test_a_client_of_another_protocol_is_told_so(serve: Callable[..., subprocess
     assert "this client 99" in answer.why
 
 
+@pytest.mark.parametrize("deadline", [float("nan"), float("inf"), -1.0, 0.0, 1e300])
+def test_a_client_with_a_deadline_that_is_none_is_told_so(
+    serve: Callable[..., subprocess.Popen[bytes]], deadline: float
+) -> None:
+    serve("--workers", "1")
+    settings = wire.RemoteSettings("file:///remote", deadline=deadline)
+    greeting = wire.Hello(wire.PROTOCOL, wire.Preferences(os.fsencode(headstart.cache_dir()), remote=settings))
+    with sharing.connect(sharing.user_socket()) as sock:  # type: ignore[union-attr]
+        sock.settimeout(PATIENCE)
+        sock.sendall(wire.frame(greeting))
+        (answer,) = list(wire.receive_blocking(sock, wire.Deframer(wire.FromService)))
+    assert isinstance(answer, wire.Unwelcome)
+    assert "deadline" in answer.why
+
+
 @pytest.mark.parametrize("said", [b"\xff" * 64, b"GET / HTTP/1.1\r\n\r\n", b"", wire.frame(wire.Await([1]))])
 def test_whoever_says_something_else_harms_nobody(
     open_compile: Open, serve: Callable[..., subprocess.Popen[bytes]], said: bytes

@@ -204,7 +204,7 @@ def _say(quiet: bool, text: str) -> None:
 
 
 def _end(ctx: click.Context, published: Published | None, code: int, required: bool, *, quiet: bool) -> NoReturn:
-    """Say what was published, as the last line, and exit."""
+    """Say how much was published, as the last line, why the rest was not, and exit."""
     if published is not None:
         if not published.is_whole:
             click.echo(published.warning(), err=True)

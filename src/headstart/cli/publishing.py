@@ -6,7 +6,7 @@ Programs do not: what they leave when they end has two seconds. A build is run t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as NotInTime
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ PATIENCE = 60.0  # seconds in which nothing is published
 SAID_EVERY = 5.0  # seconds
 _PAUSE = 0.02  # seconds between two questions at first, longer each time
 _MAX_PAUSE = 0.25
+_NOT_KEPT = "not kept in the local store, from where entries go out"
 
 
 class Published(msgspec.Struct):
@@ -33,7 +34,7 @@ class Published(msgspec.Struct):
         stores: their names.
         entries: that a store has taken.
         unpublished: why others were not, and how many.
-        lost: a service died, and nobody knows what of what it had was published.
+        lost: a service was gone before its time, and nobody knows what of what it had was published.
         interrupted: by Ctrl-C, while it waited.
     """
 
@@ -49,20 +50,23 @@ class Published(msgspec.Struct):
         return not (self.unpublished or self.lost)
 
     def line(self) -> str:
-        """For people."""
+        """For people: how many. Why others were not, is the warning's."""
         missing = sum(self.unpublished.values())
         if not (self.entries or missing or self.lost):
             return f"nothing was to be published to {self.stores}"
         text = f"{count(self.entries, 'entry')} published to {self.stores}"
         if missing:
-            text += f", {missing} not: {_reasons(self.unpublished)}"
+            text += f", {missing} not"
         if self.lost:
-            text += "; a compile service died, and what it had published is not known"
+            text += ", as far as is known"
         return text
 
     def warning(self) -> str:
         """What a build that did not publish everything says on stderr."""
-        return f"headstart: warning: not everything was published: {self.line()}"
+        reasons = [f"{count(entries, 'entry')}: {why}" for why, entries in self.unpublished.items()]
+        if self.lost:
+            reasons.append("a compile service ended, and what it had published is not known")
+        return f"headstart: warning: not everything was published to {self.stores}: {'; '.join(reasons)}"
 
 
 class Publishing:
@@ -98,15 +102,18 @@ class Publishing:
         except KeyboardInterrupt:
             outcome.interrupted = True
             counts, why = self._ask(1.0), "interrupted"
-        has_died = self._client.services_started > 1
-        outcome.lost = counts is None or has_died
-        before = None if has_died or not self._before.done() else self._before.result()
+        has_lost = self._client.services_lost > 0
+        outcome.lost = counts is None or has_lost
+        before = None if has_lost or not self._before.done() else self._before.result()
         if counts is not None:
             outcome.entries += counts.published - (before.published if before else 0)
             for reason, entries in counts.unpublished.items():
                 self._note(outcome, printable(reason), entries - (before.unpublished.get(reason, 0) if before else 0))
             if why:
                 self._note(outcome, why, counts.offered - counts.settled)
+            if not has_lost:
+                # What other clients of the service offered counts as well, so that these may be more, never fewer.
+                self._note(outcome, _NOT_KEPT, compiled - (counts.offered - (before.offered if before else 0)))
         return outcome
 
     def _wait(self, say: Callable[[str], None]) -> tuple[RemoteCounts | None, str]:
@@ -166,9 +173,3 @@ def publishing_of(client: Client, required: bool) -> Publishing | None:
         why = "every store of HEADSTART_REMOTE is read-only" if urls else "HEADSTART_REMOTE names no store"
         raise UsageError(f"nothing can be published: {why}")
     return None
-
-
-def _reasons(unpublished: Mapping[str, int]) -> str:
-    if len(unpublished) == 1:
-        return next(iter(unpublished))
-    return "; ".join(f"{entries} {why}" for why, entries in unpublished.items())

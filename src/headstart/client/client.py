@@ -169,6 +169,11 @@ class Client:
         """How many services it has started or joined: none while a bundle has everything, two after one died."""
         return 0 if self._connection is None else self._connection.launches
 
+    @property
+    def services_lost(self) -> int:
+        """How many services had welcomed it and are gone all the same, with what they knew of published entries."""
+        return 0 if self._connection is None else self._connection.service.lost
+
     def close(self) -> None:
         """Write the bundle that was given, if something was missing in it, and end the service.
 

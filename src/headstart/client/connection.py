@@ -84,7 +84,7 @@ class ServiceConnection:
         self._wakeup = -1
         self._closing = False
         self._fruitless = 0
-        self._service = ServiceState()
+        self.service = ServiceState()
 
     def start(self) -> None:
         """Start a service in the background, unless there is one. If that fails, what is pending fails, and no more."""
@@ -168,7 +168,7 @@ class ServiceConnection:
     def count_remotes(self) -> RemoteCounted:
         """Ask how it stands with the stores of other hosts; None: there is no service that could say."""
         with self._lock:
-            counted = self._service.asked_for_counts(can_answer=self._thread is not None and not self._closing)
+            counted = self.service.asked_for_counts(can_answer=self._thread is not None and not self._closing)
             if not counted.done():
                 self._send(wire.CountRemotes())  # or once there is a service
             return counted
@@ -262,7 +262,7 @@ class ServiceConnection:
             self._leave()
 
     def _leave(self) -> None:
-        self._service.end()
+        self.service.end()
         self._thread = None  # the next kick-off starts another
         os.close(self._wakeup)
         self._wakeup = -1
@@ -272,13 +272,13 @@ class ServiceConnection:
         self._prepared.find_toolchains(self._outstanding.policies())
         launched = self._launch()
         channel = wire.Channel(launched.socket, wire.FromService)
-        self._service.begin(launched)
+        self.service.begin(launched)
         with self._lock:
             self.launches += 1
             self._channel, self._launched = channel, launched
             self._send(wire.Hello(wire.PROTOCOL, self._preferences))
             self._send_prepared()
-            for _ in range(self._service.counts_asked):
+            for _ in range(self.service.counts_asked):
                 self._send(wire.CountRemotes())
             pending = self._outstanding.all()
             self._unsent = deque(asked for asked in pending if asked.is_slow)
@@ -289,7 +289,7 @@ class ServiceConnection:
         try:
             self._converse(channel)
         except Stuck as stuck:
-            sharing.avoid(self._service.pid)
+            sharing.avoid(self.service.pid)
             timeout = 0.0
             raise ServiceError(f"the compile service {stuck}") from None
         finally:
@@ -301,7 +301,7 @@ class ServiceConnection:
             launched.end(timeout)
         if not died:
             return False
-        if self._service.dismissed or (launched.shared and self._service.was_too_late()):
+        if self.service.dismissed or (launched.shared and self.service.was_too_late()):
             for kickoff in self.in_flight():
                 kickoff.started = None
         else:
@@ -322,7 +322,7 @@ class ServiceConnection:
                 happened = selector.select(watch.QUIET if self._outstanding.is_awaited else None)
                 if any(event.fileobj is channel and mask & selectors.EVENT_READ for event, mask in happened):
                     silence.heard()
-                elif self._outstanding.is_awaited and silence.wants_to_ask(self._service.pid):
+                elif self._outstanding.is_awaited and silence.wants_to_ask(self.service.pid):
                     with self._lock:
                         self._send(wire.Control("status"))
                 for event, mask in happened:
@@ -343,7 +343,7 @@ class ServiceConnection:
                         raise ServiceError(f"the compile service talks another language: {error}") from error
 
     def _hear(self, message: Any) -> None:
-        if self._service.hear(message) or self._prepared.hear(message):
+        if self.service.hear(message) or self._prepared.hear(message):
             return
         if (asked := self._outstanding.get(message.ticket)) is None:
             return

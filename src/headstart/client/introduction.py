@@ -12,7 +12,7 @@ from headstart.system.folders import readable
 from headstart.system.places import config_dir
 from headstart.system.settings import Settings
 from headstart.wire import FarmSettings, Preferences, RemoteSettings
-from headstart.wire.remotes import DEFAULT_DEADLINE
+from headstart.wire.remotes import DEFAULT_DEADLINE, MAX_DEADLINE
 
 
 def preferences(settings: Settings, *, keeps: bool) -> Preferences:
@@ -35,7 +35,7 @@ def _remotes(settings: Settings) -> RemoteSettings:
     return RemoteSettings(
         settings.remote,
         settings.trusts_remote,
-        settings.remote_deadline or DEFAULT_DEADLINE,
+        min(settings.remote_deadline or DEFAULT_DEADLINE, MAX_DEADLINE),
         _keys(),
         settings.remote_key,
         any(url.claims for url in parse_urls(settings.remote)),

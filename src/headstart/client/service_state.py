@@ -25,17 +25,23 @@ class ServiceState:
     Attributes:
         pid: of the service that we are connected to; 0: unknown.
         dismissed: it has said that it ends because it was told to.
+        lost: services that had welcomed us, and that another had to follow.
     """
 
     def __init__(self) -> None:
         self.pid = 0
         self.dismissed = False
+        self.lost = 0
+        self._greeted_by = 0  # its pid, if it has welcomed us, and has not hung up on us while it goes on
+        self._hung_up = 0  # the pid of the one that did
         self._welcomed = False
         self._refusals = 0  # services in a row that ended before they had welcomed us
         self._counting: deque[RemoteCounted] = deque()  # who has asked how it stands with remotes
 
     def begin(self, launched: Launched) -> None:
         """Another service."""
+        self.lost += self._greeted_by > 0
+        self._greeted_by = 0
         self._welcomed = self.dismissed = False
         self.pid = 0 if launched.pid == os.getpid() else launched.pid
 
@@ -59,9 +65,12 @@ class ServiceState:
         self._welcomed = True
         if isinstance(message, wire.Welcome):
             self.pid = message.pid  # a socket names its first listener, which may be a client
+            self.lost += self._hung_up not in (0, message.pid)
+            self._greeted_by, self._hung_up = message.pid, 0
         self.dismissed = isinstance(message, wire.Leaving)
         if isinstance(message, wire.Leaving) and message.why:
             _log.info("the compile service hung up, and is asked again: %s", message.why)
+            self._greeted_by, self._hung_up = 0, self._greeted_by
         return True
 
     def asked_for_counts(self, *, can_answer: bool) -> RemoteCounted:

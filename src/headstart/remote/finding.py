@@ -25,7 +25,7 @@ from headstart.stores.remote.base import RemoteError
 from headstart.stores.remote.tiers import Found
 
 BATCH = 64  # keys of one call, if somebody waits for them: then come the next ones
-BACKGROUND_BATCH = 256  # and else
+BACKGROUND_BATCH = 256  # and else; also of those that other hosts are at
 SAID_AT_ONCE = 16  # entries: who waits for the next ones is to hear that they are coming
 FIRST_POLL = 0.05  # seconds until another host's entry is looked for again; longer each time
 MAX_POLL = 0.5  # seconds
@@ -145,8 +145,8 @@ class Finder:
         self._say([], [item for item in missing if item not in others] if others else missing)
         self._shared.say_counts()
 
-    def _find(self, batch: Sequence[_Item]) -> list[_Item]:
-        """Answer what is found; returns the rest."""
+    def _find(self, batch: Sequence[_Item], *, again: bool = False) -> list[_Item]:
+        """Answer what is found; returns the rest. `again`: which has been counted as missing before."""
         wanted = {item.wanted.key: item.wanted for item in batch}
         entries: dict[str, bytes] = {}
 
@@ -158,7 +158,7 @@ class Finder:
 
         found: dict[str, Found] = {}
         try:
-            found = self._shared.remotes.find_many(list(wanted), accept)
+            found = self._shared.remotes.find_many(list(wanted), accept, again=again)
         except RemoteError:
             self._failed()
         here = [item for item in batch if item.wanted.key in found]
@@ -178,7 +178,7 @@ class Finder:
         return wire.FoundRemotely(item.wanted.ticket)
 
     def _progressed(self) -> None:
-        """A store has answered for one of many keys: it is not silent, and what it has said is known soon."""
+        """A store has answered for one of many keys, or claims: it is not silent, and its answers are known soon."""
         now = time.monotonic()
         if now - self._said >= _STILL_AT_IT:
             self._said = now
@@ -209,8 +209,11 @@ class Finder:
     def _wait_for(self, items: Sequence[_Item]) -> None:
         """Other hosts make these."""
         now = time.monotonic()
-        longest = max(item.wanted.lease for item in items)
-        self._shared.say(wire.Claimed([item.wanted.ticket for item in items], longest + MAX_POLL))
+        by_lease: dict[float, list[int]] = {}
+        for item in items:
+            by_lease.setdefault(item.wanted.lease, []).append(item.wanted.ticket)
+        for lease, tickets in by_lease.items():
+            self._shared.say(wire.Claimed(tickets, lease + MAX_POLL))
         with self._changed:
             self._waiting += [_Claimed(item, now) for item in items]
             self._changed.notify_all()
@@ -221,6 +224,7 @@ class Finder:
             answer = self._shared.remotes.claim(item.wanted.key, item.wanted.lease)
         except RemoteError:
             return True
+        self._progressed()
         if answer:
             self._claimed(item.wanted.key)
         return answer is not False
@@ -231,12 +235,12 @@ class Finder:
                 while not self._waiting:
                     self._changed.wait()
                 now = time.monotonic()
-                first = min(each.due for each in self._waiting)
-                if first > now:
+                self._waiting.sort(key=lambda each: each.due)
+                if (first := self._waiting[0].due) > now:
                     self._changed.wait(first - now)
                     continue
-                due = [each for each in self._waiting if each.due <= now]
-                self._waiting = [each for each in self._waiting if each.due > now]
+                due = [each for each in self._waiting[:BACKGROUND_BATCH] if each.due <= now]
+                self._waiting = self._waiting[len(due) :]
                 self._at_work += 1
             try:
                 self._look_again(due)
@@ -252,7 +256,7 @@ class Finder:
         # The claim may have been given back, or have run out: then it is this host's turn, unless the entry is there.
         again = [each.item for each in due if each.looks % _CLAIM_EVERY == _CLAIM_EVERY - 1 or now >= each.until]
         ours = self._claim(again)
-        left = self._find([each.item for each in due])
+        left = self._find([each.item for each in due], again=True)
         self._give_back(ours, left)
         missing = {id(item) for item in left}
         over, on = [], []

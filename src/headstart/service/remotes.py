@@ -371,7 +371,7 @@ class Remotes:
             )
 
     def _gone(self, remote: _Remote, why: str) -> None:
-        remote.process = None
+        remote.process, remote.woke = None, float("-inf")  # the next one has its time to start as well
         remote.before = remote.total() + _lost(remote.offered - remote.counts.settled, offered=0)
         remote.counts, remote.offered = wire.RemoteCounts(), 0
         unanswered = remote.forget()

@@ -25,6 +25,7 @@ from headstart.service.listener import Listener, Peer
 from headstart.service.look_ups import Sought
 from headstart.service.loop import Loop
 from headstart.wire.config import Config
+from headstart.wire.remotes import MAX_DEADLINE
 
 _PAUSE = 0.5  # seconds until those outside are asked in again
 MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
@@ -176,8 +177,12 @@ class Sessions:
 
     def greet(self, session: Session, hello: wire.Hello) -> None:
         """Somebody introduces itself."""
+        why, remote = "", hello.preferences.remote
         if hello.protocol != wire.PROTOCOL:
             why = f"it speaks protocol {wire.PROTOCOL}, and this client {hello.protocol}"
+        elif remote is not None and not 0 < remote.deadline <= MAX_DEADLINE:  # nor is NaN
+            why = f"no deadline of stores of other hosts is {remote.deadline} s"
+        if why:
             self._loop.send(session.channel, wire.Unwelcome(why))
             self._loop.flush()
             self.dismiss(session)

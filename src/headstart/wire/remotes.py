@@ -20,6 +20,7 @@ from __future__ import annotations
 import msgspec
 
 DEFAULT_DEADLINE = 0.1  # seconds
+MAX_DEADLINE = 86_400.0  # seconds: as good as for ever, and still a timeout that the kernel takes
 
 
 class RemoteSettings(msgspec.Struct, frozen=True):
@@ -28,7 +29,7 @@ class RemoteSettings(msgspec.Struct, frozen=True):
     Attributes:
         urls: separated by blanks, the nearest first.
         trusts_all: whether entries count that no trusted key has signed.
-        deadline: seconds of silence after which nobody waits for a look-up any more.
+        deadline: seconds of silence after which nobody waits for a look-up any more; `MAX_DEADLINE` at most.
         config_dir: where the keys are; empty: the user can have none.
         key: which of the user's own pairs signs; empty: the only one.
         claims: whether hosts tell one another what they make.

@@ -216,6 +216,7 @@ def claiming(place: Place, open_store: Open) -> Callable[[], Remote]:
 def test_a_claim_is_one_host_s_until_it_gives_it_back(claiming: Callable[[], Remote]) -> None:
     one, other = claiming(), claiming()
     assert one.claim(A, 60) is True
+    assert one.claim(A, 60) is False  # it has it already
     assert other.claim(A, 60) is False
     assert other.claim(B, 60) is True
     other.release(A)  # it is not its

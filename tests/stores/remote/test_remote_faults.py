@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import bad_servers
+import obstore
+import obstore.store
 import pytest
 import redis
 import servers
@@ -28,6 +30,7 @@ from servers import needs
 from headstart.errors import DamagedError, UsageError
 from headstart.stores.remote import oci, oci_bundles, open_remote, open_remotes
 from headstart.stores.remote.base import MAX_BLOB_BYTES, RemoteError
+from headstart.stores.remote.objects import ObjectsRemote
 from headstart.stores.remote.oci import Descriptor, OciRemote, manifest_of
 from headstart.stores.remote.oci_bundles import BUNDLE_TYPE, digest_in, pull_bundle
 from headstart.stores.remote.redis import FIRST_BYTES, RedisRemote
@@ -655,6 +658,20 @@ def test_an_entry_of_a_registry_that_is_not_what_its_manifest_says_is_no_blob(
     store._registry.put_manifest(store._tag_of(B), manifest_of(oci.ENTRY_TYPE, [wrong]), oci.MANIFEST_TYPE)
     with pytest.raises(RemoteError, match=r"longer than it should be|is something else"):
         store.get_many([B])
+    store.close()
+
+
+# Claims of somebody else's making
+
+
+@pytest.mark.parametrize("lasts", ["NaN", "Infinity", "-Infinity", "1e999", "-1", '"x"', "[]", "null"])
+def test_a_claim_that_lasts_for_no_time_that_there_is_counts_for_nothing(lasts: str) -> None:
+    store = open_remote(parse_url("s3://bucket?claims"))
+    assert isinstance(store, ObjectsRemote)
+    store._store = obstore.store.MemoryStore()
+    obstore.put(store._store, f"v1/claims/{A}", b'{"for": %s, "by": "another"}' % lasts.encode())
+    assert store.claim(A, 60) is True
+    assert store.claim(A, 60) is False
     store.close()
 
 

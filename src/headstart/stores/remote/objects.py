@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Coroutine, Sequence
@@ -258,8 +259,9 @@ class ObjectsRemote:
         seconds, by = 0.0, ""
         try:
             said = json.loads(data)
-            seconds, by = min(max(float(said["for"]), 0.0), 3600.0), str(said["by"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+            if math.isfinite(lasts := float(said["for"])):
+                seconds, by = min(max(lasts, 0.0), 3600.0), str(said["by"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             pass  # somebody else's; it counts for nothing
         version = {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
         return meta["last_modified"] + dt.timedelta(seconds=seconds), by, version

@@ -57,11 +57,12 @@ class Remotes:
         """Whether any of them is."""
         return any(each.writable for each in self.tiers)
 
-    def find_many(self, keys: Sequence[str], accept: Accept | None = None) -> dict[str, Found]:
+    def find_many(self, keys: Sequence[str], accept: Accept | None = None, *, again: bool = False) -> dict[str, Found]:
         """What of `keys` is in any of them; each is asked for what those before it lack. Nothing is copied.
 
         Args:
             accept: looks at each blob; without it, all are accepted.
+            again: they were missing before, and are not counted as that again.
 
         Raises:
             RemoteError: none of them answered.
@@ -74,7 +75,7 @@ class Remotes:
                 break
             trusted = tier.trusted  # before the blobs are read; see `Remote`
             try:
-                blobs = tier.get_many(missing)
+                blobs = tier.get_again(missing) if again else tier.get_many(missing)
             except RemoteError as error:
                 errors.append(error)
                 continue

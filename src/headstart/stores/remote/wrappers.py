@@ -122,10 +122,16 @@ class CountingRemote(RemoteWrapper):
 
     def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """See `Remote`."""
+        found = self.get_again(keys)
+        with self._lock:
+            self.misses += len(set(keys)) - len(found)
+        return found
+
+    def get_again(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """As `get_many`, of keys that were missing before: what still is, is not counted once more."""
         found = super().get_many(keys)
         with self._lock:
             self.hits += len(found)
-            self.misses += len(set(keys)) - len(found)
             self.hit_bytes += sum(map(len, found.values()))
         return found
 
