@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headstart.artifacts.entry import pack_entry
-from headstart.farm.attending import FarmError
+from headstart.farm.attending import ConnectionLost, FarmError
 from headstart.stores.remote.sealing import Signer, seal
 from headstart.wire.farm import Exchange, Exchanged, NodeJob, NodeResult, NodeState, pack, unpack
 
@@ -131,6 +131,7 @@ class FakeCluster:
     def __init__(self, **nodes: FakeNode) -> None:
         self.members = dict(nodes)
         self.why_not = ""
+        self.is_lost = False
         self.own: dict[str, FakeNode] = {}  # that it may start by itself
         self.left = False
         self._threads = concurrent.futures.ThreadPoolExecutor(32)
@@ -140,6 +141,8 @@ class FakeCluster:
             raise FarmError(self.why_not)
 
     def nodes(self) -> list[str]:
+        if self.is_lost:
+            raise ConnectionLost("the connection to the cluster is lost")
         return sorted(self.members)
 
     def bring_up(self) -> bool:

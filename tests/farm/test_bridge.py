@@ -384,6 +384,17 @@ def test_a_cluster_that_cannot_be_joined_is_said_and_gives_everything_back(start
     running.close()
 
 
+def test_a_bridge_that_has_lost_its_cluster_ends(tmp_path: Path) -> None:
+    """The service starts another one: in this one Ray would start a cluster of its own."""
+    cluster = FakeCluster()
+    cluster.is_lost = True
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(wire.frame(wire.Join(RAY)))
+        with pytest.raises(attending.ConnectionLost):
+            asyncio.run(asyncio.wait_for(serve(theirs, lambda settings: cluster), PATIENCE))
+
+
 def test_a_cluster_without_nodes_is_said_once(start: Start) -> None:
     running = start()
     running.lend(1)

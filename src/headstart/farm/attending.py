@@ -28,6 +28,10 @@ class FarmError(Exception):
     """A cluster, or a node of it, cannot be used; the text says why, for people."""
 
 
+class ConnectionLost(FarmError):
+    """This process has no connection to the cluster any more, and Ray makes no second one in a process that lives."""
+
+
 class Cluster(Protocol):
     """What a bridge needs of Ray; `ray_cluster.RayCluster`, and the tests' fake. Each method may take long."""
 
@@ -35,7 +39,7 @@ class Cluster(Protocol):
         """Raises FarmError."""
 
     def nodes(self) -> list[str]:
-        """Names of the nodes' actors that there are. Raises FarmError."""
+        """Names of the nodes' actors that there are. Raises FarmError; ConnectionLost."""
 
     def bring_up(self) -> bool:
         """Start actors that end with this process, if the user has asked for that. Raises FarmError."""

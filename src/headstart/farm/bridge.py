@@ -25,8 +25,8 @@ from typing import Any
 import msgspec
 
 from headstart import wire
-from headstart.farm.accepting import Accepting, NotAccepted
-from headstart.farm.attending import Attendant, Cluster, FarmError
+from headstart.farm.accepting import Accepting
+from headstart.farm.attending import Attendant, Cluster, ConnectionLost, FarmError
 from headstart.farm.routing import Routed, Router
 from headstart.stores.remote.base import plain
 from headstart.system.spawn import continue_without_parent, prefer_standard_library
@@ -41,7 +41,6 @@ from headstart.wire.farm import (
     Lend,
     Made,
     MadeEntry,
-    NodeResult,
     TakeBack,
     Unmade,
 )
@@ -57,8 +56,6 @@ LIST_INTERVAL = 1.0  # seconds for which the list of nodes, which is long, is no
 MOST_WRONG = 3  # answers that were not what was asked for, after which a node is given nothing more
 _READ = 1 << 18  # bytes
 _MOST_SAID = 1000  # characters of one line to a person
-
-_log = logging.getLogger("headstart.farm")
 
 
 class Bridge:
@@ -200,25 +197,9 @@ class Bridge:
                 self.tell_quietly(f"{name} did not make {routed.job.key[:12]}: {result.why}")
                 self._unmade([result.ticket])
         if wanted:
-            accepted = asyncio.get_running_loop().run_in_executor(self._files, self._accept, name, wanted)
+            accepted = asyncio.get_running_loop().run_in_executor(self._files, self._accepting.accept_all, name, wanted)
             accepted.add_done_callback(lambda future: self._accepted(attendant, *future.result()))
         self._route()
-
-    def _accept(
-        self, name: str, results: list[tuple[NodeResult, Routed]]
-    ) -> tuple[list[MadeEntry], list[tuple[Routed, str]]]:
-        """In a thread."""
-        made: list[MadeEntry] = []
-        refused: list[tuple[Routed, str]] = []
-        for result, routed in results:
-            try:
-                made.append(self._accepting.accept(routed, name, result.blob))
-            except NotAccepted as error:
-                refused.append((routed, str(error)))
-            except Exception as error:  # noqa: BLE001 - the others are to be told of
-                _log.exception("an entry is lost; this is a bug")
-                refused.append((routed, f"{type(error).__name__}: {error}"))
-        return made, refused
 
     def _accepted(self, attendant: Attendant, made: list[MadeEntry], refused: list[tuple[Routed, str]]) -> None:
         if made:
@@ -259,7 +240,7 @@ class Bridge:
     # The process
 
     async def serve(self) -> None:
-        """Join the cluster, and look for nodes, until cancelled."""
+        """Join the cluster, and look for nodes, until cancelled. Raises ConnectionLost."""
         loop = asyncio.get_running_loop()
         self._used = loop.time()
         pause = REJOIN
@@ -281,6 +262,8 @@ class Bridge:
                     self._is_own = await loop.run_in_executor(None, self._cluster.bring_up)
                     names = await loop.run_in_executor(None, self._cluster.nodes)
                 await self._discover(names)
+            except ConnectionLost:
+                raise
             except FarmError as error:
                 self.tell("nodes", f"the farm's nodes cannot be found: {error}")
             pause = DISCOVERY if loop.time() - self._used < QUIET_DISCOVERY else QUIET_DISCOVERY
@@ -332,7 +315,7 @@ class Bridge:
 
 
 async def serve(sock: socket.socket, make_cluster: Callable[[FarmSettings], Cluster]) -> None:
-    """Until the service is gone, or has lent nothing for a while."""
+    """Until the service is gone, or has lent nothing for a while. Raises ConnectionLost."""
     loop = asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(sock=sock)
     bridge: Bridge | None = None
@@ -357,15 +340,16 @@ async def serve(sock: socket.socket, make_cluster: Callable[[FarmSettings], Clus
             except ConnectionError:
                 data = b""
             if not data:
-                return
+                break
             for message in deframer.feed(data):
                 if isinstance(message, Join):
                     bridge = Bridge(message.settings, make_cluster(message.settings), say)
                     serving = loop.create_task(bridge.serve())
+                    serving.add_done_callback(lambda _: reader.feed_eof())
                 elif bridge is not None:
                     bridge.take(message)
-            if serving is not None and serving.done():
-                serving.result()
+        if serving is not None and serving.done():
+            serving.result()
     finally:
         if serving is not None:
             serving.cancel()
@@ -388,6 +372,11 @@ def main(argument: str) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     sock = socket.socket(fileno=int(argument))
     sock.set_inheritable(False)
-    asyncio.new_event_loop().run_until_complete(serve(sock, _ray))
+    status = 0
+    try:
+        asyncio.new_event_loop().run_until_complete(serve(sock, _ray))
+    except ConnectionLost as error:
+        sys.stderr.write(str(error))  # a new bridge is started, by and by
+        status = 1
     sys.stderr.flush()
-    os._exit(0)  # threads that wait for Ray are waited for by nobody
+    os._exit(status)  # threads that wait for Ray are waited for by nobody

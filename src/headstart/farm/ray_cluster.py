@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from headstart.errors import ServiceError
-from headstart.farm.attending import STARTING, FarmError
+from headstart.farm.attending import STARTING, ConnectionLost, FarmError
 from headstart.farm.node import Node
 from headstart.wire.farm import Exchange, Exchanged, NodeOptions, NodeState, pack, unpack
 
@@ -57,6 +57,9 @@ class Deployment(msgspec.Struct, frozen=True):
 
 def _ray() -> Any:
     """Ray, imported where it is used. Raises FarmError: it is not there."""
+    # Without a connection Ray calls `ray.init()` by itself, in most of its functions: a whole cluster on this host. It
+    # reads this as it is imported (`ray/_private/auto_init_hook.py`).
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray
     except ImportError as error:
@@ -117,8 +120,10 @@ class RayCluster:
                 )
 
     def nodes(self) -> list[str]:
-        """Names of the actors on nodes. Raises FarmError."""
+        """Names of the actors on nodes. Raises FarmError; ConnectionLost."""
         ray = _ray()
+        if not ray.is_initialized():
+            raise ConnectionLost("the connection to the cluster is lost")
         with _as_farm_errors():
             named = ray.util.list_named_actors(all_namespaces=True)
             found = {

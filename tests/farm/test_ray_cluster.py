@@ -1,0 +1,30 @@
+"""What this package has of Ray, with no cluster at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from headstart.farm.attending import ConnectionLost
+from headstart.farm.ray_cluster import RayCluster
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def test_ray_starts_no_cluster_by_itself() -> None:
+    pytest.importorskip("ray")
+    text = (
+        "from headstart.farm import ray_cluster; ray_cluster._ray(); "
+        "from ray._private import auto_init_hook; print(auto_init_hook.enable_auto_connect)"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_without_a_connection_there_are_no_nodes_to_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ENABLE_AUTO_CONNECT", "0")  # have it put back
+    with pytest.raises(ConnectionLost):
+        RayCluster("127.0.0.1:1").nodes()
