@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from headstart.farm import own_cluster
 from headstart.farm.attending import ConnectionLost
 from headstart.farm.ray_cluster import RayCluster
 
@@ -21,6 +22,16 @@ def test_ray_starts_no_cluster_by_itself() -> None:
     )
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_the_cluster_of_this_host_is_not_left_to_ray_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ENABLE_AUTO_CONNECT", "0")  # have it put back
+    told: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda address, **_: told.append(address))
+    monkeypatch.setattr(own_cluster, "find", lambda environment: "ray://127.0.0.1")
+    RayCluster("ray").join()
+    assert told == ["ray://127.0.0.1"]
 
 
 def test_without_a_connection_there_are_no_nodes_to_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from headstart.errors import ServiceError
+from headstart.farm import own_cluster
 from headstart.farm.attending import STARTING, ConnectionLost, FarmError
 from headstart.farm.node import Node
 from headstart.wire.farm import Exchange, Exchanged, NodeOptions, NodeState, pack, unpack
@@ -111,9 +112,10 @@ class RayCluster:
         ray = _ray()
         with _as_farm_errors():
             if not ray.is_initialized():
-                _check_reachable(self._address if self._address != OWN else os.environ.get("RAY_ADDRESS", ""))
+                address = own_cluster.find(os.environ) if self._address == OWN else self._address
+                _check_reachable(address)
                 ray.init(
-                    address="auto" if self._address == OWN else self._address,
+                    address=address,
                     namespace=NAMESPACE,
                     log_to_driver=False,
                     configure_logging=False,
