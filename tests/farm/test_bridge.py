@@ -384,6 +384,26 @@ def test_a_cluster_that_cannot_be_joined_is_said_and_gives_everything_back(start
     running.close()
 
 
+def test_a_node_that_says_without_end_is_not_heard(start: Start) -> None:
+    node, other = FakeNode(), FakeNode()
+    node.names = ["k"] * 200_000
+    running = start(a=node, b=other)
+    running.has_nodes()
+    wait_until(lambda: any("no message" in text for text in running.told(quiet=True)))
+    assert [each.name for each in running.states[-1].nodes] == ["b"]
+
+
+def test_what_is_too_long_unpacked_is_not_unpacked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attending, "MAX_SAID", 1 << 20)
+    node = FakeNode()
+    node.outcome = lambda job: NodeResult(job.ticket, bytes(2 << 20))
+    running = start(a=node)
+    running.has_nodes()
+    running.lend(1)
+    assert running.unmade() == [1]
+    assert any("longer than 1048576 bytes" in text for text in running.told(quiet=True))
+
+
 def test_a_bridge_that_has_lost_its_cluster_ends(tmp_path: Path) -> None:
     """The service starts another one: in this one Ray would start a cluster of its own."""
     cluster = FakeCluster()

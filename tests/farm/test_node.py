@@ -16,7 +16,7 @@ from headstart.model import keys
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import find_toolchain
 from headstart.stores.remote.sealing import Verifier, unseal
-from headstart.wire.farm import Exchange, Exchanged, NodeJob, NodeResult, pack, unpack
+from headstart.wire.farm import MAX_TEXT, Exchange, Exchanged, NodeJob, NodeResult, pack, unpack
 from kernels import pointwise
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120), needs_confinement]
@@ -83,6 +83,14 @@ def test_it_says_what_it_has_and_compiles_it(bridge: Bridge) -> None:
     assert bridge.say().state.compiled == 1
 
 
+def test_it_says_no_more_than_bridges_hear(bridge: Bridge) -> None:
+    bridge.say()
+    bridge._node.node._unable = "long " * 1000
+    assert bridge.say().state.unable == bridge._node.node._unable[:MAX_TEXT]
+    (result,) = bridge.say(bridge.job()).results
+    assert result.why == bridge._node.node._unable[:MAX_TEXT]
+
+
 def test_what_it_has_not_got_the_toolchain_of_it_refuses(bridge: Bridge) -> None:
     (result,) = bridge.say(bridge.job(toolchain="cd" * 32)).results
     assert result.refused
@@ -116,7 +124,7 @@ def test_a_call_that_ray_repeats_changes_nothing(bridge: Bridge) -> None:
     job = bridge.job()
     bridge.say(job)
     bridge.say(job)
-    bridge.results()
+    assert len(bridge.results()) == 1
     assert bridge.say().results == []
     assert bridge.say().state.compiled == 1
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import subprocess
 import sys
+import types
 
 import pytest
 
 from headstart.farm import own_cluster
-from headstart.farm.attending import ConnectionLost
+from headstart.farm.attending import ConnectionLost, FarmError
 from headstart.farm.ray_cluster import RayCluster
+from headstart.wire.farm import MAX_TEXT
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -32,6 +35,18 @@ def test_the_cluster_of_this_host_is_not_left_to_ray_to_find(monkeypatch: pytest
     monkeypatch.setattr(own_cluster, "find", lambda environment: "ray://127.0.0.1")
     RayCluster("ray").join()
     assert told == ["ray://127.0.0.1"]
+
+
+def test_what_a_node_raises_is_told_of_in_a_line() -> None:
+    class Raising:
+        def remote(self, data: bytes) -> concurrent.futures.Future[bytes]:
+            raise ValueError("k" * 100_000 + "\n" + "l")
+
+    cluster = RayCluster("127.0.0.1:1")
+    cluster._actors["a"] = types.SimpleNamespace(exchange=Raising())
+    with pytest.raises(FarmError) as raised:
+        cluster.exchange("a", b"")
+    assert str(raised.value) == ("ValueError: " + "k" * MAX_TEXT)[:MAX_TEXT]
 
 
 def test_without_a_connection_there_are_no_nodes_to_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:

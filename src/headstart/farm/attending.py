@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from headstart.farm.routing import Routed
-from headstart.wire.farm import Exchange, Exchanged, NodeJob, pack, unpack
+from headstart.wire.farm import MAX_SAID, Exchange, Exchanged, NodeJob, pack, unpack
 
 POLL = 2.0  # seconds after which a node says that it has nothing to say
 SILENCE = 3.0  # seconds more, after which it is silent
@@ -171,7 +171,7 @@ class Attendant:
             answer.cancel()
             raise
         try:
-            said = unpack(data, Exchanged)
+            said = unpack(data, Exchanged, MAX_SAID)
         except ValueError as error:
             raise FarmError(str(error)) from None
         if not wait:

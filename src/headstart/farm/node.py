@@ -42,6 +42,8 @@ from headstart.stores.remote.sealing import Signer, keyring_in, seal
 from headstart.system.confinement import unavailable
 from headstart.system.places import config_dir
 from headstart.wire.farm import (
+    MAX_TEXT,
+    MAX_WORKERS,
     Exchange,
     Exchanged,
     NodeJob,
@@ -55,7 +57,6 @@ from headstart.wire.farm import (
 FORGOTTEN = 120.0  # seconds after which a bridge that says nothing is gone
 _MOST_SESSIONS = 1024
 _MOST_WAITING = 100_000  # jobs
-_MOST_SAID = 500  # characters of a reason
 _SHOWN = 64  # names of kernels that are being compiled
 
 _log = logging.getLogger("headstart.farm")
@@ -107,7 +108,7 @@ class Node:
         if self._options.niceness:
             os.nice(self._options.niceness)
         self._name = name
-        self._workers = self._options.workers or max(1, cpus)
+        self._workers = min(self._options.workers or max(1, cpus), MAX_WORKERS)
         self._incarnation = os.urandom(8).hex()
         self._sessions: dict[str, _Session] = {}
         self._compiles: dict[tuple[str, bool], _Compile] = {}
@@ -193,7 +194,7 @@ class Node:
 
     def state(self) -> NodeState:
         """How it is."""
-        running = [each.request.name for each in self._running]
+        running = [each.request.name[:MAX_TEXT] for each in self._running]
         return NodeState(
             workers=self._workers,
             running=running if len(running) <= _SHOWN else [*running[:_SHOWN], *[""] * (len(running) - _SHOWN)],
@@ -201,14 +202,14 @@ class Node:
             compiled=self._compiled,
             toolchains=[] if self._unable else list(self._policies),
             triton_version=self._triton,
-            unable=self._unable,
+            unable=self._unable[:MAX_TEXT],
         )
 
     def _said(self, session: _Session, most: int) -> Exchanged:
         results: list[NodeResult] = []
         size = serial = 0
         for number, result in session.results:
-            size += len(result.blob)
+            size += len(result.blob) + len(result.why)
             if results and size > most:
                 break
             results.append(result)
@@ -229,7 +230,7 @@ class Node:
                 f"it has Triton {self._triton} and Python {platform.python_version()} (toolchain {mine}), "
                 f"and {job.toolchain[:12]} is asked for"
             )
-            session.answer(NodeResult(job.ticket, why=why, refused=True))
+            session.answer(NodeResult(job.ticket, why=why[:MAX_TEXT], refused=True))
             return
         if len(self._waiting) >= _MOST_WAITING:
             session.answer(NodeResult(job.ticket, why="too many jobs wait there"))
@@ -244,7 +245,7 @@ class Node:
             except (msgspec.DecodeError, ValueError, RecursionError, UsageError) as error:
                 why = f"it is no request: {error}"
             if why:
-                session.answer(NodeResult(job.ticket, why=why[:_MOST_SAID]))
+                session.answer(NodeResult(job.ticket, why=why[:MAX_TEXT]))
                 return
             found = self._compiles[job.key, vouched] = _Compile(job, request, policy, vouched)
             self._waiting.append(found)
@@ -318,7 +319,7 @@ class Node:
         self._compiles.pop((found.job.key, found.vouched), None)
         self._compiled += bool(blob)
         for session, ticket in found.askers:
-            session.answer(NodeResult(ticket, blob, why[:_MOST_SAID]))
+            session.answer(NodeResult(ticket, blob, why[:MAX_TEXT]))
         self._pump()
 
     def _forget_gone(self) -> None:

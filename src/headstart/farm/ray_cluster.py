@@ -25,7 +25,7 @@ from headstart.errors import ServiceError
 from headstart.farm import own_cluster
 from headstart.farm.attending import STARTING, ConnectionLost, FarmError
 from headstart.farm.node import Node
-from headstart.wire.farm import Exchange, Exchanged, NodeOptions, NodeState, pack, unpack
+from headstart.wire.farm import MAX_SAID, MAX_TEXT, Exchange, Exchanged, NodeOptions, NodeState, pack, unpack
 
 NAMESPACE = "headstart"
 PREFIX = "headstart-farm-"
@@ -92,7 +92,7 @@ def _check_reachable(address: str) -> None:
 
 def _said(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:MAX_TEXT]  # a node may have raised it
 
 
 class RayCluster:
@@ -208,7 +208,7 @@ class RayCluster:
         for name, answer in asked.items():
             try:
                 data = answer.result(max(0.0, deadline - time.monotonic()))
-                found[name] = unpack(data, Exchanged).state
+                found[name] = unpack(data, Exchanged, MAX_SAID).state
             except (FarmError, ValueError) as error:
                 found[name] = str(error)
             except concurrent.futures.TimeoutError:
