@@ -303,6 +303,56 @@ def test_a_node_that_stops_answering_gets_nothing_more_and_its_jobs_go_elsewhere
     assert {each.node for each in running.made(8)} == {"a", "b"}
 
 
+def test_a_node_whose_calls_are_late_one_after_another_is_silent_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of jobs, and asked for news, in two calls: both are late, and another node is at the jobs by then."""
+    monkeypatch.setattr(attending, "SILENCE", 0.2)
+    monkeypatch.setattr(attending, "POLL", 0.2)
+    stopped, other = FakeNode(workers=4), FakeNode(workers=16)
+    stopped.outcome = other.outcome = never
+    running = start(a=stopped, b=other)
+    running.has_nodes(2)
+    stopped.answers_calls.clear()
+    running.lend(*range(1, 9))
+    wait_until(lambda: len(other.running) == 8)
+    running.hears_nothing(wire.Unmade, 0.6)
+    other.finish()
+    assert {each.node for each in running.made(8)} == {"b"}
+
+
+def test_what_nobody_wants_any_more_is_not_sent_on_when_its_node_is_lost(start: Start) -> None:
+    dying, other = FakeNode(workers=8), FakeNode(workers=8)
+    dying.outcome = other.outcome = never
+    running = start(a=dying, b=other)
+    running.has_nodes(2)
+    running.lend(*range(1, 9))
+    wait_until(lambda: len(dying.running) + len(other.running) == 8)
+    unwanted = next(iter(dying.running))
+    running.say(wire.TakeBack([unwanted]))
+    wait_until(lambda: dying.dropped() == [unwanted])
+    dying.fails = "ActorDiedError: the actor died"
+    dying.restart()
+    wait_until(lambda: len(other.running) >= 8 - 1)
+    assert set(other.running) == set(range(1, 9)) - {unwanted}
+    running.hears_nothing(wire.Unmade)
+
+
+def test_what_another_node_begins_anew_is_said_to_have_begun_again(start: Start) -> None:
+    first, second = FakeNode(workers=1), FakeNode(workers=1)
+    first.outcome = second.outcome = never
+    running = start(a=first)
+    running.has_nodes()
+    running.lend(1)
+    assert running.hear(wire.Begun).tickets == [1]
+    running.cluster.members["b"] = second
+    running.has_nodes(2)
+    first.fails = "ActorDiedError: the actor died"
+    first.restart()
+    assert running.hear(wire.Begun).tickets == [1]
+    assert list(second.running) == [1]
+
+
 def test_what_a_lost_node_had_is_tried_on_another_and_else_given_back(start: Start) -> None:
     dying, other = FakeNode(workers=8), FakeNode(workers=8)
     dying.outcome = other.outcome = never

@@ -75,8 +75,6 @@ class Bridge:
         self._attendants: dict[str, Attendant] = {}
         self._accepting = Accepting(settings, self.tell_quietly)
         self._files = ThreadPoolExecutor(1, "headstart-files")
-        self._settled: set[int] = set()  # tickets that nodes still have, and the service no more
-        self._begun: set[int] = set()
         self._seen = 0
         self._told: set[str] = set()
         self._said = FarmState()
@@ -143,10 +141,7 @@ class Bridge:
     def _take_back(self, tickets: Sequence[int], late: bool) -> None:
         dropped: dict[str, list[int]] = {}
         for ticket in tickets:
-            names = self._router.take_back(ticket)
-            if names and not late:
-                self._settled.add(ticket)
-            for name in names:
+            for name in self._router.take_back(ticket, wanted=late):
                 dropped.setdefault(name, []).append(ticket)
         for name, some in dropped.items():
             self._attendants[name].send(dropped=some)
@@ -176,26 +171,28 @@ class Bridge:
             why = "it has sent what was not asked for"
             said = msgspec.structs.replace(said, state=msgspec.structs.replace(said.state, toolchains=[], unable=why))
         node = self._router.heard(name, said.state)
-        begun = [ticket for ticket in said.begun if ticket in node.out and ticket not in self._begun]
+        begun = [ticket for ticket in said.begun if ticket in node.out and not node.out[ticket].begun]
         if begun:
-            self._begun.update(begun)
+            for ticket in begun:
+                node.out[ticket].begun = True
             self._say(Begun(begun))
         arrived = [(each, routed) for each in said.results if (routed := self._router.answered(name, each.ticket))]
         wanted = []
         for result, routed in arrived:
-            self._begun.discard(result.ticket)
-            if result.ticket in self._settled:
-                self._settled.discard(result.ticket)
-            elif result.refused:
+            if not routed.wanted:
+                continue
+            if result.refused:
                 self._router.refuse(name, routed.job.toolchain, result.why)
                 self.tell(f"refused {name}", f"{name} is not used for this toolchain: {result.why}")
                 routed.tries -= 1
-                self._router.lend([routed])
+                if not self._router.is_under_way(routed):
+                    self._router.lend([routed])
             elif result.blob:
                 wanted.append((result, routed))
             else:
                 self.tell_quietly(f"{name} did not make {routed.job.key[:12]}: {result.why}")
-                self._unmade([result.ticket])
+                if not self._router.is_under_way(routed):
+                    self._unmade([result.ticket])
         if wanted:
             accepted = asyncio.get_running_loop().run_in_executor(self._files, self._accepting.accept_all, name, wanted)
             accepted.add_done_callback(lambda future: self._accepted(attendant, *future.result()))
@@ -216,6 +213,9 @@ class Bridge:
         self._route()
 
     def _silent(self, attendant: Attendant) -> None:
+        node = self._router.nodes.get(attendant.name)
+        if self._attendants.get(attendant.name) is not attendant or (node is not None and not node.usable):
+            return  # another call of it was late before this one
         self.tell(f"silent {attendant.name}", f"{attendant.name} does not answer, and is given nothing until it does")
         over = self._router.lose(attendant.name, "it does not answer", forget=False)
         self._unmade([each.job.ticket for each in over])
