@@ -9,7 +9,9 @@ Guarantees:
 * A job whose toolchain this node has not got is refused, and so is one that may be more than a kernel. What is compiled
   is compiled confined (docs/security.md), unless the node was started to trust those who ask.
 * One compile per key at a time, whoever asks; what has not begun can be taken back.
-* What is sent is what lies in this node's store under the key that was asked for, and nothing else.
+* What is sent is what lies in this node's store under the key that was asked for, and nothing else. It is signed only
+  if this node's own workers made it since it was started: others may write to a store.
+* A job's key is that of its request and toolchain, or it is refused: nobody gets one kernel for another.
 * Results are kept until their bridge says that they have arrived, or has not been heard for `FORGOTTEN` seconds.
 
 No Ray here: `ray_cluster.py` makes an actor of this class. Everything but `_made` runs in the actor's event loop.
@@ -26,6 +28,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from headstart.client.client import Client
 from headstart.client.policy import Policy
 from headstart.describe.facts import find_torch
 from headstart.errors import HeadstartError, ServiceError, UsageError
+from headstart.model.keys import entry_key
 from headstart.model.request import KERNEL, CompileRequest
 from headstart.model.toolchain import Toolchain, find_toolchain
 from headstart.stores.remote.sealing import Signer, keyring_in, seal
@@ -53,10 +57,12 @@ from headstart.wire.farm import (
     pack,
     unpack,
 )
+from headstart.wire.outcomes import Result
 
 FORGOTTEN = 120.0  # seconds after which a bridge that says nothing is gone
 _MOST_SESSIONS = 1024
 _MOST_WAITING = 100_000  # jobs
+_MOST_OWN = 100_000  # entries that are known to be made here
 _SHOWN = 64  # names of kernels that are being compiled
 
 _log = logging.getLogger("headstart.farm")
@@ -103,8 +109,9 @@ class Node:
 
     def __init__(self, options: bytes, name: str, cpus: int) -> None:
         self._options = unpack(options, NodeOptions)
-        # A farm of its own, or a service that outlives it, this one must not have, whatever the node is configured to.
-        os.environ.update(HEADSTART_FARM="", HEADSTART_SERVICE="private")
+        # A farm or remote of its own, or a service that outlives it, this one must not have, whatever the node is
+        # configured to.
+        os.environ.update(HEADSTART_FARM="", HEADSTART_REMOTE="", HEADSTART_SERVICE="private")
         if self._options.niceness:
             os.nice(self._options.niceness)
         self._name = name
@@ -115,6 +122,7 @@ class Node:
         self._waiting: deque[_Compile] = deque()
         self._running: set[_Compile] = set()
         self._compiled = 0
+        self._own: dict[str, bytes] = {}  # SHA-256 of the entries that workers here made, by key; the latest
         self._unable = "" if self._options.trusts else unavailable()
         if self._unable:
             self._unable = f"its workers cannot be confined: {self._unable}; headstart farm up --trust does without"
@@ -236,17 +244,19 @@ class Node:
             session.answer(NodeResult(job.ticket, why="too many jobs wait there"))
             return
         vouched = job.vouched and self._options.trusts
+        try:
+            request = msgspec.msgpack.decode(job.request, type=CompileRequest)
+            why = f"it is no kernel, but a {request.kind}" if request.kind != KERNEL else ""
+            if not why and job.key != entry_key(job.toolchain, request.digest()):
+                why = "its key is another request's"
+            why = why or ("" if vouched else check_request(request) or "")
+        except (msgspec.DecodeError, ValueError, RecursionError, UsageError) as error:
+            why = f"it is no request: {error}"
+        if why:
+            session.answer(NodeResult(job.ticket, why=why[:MAX_TEXT]))
+            return
         found = self._compiles.get((job.key, vouched))
         if found is None:
-            try:
-                request = msgspec.msgpack.decode(job.request, type=CompileRequest)
-                why = f"it is no kernel, but a {request.kind}" if request.kind != KERNEL else ""
-                why = why or ("" if vouched else check_request(request) or "")
-            except (msgspec.DecodeError, ValueError, RecursionError, UsageError) as error:
-                why = f"it is no request: {error}"
-            if why:
-                session.answer(NodeResult(job.ticket, why=why[:MAX_TEXT]))
-                return
             found = self._compiles[job.key, vouched] = _Compile(job, request, policy, vouched)
             self._waiting.append(found)
         found.signed |= signed
@@ -302,7 +312,7 @@ class Node:
                 if entry is None:
                     why = "its store has lost it"
                 else:
-                    blob = seal(entry.raw(), self._signer if found.signed else None)
+                    blob, why = self._seal(result, entry.raw(), signed=found.signed)
         except (HeadstartError, OSError) as error:
             why = str(error)
         except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
@@ -313,6 +323,22 @@ class Node:
             self._loop.call_soon_threadsafe(self._settle, found, blob, why)
         except RuntimeError:
             pass  # it is being ended
+
+    def _seal(self, result: Result, entry: bytes, *, signed: bool) -> tuple[bytes, str]:
+        """An entry to be sent, or why it is not."""
+        digest = sha256(entry).digest()
+        if not (result.cached or result.remote):
+            self._own[result.key] = digest
+            if len(self._own) > _MOST_OWN:
+                del self._own[next(iter(self._own))]
+        if not signed:
+            return seal(entry, None), ""
+        if self._own.get(result.key) != digest:
+            return (
+                b"",
+                "it was in this node's store before, and a node signs only what it has made since it was started",
+            )
+        return seal(entry, self._signer), ""
 
     def _settle(self, found: _Compile, blob: bytes, why: str) -> None:
         self._running.discard(found)
