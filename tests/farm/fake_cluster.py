@@ -132,6 +132,7 @@ class FakeCluster:
         self.members = dict(nodes)
         self.why_not = ""
         self.is_lost = False
+        self.looks = 0
         self.own: dict[str, FakeNode] = {}  # that it may start by itself
         self.left = False
         self._threads = concurrent.futures.ThreadPoolExecutor(32)
@@ -141,6 +142,7 @@ class FakeCluster:
             raise FarmError(self.why_not)
 
     def nodes(self) -> list[str]:
+        self.looks += 1
         if self.is_lost:
             raise ConnectionLost("the connection to the cluster is lost")
         return sorted(self.members)

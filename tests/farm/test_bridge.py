@@ -9,6 +9,7 @@ import queue
 import socket
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from headstart.farm import attending, bridge
 from headstart.farm.bridge import MOST_WRONG, serve
 from headstart.stores.disk import DiskStore
 from headstart.stores.remote.sealing import Signer, seal
-from headstart.wire.farm import NodeJob, NodeResult
+from headstart.wire.farm import NodeJob, NodeResult, NodeState
 
 RAY = wire.FarmSettings("ray")
 
@@ -301,6 +302,49 @@ def test_a_node_that_stops_answering_gets_nothing_more_and_its_jobs_go_elsewhere
     wait_until(lambda: [(node.out, node.refused) for node in running.states[-1].nodes] == [(0, ""), (0, "")])
     running.lend(*range(30, 38))
     assert {each.node for each in running.made(8)} == {"a", "b"}
+
+
+def test_how_long_a_node_looks_at_its_toolchain_is_no_delay_of_the_farm(start: Start) -> None:
+    slow = FakeNode()
+    slow.outcome = never
+    slow.answers_calls.clear()
+    running = start(a=slow)
+    wait_until(lambda: slow.calls)
+    time.sleep(1.0)  # what it takes
+    slow.answers_calls.set()
+    running.has_nodes()
+    running.lend(1)
+    running.hear(wire.Begun)
+    wait_until(lambda: running.states[-1].delay > 0.0)
+    assert all(state.delay < 1.0 for state in running.states)
+
+
+def test_the_delay_is_that_of_most_nodes_that_answer() -> None:
+    made = bridge.Bridge(RAY, FakeCluster(), lambda message: None)
+    for name, trips in {"a": [0.1], "b": [0.2, 9.0, 0.2], "c": [0.3], "silent": [50.0], "new": []}.items():
+        made._router.heard(name, NodeState(4, [], 0, 0, [HERE]))
+        made._attendants[name] = types.SimpleNamespace(  # type: ignore[assignment]
+            round_trip=sorted(trips)[len(trips) // 2] if trips else None
+        )
+    made._router.lose("silent", "it does not answer", forget=False)
+    assert made._delay() == 0.2
+
+
+def test_a_node_whose_every_call_fails_is_asked_less_and_less_often(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attending, "FIRST_PAUSE", 600.0)
+    node = FakeNode()
+    node.fails = "RayTaskError(ValueError): no message of a farm's"
+    running = start(a=node, b=FakeNode())
+    running.has_nodes()
+    wait_until(lambda: len(node.calls) == 2)  # the second one at the next look
+    for number in range(1, 4):  # each has the bridge look for nodes
+        before = running.cluster.looks
+        running.lend(number)
+        running.made()
+        wait_until(lambda before=before: running.cluster.looks > before + 1)  # type: ignore[misc]
+    assert len(node.calls) == 2
 
 
 def test_a_node_whose_calls_are_late_one_after_another_is_silent_once(

@@ -6,12 +6,13 @@ import concurrent.futures
 import subprocess
 import sys
 import types
+from unittest.mock import Mock
 
 import pytest
 
-from headstart.farm import own_cluster
+from headstart.farm import own_cluster, ray_cluster
 from headstart.farm.attending import ConnectionLost, FarmError
-from headstart.farm.ray_cluster import RayCluster
+from headstart.farm.ray_cluster import KEEPER, RayCluster
 from headstart.wire.farm import MAX_TEXT
 
 pytestmark = pytest.mark.timeout(60)
@@ -47,6 +48,29 @@ def test_what_a_node_raises_is_told_of_in_a_line() -> None:
     with pytest.raises(FarmError) as raised:
         cluster.exchange("a", b"")
     assert str(raised.value) == ("ValueError: " + "k" * MAX_TEXT)[:MAX_TEXT]
+
+
+def test_the_keeper_ends_before_it_is_looked_whom_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, killed = ["a"], list[str]()
+
+    class Farm(RayCluster):
+        """Its keeper starts an actor after each look as long as it lives, and one more that it was about to start."""
+
+        def nodes(self) -> list[str]:
+            if len(killed) == 2:
+                started.append("late")
+            found = [name for name in started if name not in killed]
+            self._actors |= {name: Mock() for name in found}
+            if KEEPER not in killed:
+                started.append(f"node{len(started)}")
+            return found
+
+        def _kill(self, name: str) -> None:  # type: ignore[override]
+            killed.append(name)
+
+    monkeypatch.setattr(ray_cluster, "_ray", Mock)
+    assert Farm("127.0.0.1:1").take_down() == ["a", "late"]
+    assert killed == [KEEPER, *started]
 
 
 def test_without_a_connection_there_are_no_nodes_to_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,18 +111,23 @@ class Bridge:
         if now - self._listed > LIST_INTERVAL:
             self._listed = now
             self._nodes = [node.report() for node in router.nodes.values()]
-        trips = [each.round_trip for name, each in self._attendants.items() if name in router.nodes]
         idle, room = router.offers()
         state = FarmState(
             self._seen,
             idle,
             room,
-            max(trips, default=0.0),
+            self._delay(),
             self._nodes,
         )
         if state != self._said:
             self._said = state
             self._say(state)
+
+    def _delay(self) -> float:
+        """Seconds that most nodes take to be told something."""
+        usable = [self._attendants[name] for name, node in self._router.nodes.items() if node.usable]
+        trips = sorted(trip for each in usable if (trip := each.round_trip) is not None)
+        return trips[len(trips) // 2] if trips else 0.0
 
     # From the service
 
@@ -224,10 +229,12 @@ class Bridge:
     def _lost(self, attendant: Attendant, why: str) -> None:
         if self._attendants.get(attendant.name) is attendant:
             self.tell_quietly(f"{attendant.name}: {why}")
+            had_something = self._has_something(attendant.name)
             over = self._router.lose(attendant.name, why, forget=True)
             self._unmade([each.job.ticket for each in over])
             self._route()
-            self._look.set()
+            if had_something:
+                self._look.set()
 
     def _restarted(self, attendant: Attendant) -> None:
         over = self._router.lose(attendant.name, "it was started again", forget=True)
@@ -292,7 +299,7 @@ class Bridge:
                     restarted=self._restarted,
                 )
             node = self._router.nodes.get(name)
-            if (node is None or not (node.usable or node.out)) and not self._attendants[name].is_busy:
+            if node is None or not (node.usable or node.out):
                 self._attendants[name].greet()
         if not names:
             self.tell("none", f"the farm at {self._settings.address} has no nodes: headstart farm up starts them")

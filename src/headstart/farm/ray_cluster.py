@@ -218,15 +218,17 @@ class RayCluster:
     def take_down(self) -> list[str]:
         """End every actor of the farm's. Returns the names of those on nodes."""
         ray = _ray()
-        names = self.nodes()
         with _as_farm_errors():
-            self._kill(KEEPER)
-            leaving = [self._actors[name].leave.remote() for name in names]
-            if leaving:
+            self._kill(KEEPER)  # first: it starts actors for nodes that come
+        ended: list[str] = []
+        while names := [name for name in self.nodes() if name not in ended]:  # it may have been about to start one
+            with _as_farm_errors():
+                leaving = [self._actors[name].leave.remote() for name in names]
                 ray.wait(leaving, num_returns=len(leaving), timeout=LEAVING)
-            for name in names:
-                self._kill(name)
-        return names
+                for name in names:
+                    self._kill(name)
+            ended += names
+        return sorted(ended)
 
     @staticmethod
     def _kill(name: str) -> None:
