@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headstart.artifacts.entry import pack_entry
-from headstart.farm.attending import FarmError
+from headstart.farm.attending import ConnectionLost, FarmError
 from headstart.stores.remote.sealing import Signer, seal
 from headstart.wire.farm import Exchange, Exchanged, NodeJob, NodeResult, NodeState, pack, unpack
 
@@ -59,6 +59,7 @@ class FakeNode:
         self.answers_calls = threading.Event()
         self.answers_calls.set()
         self.fails = ""
+        self.names: list[str] | None = None  # that it says it compiles, whatever it does
         self.is_full = False  # the next results are too much for an object store
         self._incarnation = 1
         self._sessions: dict[str, list[tuple[int, NodeResult]]] = {}
@@ -107,9 +108,8 @@ class FakeNode:
             while not session and self._incarnation == incarnation and time.monotonic() < deadline:
                 self._changed.wait(deadline - time.monotonic())
             session = self._sessions.get(message.session, [])
-            state = NodeState(
-                self.workers, [job.key[:8] for job in self.running.values()], 0, 0, list(self.toolchains), "3.9.0"
-            )
+            names = [job.key[:8] for job in self.running.values()] if self.names is None else self.names
+            state = NodeState(self.workers, names, 0, 0, list(self.toolchains), "3.9.0")
             if session and self.is_full:
                 self.is_full = False
                 raise FarmError("ObjectStoreFullError")
@@ -131,6 +131,8 @@ class FakeCluster:
     def __init__(self, **nodes: FakeNode) -> None:
         self.members = dict(nodes)
         self.why_not = ""
+        self.is_lost = False
+        self.looks = 0
         self.own: dict[str, FakeNode] = {}  # that it may start by itself
         self.left = False
         self._threads = concurrent.futures.ThreadPoolExecutor(32)
@@ -140,6 +142,9 @@ class FakeCluster:
             raise FarmError(self.why_not)
 
     def nodes(self) -> list[str]:
+        self.looks += 1
+        if self.is_lost:
+            raise ConnectionLost("the connection to the cluster is lost")
         return sorted(self.members)
 
     def bring_up(self) -> bool:

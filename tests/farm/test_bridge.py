@@ -9,6 +9,7 @@ import queue
 import socket
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from headstart.farm import attending, bridge
 from headstart.farm.bridge import MOST_WRONG, serve
 from headstart.stores.disk import DiskStore
 from headstart.stores.remote.sealing import Signer, seal
-from headstart.wire.farm import NodeJob, NodeResult
+from headstart.wire.farm import NodeJob, NodeResult, NodeState
 
 RAY = wire.FarmSettings("ray")
 
@@ -303,6 +304,99 @@ def test_a_node_that_stops_answering_gets_nothing_more_and_its_jobs_go_elsewhere
     assert {each.node for each in running.made(8)} == {"a", "b"}
 
 
+def test_how_long_a_node_looks_at_its_toolchain_is_no_delay_of_the_farm(start: Start) -> None:
+    slow = FakeNode()
+    slow.outcome = never
+    slow.answers_calls.clear()
+    running = start(a=slow)
+    wait_until(lambda: slow.calls)
+    time.sleep(1.0)  # what it takes
+    slow.answers_calls.set()
+    running.has_nodes()
+    running.lend(1)
+    running.hear(wire.Begun)
+    wait_until(lambda: running.states[-1].delay > 0.0)
+    assert all(state.delay < 1.0 for state in running.states)
+
+
+def test_the_delay_is_that_of_most_nodes_that_answer() -> None:
+    made = bridge.Bridge(RAY, FakeCluster(), lambda message: None)
+    for name, trips in {"a": [0.1], "b": [0.2, 9.0, 0.2], "c": [0.3], "silent": [50.0], "new": []}.items():
+        made._router.heard(name, NodeState(4, [], 0, 0, [HERE]))
+        made._attendants[name] = types.SimpleNamespace(  # type: ignore[assignment]
+            round_trip=sorted(trips)[len(trips) // 2] if trips else None
+        )
+    made._router.lose("silent", "it does not answer", forget=False)
+    assert made._delay() == 0.2
+
+
+def test_a_node_whose_every_call_fails_is_asked_less_and_less_often(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attending, "FIRST_PAUSE", 600.0)
+    node = FakeNode()
+    node.fails = "RayTaskError(ValueError): no message of a farm's"
+    running = start(a=node, b=FakeNode())
+    running.has_nodes()
+    wait_until(lambda: len(node.calls) == 2)  # the second one at the next look
+    for number in range(1, 4):  # each has the bridge look for nodes
+        before = running.cluster.looks
+        running.lend(number)
+        running.made()
+        wait_until(lambda before=before: running.cluster.looks > before + 1)  # type: ignore[misc]
+    assert len(node.calls) == 2
+
+
+def test_a_node_whose_calls_are_late_one_after_another_is_silent_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of jobs, and asked for news, in two calls: both are late, and another node is at the jobs by then."""
+    monkeypatch.setattr(attending, "SILENCE", 0.2)
+    monkeypatch.setattr(attending, "POLL", 0.2)
+    stopped, other = FakeNode(workers=4), FakeNode(workers=16)
+    stopped.outcome = other.outcome = never
+    running = start(a=stopped, b=other)
+    running.has_nodes(2)
+    stopped.answers_calls.clear()
+    running.lend(*range(1, 9))
+    wait_until(lambda: len(other.running) == 8)
+    running.hears_nothing(wire.Unmade, 0.6)
+    other.finish()
+    assert {each.node for each in running.made(8)} == {"b"}
+
+
+def test_what_nobody_wants_any_more_is_not_sent_on_when_its_node_is_lost(start: Start) -> None:
+    dying, other = FakeNode(workers=8), FakeNode(workers=8)
+    dying.outcome = other.outcome = never
+    running = start(a=dying, b=other)
+    running.has_nodes(2)
+    running.lend(*range(1, 9))
+    wait_until(lambda: len(dying.running) + len(other.running) == 8)
+    unwanted = next(iter(dying.running))
+    running.say(wire.TakeBack([unwanted]))
+    wait_until(lambda: dying.dropped() == [unwanted])
+    dying.fails = "ActorDiedError: the actor died"
+    dying.restart()
+    wait_until(lambda: len(other.running) >= 8 - 1)
+    assert set(other.running) == set(range(1, 9)) - {unwanted}
+    running.hears_nothing(wire.Unmade)
+
+
+def test_what_another_node_begins_anew_is_said_to_have_begun_again(start: Start) -> None:
+    first, second = FakeNode(workers=1), FakeNode(workers=1)
+    first.outcome = second.outcome = never
+    running = start(a=first)
+    running.has_nodes()
+    running.lend(1)
+    assert running.hear(wire.Begun).tickets == [1]
+    running.cluster.members["b"] = second
+    running.has_nodes(2)
+    first.fails = "ActorDiedError: the actor died"
+    first.restart()
+    assert running.hear(wire.Begun).tickets == [1]
+    assert list(second.running) == [1]
+
+
 def test_what_a_lost_node_had_is_tried_on_another_and_else_given_back(start: Start) -> None:
     dying, other = FakeNode(workers=8), FakeNode(workers=8)
     dying.outcome = other.outcome = never
@@ -382,6 +476,37 @@ def test_a_cluster_that_cannot_be_joined_is_said_and_gives_everything_back(start
     running.lend(1)
     assert running.unmade() == [1]
     running.close()
+
+
+def test_a_node_that_says_without_end_is_not_heard(start: Start) -> None:
+    node, other = FakeNode(), FakeNode()
+    node.names = ["k"] * 200_000
+    running = start(a=node, b=other)
+    running.has_nodes()
+    wait_until(lambda: any("no message" in text for text in running.told(quiet=True)))
+    assert [each.name for each in running.states[-1].nodes] == ["b"]
+
+
+def test_what_is_too_long_unpacked_is_not_unpacked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attending, "MAX_SAID", 1 << 20)
+    node = FakeNode()
+    node.outcome = lambda job: NodeResult(job.ticket, bytes(2 << 20))
+    running = start(a=node)
+    running.has_nodes()
+    running.lend(1)
+    assert running.unmade() == [1]
+    assert any("longer than 1048576 bytes" in text for text in running.told(quiet=True))
+
+
+def test_a_bridge_that_has_lost_its_cluster_ends(tmp_path: Path) -> None:
+    """The service starts another one: in this one Ray would start a cluster of its own."""
+    cluster = FakeCluster()
+    cluster.is_lost = True
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(wire.frame(wire.Join(RAY)))
+        with pytest.raises(attending.ConnectionLost):
+            asyncio.run(asyncio.wait_for(serve(theirs, lambda settings: cluster), PATIENCE))
 
 
 def test_a_cluster_without_nodes_is_said_once(start: Start) -> None:

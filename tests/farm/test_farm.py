@@ -238,11 +238,12 @@ def test_whatever_dies_or_stops_on_a_node_no_kernel_is_lost(host: Host, cluster:
     assert full_report().failed == 0
 
 
-def test_a_bridge_that_is_killed_costs_a_retry(host: Host) -> None:
+def test_a_bridge_that_is_killed_costs_a_retry(host: Host, runtime_folder: Path) -> None:
     compiler = host()
     futures = [compiler.triton(**each) for each in sweep(30)]
     wait_until(lambda: report().out > 0)
-    bridges = [each for each in psutil.process_iter() if "headstart.farm.bridge" in command_of(each)]
+    bridges = [each for each in descendants(runtime_folder) if "headstart.farm.bridge" in command_of(each)]
+    assert bridges
     for each in bridges:
         kill(each)
     finish(futures)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from real_node import RealNode
 
 from conftest import needs_confinement
 from headstart import wire
 from headstart.artifacts.entry import Entry
+from headstart.artifacts.keyring import Keyring
+from headstart.farm.node import Node
 from headstart.model import keys
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import find_toolchain
 from headstart.stores.remote.sealing import Verifier, unseal
-from headstart.wire.farm import Exchange, Exchanged, NodeJob, NodeResult, pack, unpack
+from headstart.system.settings import Settings
+from headstart.wire.farm import MAX_TEXT, Exchange, Exchanged, NodeJob, NodeOptions, NodeResult, pack, unpack
 from kernels import pointwise
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120), needs_confinement]
@@ -41,8 +46,10 @@ class Bridge:
         key = keys.entry_key(self.digest, request.digest())
         return NodeJob(ticket or self._tickets, key, toolchain or self.digest, wire.encode(request), vouched)
 
-    def say(self, *jobs: NodeJob, dropped: list[int] | None = None, wait: float = 0.0) -> Exchanged:
-        message = Exchange(self._session, self.acked, list(jobs), dropped or [], wait)
+    def say(
+        self, *jobs: NodeJob, dropped: list[int] | None = None, wait: float = 0.0, signed: bool = False
+    ) -> Exchanged:
+        message = Exchange(self._session, self.acked, list(jobs), dropped or [], wait, signed=signed)
         return unpack(self._node.exchange(pack(message)).result(2 * WAIT), Exchanged)
 
     def results(self, many: int = 1) -> list[NodeResult]:
@@ -83,6 +90,14 @@ def test_it_says_what_it_has_and_compiles_it(bridge: Bridge) -> None:
     assert bridge.say().state.compiled == 1
 
 
+def test_it_says_no_more_than_bridges_hear(bridge: Bridge) -> None:
+    bridge.say()
+    bridge._node.node._unable = "long " * 1000
+    assert bridge.say().state.unable == bridge._node.node._unable[:MAX_TEXT]
+    (result,) = bridge.say(bridge.job()).results
+    assert result.why == bridge._node.node._unable[:MAX_TEXT]
+
+
 def test_what_it_has_not_got_the_toolchain_of_it_refuses(bridge: Bridge) -> None:
     (result,) = bridge.say(bridge.job(toolchain="cd" * 32)).results
     assert result.refused
@@ -116,7 +131,7 @@ def test_a_call_that_ray_repeats_changes_nothing(bridge: Bridge) -> None:
     job = bridge.job()
     bridge.say(job)
     bridge.say(job)
-    bridge.results()
+    assert len(bridge.results()) == 1
     assert bridge.say().results == []
     assert bridge.say().state.compiled == 1
 
@@ -130,6 +145,56 @@ def test_two_that_ask_for_one_kernel_get_it_from_one_compile(bridge: Bridge) -> 
     assert [each.ticket for each in bridge.results()] == [mine.ticket]
     assert [each.ticket for each in other.results()] == [77]
     assert bridge.say().state.compiled == 1
+
+
+def test_a_key_that_is_not_its_request_s_gets_nothing(bridge: Bridge) -> None:
+    """Who asks for the kernel that the key belongs to would get this one's answer."""
+    other = Bridge(bridge._node, bridge.digest, "other")
+    theirs = other.job()
+    mine = msgspec.structs.replace(bridge.job(factor=3.0), key=theirs.key)
+    (refused,) = bridge.say(mine).results
+    assert (refused.blob, refused.why) == (b"", "its key is another request's")
+    other.say(theirs)
+    mine = msgspec.structs.replace(bridge.job(factor=3.0), key=theirs.key)  # while that one is compiled
+    assert bridge.say(mine).results[-1].why == "its key is another request's"
+    (result,) = other.results()
+    assert (
+        entry_of(theirs, result).header.request_digest
+        == msgspec.msgpack.decode(theirs.request, type=CompileRequest).digest()
+    )
+
+
+def test_it_signs_what_it_has_made_and_nothing_that_lay_there(tmp_path: Path, digest: str) -> None:
+    def ask(node: RealNode, *, signed: bool) -> NodeResult:
+        bridge = Bridge(node, digest, os.urandom(8).hex())
+        job = bridge.job()
+        bridge.say(job, signed=signed)
+        (result,) = bridge.results()
+        if result.blob:
+            verifier = Verifier(Keyring(Path(os.environ["HEADSTART_CONFIG_DIR"])))
+            unseal(job.key, result.blob, verifier, signed=signed, kind="kernel")
+        return result
+
+    first = RealNode(tmp_path / "node")
+    try:
+        assert ask(first, signed=False).blob
+        assert ask(first, signed=True).blob  # it is the one that it has made
+    finally:
+        first.close()
+    second = RealNode(tmp_path / "node")
+    try:
+        assert "before" in ask(second, signed=True).why
+        assert ask(second, signed=False).blob
+    finally:
+        second.close()
+
+
+def test_a_node_has_no_remote_whatever_its_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADSTART_REMOTE", "HEADSTART_FARM", "HEADSTART_SERVICE"):  # have them put back
+        monkeypatch.setenv(name, "redis://elsewhere")
+    monkeypatch.setattr(Node, "_prepare", lambda self: self._ready.set())
+    Node(pack(NodeOptions(1, "", trusts=True)), "node", 1)
+    assert Settings.load().remote == ""
 
 
 def test_what_has_not_begun_can_be_taken_back(bridge: Bridge) -> None:

@@ -140,6 +140,39 @@ def test_a_silent_node_is_used_again_once_it_answers_and_what_it_says_then_count
     assert sent(made.route()) == {2: "node0"}
 
 
+def test_what_two_have_is_not_given_back_as_long_as_one_of_them_answers() -> None:
+    made = router(nodes=2)
+    made.lend([job(1)])
+    ((_, first),) = sent(made.route()).items()
+    assert made.lose(first, "it does not answer", forget=False) == []
+    ((_, second),) = sent(made.route()).items()
+    assert second != first
+    made.heard(first, state())
+    assert made.lose(first, "it does not answer", forget=False) == []
+    assert [each.job.ticket for each in made.lose(second, "it is gone", forget=True)] == [1]
+
+
+def test_what_nobody_wants_is_not_tried_elsewhere() -> None:
+    made = router(nodes=2, workers=1)
+    made.lend([job(1)])
+    ((_, name),) = sent(made.route()).items()
+    made.take_back(1)
+    assert made.lose(name, "it is gone", forget=True) == []
+    assert made.route() == {}
+
+
+def test_what_is_late_is_still_wanted_until_it_is_not() -> None:
+    made = router(nodes=1)
+    made.lend([job(1)])
+    made.route()
+    routed = made.nodes["node0"].out[1]
+    made.take_back(1, wanted=True)
+    assert routed.wanted
+    made.take_back(1)
+    made.take_back(1, wanted=True)
+    assert not routed.wanted
+
+
 def test_what_is_taken_back_is_sent_nowhere_and_those_who_have_it_are_named() -> None:
     made = router(nodes=1, workers=1)
     made.lend(job(number) for number in range(1, 6))

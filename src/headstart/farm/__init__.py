@@ -4,6 +4,7 @@
     routing       which node gets which job; no I/O
     attending     the bridge's talk with one node: batches, retries, silence
     accepting     what a node made, verified and put into a local store
+    own_cluster   which cluster HEADSTART_FARM=ray means
     ray_cluster   all that is Ray's: the only module that imports it
     bridge        the process
 

@@ -7,6 +7,7 @@ needs a signature in any case, and is never asked for.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from hashlib import sha256
@@ -19,7 +20,9 @@ from headstart.stores import open_store
 from headstart.stores.disk import DiskStore
 from headstart.stores.remote.base import plain
 from headstart.stores.remote.sealing import NotTrusted, Verifier, keyring_in, unseal
-from headstart.wire.farm import FarmSettings, MadeEntry
+from headstart.wire.farm import FarmSettings, MadeEntry, NodeResult
+
+_log = logging.getLogger("headstart.farm")
 
 
 class NotAccepted(Exception):
@@ -74,6 +77,22 @@ class Accepting:
         except StoreUnavailable:
             return MadeEntry(job.ticket, node, digest, data)
         return MadeEntry(job.ticket, node, digest)
+
+    def accept_all(
+        self, node: str, results: list[tuple[NodeResult, Routed]]
+    ) -> tuple[list[MadeEntry], list[tuple[Routed, str]]]:
+        """What is of use, and what is not, with the reason."""
+        made: list[MadeEntry] = []
+        refused: list[tuple[Routed, str]] = []
+        for result, routed in results:
+            try:
+                made.append(self.accept(routed, node, result.blob))
+            except NotAccepted as error:
+                refused.append((routed, str(error)))
+            except Exception as error:  # noqa: BLE001 - the others are to be told of
+                _log.exception("an entry is lost; this is a bug")
+                refused.append((routed, f"{type(error).__name__}: {error}"))
+        return made, refused
 
     def _store(self, cache_dir: bytes, trusted: bool) -> DiskStore:
         store = self._stores.get((cache_dir, trusted))

@@ -12,20 +12,28 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from headstart.farm.routing import Routed
-from headstart.wire.farm import Exchange, Exchanged, NodeJob, pack, unpack
+from headstart.wire.farm import MAX_SAID, Exchange, Exchanged, NodeJob, pack, unpack
 
 POLL = 2.0  # seconds after which a node says that it has nothing to say
 SILENCE = 3.0  # seconds more, after which it is silent
 STARTING = 60.0  # seconds that a node's first answer may take: it looks at its toolchain
+TRIPS = 9  # calls whose median is what one takes
+FIRST_PAUSE = 5.0  # seconds until a node whose greetings fail is greeted a third time; then twice as many each time
+MAX_PAUSE = 300.0  # seconds
 SMALL = 64 << 10  # bytes of results that need no object store
 
 
 class FarmError(Exception):
     """A cluster, or a node of it, cannot be used; the text says why, for people."""
+
+
+class ConnectionLost(FarmError):
+    """This process has no connection to the cluster any more, and Ray makes no second one in a process that lives."""
 
 
 class Cluster(Protocol):
@@ -35,7 +43,7 @@ class Cluster(Protocol):
         """Raises FarmError."""
 
     def nodes(self) -> list[str]:
-        """Names of the nodes' actors that there are. Raises FarmError."""
+        """Names of the nodes' actors that there are. Raises FarmError; ConnectionLost."""
 
     def bring_up(self) -> bool:
         """Start actors that end with this process, if the user has asked for that. Raises FarmError."""
@@ -81,15 +89,29 @@ class Attendant:
         self._most = 8 << 20  # bytes
         self._polling: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
-        self.round_trip = 0.0  # seconds, of the latest call that did not wait
+        self._trips: deque[float] = deque(maxlen=TRIPS)  # seconds, of calls that told it something
+        self._pause = 0.0  # seconds that the next greeting is put off if this one fails, too
+        self._greet_after = float("-inf")  # loop time
 
     @property
     def is_busy(self) -> bool:
         """Whether a call waits for its answer."""
         return bool(self._sending) or self._polling is not None
 
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds that it takes to tell it something, lately; None: it has not been told anything."""
+        trips = sorted(self._trips)
+        return trips[len(trips) // 2] if trips else None
+
     def greet(self) -> None:
-        """Ask how it is."""
+        """Ask how it is, unless a call waits, or greetings have failed and it is too early for another."""
+        now = asyncio.get_running_loop().time()
+        if self.is_busy or now < self._greet_after:
+            return
+        # After the first one it is not: an actor that has just died is soon started again.
+        self._greet_after = now + self._pause
+        self._pause = min(max(FIRST_PAUSE, 2 * self._pause), MAX_PAUSE)
         self._start(self._exchange([], [], 0.0, STARTING))
 
     def send(self, jobs: Sequence[Routed] = (), dropped: Sequence[int] = ()) -> None:
@@ -145,7 +167,7 @@ class Attendant:
     async def _exchange(self, jobs: list[NodeJob], dropped: list[int], wait: float, patience: float) -> None:
         """Raises FarmError."""
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        told = loop.time()
         session = self._session
         message = Exchange(session, self._acked, jobs, dropped, wait, self._most, self._signed)
         # In a thread: Ray may have to write a large argument into an object store that is full.
@@ -153,7 +175,8 @@ class Attendant:
         answer = asyncio.ensure_future(_answer(call))
         try:
             await asyncio.wait({answer}, timeout=wait + patience)
-            if not answer.done():
+            is_late = not answer.done()
+            if is_late:
                 self._silent(self)
             data = await answer
         except FarmError:
@@ -167,11 +190,12 @@ class Attendant:
             answer.cancel()
             raise
         try:
-            said = unpack(data, Exchanged)
+            said = unpack(data, Exchanged, MAX_SAID)
         except ValueError as error:
             raise FarmError(str(error)) from None
-        if not wait:
-            self.round_trip = loop.time() - begun
+        self._pause, self._greet_after = 0.0, float("-inf")
+        if (jobs or dropped) and not is_late:  # a greeting may take as long as the node looks at its toolchain
+            self._trips.append(loop.time() - told)
         if said.incarnation != self._incarnation:
             known, self._incarnation = self._incarnation, said.incarnation
             if known:

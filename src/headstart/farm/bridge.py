@@ -25,8 +25,8 @@ from typing import Any
 import msgspec
 
 from headstart import wire
-from headstart.farm.accepting import Accepting, NotAccepted
-from headstart.farm.attending import Attendant, Cluster, FarmError
+from headstart.farm.accepting import Accepting
+from headstart.farm.attending import Attendant, Cluster, ConnectionLost, FarmError
 from headstart.farm.routing import Routed, Router
 from headstart.stores.remote.base import plain
 from headstart.system.spawn import continue_without_parent, prefer_standard_library
@@ -41,7 +41,6 @@ from headstart.wire.farm import (
     Lend,
     Made,
     MadeEntry,
-    NodeResult,
     TakeBack,
     Unmade,
 )
@@ -57,8 +56,6 @@ LIST_INTERVAL = 1.0  # seconds for which the list of nodes, which is long, is no
 MOST_WRONG = 3  # answers that were not what was asked for, after which a node is given nothing more
 _READ = 1 << 18  # bytes
 _MOST_SAID = 1000  # characters of one line to a person
-
-_log = logging.getLogger("headstart.farm")
 
 
 class Bridge:
@@ -78,8 +75,6 @@ class Bridge:
         self._attendants: dict[str, Attendant] = {}
         self._accepting = Accepting(settings, self.tell_quietly)
         self._files = ThreadPoolExecutor(1, "headstart-files")
-        self._settled: set[int] = set()  # tickets that nodes still have, and the service no more
-        self._begun: set[int] = set()
         self._seen = 0
         self._told: set[str] = set()
         self._said = FarmState()
@@ -116,18 +111,23 @@ class Bridge:
         if now - self._listed > LIST_INTERVAL:
             self._listed = now
             self._nodes = [node.report() for node in router.nodes.values()]
-        trips = [each.round_trip for name, each in self._attendants.items() if name in router.nodes]
         idle, room = router.offers()
         state = FarmState(
             self._seen,
             idle,
             room,
-            max(trips, default=0.0),
+            self._delay(),
             self._nodes,
         )
         if state != self._said:
             self._said = state
             self._say(state)
+
+    def _delay(self) -> float:
+        """Seconds that most nodes take to be told something."""
+        usable = [self._attendants[name] for name, node in self._router.nodes.items() if node.usable]
+        trips = sorted(trip for each in usable if (trip := each.round_trip) is not None)
+        return trips[len(trips) // 2] if trips else 0.0
 
     # From the service
 
@@ -146,10 +146,7 @@ class Bridge:
     def _take_back(self, tickets: Sequence[int], late: bool) -> None:
         dropped: dict[str, list[int]] = {}
         for ticket in tickets:
-            names = self._router.take_back(ticket)
-            if names and not late:
-                self._settled.add(ticket)
-            for name in names:
+            for name in self._router.take_back(ticket, wanted=late):
                 dropped.setdefault(name, []).append(ticket)
         for name, some in dropped.items():
             self._attendants[name].send(dropped=some)
@@ -179,46 +176,32 @@ class Bridge:
             why = "it has sent what was not asked for"
             said = msgspec.structs.replace(said, state=msgspec.structs.replace(said.state, toolchains=[], unable=why))
         node = self._router.heard(name, said.state)
-        begun = [ticket for ticket in said.begun if ticket in node.out and ticket not in self._begun]
+        begun = [ticket for ticket in said.begun if ticket in node.out and not node.out[ticket].begun]
         if begun:
-            self._begun.update(begun)
+            for ticket in begun:
+                node.out[ticket].begun = True
             self._say(Begun(begun))
         arrived = [(each, routed) for each in said.results if (routed := self._router.answered(name, each.ticket))]
         wanted = []
         for result, routed in arrived:
-            self._begun.discard(result.ticket)
-            if result.ticket in self._settled:
-                self._settled.discard(result.ticket)
-            elif result.refused:
+            if not routed.wanted:
+                continue
+            if result.refused:
                 self._router.refuse(name, routed.job.toolchain, result.why)
                 self.tell(f"refused {name}", f"{name} is not used for this toolchain: {result.why}")
                 routed.tries -= 1
-                self._router.lend([routed])
+                if not self._router.is_under_way(routed):
+                    self._router.lend([routed])
             elif result.blob:
                 wanted.append((result, routed))
             else:
                 self.tell_quietly(f"{name} did not make {routed.job.key[:12]}: {result.why}")
-                self._unmade([result.ticket])
+                if not self._router.is_under_way(routed):
+                    self._unmade([result.ticket])
         if wanted:
-            accepted = asyncio.get_running_loop().run_in_executor(self._files, self._accept, name, wanted)
+            accepted = asyncio.get_running_loop().run_in_executor(self._files, self._accepting.accept_all, name, wanted)
             accepted.add_done_callback(lambda future: self._accepted(attendant, *future.result()))
         self._route()
-
-    def _accept(
-        self, name: str, results: list[tuple[NodeResult, Routed]]
-    ) -> tuple[list[MadeEntry], list[tuple[Routed, str]]]:
-        """In a thread."""
-        made: list[MadeEntry] = []
-        refused: list[tuple[Routed, str]] = []
-        for result, routed in results:
-            try:
-                made.append(self._accepting.accept(routed, name, result.blob))
-            except NotAccepted as error:
-                refused.append((routed, str(error)))
-            except Exception as error:  # noqa: BLE001 - the others are to be told of
-                _log.exception("an entry is lost; this is a bug")
-                refused.append((routed, f"{type(error).__name__}: {error}"))
-        return made, refused
 
     def _accepted(self, attendant: Attendant, made: list[MadeEntry], refused: list[tuple[Routed, str]]) -> None:
         if made:
@@ -235,6 +218,9 @@ class Bridge:
         self._route()
 
     def _silent(self, attendant: Attendant) -> None:
+        node = self._router.nodes.get(attendant.name)
+        if self._attendants.get(attendant.name) is not attendant or (node is not None and not node.usable):
+            return  # another call of it was late before this one
         self.tell(f"silent {attendant.name}", f"{attendant.name} does not answer, and is given nothing until it does")
         over = self._router.lose(attendant.name, "it does not answer", forget=False)
         self._unmade([each.job.ticket for each in over])
@@ -243,10 +229,12 @@ class Bridge:
     def _lost(self, attendant: Attendant, why: str) -> None:
         if self._attendants.get(attendant.name) is attendant:
             self.tell_quietly(f"{attendant.name}: {why}")
+            had_something = self._has_something(attendant.name)
             over = self._router.lose(attendant.name, why, forget=True)
             self._unmade([each.job.ticket for each in over])
             self._route()
-            self._look.set()
+            if had_something:
+                self._look.set()
 
     def _restarted(self, attendant: Attendant) -> None:
         over = self._router.lose(attendant.name, "it was started again", forget=True)
@@ -259,7 +247,7 @@ class Bridge:
     # The process
 
     async def serve(self) -> None:
-        """Join the cluster, and look for nodes, until cancelled."""
+        """Join the cluster, and look for nodes, until cancelled. Raises ConnectionLost."""
         loop = asyncio.get_running_loop()
         self._used = loop.time()
         pause = REJOIN
@@ -281,6 +269,8 @@ class Bridge:
                     self._is_own = await loop.run_in_executor(None, self._cluster.bring_up)
                     names = await loop.run_in_executor(None, self._cluster.nodes)
                 await self._discover(names)
+            except ConnectionLost:
+                raise
             except FarmError as error:
                 self.tell("nodes", f"the farm's nodes cannot be found: {error}")
             pause = DISCOVERY if loop.time() - self._used < QUIET_DISCOVERY else QUIET_DISCOVERY
@@ -309,7 +299,7 @@ class Bridge:
                     restarted=self._restarted,
                 )
             node = self._router.nodes.get(name)
-            if (node is None or not (node.usable or node.out)) and not self._attendants[name].is_busy:
+            if node is None or not (node.usable or node.out):
                 self._attendants[name].greet()
         if not names:
             self.tell("none", f"the farm at {self._settings.address} has no nodes: headstart farm up starts them")
@@ -332,7 +322,7 @@ class Bridge:
 
 
 async def serve(sock: socket.socket, make_cluster: Callable[[FarmSettings], Cluster]) -> None:
-    """Until the service is gone, or has lent nothing for a while."""
+    """Until the service is gone, or has lent nothing for a while. Raises ConnectionLost."""
     loop = asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(sock=sock)
     bridge: Bridge | None = None
@@ -357,15 +347,16 @@ async def serve(sock: socket.socket, make_cluster: Callable[[FarmSettings], Clus
             except ConnectionError:
                 data = b""
             if not data:
-                return
+                break
             for message in deframer.feed(data):
                 if isinstance(message, Join):
                     bridge = Bridge(message.settings, make_cluster(message.settings), say)
                     serving = loop.create_task(bridge.serve())
+                    serving.add_done_callback(lambda _: reader.feed_eof())
                 elif bridge is not None:
                     bridge.take(message)
-            if serving is not None and serving.done():
-                serving.result()
+        if serving is not None and serving.done():
+            serving.result()
     finally:
         if serving is not None:
             serving.cancel()
@@ -388,6 +379,11 @@ def main(argument: str) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     sock = socket.socket(fileno=int(argument))
     sock.set_inheritable(False)
-    asyncio.new_event_loop().run_until_complete(serve(sock, _ray))
+    status = 0
+    try:
+        asyncio.new_event_loop().run_until_complete(serve(sock, _ray))
+    except ConnectionLost as error:
+        sys.stderr.write(str(error))  # a new bridge is started, by and by
+        status = 1
     sys.stderr.flush()
-    os._exit(0)  # threads that wait for Ray are waited for by nobody
+    os._exit(status)  # threads that wait for Ray are waited for by nobody

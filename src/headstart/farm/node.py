@@ -9,7 +9,9 @@ Guarantees:
 * A job whose toolchain this node has not got is refused, and so is one that may be more than a kernel. What is compiled
   is compiled confined (docs/security.md), unless the node was started to trust those who ask.
 * One compile per key at a time, whoever asks; what has not begun can be taken back.
-* What is sent is what lies in this node's store under the key that was asked for, and nothing else.
+* What is sent is what lies in this node's store under the key that was asked for, and nothing else. It is signed only
+  if this node's own workers made it since it was started: others may write to a store.
+* A job's key is that of its request and toolchain, or it is refused: nobody gets one kernel for another.
 * Results are kept until their bridge says that they have arrived, or has not been heard for `FORGOTTEN` seconds.
 
 No Ray here: `ray_cluster.py` makes an actor of this class. Everything but `_made` runs in the actor's event loop.
@@ -26,6 +28,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +39,15 @@ from headstart.client.client import Client
 from headstart.client.policy import Policy
 from headstart.describe.facts import find_torch
 from headstart.errors import HeadstartError, ServiceError, UsageError
+from headstart.model.keys import entry_key
 from headstart.model.request import KERNEL, CompileRequest
 from headstart.model.toolchain import Toolchain, find_toolchain
 from headstart.stores.remote.sealing import Signer, keyring_in, seal
 from headstart.system.confinement import unavailable
 from headstart.system.places import config_dir
 from headstart.wire.farm import (
+    MAX_TEXT,
+    MAX_WORKERS,
     Exchange,
     Exchanged,
     NodeJob,
@@ -51,11 +57,12 @@ from headstart.wire.farm import (
     pack,
     unpack,
 )
+from headstart.wire.outcomes import Result
 
 FORGOTTEN = 120.0  # seconds after which a bridge that says nothing is gone
 _MOST_SESSIONS = 1024
 _MOST_WAITING = 100_000  # jobs
-_MOST_SAID = 500  # characters of a reason
+_MOST_OWN = 100_000  # entries that are known to be made here
 _SHOWN = 64  # names of kernels that are being compiled
 
 _log = logging.getLogger("headstart.farm")
@@ -102,18 +109,20 @@ class Node:
 
     def __init__(self, options: bytes, name: str, cpus: int) -> None:
         self._options = unpack(options, NodeOptions)
-        # A farm of its own, or a service that outlives it, this one must not have, whatever the node is configured to.
-        os.environ.update(HEADSTART_FARM="", HEADSTART_SERVICE="private")
+        # A farm or remote of its own, or a service that outlives it, this one must not have, whatever the node is
+        # configured to.
+        os.environ.update(HEADSTART_FARM="", HEADSTART_REMOTE="", HEADSTART_SERVICE="private")
         if self._options.niceness:
             os.nice(self._options.niceness)
         self._name = name
-        self._workers = self._options.workers or max(1, cpus)
+        self._workers = min(self._options.workers or max(1, cpus), MAX_WORKERS)
         self._incarnation = os.urandom(8).hex()
         self._sessions: dict[str, _Session] = {}
         self._compiles: dict[tuple[str, bool], _Compile] = {}
         self._waiting: deque[_Compile] = deque()
         self._running: set[_Compile] = set()
         self._compiled = 0
+        self._own: dict[str, bytes] = {}  # SHA-256 of the entries that workers here made, by key; the latest
         self._unable = "" if self._options.trusts else unavailable()
         if self._unable:
             self._unable = f"its workers cannot be confined: {self._unable}; headstart farm up --trust does without"
@@ -193,7 +202,7 @@ class Node:
 
     def state(self) -> NodeState:
         """How it is."""
-        running = [each.request.name for each in self._running]
+        running = [each.request.name[:MAX_TEXT] for each in self._running]
         return NodeState(
             workers=self._workers,
             running=running if len(running) <= _SHOWN else [*running[:_SHOWN], *[""] * (len(running) - _SHOWN)],
@@ -201,14 +210,14 @@ class Node:
             compiled=self._compiled,
             toolchains=[] if self._unable else list(self._policies),
             triton_version=self._triton,
-            unable=self._unable,
+            unable=self._unable[:MAX_TEXT],
         )
 
     def _said(self, session: _Session, most: int) -> Exchanged:
         results: list[NodeResult] = []
         size = serial = 0
         for number, result in session.results:
-            size += len(result.blob)
+            size += len(result.blob) + len(result.why)
             if results and size > most:
                 break
             results.append(result)
@@ -229,23 +238,25 @@ class Node:
                 f"it has Triton {self._triton} and Python {platform.python_version()} (toolchain {mine}), "
                 f"and {job.toolchain[:12]} is asked for"
             )
-            session.answer(NodeResult(job.ticket, why=why, refused=True))
+            session.answer(NodeResult(job.ticket, why=why[:MAX_TEXT], refused=True))
             return
         if len(self._waiting) >= _MOST_WAITING:
             session.answer(NodeResult(job.ticket, why="too many jobs wait there"))
             return
         vouched = job.vouched and self._options.trusts
+        try:
+            request = msgspec.msgpack.decode(job.request, type=CompileRequest)
+            why = f"it is no kernel, but a {request.kind}" if request.kind != KERNEL else ""
+            if not why and job.key != entry_key(job.toolchain, request.digest()):
+                why = "its key is another request's"
+            why = why or ("" if vouched else check_request(request) or "")
+        except (msgspec.DecodeError, ValueError, RecursionError, UsageError) as error:
+            why = f"it is no request: {error}"
+        if why:
+            session.answer(NodeResult(job.ticket, why=why[:MAX_TEXT]))
+            return
         found = self._compiles.get((job.key, vouched))
         if found is None:
-            try:
-                request = msgspec.msgpack.decode(job.request, type=CompileRequest)
-                why = f"it is no kernel, but a {request.kind}" if request.kind != KERNEL else ""
-                why = why or ("" if vouched else check_request(request) or "")
-            except (msgspec.DecodeError, ValueError, RecursionError, UsageError) as error:
-                why = f"it is no request: {error}"
-            if why:
-                session.answer(NodeResult(job.ticket, why=why[:_MOST_SAID]))
-                return
             found = self._compiles[job.key, vouched] = _Compile(job, request, policy, vouched)
             self._waiting.append(found)
         found.signed |= signed
@@ -301,7 +312,7 @@ class Node:
                 if entry is None:
                     why = "its store has lost it"
                 else:
-                    blob = seal(entry.raw(), self._signer if found.signed else None)
+                    blob, why = self._seal(result, entry.raw(), signed=found.signed)
         except (HeadstartError, OSError) as error:
             why = str(error)
         except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
@@ -313,12 +324,28 @@ class Node:
         except RuntimeError:
             pass  # it is being ended
 
+    def _seal(self, result: Result, entry: bytes, *, signed: bool) -> tuple[bytes, str]:
+        """An entry to be sent, or why it is not."""
+        digest = sha256(entry).digest()
+        if not (result.cached or result.remote):
+            self._own[result.key] = digest
+            if len(self._own) > _MOST_OWN:
+                del self._own[next(iter(self._own))]
+        if not signed:
+            return seal(entry, None), ""
+        if self._own.get(result.key) != digest:
+            return (
+                b"",
+                "it was in this node's store before, and a node signs only what it has made since it was started",
+            )
+        return seal(entry, self._signer), ""
+
     def _settle(self, found: _Compile, blob: bytes, why: str) -> None:
         self._running.discard(found)
         self._compiles.pop((found.job.key, found.vouched), None)
         self._compiled += bool(blob)
         for session, ticket in found.askers:
-            session.answer(NodeResult(ticket, blob, why[:_MOST_SAID]))
+            session.answer(NodeResult(ticket, blob, why[:MAX_TEXT]))
         self._pump()
 
     def _forget_gone(self) -> None:

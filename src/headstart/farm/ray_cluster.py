@@ -22,9 +22,10 @@ from typing import Any
 import msgspec
 
 from headstart.errors import ServiceError
-from headstart.farm.attending import STARTING, FarmError
+from headstart.farm import own_cluster
+from headstart.farm.attending import STARTING, ConnectionLost, FarmError
 from headstart.farm.node import Node
-from headstart.wire.farm import Exchange, Exchanged, NodeOptions, NodeState, pack, unpack
+from headstart.wire.farm import MAX_SAID, MAX_TEXT, Exchange, Exchanged, NodeOptions, NodeState, pack, unpack
 
 NAMESPACE = "headstart"
 PREFIX = "headstart-farm-"
@@ -57,6 +58,9 @@ class Deployment(msgspec.Struct, frozen=True):
 
 def _ray() -> Any:
     """Ray, imported where it is used. Raises FarmError: it is not there."""
+    # Without a connection Ray calls `ray.init()` by itself, in most of its functions: a whole cluster on this host. It
+    # reads this as it is imported (`ray/_private/auto_init_hook.py`).
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray
     except ImportError as error:
@@ -88,7 +92,7 @@ def _check_reachable(address: str) -> None:
 
 def _said(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:MAX_TEXT]  # a node may have raised it
 
 
 class RayCluster:
@@ -108,17 +112,20 @@ class RayCluster:
         ray = _ray()
         with _as_farm_errors():
             if not ray.is_initialized():
-                _check_reachable(self._address if self._address != OWN else os.environ.get("RAY_ADDRESS", ""))
+                address = own_cluster.find(os.environ) if self._address == OWN else self._address
+                _check_reachable(address)
                 ray.init(
-                    address="auto" if self._address == OWN else self._address,
+                    address=address,
                     namespace=NAMESPACE,
                     log_to_driver=False,
                     configure_logging=False,
                 )
 
     def nodes(self) -> list[str]:
-        """Names of the actors on nodes. Raises FarmError."""
+        """Names of the actors on nodes. Raises FarmError; ConnectionLost."""
         ray = _ray()
+        if not ray.is_initialized():
+            raise ConnectionLost("the connection to the cluster is lost")
         with _as_farm_errors():
             named = ray.util.list_named_actors(all_namespaces=True)
             found = {
@@ -201,7 +208,7 @@ class RayCluster:
         for name, answer in asked.items():
             try:
                 data = answer.result(max(0.0, deadline - time.monotonic()))
-                found[name] = unpack(data, Exchanged).state
+                found[name] = unpack(data, Exchanged, MAX_SAID).state
             except (FarmError, ValueError) as error:
                 found[name] = str(error)
             except concurrent.futures.TimeoutError:
@@ -211,15 +218,17 @@ class RayCluster:
     def take_down(self) -> list[str]:
         """End every actor of the farm's. Returns the names of those on nodes."""
         ray = _ray()
-        names = self.nodes()
         with _as_farm_errors():
-            self._kill(KEEPER)
-            leaving = [self._actors[name].leave.remote() for name in names]
-            if leaving:
+            self._kill(KEEPER)  # first: it starts actors for nodes that come
+        ended: list[str] = []
+        while names := [name for name in self.nodes() if name not in ended]:  # it may have been about to start one
+            with _as_farm_errors():
+                leaving = [self._actors[name].leave.remote() for name in names]
                 ray.wait(leaving, num_returns=len(leaving), timeout=LEAVING)
-            for name in names:
-                self._kill(name)
-        return names
+                for name in names:
+                    self._kill(name)
+            ended += names
+        return sorted(ended)
 
     @staticmethod
     def _kill(name: str) -> None:

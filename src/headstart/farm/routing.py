@@ -33,13 +33,22 @@ def ahead(workers: int) -> int:
 
 @dataclass(eq=False)
 class Routed:
-    """A job on its way; `tries`: nodes that it was sent to. `cache_dir`, `trusted`: as in `wire.farm.Lend`."""
+    """A job on its way.
+
+    Attributes:
+        cache_dir, trusted: as in `wire.farm.Lend`.
+        tries: nodes that it was sent to.
+        wanted: whether its answer is for anybody; if not, nodes may still be at it.
+        begun: whether the service has been told so.
+    """
 
     job: LentJob
     cache_dir: bytes = b""
     trusted: bool = False
     tries: int = 0
     tried: set[str] = field(default_factory=set)
+    wanted: bool = True
+    begun: bool = False
 
 
 @dataclass(eq=False)
@@ -161,10 +170,18 @@ class Router:
         self._changed(node)
         return routed
 
-    def take_back(self, ticket: int) -> list[str]:
-        """Nobody wants a job from here any more. Returns the nodes that have it, and keep it until they answer."""
+    def take_back(self, ticket: int, *, wanted: bool = False) -> list[str]:
+        """A job is not to begin. Returns the nodes that have it, and keep it until they answer.
+
+        Args:
+            ticket: of the job.
+            wanted: whether its answer is, should one have begun; if not, it is tried nowhere else.
+        """
         self.waiting.pop(ticket, None)
-        return [node.name for node in self.nodes.values() if ticket in node.out]
+        having = [node for node in self.nodes.values() if ticket in node.out]
+        for node in having:
+            node.out[ticket].wanted &= wanted
+        return [node.name for node in having]
 
     def refuse(self, name: str, toolchain: str, why: str) -> None:
         """A node does not compile with a toolchain, and is not asked again."""
@@ -193,14 +210,26 @@ class Router:
         return self.retry(lost)
 
     def retry(self, lost: Iterable[Routed]) -> list[Routed]:
-        """Try jobs on other nodes. Returns those that have been tried often enough."""
+        """Try jobs on other nodes, but for those that nobody wants, or that a node which answers is at, too.
+
+        Returns those that have been tried often enough.
+        """
         over = []
         for routed in lost:
+            if not routed.wanted or self.is_under_way(routed):
+                continue
+            routed.begun = False
             if routed.tries < MAX_TRIES:
-                self.waiting.setdefault(routed.job.ticket, routed)
+                self.waiting[routed.job.ticket] = routed
             else:
                 over.append(routed)
         return over
+
+    def is_under_way(self, routed: Routed) -> bool:
+        """Whether a job's answer is still to come: it waits, or a node that answers has it."""
+        ticket = routed.job.ticket
+        nodes = filter(None, map(self.nodes.get, routed.tried))
+        return ticket in self.waiting or any(node.usable and ticket in node.out for node in nodes)
 
     def remove(self, name: str) -> None:
         """A node has left the cluster."""

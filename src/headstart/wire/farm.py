@@ -18,14 +18,22 @@ The bridge publishes entries into local stores, as remote processes do. Between 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 MAX_PACKED = 512 << 20  # bytes of a message, unpacked
+MAX_SAID = 64 << 20  # bytes of what a node says, unpacked: `Exchange.most`, or one result that is larger
+MAX_WORKERS = 1024
+MAX_TEXT = 500  # characters
 _LEVEL = 3
 
 Message = TypeVar("Message", bound=msgspec.Struct)
+
+# What a node says is kept, and handed on to the service: so all of it has an end. What is longer is no message.
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+_Tickets = Annotated[list[int], msgspec.Meta(max_length=1 << 16)]
 
 
 class FarmSettings(msgspec.Struct, frozen=True):
@@ -224,7 +232,7 @@ class NodeResult(msgspec.Struct, frozen=True):
 
     ticket: int
     blob: bytes = b""
-    why: str = ""
+    why: _Text = ""
     refused: bool = False
 
 
@@ -243,8 +251,8 @@ class Exchange(msgspec.Struct, tag=True):
 
     session: str
     acked: int = 0
-    jobs: list[NodeJob] = []
-    dropped: list[int] = []
+    jobs: Annotated[list[NodeJob], msgspec.Meta(max_length=1 << 16)] = []
+    dropped: _Tickets = []
     wait: float = 0.0
     most: int = 8 << 20
     signed: bool = False
@@ -260,13 +268,13 @@ class NodeState(msgspec.Struct, frozen=True):
         unable: why it compiles nothing, for people; empty: it may.
     """
 
-    workers: int
-    running: list[str]
-    queued: int
-    compiled: int
-    toolchains: list[str]
-    triton_version: str = ""
-    unable: str = ""
+    workers: Annotated[int, msgspec.Meta(ge=0, le=MAX_WORKERS)]
+    running: Annotated[list[_Text], msgspec.Meta(max_length=MAX_WORKERS)]
+    queued: _Number
+    compiled: _Number
+    toolchains: Annotated[list[_Text], msgspec.Meta(max_length=16)]
+    triton_version: _Text = ""
+    unable: _Text = ""
 
 
 class Exchanged(msgspec.Struct, tag=True):
@@ -281,10 +289,10 @@ class Exchanged(msgspec.Struct, tag=True):
         state: how the node is.
     """
 
-    incarnation: str
+    incarnation: _Text
     serial: int
-    results: list[NodeResult]
-    begun: list[int]
+    results: Annotated[list[NodeResult], msgspec.Meta(max_length=1 << 16)]
+    begun: _Tickets
     has_more: bool
     state: NodeState
 
@@ -296,8 +304,8 @@ def pack(message: msgspec.Struct) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL).compress(msgspec.msgpack.encode(message))
 
 
-def unpack(data: bytes, kind: type[Message]) -> Message:
-    """What `pack` made.
+def unpack(data: bytes, kind: type[Message], most: int = MAX_PACKED) -> Message:
+    """What `pack` made; `most`: bytes of it, unpacked.
 
     Raises:
         ValueError: it is no such message.
@@ -305,9 +313,9 @@ def unpack(data: bytes, kind: type[Message]) -> Message:
     import zstandard
 
     try:
-        if zstandard.get_frame_parameters(data).content_size > MAX_PACKED:
-            raise ValueError(f"no message of a farm's: it says that it is longer than {MAX_PACKED} bytes")
-        unpacked = zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_PACKED)
+        if zstandard.get_frame_parameters(data).content_size > most:
+            raise ValueError(f"no message of a farm's: it says that it is longer than {most} bytes")
+        unpacked = zstandard.ZstdDecompressor().decompress(data, max_output_size=most)
         return msgspec.msgpack.decode(unpacked, type=kind)
     except (zstandard.ZstdError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(f"no message of a farm's: {error}") from None
