@@ -35,12 +35,17 @@ class FakeProcess:
         self.pid = 1
         self.settings = settings
         self.say = take
-        self.die = gone
+        self.gone = gone
+        self.is_dead = False
         self.sent: list[Any] = []
         self.left = False
 
     def send(self, message: Any) -> None:
         self.sent.append(message)
+
+    def die(self, why: str) -> None:
+        self.is_dead = True
+        self.gone(why)
 
     def replace_if_stopped(self, now: float) -> None:
         pass
@@ -125,7 +130,8 @@ def lender(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lender]:
     made = Lender(monkeypatch)
     yield made
     made.farms.end()
-    assert made.processes[-1].left or made.farms.reports() == []
+    assert all(each.left or each.is_dead for each in made.processes)
+    assert made.farms.reports() == []
 
 
 def test_what_is_lent_in_one_turn_is_one_message_for_each_store(lender: Lender) -> None:
@@ -186,24 +192,43 @@ def test_what_is_late_is_welcome(lender: Lender) -> None:
     assert lender.report.late == 1
 
 
-def test_what_is_answered_here_is_taken_back_and_its_entry_changes_nothing(lender: Lender) -> None:
+def test_what_is_answered_here_is_taken_back_and_forgotten_since_a_bridge_never_answers_it(lender: Lender) -> None:
     lender.lend("a")
     lender.farms.settled("a")
     lender.farms.flush()
     (message,) = lender.sent(wire.TakeBack)
     assert (message.tickets, message.late) == ([lender.tickets()["a"]], False)
-    lender.make("a")
-    assert lender.obtained == []
+    assert lender.report.out == 0
+    assert not lender.farms.busy
+    assert lender.farms.deadline is None
     lender.pass_time(100.0)
     assert lender.returned() == []
 
 
-def test_what_nobody_wants_any_more_is_taken_back(lender: Lender) -> None:
-    lender.lend("a", "b")
+def test_an_entry_that_was_on_its_way_when_its_job_was_answered_here_changes_nothing(lender: Lender) -> None:
+    lender.lend("a")
+    lender.farms.settled("a")
+    lender.make("a")
+    assert lender.obtained == []
+    assert lender.report.made == 0
+
+
+def test_what_nobody_wants_any_more_is_taken_back_and_forgotten(lender: Lender) -> None:
+    lender.lend("a", "b", "c")
     lender.farms.unwanted(lambda key: key == "a")
     lender.farms.flush()
     (message,) = lender.sent(wire.TakeBack)
-    assert message.tickets == [lender.tickets()["b"]]
+    assert message.tickets == [lender.tickets()["b"], lender.tickets()["c"]]
+    assert lender.report.out == 1
+
+
+def test_what_was_late_and_is_answered_here_is_forgotten_too(lender: Lender) -> None:
+    lender.lend("a")
+    lender.pass_time(100.0)
+    lender.farms.settled("a")
+    assert not lender.farms.busy
+    lender.farms.flush()
+    assert [(each.tickets, each.late) for each in lender.sent(wire.TakeBack)] == [([1], True), ([1], False)]
 
 
 def test_what_is_not_made_there_comes_back_once(lender: Lender) -> None:

@@ -42,7 +42,7 @@ Obtained = Callable[[str, CompilePayload, wire.MadeEntry], None]
 
 @dataclass(eq=False)
 class _Out:
-    """A job that is lent. `late`: it is the scheduler's again. `wanted`: somebody may still want what comes of it."""
+    """A job that is lent, and that somebody may still want. `late`: it is the scheduler's again."""
 
     ticket: int
     job_key: str
@@ -51,7 +51,6 @@ class _Out:
     background: bool
     due: float
     late: bool = False
-    wanted: bool = True
 
 
 @dataclass(eq=False)
@@ -154,15 +153,14 @@ class Farms:
     def unwanted(self, is_wanted: Callable[[str], bool]) -> None:
         """What is no job any more, of all that is lent, is not to begin elsewhere."""
         for farm in self._farms.values():
-            for out in farm.out.values():
-                if out.wanted and not is_wanted(out.job_key):
-                    self._not_wanted(farm, out)
+            for out in [each for each in farm.out.values() if not is_wanted(each.job_key)]:
+                self._not_wanted(farm, out)
 
     def settled(self, job_key: str) -> None:
         """A job is answered, by whomever."""
         for farm in self._farms.values():
             out = farm.by_key.get(job_key)
-            if out is not None and out.wanted:
+            if out is not None:
                 self._not_wanted(farm, out)
 
     def reports(self) -> list[wire.FarmReport]:
@@ -191,7 +189,7 @@ class Farms:
     @property
     def deadline(self) -> float | None:
         """Seconds until `look_around` is to be called; None: nothing is due."""
-        due = [out.due for farm in self._farms.values() for out in farm.out.values() if out.wanted and not out.late]
+        due = [out.due for farm in self._farms.values() for out in farm.out.values() if not out.late]
         now = time.monotonic()
         due += [farm.rests_until for farm in self._farms.values() if farm.rests_until > now]
         due += [farm.restarts_at for farm in self._farms.values() if farm.process is None and farm.restarts_at > now]
@@ -202,7 +200,7 @@ class Farms:
         for farm in list(self._farms.values()):
             if has_jobs and farm.deaths:
                 self.prepare(farm.settings)
-            over = [out for out in farm.out.values() if out.wanted and not out.late and out.due <= now]
+            over = [out for out in farm.out.values() if not out.late and out.due <= now]
             if over:
                 farm.lates += 1
                 self._rest(farm, now)
@@ -243,7 +241,7 @@ class Farms:
             case wire.Begun(tickets):
                 for out in [farm.out[ticket] for ticket in tickets if ticket in farm.out]:
                     out.due = max(out.due, now + self._patience(farm, out.estimate))
-                    if out.wanted and not out.late:
+                    if not out.late:
                         self._happened(events.LentBegun(out.job_key))
             case wire.Made(entries):
                 farm.lates, farm.rest = 0, REST
@@ -252,8 +250,7 @@ class Farms:
                     if out_ is not None:
                         farm.made += 1
                         farm.came_late += out_.late
-                        if out_.wanted:
-                            self._obtained(out_.job_key, out_.payload, made)
+                        self._obtained(out_.job_key, out_.payload, made)
             case wire.Unmade(tickets):
                 for ticket in tickets:
                     out_ = self._answered(farm, ticket)
@@ -271,11 +268,12 @@ class Farms:
         return out
 
     def _not_wanted(self, farm: _Farm, out: _Out) -> None:
-        out.wanted = False
+        """It is forgotten: of what is taken back, and not as late, a bridge says nothing any more."""
+        self._answered(farm, out.ticket)
         farm.taken_back.append(out.ticket)
 
     def _give_back(self, farm: _Farm, out: _Out, now: float) -> None:
-        if out.wanted and not out.late:
+        if not out.late:
             farm.returned += 1
             self._happened(events.Returned(out.job_key, now))
 
