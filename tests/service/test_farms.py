@@ -14,7 +14,7 @@ from headstart.errors import ServiceError
 from headstart.model.request import CompileRequest
 from headstart.service import events
 from headstart.service import farms as farms_module
-from headstart.service.farms import FACTOR, MAX_REST, MOST_LATE, REST, SLACK, Farms
+from headstart.service.farms import FACTOR, MAX_PATIENCE, MAX_REST, MOST_LATE, REST, SLACK, Farms
 from headstart.service.lending import DEFAULT_ESTIMATE
 from headstart.service.loop import Loop
 from headstart.service.queue import Job, Kind, Room, Ticket, Urgency
@@ -172,6 +172,16 @@ def test_what_is_not_there_after_a_deadline_from_its_estimate_is_compiled_here(
     assert lender.returned() == ["a"]
     (message,) = lender.sent(wire.TakeBack)
     assert message.late
+
+
+def test_nobody_waits_without_end_whatever_an_estimate_says(lender: Lender) -> None:
+    lender.state(delay=0.5)
+    lender.lend("a", estimate=1e300)
+    lender.process.say(wire.Begun([lender.tickets()["a"]]))
+    lender.pass_time(SLACK + 0.5 + MAX_PATIENCE - 0.01)
+    assert lender.returned() == []
+    lender.pass_time(0.01)
+    assert lender.returned() == ["a"]
 
 
 def test_the_deadline_begins_anew_when_a_worker_has_begun(lender: Lender) -> None:

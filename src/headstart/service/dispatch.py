@@ -94,7 +94,7 @@ class Dispatcher:
         return self._backlog.queue.first(blocked, unclaimed=may_claim)
 
     def _is_kept_for_others(self, job: Job) -> bool:
-        """Whether the workers that idle are kept, for a moment, for what somebody is blocked on and is being claimed."""
+        """Whether idle workers are kept, for a moment, for what somebody is blocked on and is being claimed."""
         if job.urgency is Urgency.AWAITED or not self._backlog.claiming:
             return False
         claiming = [self._backlog.jobs[key] for key in self._backlog.claiming]

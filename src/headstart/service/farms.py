@@ -31,6 +31,7 @@ from headstart.service.results import CompilePayload
 
 SLACK = 1.0  # seconds that anything may take, however short its compile
 FACTOR = 2.0  # of the estimate: nodes may be slower, and busy
+MAX_PATIENCE = 60.0  # seconds for a compile, however long it is thought to take, and for a delay that a bridge names
 MOST_LATE = 3  # deadlines that passed in a row, after which nothing is lent for a while
 REST = 5.0  # seconds of that at first, and for which a bridge that died is not started; twice as many each time
 MAX_REST = 300.0  # seconds
@@ -229,7 +230,8 @@ class Farms:
     # Inside
 
     def _patience(self, farm: _Farm, estimate: float) -> float:
-        return SLACK + farm.state.delay + FACTOR * estimate
+        # What a compile took elsewhere is what others say: a job must not be theirs for as long as they like.
+        return SLACK + min(farm.state.delay, MAX_PATIENCE) + min(FACTOR * estimate, MAX_PATIENCE)
 
     def _take(self, farm: _Farm, message: Any) -> None:
         now = time.monotonic()
