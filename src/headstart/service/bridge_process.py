@@ -28,7 +28,7 @@ class BridgeProcess(HelperProcess):
             module=MODULE,
             first=wire.Join(settings),
             hears=wire.FromBridge,
-            secrets=settings.address,
+            secrets="",  # an address has no password in it
             take=take,
             gone=gone,
         )

@@ -23,6 +23,7 @@ import msgspec
 
 from headstart import wire
 from headstart.errors import ServiceError
+from headstart.service.intake import shown
 from headstart.service.loop import Loop
 from headstart.system import machine
 from headstart.system.deaths import describe_status
@@ -44,7 +45,7 @@ class HelperProcess:
         module: what it runs.
         first: the first message to it.
         hears: what it may say, a union of messages.
-        secrets: URLs that its last words are not to quote.
+        secrets: URLs that its last words are not to quote; empty: none.
         take: what it says.
         gone: it is gone, by itself (an empty text) or, as the text says, not. Called once, unless `leave` is.
 
@@ -137,7 +138,7 @@ class HelperProcess:
                     self._hear_one(message)
         status, words = self._process.wait(), _last_words(self._log)
         self._let_go()
-        said = without_secrets(words, self._secrets) or "none"
+        said = shown(without_secrets(words, self._secrets)) or "none"  # a library may have repeated what a peer sent
         by_itself = status == 0 and self.awake
         self._gone("" if by_itself else f"the {self._name} {describe_status(status)}; its last words: {said}")
 
