@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+from headstart.errors import HeadstartError
 from headstart.farm.routing import Routed
 from headstart.wire.farm import Exchange, Exchanged, NodeJob, pack, unpack
 
@@ -24,7 +25,7 @@ STARTING = 60.0  # seconds that a node's first answer may take: it looks at its 
 SMALL = 64 << 10  # bytes of results that need no object store
 
 
-class FarmError(Exception):
+class FarmError(HeadstartError):
     """A cluster, or a node of it, cannot be used; the text says why, for people."""
 
 
