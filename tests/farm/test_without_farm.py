@@ -13,6 +13,7 @@ import pytest
 import headstart
 from conftest import wait_until
 from headstart.cli import main
+from headstart.client.introduction import preferences
 from headstart.errors import UsageError
 from headstart.system.settings import Settings, parse_farm
 from kernels import pointwise
@@ -80,6 +81,14 @@ def test_signatures_are_wanted_only_where_that_is_said(monkeypatch: pytest.Monke
     assert not Settings.load().farm_signs
     monkeypatch.setenv("HEADSTART_REMOTE_TRUST", "signed")
     assert Settings.load().farm_signs
+
+
+@pytest.mark.parametrize(("farm", "said"), [("ray", "mine:6379"), ("other:6379", "")])
+def test_a_client_says_which_cluster_it_belongs_to(farm: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "mine:6379")
+    told = preferences(Settings.load(farm=farm), keeps=True).farm
+    assert told is not None
+    assert (told.address, told.ray_address) == (farm, said)
 
 
 @pytest.mark.parametrize("command", ["up", "down", "status"])

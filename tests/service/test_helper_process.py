@@ -26,6 +26,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             import os, pathlib
             def main(argument):
                 os.write(2, (pathlib.Path(__file__).parent / "words").read_bytes())
+                os.write(2, b", " + repr(os.environ.get("RAY_ADDRESS")).encode())
                 os._exit(3)
             """
         )
@@ -56,7 +57,19 @@ def test_last_words_of_a_bridge_are_shown_whole_since_an_address_is_no_secret(mo
     (tmp_path / "words").write_text("ray.exceptions.RaySystemError: an array of rays")
     loop, gone = Loop(), list[str]()
     text = said(loop, gone, BridgeProcess(loop, wire.FarmSettings("ray"), lambda _: None, gone.append))
-    assert text.endswith("its last words: ray.exceptions.RaySystemError: an array of rays")
+    assert text.endswith("its last words: ray.exceptions.RaySystemError: an array of rays, None")
+
+
+@pytest.mark.parametrize("address", ["head:6379", ""])
+def test_a_bridge_belongs_to_the_cluster_of_its_clients_and_not_of_whoever_started_the_service(
+    module: str, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "words").write_text("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    loop, gone = Loop(), list[str]()
+    settings = wire.FarmSettings("ray", ray_address=address)
+    text = said(loop, gone, BridgeProcess(loop, settings, lambda _: None, gone.append))
+    assert text.endswith(f"RAY_ADDRESS, {address or None!r}")
 
 
 def test_last_words_quote_no_password_not_even_one_with_odd_characters(module: str, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def preferences(settings: Settings, *, keeps: bool) -> Preferences:
         settings.trusts_cache_dir,
         {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES},
         _remotes(settings) if settings.remote and keeps else None,
-        FarmSettings(settings.farm, settings.farm_signs, _keys()) if settings.farm and keeps else None,
+        _farm(settings) if settings.farm and keeps else None,
     )
 
 
@@ -40,6 +40,12 @@ def _remotes(settings: Settings) -> RemoteSettings:
         settings.remote_key,
         any(url.claims for url in parse_urls(settings.remote)),
     )
+
+
+def _farm(settings: Settings) -> FarmSettings:
+    # Which cluster this process belongs to it says itself: a shared service may have been started in another.
+    ray_address = readable(os.environ.get("RAY_ADDRESS", "")) if settings.farm == "ray" else ""
+    return FarmSettings(settings.farm, settings.farm_signs, _keys(), ray_address)
 
 
 def _keys() -> bytes:

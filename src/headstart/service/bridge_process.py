@@ -29,6 +29,7 @@ class BridgeProcess(HelperProcess):
             first=wire.Join(settings),
             hears=wire.FromBridge,
             secrets="",  # an address has no password in it
+            set_to={"RAY_ADDRESS": settings.ray_address},  # the service's own is that of whoever started it
             take=take,
             gone=gone,
         )
