@@ -232,6 +232,34 @@ def test_what_nobody_wants_any_more_is_taken_back_and_forgotten(lender: Lender) 
     assert lender.report.out == 1
 
 
+def test_what_a_worker_here_has_taken_back_does_not_begin_there_and_is_never_late(lender: Lender) -> None:
+    lender.state()
+    for number in range(MOST_LATE):
+        lender.lend(f"{number}")
+        lender.farms.begun_here(f"{number}")
+        lender.farms.flush()
+        lender.pass_time(100.0)
+    assert [(each.tickets, each.late) for each in lender.sent(wire.TakeBack)] == [
+        ([1], False),
+        ([2], False),
+        ([3], False),
+    ]
+    assert lender.returned() == []
+    assert lender.told == []
+    assert lender.offers()
+
+
+def test_what_begins_here_and_is_late_or_has_begun_there_may_yet_come(lender: Lender) -> None:
+    lender.lend("late")
+    lender.pass_time(100.0)
+    lender.lend("begun")
+    lender.process.say(wire.Begun([lender.tickets()["begun"]]))
+    for key in ("late", "begun"):
+        lender.farms.begun_here(key)
+        lender.make(key)
+    assert lender.obtained == ["late", "begun"]
+
+
 def test_what_was_late_and_is_answered_here_is_forgotten_too(lender: Lender) -> None:
     lender.lend("a")
     lender.pass_time(100.0)

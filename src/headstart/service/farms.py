@@ -43,7 +43,7 @@ Obtained = Callable[[str, CompilePayload, wire.MadeEntry], None]
 
 @dataclass(eq=False)
 class _Out:
-    """A job that is lent, and that somebody may still want. `late`: it is the scheduler's again."""
+    """A job that is lent, and that somebody may still want. `begun`: there. `late`: it is the scheduler's again."""
 
     ticket: int
     job_key: str
@@ -51,6 +51,7 @@ class _Out:
     estimate: float
     background: bool
     due: float
+    begun: bool = False
     late: bool = False
 
 
@@ -164,6 +165,13 @@ class Farms:
             if out is not None:
                 self._not_wanted(farm, out)
 
+    def begun_here(self, job_key: str) -> None:
+        """A worker here is at a job: one that was taken back before its time is not to begin elsewhere as well."""
+        for farm in self._farms.values():
+            out = farm.by_key.get(job_key)
+            if out is not None and not (out.late or out.begun):  # else it may yet be the first
+                self._not_wanted(farm, out)
+
     def reports(self) -> list[wire.FarmReport]:
         """What they were good for so far."""
         return [farm.report() for farm in self._farms.values()]
@@ -242,6 +250,7 @@ class Farms:
                 self._offer(farm, now)
             case wire.Begun(tickets):
                 for out in [farm.out[ticket] for ticket in tickets if ticket in farm.out]:
+                    out.begun = True
                     out.due = max(out.due, now + self._patience(farm, out.estimate))
                     if not out.late:
                         self._happened(events.LentBegun(out.job_key))

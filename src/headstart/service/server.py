@@ -340,6 +340,7 @@ class Server:
         for_executor: ForExecutor = action
         self._executor.carry_out(for_executor)
         if isinstance(action, Assign):
+            self._farms.begun_here(action.job.key)
             started = self._executor.workers[action.worker].started
             for ticket in action.job.tickets:
                 self._sources.tell(ticket.client, wire.Started(ticket.number, action.worker, started))
