@@ -302,6 +302,22 @@ def test_after_some_deadlines_in_a_row_nothing_is_lent_for_a_while_which_doubles
     assert "slower than it was thought to be" in lender.told[0]
 
 
+def test_that_a_farm_is_slow_is_said_once_for_each_bridge(lender: Lender) -> None:
+    def be_slow_and_then_not(name: str) -> None:
+        for number in range(MOST_LATE):
+            lender.lend(f"{name} {number}")
+            lender.pass_time(100.0 + MAX_REST)
+        lender.make(f"{name} 0")
+
+    be_slow_and_then_not("first")
+    be_slow_and_then_not("second")
+    assert len(lender.told) == 1
+    lender.process.die("")
+    lender.farms.prepare(RAY)
+    be_slow_and_then_not("of another bridge")
+    assert len(lender.told) == 2
+
+
 def test_a_bridge_that_dies_gives_everything_back_and_is_started_again_after_a_while(lender: Lender) -> None:
     lender.state()
     lender.lend("a", "b")
@@ -315,7 +331,9 @@ def test_a_bridge_that_dies_gives_everything_back_and_is_started_again_after_a_w
     assert lender.returned() == ["a", "b", "c"]
     lender.pass_time(REST)
     assert len(lender.processes) == 1  # nobody asks for anything
-    lender.farms.look_around(lender.now, has_jobs=True)
+    lender.farms.look_around(lender.now, lambda: {wire.FarmSettings("head:6379")})
+    assert len(lender.processes) == 1  # nobody asks for anything that may go there
+    lender.farms.look_around(lender.now, lambda: {RAY})
     assert len(lender.processes) == 2
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -69,6 +69,7 @@ class _Farm:
     too_late: list[int] = field(default_factory=list)
     lates: int = 0
     rest: float = REST
+    said_slow: bool = False  # of this bridge
     rests_until: float = float("-inf")
     restarts_at: float = float("-inf")
     deaths: int = 0
@@ -204,10 +205,15 @@ class Farms:
         due += [farm.restarts_at for farm in self._farms.values() if farm.process is None and farm.restarts_at > now]
         return max(0.0, min(due) - now) if due else None
 
-    def look_around(self, now: float, *, has_jobs: bool = False) -> None:
-        """Have what is late compiled here. `has_jobs`: a bridge that died is started again once its time has come."""
+    def look_around(self, now: float, wanted: Callable[[], Set[Hashable]] = frozenset) -> None:
+        """Have what is late compiled here.
+
+        Args:
+            now: monotonic seconds.
+            wanted: the farms that jobs may go to: a bridge of theirs that died is started again once its time has come.
+        """
         for farm in list(self._farms.values()):
-            if has_jobs and farm.deaths:
+            if farm.deaths and farm.process is None and farm.restarts_at <= now and farm.settings in wanted():
                 self.prepare(farm.settings)
             over = [out for out in farm.out.values() if not out.late and out.due <= now]
             if over:
@@ -304,7 +310,8 @@ class Farms:
             return
         farm.lates = 0
         farm.rests_until = now + farm.rest
-        if farm.rest == REST:
+        if not farm.said_slow:
+            farm.said_slow = True
             self._tell(
                 farm.settings,
                 f"the farm at {farm.settings.address} is slower than it was thought to be; what was sent there is "
@@ -315,7 +322,7 @@ class Farms:
 
     def _gone(self, farm: _Farm, why: str) -> None:
         now = time.monotonic()
-        farm.process = None
+        farm.process, farm.said_slow = None, False
         farm.state = wire.FarmState()
         lost, farm.out, farm.by_key = list(farm.out.values()), {}, {}
         farm.unsent, farm.taken_back, farm.too_late = [], [], []
