@@ -14,7 +14,7 @@ from headstart.errors import ServiceError
 from headstart.model.request import CompileRequest
 from headstart.service import events
 from headstart.service import farms as farms_module
-from headstart.service.farms import FACTOR, MAX_REST, MOST_LATE, REST, SLACK, Farms
+from headstart.service.farms import FACTOR, MAX_PATIENCE, MAX_REST, MOST_LATE, REST, SLACK, Farms
 from headstart.service.lending import DEFAULT_ESTIMATE
 from headstart.service.loop import Loop
 from headstart.service.queue import Job, Kind, Room, Ticket, Urgency
@@ -35,12 +35,17 @@ class FakeProcess:
         self.pid = 1
         self.settings = settings
         self.say = take
-        self.die = gone
+        self.gone = gone
+        self.is_dead = False
         self.sent: list[Any] = []
         self.left = False
 
     def send(self, message: Any) -> None:
         self.sent.append(message)
+
+    def die(self, why: str) -> None:
+        self.is_dead = True
+        self.gone(why)
 
     def replace_if_stopped(self, now: float) -> None:
         pass
@@ -125,7 +130,8 @@ def lender(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lender]:
     made = Lender(monkeypatch)
     yield made
     made.farms.end()
-    assert made.processes[-1].left or made.farms.reports() == []
+    assert all(each.left or each.is_dead for each in made.processes)
+    assert made.farms.reports() == []
 
 
 def test_what_is_lent_in_one_turn_is_one_message_for_each_store(lender: Lender) -> None:
@@ -168,6 +174,16 @@ def test_what_is_not_there_after_a_deadline_from_its_estimate_is_compiled_here(
     assert message.late
 
 
+def test_nobody_waits_without_end_whatever_an_estimate_says(lender: Lender) -> None:
+    lender.state(delay=0.5)
+    lender.lend("a", estimate=1e300)
+    lender.process.say(wire.Begun([lender.tickets()["a"]]))
+    lender.pass_time(SLACK + 0.5 + MAX_PATIENCE - 0.01)
+    assert lender.returned() == []
+    lender.pass_time(0.01)
+    assert lender.returned() == ["a"]
+
+
 def test_the_deadline_begins_anew_when_a_worker_has_begun(lender: Lender) -> None:
     lender.lend("a")
     lender.pass_time(SLACK + FACTOR * 2.0 - 0.1)
@@ -186,24 +202,71 @@ def test_what_is_late_is_welcome(lender: Lender) -> None:
     assert lender.report.late == 1
 
 
-def test_what_is_answered_here_is_taken_back_and_its_entry_changes_nothing(lender: Lender) -> None:
+def test_what_is_answered_here_is_taken_back_and_forgotten_since_a_bridge_never_answers_it(lender: Lender) -> None:
     lender.lend("a")
     lender.farms.settled("a")
     lender.farms.flush()
     (message,) = lender.sent(wire.TakeBack)
     assert (message.tickets, message.late) == ([lender.tickets()["a"]], False)
-    lender.make("a")
-    assert lender.obtained == []
+    assert lender.report.out == 0
+    assert not lender.farms.busy
+    assert lender.farms.deadline is None
     lender.pass_time(100.0)
     assert lender.returned() == []
 
 
-def test_what_nobody_wants_any_more_is_taken_back(lender: Lender) -> None:
-    lender.lend("a", "b")
+def test_an_entry_that_was_on_its_way_when_its_job_was_answered_here_changes_nothing(lender: Lender) -> None:
+    lender.lend("a")
+    lender.farms.settled("a")
+    lender.make("a")
+    assert lender.obtained == []
+    assert lender.report.made == 0
+
+
+def test_what_nobody_wants_any_more_is_taken_back_and_forgotten(lender: Lender) -> None:
+    lender.lend("a", "b", "c")
     lender.farms.unwanted(lambda key: key == "a")
     lender.farms.flush()
     (message,) = lender.sent(wire.TakeBack)
-    assert message.tickets == [lender.tickets()["b"]]
+    assert message.tickets == [lender.tickets()["b"], lender.tickets()["c"]]
+    assert lender.report.out == 1
+
+
+def test_what_a_worker_here_has_taken_back_does_not_begin_there_and_is_never_late(lender: Lender) -> None:
+    lender.state()
+    for number in range(MOST_LATE):
+        lender.lend(f"{number}")
+        lender.farms.begun_here(f"{number}")
+        lender.farms.flush()
+        lender.pass_time(100.0)
+    assert [(each.tickets, each.late) for each in lender.sent(wire.TakeBack)] == [
+        ([1], False),
+        ([2], False),
+        ([3], False),
+    ]
+    assert lender.returned() == []
+    assert lender.told == []
+    assert lender.offers()
+
+
+def test_what_begins_here_and_is_late_or_has_begun_there_may_yet_come(lender: Lender) -> None:
+    lender.lend("late")
+    lender.pass_time(100.0)
+    lender.lend("begun")
+    lender.process.say(wire.Begun([lender.tickets()["begun"]]))
+    for key in ("late", "begun"):
+        lender.farms.begun_here(key)
+        lender.make(key)
+    assert lender.obtained == ["late", "begun"]
+
+
+def test_what_was_late_and_is_answered_here_is_forgotten_too(lender: Lender) -> None:
+    lender.lend("a")
+    lender.pass_time(100.0)
+    lender.farms.settled("a")
+    assert not lender.farms.busy
+    lender.farms.flush()
+    assert [(each.tickets, each.late) for each in lender.sent(wire.TakeBack)] == [([1], True), ([1], False)]
 
 
 def test_what_is_not_made_there_comes_back_once(lender: Lender) -> None:
@@ -239,6 +302,22 @@ def test_after_some_deadlines_in_a_row_nothing_is_lent_for_a_while_which_doubles
     assert "slower than it was thought to be" in lender.told[0]
 
 
+def test_that_a_farm_is_slow_is_said_once_for_each_bridge(lender: Lender) -> None:
+    def be_slow_and_then_not(name: str) -> None:
+        for number in range(MOST_LATE):
+            lender.lend(f"{name} {number}")
+            lender.pass_time(100.0 + MAX_REST)
+        lender.make(f"{name} 0")
+
+    be_slow_and_then_not("first")
+    be_slow_and_then_not("second")
+    assert len(lender.told) == 1
+    lender.process.die("")
+    lender.farms.prepare(RAY)
+    be_slow_and_then_not("of another bridge")
+    assert len(lender.told) == 2
+
+
 def test_a_bridge_that_dies_gives_everything_back_and_is_started_again_after_a_while(lender: Lender) -> None:
     lender.state()
     lender.lend("a", "b")
@@ -252,7 +331,9 @@ def test_a_bridge_that_dies_gives_everything_back_and_is_started_again_after_a_w
     assert lender.returned() == ["a", "b", "c"]
     lender.pass_time(REST)
     assert len(lender.processes) == 1  # nobody asks for anything
-    lender.farms.look_around(lender.now, has_jobs=True)
+    lender.farms.look_around(lender.now, lambda: {wire.FarmSettings("head:6379")})
+    assert len(lender.processes) == 1  # nobody asks for anything that may go there
+    lender.farms.look_around(lender.now, lambda: {RAY})
     assert len(lender.processes) == 2
 
 

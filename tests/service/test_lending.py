@@ -114,6 +114,46 @@ def test_what_somebody_comes_to_wait_for_and_has_not_begun_there_comes_home() ->
     assert assigned(made.finish("local 0")) == ["job 3"]
 
 
+def test_what_somebody_is_blocked_on_since_just_after_it_was_lent_comes_home_before_others_are_begun() -> None:
+    made = busy(waiting=8)
+    assert "job 0" in lent(made.offer(0, room=3, delay=0.01))
+    made.wait_for("job 0")
+    assert made.scheduler.next_deadline() == made.now + GRACE, "nobody would look"
+    made.pass_time(GRACE / 2)
+    assert made.scheduler.in_flight("job 0").lent_at is not None  # type: ignore[union-attr]
+    made.pass_time(GRACE / 2)
+    assert assigned(made.finish("local 0")) == ["job 0"]
+
+
+def test_a_quiesced_service_takes_nothing_back_and_does_not_look_for_it_again_and_again() -> None:
+    made = busy(waiting=8)
+    assert "job 0" in lent(made.offer(0, room=3, delay=0.01))
+    made.wait_for("job 0")
+    made.quiesce()
+    made.pass_time(2 * GRACE)  # which asserts that
+    made.finish("local 0")
+    made.resume()
+    made.pass_time(0.0)
+    assert made.scheduler.in_flight("job 0").lent_at is None  # type: ignore[union-attr]
+
+
+def test_what_somebody_is_blocked_on_and_has_begun_there_stays() -> None:
+    made = busy(waiting=8)
+    assert "job 0" in lent(made.offer(0, room=3, delay=0.01))
+    made.wait_for("job 0")
+    made.begin_there("job 0")
+    made.pass_time(GRACE)
+    assert assigned(made.finish("local 0")) == ["job 3"]
+
+
+def test_an_idle_worker_takes_back_first_what_somebody_is_blocked_on() -> None:
+    made = busy(waiting=3)
+    assert len(lent(made.offer(3, delay=0.01))) == 3
+    made.finish("local 0")
+    made.wait_for("job 2")
+    assert assigned(made.pass_time(GRACE)) == ["job 2"]
+
+
 def test_what_nobody_wants_any_more_is_forgotten_though_it_is_lent() -> None:
     made = busy(waiting=3)
     assert lent(made.offer(3, delay=0.01))

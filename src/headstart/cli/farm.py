@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from headstart.cli import Failure, count, json_line, printable
 from headstart.errors import UsageError
 from headstart.system.configuration import lookup
 from headstart.system.settings import parse_farm
+
+# Ray takes these by arguments of their own, and refuses them among resources.
+_RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")
 
 if TYPE_CHECKING:
     from headstart.farm.ray_cluster import RayCluster
@@ -43,10 +47,23 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 
 
 def _amounts(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, float]:
-    try:
-        return {name: float(text) for name, text in _pairs(ctx, param, values).items()}
-    except ValueError:
-        raise click.BadParameter("expected name=number", ctx, param) from None
+    found = {}
+    for name, text in _pairs(ctx, param, values).items():
+        if name in _RAYS_OWN:
+            raise click.BadParameter(f"{name} is none of Ray's custom resources", ctx, param)
+        try:
+            found[name] = _amount(ctx, param, float(text))
+        except ValueError:
+            raise click.BadParameter(f"expected name=number, got {name}={text!r}", ctx, param) from None
+    return found
+
+
+def _amount(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not 0 <= value < math.inf:  # which a range of click's does not see of nan
+        raise click.BadParameter(f"expected a number of at least 0, got {value}", ctx, param)
+    if value > 1 and value % 1:
+        raise click.BadParameter(f"Ray gives parts of one, or whole ones, and not {value}", ctx, param)
+    return value
 
 
 @farm.command(short_help="Start an actor on each node.")
@@ -62,7 +79,8 @@ def _amounts(ctx: click.Context, param: click.Parameter, values: Sequence[str]) 
 @click.option(
     "--num-cpus",
     "cpus",
-    type=click.FloatRange(min=0),
+    type=float,
+    callback=_amount,
     default=0.0,
     metavar="N",
     help="CPUs that an actor takes from Ray's other work. Default: 0, it runs beside it.",

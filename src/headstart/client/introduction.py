@@ -7,7 +7,6 @@ import sys
 
 from headstart.errors import ServiceError, UsageError
 from headstart.model.environment import TOOL_VARIABLES, fingerprint
-from headstart.stores.remote.urls import parse_urls
 from headstart.system.folders import readable
 from headstart.system.places import config_dir
 from headstart.system.settings import Settings
@@ -27,11 +26,13 @@ def preferences(settings: Settings, *, keeps: bool) -> Preferences:
         settings.trusts_cache_dir,
         {name: value for name, value in fingerprint().items() if name in TOOL_VARIABLES},
         _remotes(settings) if settings.remote and keeps else None,
-        FarmSettings(settings.farm, settings.farm_signs, _keys()) if settings.farm and keeps else None,
+        _farm(settings) if settings.farm and keeps else None,
     )
 
 
 def _remotes(settings: Settings) -> RemoteSettings:
+    from headstart.stores.remote.urls import parse_urls  # few have any
+
     return RemoteSettings(
         settings.remote,
         settings.trusts_remote,
@@ -40,6 +41,12 @@ def _remotes(settings: Settings) -> RemoteSettings:
         settings.remote_key,
         any(url.claims for url in parse_urls(settings.remote)),
     )
+
+
+def _farm(settings: Settings) -> FarmSettings:
+    # Which cluster this process belongs to it says itself: a shared service may have been started in another.
+    ray_address = readable(os.environ.get("RAY_ADDRESS", "")) if settings.farm == "ray" else ""
+    return FarmSettings(settings.farm, settings.farm_signs, _keys(), ray_address)
 
 
 def _keys() -> bytes:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+from headstart.errors import HeadstartError
 from headstart.farm.routing import Routed
 from headstart.wire.farm import MAX_SAID, Exchange, Exchanged, NodeJob, pack, unpack
 
@@ -28,7 +29,7 @@ MAX_PAUSE = 300.0  # seconds
 SMALL = 64 << 10  # bytes of results that need no object store
 
 
-class FarmError(Exception):
+class FarmError(HeadstartError):
     """A cluster, or a node of it, cannot be used; the text says why, for people."""
 
 

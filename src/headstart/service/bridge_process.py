@@ -28,7 +28,8 @@ class BridgeProcess(HelperProcess):
             module=MODULE,
             first=wire.Join(settings),
             hears=wire.FromBridge,
-            secrets=settings.address,
+            secrets="",  # an address has no password in it
+            set_to={"RAY_ADDRESS": settings.ray_address},  # the service's own is that of whoever started it
             take=take,
             gone=gone,
         )

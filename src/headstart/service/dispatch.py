@@ -71,10 +71,15 @@ class Dispatcher:
         """
         if self.quiesced:
             return []
-        actions = self._lending.choose(now)
+        actions = self.schedule(now) if self._lending.bring_home(now) else []
+        actions += self._lending.choose(now)
         while self._lending.reclaim(now):
             actions += self.schedule(now)
         return actions
+
+    def deadlines(self) -> list[float]:
+        """When `lend` may have something to take back; empty: never."""
+        return [] if self.quiesced else self._lending.deadlines()
 
     def rest(self, worker: PooledWorker, now: float) -> list[Action]:
         """A worker has nothing to do: it waits for more, or leaves if there is to be none.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -31,6 +31,7 @@ from headstart.service.results import CompilePayload
 
 SLACK = 1.0  # seconds that anything may take, however short its compile
 FACTOR = 2.0  # of the estimate: nodes may be slower, and busy
+MAX_PATIENCE = 60.0  # seconds for a compile, however long it is thought to take, and for a delay that a bridge names
 MOST_LATE = 3  # deadlines that passed in a row, after which nothing is lent for a while
 REST = 5.0  # seconds of that at first, and for which a bridge that died is not started; twice as many each time
 MAX_REST = 300.0  # seconds
@@ -42,7 +43,7 @@ Obtained = Callable[[str, CompilePayload, wire.MadeEntry], None]
 
 @dataclass(eq=False)
 class _Out:
-    """A job that is lent. `late`: it is the scheduler's again. `wanted`: somebody may still want what comes of it."""
+    """A job that is lent, and that somebody may still want. `begun`: there. `late`: it is the scheduler's again."""
 
     ticket: int
     job_key: str
@@ -50,8 +51,8 @@ class _Out:
     estimate: float
     background: bool
     due: float
+    begun: bool = False
     late: bool = False
-    wanted: bool = True
 
 
 @dataclass(eq=False)
@@ -68,6 +69,7 @@ class _Farm:
     too_late: list[int] = field(default_factory=list)
     lates: int = 0
     rest: float = REST
+    said_slow: bool = False  # of this bridge
     rests_until: float = float("-inf")
     restarts_at: float = float("-inf")
     deaths: int = 0
@@ -154,15 +156,21 @@ class Farms:
     def unwanted(self, is_wanted: Callable[[str], bool]) -> None:
         """What is no job any more, of all that is lent, is not to begin elsewhere."""
         for farm in self._farms.values():
-            for out in farm.out.values():
-                if out.wanted and not is_wanted(out.job_key):
-                    self._not_wanted(farm, out)
+            for out in [each for each in farm.out.values() if not is_wanted(each.job_key)]:
+                self._not_wanted(farm, out)
 
     def settled(self, job_key: str) -> None:
         """A job is answered, by whomever."""
         for farm in self._farms.values():
             out = farm.by_key.get(job_key)
-            if out is not None and out.wanted:
+            if out is not None:
+                self._not_wanted(farm, out)
+
+    def begun_here(self, job_key: str) -> None:
+        """A worker here is at a job: one that was taken back before its time is not to begin elsewhere as well."""
+        for farm in self._farms.values():
+            out = farm.by_key.get(job_key)
+            if out is not None and not (out.late or out.begun):  # else it may yet be the first
                 self._not_wanted(farm, out)
 
     def reports(self) -> list[wire.FarmReport]:
@@ -191,18 +199,23 @@ class Farms:
     @property
     def deadline(self) -> float | None:
         """Seconds until `look_around` is to be called; None: nothing is due."""
-        due = [out.due for farm in self._farms.values() for out in farm.out.values() if out.wanted and not out.late]
+        due = [out.due for farm in self._farms.values() for out in farm.out.values() if not out.late]
         now = time.monotonic()
         due += [farm.rests_until for farm in self._farms.values() if farm.rests_until > now]
         due += [farm.restarts_at for farm in self._farms.values() if farm.process is None and farm.restarts_at > now]
         return max(0.0, min(due) - now) if due else None
 
-    def look_around(self, now: float, *, has_jobs: bool = False) -> None:
-        """Have what is late compiled here. `has_jobs`: a bridge that died is started again once its time has come."""
+    def look_around(self, now: float, wanted: Callable[[], Set[Hashable]] = frozenset) -> None:
+        """Have what is late compiled here.
+
+        Args:
+            now: monotonic seconds.
+            wanted: the farms that jobs may go to: a bridge of theirs that died is started again once its time has come.
+        """
         for farm in list(self._farms.values()):
-            if has_jobs and farm.deaths:
+            if farm.deaths and farm.process is None and farm.restarts_at <= now and farm.settings in wanted():
                 self.prepare(farm.settings)
-            over = [out for out in farm.out.values() if out.wanted and not out.late and out.due <= now]
+            over = [out for out in farm.out.values() if not out.late and out.due <= now]
             if over:
                 farm.lates += 1
                 self._rest(farm, now)
@@ -231,7 +244,8 @@ class Farms:
     # Inside
 
     def _patience(self, farm: _Farm, estimate: float) -> float:
-        return SLACK + farm.state.delay + FACTOR * estimate
+        # What a compile took elsewhere is what others say: a job must not be theirs for as long as they like.
+        return SLACK + min(farm.state.delay, MAX_PATIENCE) + min(FACTOR * estimate, MAX_PATIENCE)
 
     def _take(self, farm: _Farm, message: Any) -> None:
         now = time.monotonic()
@@ -242,8 +256,9 @@ class Farms:
                 self._offer(farm, now)
             case wire.Begun(tickets):
                 for out in [farm.out[ticket] for ticket in tickets if ticket in farm.out]:
+                    out.begun = True
                     out.due = max(out.due, now + self._patience(farm, out.estimate))
-                    if out.wanted and not out.late:
+                    if not out.late:
                         self._happened(events.LentBegun(out.job_key))
             case wire.Made(entries):
                 farm.lates, farm.rest = 0, REST
@@ -252,8 +267,7 @@ class Farms:
                     if out_ is not None:
                         farm.made += 1
                         farm.came_late += out_.late
-                        if out_.wanted:
-                            self._obtained(out_.job_key, out_.payload, made)
+                        self._obtained(out_.job_key, out_.payload, made)
             case wire.Unmade(tickets):
                 for ticket in tickets:
                     out_ = self._answered(farm, ticket)
@@ -271,11 +285,12 @@ class Farms:
         return out
 
     def _not_wanted(self, farm: _Farm, out: _Out) -> None:
-        out.wanted = False
+        """It is forgotten: of what is taken back, and not as late, a bridge says nothing any more."""
+        self._answered(farm, out.ticket)
         farm.taken_back.append(out.ticket)
 
     def _give_back(self, farm: _Farm, out: _Out, now: float) -> None:
-        if out.wanted and not out.late:
+        if not out.late:
             farm.returned += 1
             self._happened(events.Returned(out.job_key, now))
 
@@ -295,7 +310,8 @@ class Farms:
             return
         farm.lates = 0
         farm.rests_until = now + farm.rest
-        if farm.rest == REST:
+        if not farm.said_slow:
+            farm.said_slow = True
             self._tell(
                 farm.settings,
                 f"the farm at {farm.settings.address} is slower than it was thought to be; what was sent there is "
@@ -306,7 +322,7 @@ class Farms:
 
     def _gone(self, farm: _Farm, why: str) -> None:
         now = time.monotonic()
-        farm.process = None
+        farm.process, farm.said_slow = None, False
         farm.state = wire.FarmState()
         lost, farm.out, farm.by_key = list(farm.out.values()), {}, {}
         farm.unsent, farm.taken_back, farm.too_late = [], [], []

@@ -16,13 +16,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import msgspec
 
 from headstart import wire
 from headstart.errors import ServiceError
+from headstart.service.intake import shown
 from headstart.service.loop import Loop
 from headstart.system import machine
 from headstart.system.deaths import describe_status
@@ -44,7 +45,8 @@ class HelperProcess:
         module: what it runs.
         first: the first message to it.
         hears: what it may say, a union of messages.
-        secrets: URLs that its last words are not to quote.
+        secrets: URLs that its last words are not to quote; empty: none.
+        set_to: environment variables that it gets; an empty one it does not have.
         take: what it says.
         gone: it is gone, by itself (an empty text) or, as the text says, not. Called once, unless `leave` is.
 
@@ -65,6 +67,7 @@ class HelperProcess:
         first: msgspec.Struct,
         hears: Any,
         secrets: str,
+        set_to: Mapping[str, str] = {},
         take: Callable[[Any], None],
         gone: Callable[[str], None],
     ) -> None:
@@ -81,7 +84,7 @@ class HelperProcess:
         except OSError as error:
             raise ServiceError(f"no {name}: {error.strerror}") from error
         try:
-            self._process, self._channel, self._pidfd = _start(module, hears, self._log)
+            self._process, self._channel, self._pidfd = _start(module, hears, set_to, self._log)
         except OSError as error:
             self._log.close()
             raise ServiceError(f"no {name}: cannot start {sys.executable}: {error.strerror}") from error
@@ -137,7 +140,7 @@ class HelperProcess:
                     self._hear_one(message)
         status, words = self._process.wait(), _last_words(self._log)
         self._let_go()
-        said = without_secrets(words, self._secrets) or "none"
+        said = shown(without_secrets(words, self._secrets)) or "none"  # a library may have repeated what a peer sent
         by_itself = status == 0 and self.awake
         self._gone("" if by_itself else f"the {self._name} {describe_status(status)}; its last words: {said}")
 
@@ -149,7 +152,9 @@ class HelperProcess:
         self._log.close()
 
 
-def _start(module: str, hears: Any, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], wire.Channel, int]:
+def _start(
+    module: str, hears: Any, set_to: Mapping[str, str], log: IO[bytes]
+) -> tuple[subprocess.Popen[bytes], wire.Channel, int]:
     """Raises OSError."""
     mine, theirs = socket.socketpair()
     process = None
@@ -161,7 +166,8 @@ def _start(module: str, hears: Any, log: IO[bytes]) -> tuple[subprocess.Popen[by
                 module,
                 theirs.fileno(),
                 pass_fds=[theirs.fileno()],
-                set_to={"HEADSTART": "off"},
+                unset=set_to,
+                set_to={"HEADSTART": "off"} | {name: value for name, value in set_to.items() if value},
                 stderr=log,
             )
             return process, wire.Channel(mine, hears), os.pidfd_open(process.pid)

@@ -66,23 +66,28 @@ class Lending:
     def reclaim(self, now: float) -> bool:
         """Have a job back for a worker that idles here: one that was lent a while ago, and has not begun."""
         idle = self._idle() if self._backlog.lent else set()
-        for job in self._backlog.lent.values():
-            if not idle or _since(job) + GRACE > now:
-                return False
-            if job.kind in idle:
-                self._backlog.come_back(job.key)
-                return True
-        return False
+        slow = [job for job in self._backlog.lent.values() if job.kind in idle and _since(job) + GRACE <= now]
+        if not slow:
+            return False
+        self._backlog.come_back(min(slow, key=lambda job: job.urgency).key)  # of those as urgent, the oldest
+        return True
+
+    def bring_home(self, now: float) -> bool:
+        """Have back what somebody is blocked on and has not begun there in a while: it goes before all that waits."""
+        slow = [key for key, job in self._backlog.lent.items() if _is_missed(job) and self.is_slow(job, now)]
+        for key in slow:
+            self._backlog.come_back(key)
+        return bool(slow)
 
     def is_slow(self, job: Job, now: float) -> bool:
         """Whether a job was lent a while ago, and has not begun."""
         return job.key in self._backlog.lent and _since(job) + GRACE <= now
 
     def deadlines(self) -> list[float]:
-        """When a worker that idles here may have something to take back; empty: never."""
+        """When there may be something to take back: for somebody who is blocked on it, or a worker that idles here."""
         idle = self._idle()
         lent = self._backlog.lent.values()  # oldest first
-        return [_since(job) + GRACE for job in lent if job.kind in idle][:1] if idle else []
+        return [_since(job) + GRACE for job in lent if job.kind in idle or _is_missed(job)][:1]
 
     def _idle(self) -> set[Kind]:
         """Of workers that have nothing to do."""
@@ -110,6 +115,10 @@ class Lending:
         """Seconds until a worker here is free, as far as is known."""
         busy = [w for w in self._workforce.workers.values() if w.state is WorkerState.BUSY and w.job is not None]
         return min((_left(worker.job, now - worker.since) for worker in busy if worker.job), default=_STARTING)
+
+
+def _is_missed(job: Job) -> bool:
+    return job.urgency is Urgency.AWAITED
 
 
 def _since(job: Job) -> float:

@@ -27,6 +27,7 @@ from headstart.service import events
 from headstart.service.asked import size_of, why_not
 from headstart.service.claiming import Claiming, HostClaim
 from headstart.service.errands import Errands
+from headstart.service.estimates import Estimates
 from headstart.service.executor import Executor
 from headstart.service.intake import without_what_is_not_identity
 from headstart.service.look_ups import Sought
@@ -39,7 +40,6 @@ from headstart.service.scheduler import Scheduler
 from headstart.service.sessions import Session, Sessions
 from headstart.system.confinement import unavailable
 
-_MAX_ESTIMATES = 20_000  # kernels whose compile time is remembered
 # Of a compile that nobody vouches for, unless the client sets limits of its own.
 CONFINED_TIME_LIMIT = 120.0  # seconds
 CONFINED_MEMORY_LIMIT = 4 << 30  # bytes
@@ -84,7 +84,7 @@ class Requests:
         self._remotes = remotes
         self._claiming = claiming
         self._results = Results(lookup)
-        self._estimates: dict[tuple[str, str], float] = {}  # kernel's name and source: seconds
+        self._estimates = Estimates()
         self.tally = Tally()
 
     def submit(self, session: Session, message: wire.Submit) -> None:
@@ -192,7 +192,7 @@ class Requests:
         if found.shared is not None:
             self.tally.stored += not found.remote
             self.tally.remote += found.remote
-            self._learn(asked.request, found.seconds)
+            self._estimates.heard(asked.request, found.seconds)
             wanted = b"" if message.triton_cache is None else message.triton_cache.folder
             self._tell(session.number, answer_of(message.ticket, found, wanted))
         elif found.failure is not None:
@@ -243,7 +243,7 @@ class Requests:
                 ),
                 Urgency.BACKGROUND if message.background else Urgency.EARLY,
                 time.monotonic(),
-                self._estimates.get(request.kernel),
+                self._estimates.of(request),
                 preferences.time_limit or (CONFINED_TIME_LIMIT if confined else None),
                 preferences.memory_limit or (CONFINED_MEMORY_LIMIT if confined else None),
                 unclaimed,
@@ -281,13 +281,6 @@ class Requests:
         elif ticket in session.jobs:
             self._happened(events.Awaited(session.jobs[ticket], time.monotonic()))
 
-    def _learn(self, request: CompileRequest, seconds: float) -> None:
-        """Remember how long a kernel took, whatever its configuration; the longest counts."""
-        kernel = request.kernel
-        self._estimates[kernel] = max(seconds, self._estimates.pop(kernel, 0.0))
-        if len(self._estimates) > _MAX_ESTIMATES:
-            del self._estimates[next(iter(self._estimates))]
-
     def deliver(self, job: Job, outcome: object) -> None:
         """A job is over: keep what came of it, and tell everybody who asked."""
         payload = job.payload
@@ -310,11 +303,11 @@ class Requests:
                 self._errands.do(lambda: self._results.count(payload.preferences, payload.key))
                 self._offer(job, payload, outcome)
             if not (outcome.cached or outcome.taken_over):
-                self._learn(payload.request, outcome.finished - outcome.started)
+                self._estimates.seen(payload.request, outcome.finished - outcome.started)
         elif isinstance(outcome, Found):
             self.tally.farm += len(job.tickets) * outcome.farm
             self.tally.remote += len(job.tickets) * (not outcome.farm)
-            self._learn(payload.request, outcome.seconds)
+            self._estimates.heard(payload.request, outcome.seconds)
             if outcome.farm and not outcome.entry:
                 self._errands.do(lambda: self._results.count(payload.preferences, payload.key))
                 self._offer(job, payload, outcome)

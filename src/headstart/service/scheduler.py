@@ -373,7 +373,7 @@ class Scheduler:
         """When `tick` should be called; None: nothing is due."""
         due = [deadline for _, deadline in deadlines(self._workforce, self.idle_timeout)]
         due += [job.exclusive_until for job in self._backlog.exclusive if job.exclusive_until is not None]
-        return min([*due, *self._lending.deadlines()], default=None)
+        return min([*due, *self._dispatcher.deadlines()], default=None)
 
     def tick(self, now: float) -> list[Action]:
         """Act on whatever is due by `now`."""

@@ -22,7 +22,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from headstart import wire
@@ -163,7 +163,7 @@ class Server:
             self._watched = now
             self._executor.check_memory(self._scheduler.memory_limits())
         self._remotes.look_around(now)
-        self._farms.look_around(now, has_jobs=bool(self._scheduler.jobs()))
+        self._farms.look_around(now, self._wanted_farms)
         if now - self._inspected >= _STOPPED_INTERVAL and (self._scheduler.jobs() or self._others_busy):
             self._inspected = now
             self._executor.replace_stopped(now)
@@ -177,6 +177,11 @@ class Server:
             self._draining.clear()
         if self._waits_for_first_client() and now > self._started + _GREETING_TIMEOUT:
             self._running = False
+
+    def _wanted_farms(self) -> set[Hashable]:
+        """Those that jobs wait for, among others."""
+        jobs = self._scheduler.jobs()
+        return {job.place[0] for job in jobs if job.place is not None and job.waiting and not job.returned}
 
     def _waits_for_first_client(self) -> bool:
         return self._sessions.is_shared and not self._sessions.had_members and not self._persistent
@@ -340,6 +345,7 @@ class Server:
         for_executor: ForExecutor = action
         self._executor.carry_out(for_executor)
         if isinstance(action, Assign):
+            self._farms.begun_here(action.job.key)
             started = self._executor.workers[action.worker].started
             for ticket in action.job.tickets:
                 self._sources.tell(ticket.client, wire.Started(ticket.number, action.worker, started))

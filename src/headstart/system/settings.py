@@ -125,11 +125,12 @@ def parse_farm(text: str, name: str = "farm") -> str:
     Raises:
         UsageError: it is no such thing. `name` is what it is called in the message.
     """
-    text = text.strip()
-    if text.lower() in ("", "off"):
-        return ""
-    if text == "ray" or re.fullmatch(r"(ray://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}", text):
-        return text
+    if isinstance(text, str):
+        text = text.strip()
+        if text.lower() in ("", "off"):
+            return ""
+        if text == "ray" or re.fullmatch(r"(ray://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}", text):
+            return text
     raise UsageError(f"{name}: expected ray, off, or an address such as ray://head:10001 or head:6379, got {text!r}")
 
 

@@ -43,11 +43,13 @@ class FarmSettings(msgspec.Struct, frozen=True):
         address: `"ray"` for the cluster that this host or job belongs to, or as `ray.init` takes it.
         signed: whether entries count only if a key that the user trusts has signed them.
         config_dir: where the keys are; empty: the user can have none.
+        ray_address: the client's `RAY_ADDRESS`, which says which cluster `"ray"` is; empty: it has none.
     """
 
     address: str
     signed: bool = False
     config_dir: bytes = b""
+    ray_address: str = ""
 
 
 class Join(msgspec.Struct, tag=True):
