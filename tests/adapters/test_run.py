@@ -701,7 +701,7 @@ def test_children_of_one_run_share_one_service(program: Callable[..., Path]) -> 
         def service(block):
             warm_up(block)
             from headstart.adapters import process as enabling
-            return enabling.current().jit.compiler.client._connection._service.pid
+            return enabling.current().jit.compiler.client._connection.service.pid
 
         if __name__ == "__main__":
             found = {service(16)}

@@ -134,7 +134,12 @@ def test_a_cluster_that_fails_once_it_was_joined_is_one_line(command: str, monke
     def fail(**_: object) -> None:
         raise RuntimeError("the head\x1b[2J is gone\nand more of that")
 
-    broken = SimpleNamespace(nodes=fail, util=SimpleNamespace(list_named_actors=fail))
+    def none(name: str, namespace: str) -> None:
+        raise ValueError(name)
+
+    broken = SimpleNamespace(
+        nodes=fail, util=SimpleNamespace(list_named_actors=fail), get_actor=none, is_initialized=lambda: True
+    )
     monkeypatch.setattr(ray_cluster, "_ray", lambda: broken)
     monkeypatch.setattr(ray_cluster, "open_cluster", ray_cluster.RayCluster)
     monkeypatch.setattr(ray_cluster, "_deploy", lambda ray, deployment: ray.nodes())

@@ -219,7 +219,7 @@ def _watch_kick_offs(async_compile: Any) -> list[Any]:
         if len(kicks) == ORDER.get("kill"):
             from headstart.adapters import inductor
 
-            service = inductor.current().compiler.client._connection._service
+            service = inductor.current().compiler.client._connection.service
             os.kill(service.pid, signal.SIGKILL)
         at = time.monotonic()
         future = original(self, kernel_name, source_code, *arguments, **keywords)
@@ -313,10 +313,10 @@ def _describers(adapter: Any) -> list[int]:
     from headstart.system import machine
 
     connection = adapter.compiler.client._connection
-    if connection is None or not connection._service.pid:
+    if connection is None or not connection.service.pid:
         return []
     found = []
-    for pid in machine.children(connection._service.pid):
+    for pid in machine.children(connection.service.pid):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as stream:
             if "headstart.describe.describer" in stream.read().split("\0"):
                 found.append(pid)

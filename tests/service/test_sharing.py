@@ -741,7 +741,7 @@ def test_status_shows_clients_queue_and_kernels_in_flight(
     assert "queue: 0 awaited, 1 early, 0 background" in shown
     assert f"client {os.getpid()}" in shown
     assert "compiling gated (cuda:90) for" in shown
-    report = json.loads(headstart_command("status", "--json").stdout)
+    (report,) = json.loads(headstart_command("status", "--json").stdout)["services"]
     assert (report["requests"], report["running"][0]["clients"]) == (2, 1)
     assert report["workers_memory"] > 0
     gate.open()
