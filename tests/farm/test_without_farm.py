@@ -138,7 +138,11 @@ def test_a_cluster_that_fails_once_it_was_joined_is_one_line(command: str, monke
         raise ValueError(name)
 
     broken = SimpleNamespace(
-        nodes=fail, util=SimpleNamespace(list_named_actors=fail), get_actor=none, is_initialized=lambda: True
+        nodes=fail,
+        util=SimpleNamespace(list_named_actors=fail),
+        get_actor=none,
+        kill=fail,
+        is_initialized=lambda: True,
     )
     monkeypatch.setattr(ray_cluster, "_ray", lambda: broken)
     monkeypatch.setattr(ray_cluster, "open_cluster", ray_cluster.RayCluster)
