@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from headstart.artifacts.entry import pack_entry
+from entries import packed
 from headstart.farm.attending import ConnectionLost, FarmError
 from headstart.stores.remote.sealing import Signer, seal
 from headstart.wire.farm import Exchange, Exchanged, NodeJob, NodeResult, NodeState, pack, unpack
@@ -17,23 +17,7 @@ HERE = "ab" * 32  # a toolchain
 
 
 def entry(key: str, *, toolchain: str = HERE, request_digest: str = "ef" * 32) -> bytes:
-    return b"".join(
-        pack_entry(
-            key=key,
-            name="pointwise",
-            request_digest=request_digest,
-            toolchain=toolchain,
-            target="cuda:90",
-            components=[],
-            metadata={"name": "pointwise", "shared": 512},
-            artifacts={"cubin": b"code"},
-            compile_wall_s=0.25,
-            compile_cpu_s=0.25,
-            triton_version="3.9.0",
-            request=b"",
-            output="",
-        )
-    )
+    return packed(key, request_digest, toolchain=toolchain)
 
 
 def made(job: NodeJob) -> NodeResult:

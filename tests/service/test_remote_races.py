@@ -17,8 +17,8 @@ from test_executor import TOOLCHAIN
 from test_remotes import FakeProcess
 
 from conftest import PATIENCE, wait_until
+from entries import packed
 from headstart import wire
-from headstart.artifacts.entry import pack_entry
 from headstart.model.request import CompileRequest
 from headstart.model.toolchain import Toolchain
 from headstart.service import claiming, events
@@ -38,23 +38,7 @@ AT_ONCE = wire.RemoteSettings("redis://late", deadline=1e-9)
 
 
 def entry(wanted: wire.Wanted, kind: str = "kernel") -> bytes:
-    parts = pack_entry(
-        key=wanted.key,
-        kind=kind,
-        name="pointwise",
-        request_digest=wanted.request_digest,
-        toolchain="ef" * 32,
-        target="cuda:90",
-        components=[],
-        metadata={"name": "pointwise", "shared": 512},
-        artifacts={"cubin": b"code"},
-        compile_wall_s=0.25,
-        compile_cpu_s=0.25,
-        triton_version="3.9.0",
-        request=b"",
-        output="",
-    )
-    return b"".join(parts)
+    return packed(wanted.key, wanted.request_digest, kind=kind)
 
 
 class Caller:

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from entries import packed
 from headstart import wire
 from headstart.artifacts import triton_cache
-from headstart.artifacts.entry import pack_entry
 from headstart.describe import facts
 from headstart.describe.recipe import Describe, Function, Recipe, RecipeJob
 from headstart.model.request import CompileRequest
@@ -147,23 +147,8 @@ REQUEST = CompileRequest.make("triton_kernel", TEXT, signature={"x": "*fp32"}, t
 
 
 def entry() -> bytes:
-    return b"".join(
-        pack_entry(
-            key="c" * 64,
-            name="triton_kernel",
-            request_digest=REQUEST.digest(),
-            toolchain="",
-            target="cuda:90",
-            components=[],
-            metadata={"name": "triton_kernel"},
-            artifacts={"ttir": b"module {}"},
-            compile_wall_s=0.1,
-            compile_cpu_s=0.1,
-            triton_version="3.9.0",
-            request=b"",
-            output="",
-        )
-    )
+    other = {"name": "triton_kernel", "metadata": {"name": "triton_kernel"}, "artifacts": {"ttir": b"module {}"}}
+    return packed("c" * 64, REQUEST.digest(), toolchain="", **other)
 
 
 def test_a_kernel_is_put_where_its_client_wants_it(preferences: wire.Preferences, tmp_path: Path) -> None:

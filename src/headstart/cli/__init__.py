@@ -9,7 +9,6 @@ error that headstart raised on purpose is a message, never a traceback.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterator
@@ -88,6 +87,8 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:  # click suggests commands that are loaded, and none is
+            import difflib  # for mistakes only
+
             if close := difflib.get_close_matches(args[0], COMMANDS):
                 meant = f"Did you mean {' or '.join(map(repr, close))}?"
                 raise click.UsageError(f"{error.message} {meant}", ctx) from error

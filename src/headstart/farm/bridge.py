@@ -13,9 +13,7 @@ this process, as this user. docs/security.md says what that means.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +27,7 @@ from headstart.farm.accepting import Accepting
 from headstart.farm.attending import Attendant, Cluster, ConnectionLost, FarmError
 from headstart.farm.routing import Routed, Router
 from headstart.stores.remote.base import plain
-from headstart.system.spawn import continue_without_parent, prefer_standard_library
+from headstart.system.spawn import begin_helper
 from headstart.wire.farm import (
     Begun,
     Exchanged,
@@ -373,12 +371,7 @@ def _ray(settings: FarmSettings) -> Cluster:
 
 def main(argument: str) -> None:
     """Run a bridge process; `argument`: the fd of its socket."""
-    prefer_standard_library()
-    continue_without_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of `headstart serve`'s terminal: the service says when it ends
-    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
-    sock = socket.socket(fileno=int(argument))
-    sock.set_inheritable(False)
+    sock = begin_helper(argument)
     status = 0
     try:
         asyncio.new_event_loop().run_until_complete(serve(sock, _ray))

@@ -9,10 +9,8 @@ what it still has; and when nobody has asked for anything for a while. Nobody wa
 
 from __future__ import annotations
 
-import logging
 import os
 import select
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from headstart.remote.watching import Watch
 from headstart.stores.remote import open_remotes
 from headstart.stores.remote.tiers import Remotes
 from headstart.stores.remote.urls import parse_urls
-from headstart.system.spawn import continue_without_parent, prefer_standard_library
+from headstart.system.spawn import begin_helper
 
 IDLE_TIMEOUT = 60.0  # seconds
 FINISHING = 2.0  # seconds, at the service's end, for what is to be published
@@ -132,12 +130,7 @@ def _open(settings: wire.RemoteSettings, warn: Callable[[str], None]) -> Remotes
 
 def main(argument: str) -> None:
     """Run a remote process; `argument`: the fd of its socket."""
-    prefer_standard_library()
-    continue_without_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of `headstart serve`'s terminal: the service says when it ends
-    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
-    sock = socket.socket(fileno=int(argument))
-    sock.set_inheritable(False)
+    sock = begin_helper(argument)
     serve(sock, _open)
     sys.stderr.flush()
     os._exit(0)  # threads that wait for a network are waited for by nobody

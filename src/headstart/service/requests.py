@@ -180,9 +180,11 @@ class Requests:
             return
         self._errands.do(lambda: self._results.count(asked.session.preferences, found.key))
         # It is found as if it had been there before; where it is gone again it is compiled.
-        job_key = asked.job_key(found.key)
-        tell = lambda again: then(msgspec.structs.replace(again, remote=again.shared is not None))  # noqa: E731
-        self._look_up(asked, tell, job_key=job_key)
+        self._look_up(
+            asked,
+            lambda again: then(msgspec.structs.replace(again, remote=again.shared is not None)),
+            job_key=asked.job_key(found.key),
+        )
 
     def _settle(self, asked: _Asked, found: Found) -> None:
         session, message = asked.session, asked.message

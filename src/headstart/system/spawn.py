@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -45,6 +47,21 @@ _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_
 def prefer_standard_library() -> None:
     """For a process that never runs the program's code: look for modules in the standard library first, for good."""
     exec(_STANDARD_FIRST, {"sys": sys})  # noqa: S102 - a constant of this module
+
+
+def begin_helper(argument: str) -> socket.socket:
+    """The socket to the service, in a helper process that sees by its end that the service is gone.
+
+    Args:
+        argument: the fd of it.
+    """
+    prefer_standard_library()
+    continue_without_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of `headstart serve`'s terminal: the service says when it ends
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+    sock = socket.socket(fileno=int(argument))
+    sock.set_inheritable(False)
+    return sock
 
 
 def last_words_file() -> IO[bytes]:
