@@ -105,9 +105,13 @@ def lose_folder(world: World) -> str | None:
     world.remote.rename(aside)
 
     def put_back() -> None:
-        if world.remote.exists():  # somebody has made another one
-            shutil.rmtree(world.remote, ignore_errors=True)
-        aside.rename(world.remote)
+        while aside.exists():
+            made = world.remote.with_name(f"remote, made meanwhile {world.random.getrandbits(32)}")
+            with contextlib.suppress(FileNotFoundError):
+                world.remote.rename(made)  # in one step, since whoever has made it goes on writing there
+            with contextlib.suppress(OSError):  # somebody has made another one in between
+                aside.rename(world.remote)
+            shutil.rmtree(made, ignore_errors=True)
 
     seconds = world.random.uniform(0.1, LONGEST_PAUSE)
     world.later(seconds, put_back)
