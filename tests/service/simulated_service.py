@@ -98,6 +98,7 @@ class SimulatedService:
         self.assignments = 0
         self.at_suffix: dict[str, str] = {}  # suffix: the key of who is at it
         self.asked_aside: dict[int, str] = {}  # worker: the suffix that it is to give way at
+        self.idle_there = 0  # on a farm, when it was last heard
         self.full: set[int] = set()  # workers that have their folders where there is no space
         self._tickets = 0
         self._orders = 0
@@ -169,6 +170,7 @@ class SimulatedService:
 
     def offer(self, idle: int, room: int | None = None, delay: float = 0.0) -> list[Action]:
         """The farm has so many free workers, and takes so many jobs in all."""
+        self.idle_there = idle
         rooms = {PLACE[1]: Room(idle, idle if room is None else room, delay)}
         self._perform(self.scheduler.offered(PLACE[0], rooms))
         return self._perform(self.scheduler.tick(self.now))
@@ -395,7 +397,7 @@ class SimulatedService:
                     assert not self.scheduler.quiesced
                     wanted.unclaimed, wanted.away, wanted.claiming = False, True, True
                     self._served(wanted)
-                    assert sum(each.claiming for each in self.wanted.values()) <= self.scheduler.limit + 1
+                    assert sum(each.claiming for each in self.wanted.values()) <= self.scheduler.limit + self.idle_there + 1
                 case Lend(job):
                     wanted = self.wanted[job.key]
                     assert wanted.worker is None
@@ -405,8 +407,10 @@ class SimulatedService:
                     assert wanted.stands_for is None
                     assert wanted.prefix == b""
                     assert not self.scheduler.quiesced
-                    wanted.away, wanted.lent, wanted.unclaimed = True, True, False
-                    self._served(wanted)
+                    assert not wanted.unclaimed, "another host may be at it"
+                    wanted.away, wanted.lent = True, True
+                    if not wanted.claimed:  # else its clients had their turn then
+                        self._served(wanted)
                 case MoveOn(number):
                     assert number in self.full
                 case Retire(number):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from simulated_service import AWAITED, BACKGROUND, PLACE, PLAIN, SimulatedService, assigned, service
 
-from headstart.service.actions import Action, Kill, Lend
+from headstart.service.actions import Action, Claim, Kill, Lend
 from headstart.service.lending import GRACE
 
 
 def lent(actions: list[Action]) -> list[str]:
     return [action.job.key for action in actions if isinstance(action, Lend)]
+
+
+def claimed(actions: list[Action]) -> list[str]:
+    return [action.job.key for action in actions if isinstance(action, Claim)]
 
 
 def busy(limit: int = 1, waiting: int = 4, estimate: float | None = 2.0) -> SimulatedService:
@@ -180,3 +184,56 @@ def test_background_work_goes_out_too_after_what_is_more_urgent() -> None:
         made.request(f"background {number}", PLAIN, urgency=BACKGROUND, place=PLACE)
     made.request("early", PLAIN, place=PLACE)
     assert lent(made.offer(2, delay=0.01)) == ["early", "background 0"]
+
+
+def shared(waiting: int, limit: int = 1) -> SimulatedService:
+    """All workers are at something, and jobs wait that may be lent, and hosts share; one of them is claimed."""
+    made = service(limit)
+    for number in range(limit):
+        made.request(f"local {number}", estimate=2.0)
+    for number in range(waiting):
+        made.request(f"job {number}", estimate=1.0 - number / 100, place=PLACE, unclaimed=True)
+    return made
+
+
+def test_what_hosts_share_is_claimed_before_it_is_lent_and_as_many_as_would_begin() -> None:
+    made = shared(8)
+    assert made.away == ["job 0"]
+    actions = made.offer(3, room=9, delay=0.01)
+    assert (lent(actions), claimed(actions)) == ([], ["job 1", "job 2", "job 3"])
+    for key in ("job 0", "job 1", "job 2", "job 3"):
+        assert made.come_back(key) == []
+    actions = made.pass_time(0.0)
+    assert lent(actions) == ["job 0", "job 1", "job 2", "job 3"]
+    assert claimed(actions) == ["job 4"], "no worker would be free for more"
+
+
+def test_what_another_host_makes_is_not_lent_and_another_one_is_claimed_for_the_farm() -> None:
+    made = shared(4)
+    made.offer(1, room=9, delay=0.01)
+    assert made.away == ["job 0", "job 1"]
+    assert claimed(made.made_elsewhere("job 0")) == ["job 2"]
+    made.come_back("job 1")
+    actions = made.pass_time(0.0)
+    assert (lent(actions), claimed(actions)) == (["job 1"], [])
+    made.obtain("job 0")
+    made.come_back("job 2")
+    assert assigned(made.finish("local 0")) == ["job 2"]
+
+
+def test_what_may_not_go_out_is_not_claimed_for_a_farm() -> None:
+    made = service(1)
+    made.request("local", estimate=2.0)
+    for number in range(4):
+        made.request(f"stays {number}", unclaimed=True)
+    assert made.away == ["stays 0"]
+    assert claimed(made.offer(3, delay=0.01)) == []
+
+
+def test_what_was_claimed_and_lent_and_comes_back_is_compiled_here_without_another_claim() -> None:
+    made = shared(2)
+    made.offer(1, delay=0.01)
+    made.come_back("job 0")
+    assert lent(made.pass_time(0.0)) == ["job 0"]
+    assert claimed(made.come_back("job 0")) == []
+    assert assigned(made.finish("local 0")) == ["job 0"]

@@ -62,8 +62,11 @@ class Backlog:
 
     def lend(self, job: Job, now: float) -> Lend:
         """A job waits for no worker here, but for what becomes of it on a farm."""
-        self.queue.take(job)
-        job.unclaimed, job.lent_at = False, now
+        if job.claimed:
+            self.queue.drop(job)  # its clients had their turn when it was claimed
+        else:
+            self.queue.take(job)
+        job.lent_at = now
         self.away.add(job.key)
         self.lent[job.key] = job
         return Lend(job)

@@ -76,7 +76,8 @@ class Claiming:
 
     def joined(self, job_key: str) -> None:
         """Somebody who knows nothing of claims wants a job, too, and is to wait for no other host."""
-        if job_key in self._claims:
+        job = self._scheduler.in_flight(job_key)
+        if job_key in self._claims and job is not None and job.lent_at is None:
             self._happened(events.Returned(job_key, time.monotonic()))
 
     def over(self, job_key: str) -> HostClaim | None:

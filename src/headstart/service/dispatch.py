@@ -5,7 +5,8 @@ Backlog: who is next ─┐
 Workforce: who idles ─┘
 
 A job that hosts share is claimed first. Few are at a time, so that none is held back from hosts that would begin it
-sooner: as many as could begin now, and one more, whose claim is settled by the time that a worker is free.
+sooner: as many as could begin now, here or on a farm, and one more, whose claim is settled by the time that a worker
+is free.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Dispatcher:
             return []
         actions = self.schedule(now) if self._lending.bring_home(now) else []
         actions += self._lending.choose(now)
+        if self._lending.has_room:
+            actions += self.schedule(now)  # of what hosts share, so much more may be claimed
         while self._lending.reclaim(now):
             actions += self.schedule(now)
         return actions
@@ -95,8 +98,11 @@ class Dispatcher:
         return []
 
     def _next(self, blocked: set[Kind]) -> Job | None:
-        may_claim = len(self._backlog.claiming) <= self._workforce.spare
-        return self._backlog.queue.first(blocked, unclaimed=may_claim)
+        job = self._backlog.queue.first(blocked)
+        if job is None or not job.unclaimed:
+            return job
+        may_begin = self._workforce.spare + self._lending.idle_for(job)
+        return job if len(self._backlog.claiming) <= may_begin else self._backlog.queue.first(blocked, unclaimed=False)
 
     def _is_kept_for_others(self, job: Job) -> bool:
         """Whether idle workers are kept, for a moment, for what somebody is blocked on and is being claimed."""

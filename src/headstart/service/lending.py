@@ -6,7 +6,8 @@
 
 Local workers take from the front of the queue, always, and so does this: whoever is free first. What somebody is
 blocked on goes out only if it begins sooner there than here. If nothing would begin at once there, only that goes out
-which local workers would not come to soon.
+which local workers would not come to soon. What hosts share is claimed before it goes out: of what several hosts ask
+for at once, each lends what the others do not make.
 """
 
 from __future__ import annotations
@@ -41,13 +42,23 @@ class Lending:
         """A farm has room for so much, by toolchain, from now on."""
         self._rooms[farm] = rooms
 
+    @property
+    def has_room(self) -> bool:
+        """Whether any farm takes more."""
+        return any(room.room > 0 for rooms in self._rooms.values() for room in rooms.values())
+
+    def idle_for(self, job: Job) -> int:
+        """How many jobs like this one would begin at once on a farm; 0: it may not go there."""
+        room = self._room(job)
+        return 0 if room is None else room.idle
+
     def choose(self, now: float) -> list[Action]:
         """Jobs to be lent now."""
         actions: list[Action] = []
         queue = self._backlog.queue
         kept: list[Job] = []
         open_ = {id(room) for rooms in self._rooms.values() for room in rooms.values() if room.room > 0}
-        while open_ and len(kept) < _KEPT and (job := queue.first()) is not None:
+        while open_ and len(kept) < _KEPT and (job := queue.first(unclaimed=False)) is not None:
             room = self._room(job)
             if room is not None and self._is_sooner(job, room, now):
                 room.take()
