@@ -542,3 +542,20 @@ def test_when_a_call_fails_less_is_asked_for_at_once(start: Start) -> None:
     node.finish()
     running.made()
     assert node.calls[-1].most == attending.SMALL
+
+
+def test_a_while_after_a_call_has_failed_as_much_as_ever_is_asked_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attending, "FULL", 0.0)
+    node = FakeNode()
+    node.outcome = never
+    running = start(a=node)
+    running.has_nodes()
+    running.lend(1)
+    running.hear(wire.Begun)
+    node.is_full = True
+    node.finish()
+    running.made()
+    assert not node.is_full, "a call has failed"
+    assert {call.most for call in node.calls} == {attending.MOST}

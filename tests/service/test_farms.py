@@ -337,6 +337,25 @@ def test_a_bridge_that_dies_gives_everything_back_and_is_started_again_after_a_w
     assert len(lender.processes) == 2
 
 
+def test_a_bridge_that_joins_and_dies_again_and_again_is_started_less_and_less_often(lender: Lender) -> None:
+    for times in range(4):
+        assert len(lender.processes) == times + 1
+        lender.state()
+        lender.process.die("the bridge to the farm has lost its cluster")
+        lender.pass_time(REST * 2**times - 1)
+        lender.farms.prepare(RAY)
+        assert len(lender.processes) == times + 1
+        lender.pass_time(1.0)
+        lender.farms.prepare(RAY)
+    lender.state()
+    lender.lend("a")
+    lender.make("a")
+    lender.process.die("the bridge to the farm has lost its cluster")
+    lender.pass_time(REST)
+    lender.farms.prepare(RAY)
+    assert len(lender.processes) == 6
+
+
 def test_where_no_process_can_be_started_that_is_said_once(lender: Lender) -> None:
     lender.process.die("")
     lender.startable = False

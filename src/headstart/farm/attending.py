@@ -26,7 +26,9 @@ STARTING = 60.0  # seconds that a node's first answer may take: it looks at its 
 TRIPS = 9  # calls whose median is what one takes
 FIRST_PAUSE = 5.0  # seconds until a node whose greetings fail is greeted a third time; then twice as many each time
 MAX_PAUSE = 300.0  # seconds
+MOST = 8 << 20  # bytes of results that are asked for in one call
 SMALL = 64 << 10  # bytes of results that need no object store
+FULL = 60.0  # seconds for which no more are asked for after a call has failed
 
 
 class FarmError(HeadstartError):
@@ -87,7 +89,7 @@ class Attendant:
         self._session = os.urandom(8).hex()
         self._incarnation = ""
         self._acked = 0
-        self._most = 8 << 20  # bytes
+        self._small_until = float("-inf")  # loop time
         self._polling: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._trips: deque[float] = deque(maxlen=TRIPS)  # seconds, of calls that told it something
@@ -170,7 +172,8 @@ class Attendant:
         loop = asyncio.get_running_loop()
         told = loop.time()
         session = self._session
-        message = Exchange(session, self._acked, jobs, dropped, wait, self._most, self._signed)
+        most = SMALL if told < self._small_until else MOST
+        message = Exchange(session, self._acked, jobs, dropped, wait, most, self._signed)
         # In a thread: Ray may have to write a large argument into an object store that is full.
         call = loop.run_in_executor(None, self._cluster.exchange, self.name, pack(message))
         answer = asyncio.ensure_future(_answer(call))
@@ -181,9 +184,9 @@ class Attendant:
                 self._silent(self)
             data = await answer
         except FarmError:
-            if self._most == SMALL:
+            if most == SMALL:
                 raise
-            self._most = SMALL  # the object store may be full: what is small needs none
+            self._small_until = loop.time() + FULL  # the object store may be full: what is small needs none
             if jobs or dropped or not wait:
                 raise
             return

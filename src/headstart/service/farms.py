@@ -8,7 +8,8 @@
 
 What is lent travels in one message for each turn of the loop. A job that is late is the scheduler's again, and stays
 lent: if it comes after all, it answers whoever still waits. After `MOST_LATE` deadlines in a row nothing is lent for a
-while, which doubles; and nothing at all while there is no bridge.
+while, which doubles; and nothing at all while there is no bridge: one that died is started again after a while, which
+doubles too, until one has made something.
 """
 
 from __future__ import annotations
@@ -252,7 +253,6 @@ class Farms:
         match message:
             case wire.FarmState():
                 farm.state = message
-                farm.deaths = 0
                 self._offer(farm, now)
             case wire.Begun(tickets):
                 for out in [farm.out[ticket] for ticket in tickets if ticket in farm.out]:
@@ -261,7 +261,7 @@ class Farms:
                     if not out.late:
                         self._happened(events.LentBegun(out.job_key))
             case wire.Made(entries):
-                farm.lates, farm.rest = 0, REST
+                farm.lates, farm.rest, farm.deaths = 0, REST, 0
                 for made in entries:
                     out_ = self._answered(farm, made.ticket)
                     if out_ is not None:
