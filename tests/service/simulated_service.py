@@ -397,7 +397,10 @@ class SimulatedService:
                     assert not self.scheduler.quiesced
                     wanted.unclaimed, wanted.away, wanted.claiming = False, True, True
                     self._served(wanted)
-                    assert sum(each.claiming for each in self.wanted.values()) <= self.scheduler.limit + self.idle_there + 1
+                    assert (
+                        sum(each.claiming for each in self.wanted.values())
+                        <= self.scheduler.limit + self.idle_there + 1
+                    )
                 case Lend(job):
                     wanted = self.wanted[job.key]
                     assert wanted.worker is None

@@ -70,6 +70,8 @@ class Caller:
 class Service:
     """A service in a thread of this process."""
 
+    farm: wire.FarmSettings | None = None  # that its clients have
+
     def __init__(self, cache: Path, outcome: Callable[[wire.Assign], Any]) -> None:
         self.cache = cache
         self.processes: list[FakeProcess] = []
@@ -86,7 +88,7 @@ class Service:
         return self.executor
 
     def caller(self, remote: wire.RemoteSettings | None = REMOTE, cache: Path | None = None) -> Caller:
-        preferences = wire.Preferences(os.fsencode(cache or self.cache), remote=remote)
+        preferences = wire.Preferences(os.fsencode(cache or self.cache), remote=remote, farm=self.farm)
         if self._sockets and self.server._sessions.members() == [] and len(self._sockets) == 1:
             return Caller(self._sockets[0], preferences)
         mine, theirs = socket.socketpair()

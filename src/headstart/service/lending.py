@@ -76,8 +76,10 @@ class Lending:
 
     def reclaim(self, now: float) -> bool:
         """Have a job back for a worker that idles here: one that was lent a while ago, and has not begun."""
-        idle = self._idle() if self._backlog.lent else set()
-        slow = [job for job in self._backlog.lent.values() if job.kind in idle and _since(job) + GRACE <= now]
+        slow = [job for job in self._backlog.lent.values() if _since(job) + GRACE <= now]
+        if slow and not self._may_begin_any():
+            idle = self._idle()
+            slow = [job for job in slow if job.kind in idle]
         if not slow:
             return False
         self._backlog.come_back(min(slow, key=lambda job: job.urgency).key)  # of those as urgent, the oldest
@@ -96,9 +98,13 @@ class Lending:
 
     def deadlines(self) -> list[float]:
         """When there may be something to take back: for somebody who is blocked on it, or a worker that idles here."""
-        idle = self._idle()
+        idle, any_kind = self._idle(), self._may_begin_any()
         lent = self._backlog.lent.values()  # oldest first
-        return [_since(job) + GRACE for job in lent if job.kind in idle or _is_missed(job)][:1]
+        return [_since(job) + GRACE for job in lent if any_kind or job.kind in idle or _is_missed(job)][:1]
+
+    def _may_begin_any(self) -> bool:
+        """Whether a worker of any kind could be forked here, and nothing waits for one: confined ones never idle."""
+        return self._workforce.spare > 0 and not self._backlog.queue.count
 
     def _idle(self) -> set[Kind]:
         """Of workers that have nothing to do."""
