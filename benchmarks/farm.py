@@ -2,12 +2,13 @@
 
     .venv/bin/python -m benchmarks.farm [PART]...    [ROUNDS=3] [HOST=1] [NODES=2] [PER_NODE=1] [SMALL=1000]
 
-PART is sweep, overhead, useless or clients; without any, all. `HOST` cores are this host's, `NODES` × `PER_NODE` the
+PART is sweep, overhead, useless, clients or crossover; without any, all. `HOST` cores are this host's, `NODES` × `PER_NODE` the
 nodes', each set by affinity, as far as the machine has so many; a host is a cache folder, a node a raylet of a Ray
 cluster that is started and ended here. On a machine with 16 cores: HOST=4 NODES=3 PER_NODE=4.
 
     sweep      48 configurations of a matrix product, until all are there; the farm has been joined before.
-               ideal: the CPU seconds that a run without a farm needed, shared out over all workers, or its longest
+               ideal: the CPU seconds that a run without a farm needed, shared out over all workers, or its longest.
+               One host with as many workers as there are in all, without a farm, says what the machine itself can
     overhead   a bridge is lent one kernel at a time, and then SMALL small ones at once; what is left of the wall time
                without the compiles themselves, as the nodes have measured them
     useless    the sweep on HOST cores, farms taking turns:
@@ -15,7 +16,10 @@ cluster that is started and ended here. On a machine with 16 cores: HOST=4 NODES
                no nodes    a cluster on which there is no farm
                refusing    nodes that have another toolchain
                stopped     one node has been stopped (SIGSTOP) after it was joined
-    clients    4 nodes, 8 clients of one host that ask for the same 48 kernels: compiles, here and there
+    crossover  parts of the sweep of several sizes, without a farm, with one that has been joined before, and with one
+               that the bridge joins meanwhile
+    clients    4 nodes, 8 clients that ask for the same 48 kernels, of one host, of 8, and of 8 that also share a Redis
+               in which they claim what they make (where there is a redis-server): compiles, here and there
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ import psutil
 from examples import codegen
 
 from benchmarks import machine
+from benchmarks.remote import network
 from benchmarks.workloads import TARGET
 from headstart import wire
 from headstart.artifacts.entry import Entry
@@ -63,9 +68,9 @@ _PROGRAM = """
 import json, marshal, sys, time
 import headstart
 from headstart.client import control
-path, workers, expects_room, waits = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+path, (workers, expects_room, waits, many) = sys.argv[1], map(int, sys.argv[2:])
 with open(path, "rb") as file:
-    kernels = marshal.load(file)
+    kernels = marshal.load(file)[:many]
 with headstart.AsyncCompile("TARGET", workers=workers) as compiler:
     settings = compiler.client.settings
     def report():
@@ -110,8 +115,10 @@ class Bench:
         ]
         self._all = cores
 
-    def client(self, farm: str, *, cache: Path | None = None, run: Path | None = None, **how: int) -> Any:
-        """A process that asks for the sweep. `farm`: an address, or nothing."""
+    def client(
+        self, farm: str, *, cache: Path | None = None, run: Path | None = None, remote: str = "", **how: int
+    ) -> Any:
+        """A process that asks for the sweep. `farm`, `remote`: addresses, or nothing."""
         self._made += 1
         run = run or self.folder / f"run{self._made}"
         run.mkdir(mode=0o700, exist_ok=True)
@@ -121,11 +128,13 @@ class Bench:
             "HEADSTART_CONFIG_DIR": str(self.folder / "config"),
             "HEADSTART_SERVICE": "shared",
             "HEADSTART_FARM": farm or "off",
+            "HEADSTART_REMOTE": remote,
             "XDG_RUNTIME_DIR": str(run),
             "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
         }
-        flags = [str(how.get("workers", HOST)), str(how.get("room", 0)), str(how.get("waits", 0))]
-        os.sched_setaffinity(0, self.host_cores)
+        defaults = {"workers": HOST, "room": 0, "waits": 0, "many": 48}
+        flags = [str(how.get(name, default)) for name, default in defaults.items()]
+        os.sched_setaffinity(0, self._all if how.get("workers", HOST) > HOST else self.host_cores)
         try:
             return subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(self.sweep), *flags],
@@ -188,19 +197,24 @@ def spread(values: list[float]) -> str:
 def sweep(bench: Bench) -> None:
     print(f"\n| 48 configurations, {HOST} here and {NODES} × {PER_NODE} on nodes, {ROUNDS} rounds | |")
     print("|---|---|")
-    alone, with_farm, ratios, there = [], [], [], []
+    alone, together, with_farm, ratios, of_together, there = [], [], [], [], [], []
+    workers = HOST + NODES * PER_NODE
     for _ in range(ROUNDS):
         without = finish(bench.client(""))
+        together.append(finish(bench.client("", workers=workers))["took_s"])
         with bench.cluster(NODES, PER_NODE) as farm:
             said = finish(bench.client(farm.address, room=1))  # type: ignore[attr-defined]
-        ideal = max(without["cpu_s"] / (HOST + NODES * PER_NODE), without["longest_s"])
+        ideal = max(without["cpu_s"] / workers, without["longest_s"])
         alone.append(without["took_s"])
         with_farm.append(said["took_s"])
         there.append(said["farm"])
         ratios.append(said["took_s"] / ideal)
+        of_together.append(said["took_s"] / together[-1])
     print(f"| without a farm, s | {spread(alone)} |")
+    print(f"| without, {workers} workers on one host, s | {spread(together)} |")
     print(f"| with it, s | {spread(with_farm)} |")
     print(f"| made there, of 48 | {spread(there)} |")
+    print(f"| with it : {workers} workers on one host | {spread(of_together)} |")
     print(f"| with it : ideal | {spread(ratios)} |", flush=True)
 
 
@@ -353,15 +367,46 @@ def _command(process: psutil.Process) -> list[str]:
 def clients(bench: Bench) -> None:
     print("\n| 4 nodes, 8 clients, the same 48 kernels | compiled here | made there | s |")
     print("|---|---|---|---|")
-    for name, of_one_host in (("of one host", True), ("of 8 hosts", False)):
-        with bench.cluster(4, 1) as farm:
-            run, cache = bench.folder / f"clients{of_one_host}", bench.folder / f"clients-cache{of_one_host}"
-            where: dict[str, Any] = {"run": run, "cache": cache} if of_one_host else {}
-            processes = [bench.client(farm.address, room=1, **where) for _ in range(8)]  # type: ignore[attr-defined]
-            said = [finish(process) for process in processes]
-            nodes = sum(0 if isinstance(each, str) else each.compiled for each in farm.states().values())
-        compiled = max(each["compiled"] for each in said) if of_one_host else sum(each["compiled"] for each in said)
-        print(f"| {name} | {compiled} | {nodes} | {max(each['took_s'] for each in said):.2f} |", flush=True)
+    with contextlib.ExitStack() as stack:
+        _clients(bench, "of one host", of_one_host=True)
+        _clients(bench, "of 8 hosts")
+        if network.servers.program("redis"):
+            folder = bench.folder / "redis"
+            folder.mkdir(mode=0o700)
+            redis = stack.enter_context(network.servers.running(network.servers.started("redis", folder)))
+            _clients(bench, "of 8 hosts, with claims", remote=f"redis://{redis.address}/0?claims&trust=all")
+            _clients(bench, "of 8 hosts without a farm, with claims", farm=False,
+                     remote=f"redis://{redis.address}/1?claims&trust=all")  # fmt: skip
+
+
+def crossover(bench: Bench) -> None:
+    print(f"\n| configurations, {HOST} here and {NODES} × {PER_NODE} on nodes | alone, s | farm : alone | made there | "
+          "farm being joined : alone | made there |")  # fmt: skip
+    print("|---|---|---|---|---|---|")
+    for many in (2, 4, 8, 16, 48):
+        alone, joined, joining, there, meanwhile = [], [], [], [], []
+        for _ in range(ROUNDS):
+            alone.append(finish(bench.client("", many=many))["took_s"])
+            for ready, took, made in ((1, joined, there), (0, joining, meanwhile)):
+                with bench.cluster(NODES, PER_NODE) as farm:
+                    said = finish(bench.client(farm.address, room=ready, many=many))  # type: ignore[attr-defined]
+                took.append(said["took_s"] / alone[-1])
+                made.append(said["farm"])
+        print(f"| {many} | {spread(alone)} | {spread(joined)} | {statistics.median(there):g} | {spread(joining)} | "
+              f"{statistics.median(meanwhile):g} |", flush=True)  # fmt: skip
+
+
+def _clients(bench: Bench, name: str, *, of_one_host: bool = False, farm: bool = True, remote: str = "") -> None:
+    with bench.cluster(4, 1) as cluster:
+        shared: dict[str, Any] = {}
+        if of_one_host:
+            shared = {"run": bench.folder / "clients", "cache": bench.folder / "clients-cache"}
+        address = cluster.address if farm else ""  # type: ignore[attr-defined]
+        processes = [bench.client(address, room=int(farm), remote=remote, **shared) for _ in range(8)]
+        said = [finish(process) for process in processes]
+        nodes = sum(0 if isinstance(each, str) else each.compiled for each in cluster.states().values())
+    compiled = max(each["compiled"] for each in said) if of_one_host else sum(each["compiled"] for each in said)
+    print(f"| {name} | {compiled} | {nodes} | {max(each['took_s'] for each in said):.2f} |", flush=True)
 
 
 def main() -> None:
@@ -373,7 +418,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="headstart-bench-") as folder:
         bench = Bench(Path(folder))
         print(f"cores: {'each set its own' if bench.separate else 'shared by host and nodes, too few for more'}")
-        parts = {"sweep": sweep, "overhead": overhead, "useless": useless, "clients": clients}
+        parts = {"sweep": sweep, "overhead": overhead, "useless": useless, "clients": clients, "crossover": crossover}
         for part in sys.argv[1:] or parts:
             parts[part](bench)
 

@@ -5,6 +5,7 @@
     driver ── starts ─▶ clients (program.py) ─▶ their services, zygotes, workers
        │  seeded:  kill, stop, damage, fill …     (faults.py; who is alive: world.py)
        │           of the stores that hosts share, and their servers                 (stores.py)
+       │           of a farm, and its Ray cluster                                    (farm.py)
        └─ after each round: what must hold          (checks.py) ─▶ summary table
 
 A round has a cache folder that earlier rounds filled, another one that is empty, and one shared service or one for each

@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of all that is random; default: another each time")
     parser.add_argument("--seconds", type=float, default=60.0, help="in which rounds are begun")
     parser.add_argument("--stores", nargs="*", choices=KINDS, default=KINDS, help="that hosts share; default: all")
+    parser.add_argument("--farm", action="store_true", help="a Ray cluster compiles as well; then no disk is filled")
     parser.add_argument("--disk", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
@@ -39,13 +40,13 @@ def main() -> int:
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     if arguments.folder is None:
         with tempfile.TemporaryDirectory(prefix="headstart-chaos-") as folder:
-            return _within(Path(folder), seed, arguments.seconds, arguments.stores)
+            return _within(Path(folder), seed, arguments.seconds, arguments.stores, lends=arguments.farm)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a full backlog takes thousands
     print(f"chaos: seed {seed}, {arguments.seconds:g} s", flush=True)
     began = time.monotonic()
     world = World(arguments.folder, arguments.disk, arguments.memory, seed)
-    run, table = perform(world, arguments.stores, arguments.seconds, seed)
+    run, table = perform(world, arguments.stores, arguments.seconds, seed, lends=arguments.farm)
     print(table)
     for problem in run.problems:
         print(f"PROBLEM: {problem}")
@@ -53,14 +54,19 @@ def main() -> int:
     return min(100, len(run.problems))
 
 
-def _within(folder: Path, seed: int, seconds: float, stores: list[str]) -> int:
-    """The same in a process with a small disk of its own, where this system lets its users mount one."""
+def _within(folder: Path, seed: int, seconds: float, stores: list[str], *, lends: bool) -> int:
+    """The same in a process with a small disk of its own, where this system lets its users mount one.
+
+    Not with a farm: Ray needs more memory in /dev/shm than such a run has.
+    """
     disk, memory, inside = folder / "disk", folder / "memory", folder / "run"
     for each in (disk, memory, inside):
         each.mkdir()
     size = f"{_DISK_SIZE + int(seconds * _GROWTH)}m"
     again = [sys.executable, "-m", "chaos", "--seed", str(seed), "--seconds", str(seconds), "--folder", str(inside)]
     again += ["--stores", *stores]
+    if lends:
+        return subprocess.run([*again, "--farm"], env=os.environ).returncode
     mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, "sh", size, str(disk), str(memory)]
     try:
         allowed = subprocess.run([*mounted, "true"], capture_output=True).returncode == 0

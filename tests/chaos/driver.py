@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 import servers
 
-from chaos import checks, faults, stores
+from chaos import checks, farm, faults, stores
 from chaos.world import World
 
 CLIENTS = 4  # per round
@@ -24,6 +26,7 @@ ATTEMPTS = 4  # kinds that are tried until there is something to do one to
 KINDS = [
     *(*faults.EVERYWHERE, *faults.SHARED, faults.deny_system_calls),
     *(fault for of_store in stores.FAULTS.values() for fault in of_store),
+    *farm.FAULTS,
 ]
 FINISH = 60.0  # seconds that clients get to finish once nothing is done to them any more
 
@@ -44,7 +47,8 @@ class Run:
         self.rounds = 0
         self._known = 0  # kernels that were asked for so far
         world.width = clients
-        possible = {**faults.EVERYWHERE, **faults.SHARED, **self._of_stores()}
+        of_farm = {} if world.farm is None else farm.FAULTS
+        possible = {**faults.EVERYWHERE, **faults.SHARED, **self._of_stores(), **of_farm}
         absent = [fault for fault, place in faults.PLACES.items() if getattr(world, place) is None]
         self.due = [fault for fault in possible if fault not in absent]  # that have not been done once
         world.random.shuffle(self.due)
@@ -52,7 +56,8 @@ class Run:
     def round(self, service: str) -> None:
         """Start clients that share a service, or have one each, break what there is to break, and see what became."""
         world = self.world
-        world.begin(service, world.some_stores(all_of_them=bool(self.due)))
+        # A bridge to a farm takes seconds of a processor: where each client has a service, each would have one.
+        world.begin(service, world.some_stores(all_of_them=bool(self.due)), lends=service == "shared")
         self._known += NEW_KERNELS
         # Everybody wants what is new, and some of what earlier rounds have made. Some are on a host that has nothing.
         for index in range(world.width):
@@ -65,10 +70,13 @@ class Run:
             self.faults[faults.deny_system_calls.__name__] += bool(denied)
             world.start_client(numbers, denied, host="cache" if index < world.width / 2 else OTHER_HOST)
         shared = faults.SHARED if service == "shared" else {}
-        self._break_things({**faults.EVERYWHERE, **shared, **self._of_stores()})
+        of_farm = farm.FAULTS if world.lends else {}
+        self._break_things({**faults.EVERYWHERE, **shared, **self._of_stores(), **of_farm})
         world.catch_up(everything=True)
         self._wait_for_clients()
         self.rounds += 1
+        if world.farm is not None and world.lends:
+            world.farm.end()
         self._check()
         self._leave(OTHER_HOST)
 
@@ -118,7 +126,7 @@ class Run:
     def _of_stores(self) -> dict[faults.Fault, int]:
         return {fault: often for kind in self.world.stores for fault, often in stores.FAULTS[kind].items()}
 
-    def _break_things(self, kinds: dict[faults.Fault, int]) -> None:
+    def _break_things(self, kinds: Mapping[faults.Fault, float]) -> None:
         world = self.world
         end = time.monotonic() + STARTING
         pace = SLOWLY
@@ -135,7 +143,7 @@ class Run:
                     self.due = [each for each in self.due if each is not fault]
                     break
 
-    def _candidates(self, kinds: dict[faults.Fault, int]) -> list[faults.Fault]:
+    def _candidates(self, kinds: Mapping[faults.Fault, float]) -> list[faults.Fault]:
         """What to try next, until there is somebody to do it to: what was never done, by turns; then by chance."""
         due = [fault for fault in self.due if fault in kinds][:ATTEMPTS]
         self.due = [fault for fault in self.due if fault not in due] + due
@@ -183,17 +191,21 @@ def summary(run: Run, seed: int, seconds: float) -> str:
         f"| **lost** | **{found.lost}** |",
         f"| compiles begun | {found.compiles} |",
         f"| found in stores that hosts share | {found.found} |",
+        *([] if run.world.farm is None else [f"| made on the farm | {run.world.farm.made} |"]),
         f"| **processes left** | **{found.orphans}** |",
         f"| **problems in all** | **{len(run.problems)}** |",
     ]
     return "\n".join(lines)
 
 
-def perform(world: World, kinds: list[str], seconds: float, seed: int) -> tuple[Run, str]:
-    """Rounds until the time is up, then a calm one of each sort. Returns the run and its summary."""
+def perform(world: World, kinds: list[str], seconds: float, seed: int, *, lends: bool) -> tuple[Run, str]:
+    """Rounds until the time is up, then a calm one of each sort. Returns the run and its summary.
+
+    `lends`: there is a farm as well.
+    """
     began = time.monotonic()
     services = ["shared", "private"]
-    with stores.running(world, kinds) as missing:
+    with stores.running(world, kinds) as missing, farm.running(world) if lends else contextlib.nullcontext():
         for name in missing:
             print(f"chaos: there is no {name} here, so nothing is done to one", flush=True)
         world.credentials = dict(servers.S3_ENVIRONMENT)

@@ -23,6 +23,7 @@ import headstart
 from conftest import is_alive
 
 if TYPE_CHECKING:
+    from chaos.farm import Farm
     from chaos.stores import Store
 
 TESTS = Path(__file__).parent.parent
@@ -93,6 +94,9 @@ class World:
         self.temporary = folder / "tmp"
         self.remote = folder / "remote"  # a folder that hosts share
         self.stores: dict[str, Store] = {}  # that hosts share, by kind
+        self.farm: Farm | None = None
+        self.lends = False  # whether this round's clients use it
+        self.lent: Counter[str] = Counter()  # kernels: in how many rounds it may have compiled them
         self.claims = False  # whether those have claims
         self.used: list[str] = []  # those of this round's clients, the nearest first
         for each in (self.marks, self.runtime, self.temporary, self.remote):
@@ -112,8 +116,11 @@ class World:
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._serials = count()
 
-    def begin(self, service: str, used: list[str]) -> None:
-        """A new round: nobody is there yet."""
+    def begin(self, service: str, used: list[str], *, lends: bool = False) -> None:
+        """A new round: nobody is there yet. `lends`: its clients use the farm, if there is one."""
+        self.lends = lends and self.farm is not None
+        if self.farm is not None and self.lends:
+            self.farm.begin()
         self.service = service
         self.used = used
         self.claims = self.random.random() < CLAIMING
@@ -162,6 +169,7 @@ class World:
             "HEADSTART_CONFIG_DIR": str(self.runtime.parent / "config"),
             "HEADSTART_SERVICE": self.service,
             **({"HEADSTART_REMOTE": self.remote_setting()} if self.used else {}),
+            **({"HEADSTART_FARM": self.farm.address} if self.farm is not None and self.lends else {}),
             "DOCKER_CONFIG": str(self.folder / "docker"),
             **self.credentials,
             "TMPDIR": str(self.temporary),
@@ -172,6 +180,11 @@ class World:
         self, numbers: list[int], denied: tuple[str, ...] = (), *, host: str = "cache", **variables: str
     ) -> Client:
         """A program that asks for these kernels, and to which system calls are `denied`; on a host of that name."""
+        if self.lends:
+            self.lent.update(
+                {f"kernel{number}" for number in numbers}
+                - {f"kernel{n}" for each in self.clients for n in each.numbers}
+            )
         if host != "cache":
             self.elsewhere.update(f"kernel{number}" for number in numbers if not self._asks(host, number))
         output = self.folder / f"client{next(self._serials)}.out"
@@ -204,19 +217,19 @@ class World:
         return found
 
     def services(self) -> list[psutil.Process]:
-        return [process for process in self.processes() if _runs(process, "headstart.service.server")]
+        return [process for process in self.processes() if runs(process, "headstart.service.server")]
 
     def zygotes(self) -> list[psutil.Process]:
-        return [process for process in self._forks() if not _is_worker(process)]
+        return [process for process in self._forks() if not is_worker(process)]
 
     def workers(self) -> list[psutil.Process]:
-        return [process for process in self._forks() if _is_worker(process)]
+        return [process for process in self._forks() if is_worker(process)]
 
     def remotes(self) -> list[psutil.Process]:
-        return [process for process in self.processes() if _runs(process, "headstart.remote.process")]
+        return [process for process in self.processes() if runs(process, "headstart.remote.process")]
 
     def _forks(self) -> list[psutil.Process]:
-        return [process for process in self.processes() if _runs(process, "headstart.worker.zygote")]
+        return [process for process in self.processes() if runs(process, "headstart.worker.zygote")]
 
     def kill(self, target: psutil.Process, *more: psutil.Process) -> None:
         """SIGKILL, of a whole family as it was in one moment; whose workers these were is remembered."""
@@ -236,7 +249,7 @@ class World:
 
     def note_victims(self, family: list[psutil.Process]) -> None:
         """What these workers are at may be compiled again."""
-        self.victims.update(process.pid for process in family if _is_worker(process))
+        self.victims.update(process.pid for process in family if is_worker(process))
 
     @contextlib.contextmanager
     def frozen(self, roots: list[psutil.Process]) -> Iterator[list[psutil.Process]]:
@@ -277,19 +290,19 @@ class World:
         return sorted(path for path in self.remote.rglob("*") if path.is_file() and len(path.stem) == 64)
 
 
-def _runs(process: psutil.Process, module: str) -> bool:
+def runs(process: psutil.Process, module: str) -> bool:
     try:
         return module in process.cmdline()
     except psutil.Error:
         return False
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def is_worker(process: psutil.Process) -> bool:
     """Whether it leads a process group of its own, as only workers among the zygotes' forks do."""
     try:
         parent = process.parent()
-        return _runs(process, "headstart.worker.zygote") and (
-            os.getpgid(process.pid) == process.pid or (parent is not None and _runs(parent, "headstart.worker.zygote"))
+        return runs(process, "headstart.worker.zygote") and (
+            os.getpgid(process.pid) == process.pid or (parent is not None and runs(parent, "headstart.worker.zygote"))
         )
     except (psutil.Error, ProcessLookupError):
         return False

@@ -34,11 +34,15 @@ class Told:
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def up(self) -> list[str]:
+    def up_trusting(self) -> list[str]:
+        """Nodes whose workers are not confined: what they compile may leave marks."""
+        return self.up(trusts=True)
+
+    def up(self, *, trusts: bool = False) -> list[str]:
         from headstart.farm.ray_cluster import Deployment
         from headstart.wire.farm import NodeOptions
 
-        deployment = Deployment(NodeOptions(cache_dir=f"{self._cache}/{{node}}"))
+        deployment = Deployment(NodeOptions(cache_dir=f"{self._cache}/{{node}}", trusts=trusts))
         self.farm.deploy(deployment)
         self.farm.keep(deployment)
         return sorted(self.states())

@@ -33,7 +33,7 @@ NODES = 2
 class Cluster:
     """See `cluster_process.py`."""
 
-    def __init__(self, folder: Path, nodes: int = NODES) -> None:
+    def __init__(self, folder: Path, nodes: int = NODES, *, trusting: bool = False) -> None:
         self.runtime = folder / "run"
         self.runtime.mkdir(mode=0o700)
         self._log = (folder / "log").open("w+")
@@ -54,7 +54,7 @@ class Cluster:
             env=variables,
         )
         self.address = self._hear()
-        self.tell("up")
+        self.tell("up_trusting" if trusting else "up")
 
     def _hear(self) -> Any:
         assert self.process.stdout is not None
