@@ -2,9 +2,9 @@
 
     .venv/bin/python -m benchmarks.farm [PART]...    [ROUNDS=3] [HOST=1] [NODES=2] [PER_NODE=1] [SMALL=1000]
 
-PART is sweep, overhead, useless, clients or crossover; without any, all. `HOST` cores are this host's, `NODES` × `PER_NODE` the
-nodes', each set by affinity, as far as the machine has so many; a host is a cache folder, a node a raylet of a Ray
-cluster that is started and ended here. On a machine with 16 cores: HOST=4 NODES=3 PER_NODE=4.
+PART is sweep, overhead, useless, clients or crossover; without any, all. `HOST` cores are this host's, `NODES` ×
+`PER_NODE` the nodes', each set by affinity, as far as the machine has so many; a host is a cache folder, a node a
+raylet of a Ray cluster that is started and ended here. On a machine with 16 cores: HOST=4 NODES=3 PER_NODE=4.
 
     sweep      48 configurations of a matrix product, until all are there; the farm has been joined before.
                ideal: the CPU seconds that a run without a farm needed, shared out over all workers, or its longest.
@@ -16,8 +16,8 @@ cluster that is started and ended here. On a machine with 16 cores: HOST=4 NODES
                no nodes    a cluster on which there is no farm
                refusing    nodes that have another toolchain
                stopped     one node has been stopped (SIGSTOP) after it was joined
-    crossover  parts of the sweep of several sizes, without a farm, with one that has been joined before, and with one
-               that the bridge joins meanwhile
+    crossover  parts of the sweep of several sizes, with a farm and without one: once workers are there and the farm has
+               been joined, and from nothing, while workers start and the bridge joins
     clients    4 nodes, 8 clients that ask for the same 48 kernels, of one host, of 8, and of 8 that also share a Redis
                in which they claim what they make (where there is a redis-server): compiles, here and there
 """
@@ -68,7 +68,7 @@ _PROGRAM = """
 import json, marshal, sys, time
 import headstart
 from headstart.client import control
-path, (workers, expects_room, waits, many) = sys.argv[1], map(int, sys.argv[2:])
+path, (workers, expects_room, waits, many, warm) = sys.argv[1], map(int, sys.argv[2:])
 with open(path, "rb") as file:
     kernels = marshal.load(file)[:many]
 with headstart.AsyncCompile("TARGET", workers=workers) as compiler:
@@ -82,7 +82,7 @@ with headstart.AsyncCompile("TARGET", workers=workers) as compiler:
         if now and any(sum(farm.state.room.values()) for farm in now.farms):
             break
         time.sleep(0.1)
-    time.sleep(2)  # the zygote is there
+    time.sleep(2 * warm)  # the zygote is there
     if waits:
         print("ready", flush=True)
         sys.stdin.readline()
@@ -132,7 +132,7 @@ class Bench:
             "XDG_RUNTIME_DIR": str(run),
             "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
         }
-        defaults = {"workers": HOST, "room": 0, "waits": 0, "many": 48}
+        defaults = {"workers": HOST, "room": 0, "waits": 0, "many": 48, "warm": 1}
         flags = [str(how.get(name, default)) for name, default in defaults.items()]
         os.sched_setaffinity(0, self._all if how.get("workers", HOST) > HOST else self.host_cores)
         try:
@@ -381,19 +381,20 @@ def clients(bench: Bench) -> None:
 
 def crossover(bench: Bench) -> None:
     print(f"\n| configurations, {HOST} here and {NODES} × {PER_NODE} on nodes | alone, s | farm : alone | made there | "
-          "farm being joined : alone | made there |")  # fmt: skip
-    print("|---|---|---|---|---|---|")
+          "from nothing, alone, s | farm : alone | made there |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
     for many in (2, 4, 8, 16, 48):
-        alone, joined, joining, there, meanwhile = [], [], [], [], []
-        for _ in range(ROUNDS):
-            alone.append(finish(bench.client("", many=many))["took_s"])
-            for ready, took, made in ((1, joined, there), (0, joining, meanwhile)):
+        cells = [str(many)]
+        for warm in (1, 0):
+            alone, ratios, there = [], [], []
+            for _ in range(ROUNDS):
+                alone.append(finish(bench.client("", many=many, warm=warm))["took_s"])
                 with bench.cluster(NODES, PER_NODE) as farm:
-                    said = finish(bench.client(farm.address, room=ready, many=many))  # type: ignore[attr-defined]
-                took.append(said["took_s"] / alone[-1])
-                made.append(said["farm"])
-        print(f"| {many} | {spread(alone)} | {spread(joined)} | {statistics.median(there):g} | {spread(joining)} | "
-              f"{statistics.median(meanwhile):g} |", flush=True)  # fmt: skip
+                    said = finish(bench.client(farm.address, room=warm, many=many, warm=warm))  # type: ignore[attr-defined]
+                ratios.append(said["took_s"] / alone[-1])
+                there.append(said["farm"])
+            cells += [spread(alone), spread(ratios), f"{statistics.median(there):g}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _clients(bench: Bench, name: str, *, of_one_host: bool = False, farm: bool = True, remote: str = "") -> None:
