@@ -22,7 +22,7 @@ FUZZ_SECONDS ?= 60
 # Of processes, sockets and folders, which are the same whichever Triton compiles: on the older one with `make test-slow`.
 OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adapters/test_run.py system/test_private.py)
 
-.PHONY: help demo test test-remote test-farm test-tritons test-slow test-torch test-torch-214 chaos fuzz check bench bench-remote
+.PHONY: help demo test test-remote test-farm test-tritons test-slow test-torch test-torch-214 chaos chaos-farm fuzz check bench bench-remote
 .PHONY: bench-torch clean
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
 	@echo "make test-torch-214   the same with torch 2.14.1, whose wheel brings CUDA: 5.5 GB (needs g++)"
 	@echo "make chaos  kill, stop, fill and damage things for seven minutes while programs compile (SEED=7 SECONDS=60)"
+	@echo "make chaos-farm  the same with a farm: actors, nodes and the head of a Ray cluster as well"
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
 	@echo "make check  ruff, its formatter, mypy, vulture, import-linter"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
@@ -80,6 +81,10 @@ test-torch-214: $(VENVTORCH214)/.installed
 
 chaos: $(VENV)/.installed
 	PYTHONPATH=tests:tests/stores/remote $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(SECONDS)
+
+chaos-farm: $(VENV)/.ray
+	PYTHONPATH=tests:tests/farm:tests/stores/remote $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) \
+		--seconds $(SECONDS) --farm --stores folder
 
 fuzz: $(VENV)/.installed
 	-$(BIN)/python -m pip install $(PIP_FLAGS) atheris
