@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from headstart.client.run_log import fell_back
 from headstart.client.use import MOST_MISSED, BundleUse, Missed, miss
 from headstart.errors import ServiceError
 from headstart.system.variables import Mode, mode
@@ -90,6 +91,7 @@ class Fallback:
         miss()
         if len(self._left) < MOST_MISSED:
             self._left[Missed(name, why)] = None
+            fell_back(name, why)
 
     def report(self) -> None:
         """At the end: how many were left."""

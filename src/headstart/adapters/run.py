@@ -57,6 +57,7 @@ class RunConfig(NamedTuple):
         tally: where processes tell what they took from the bundle; see `headstart.adapters.bundle_use`.
         is_judged: whether the command waits for the program and says what there is to say.
         stats: file for the same as data; None: none.
+        run: name of this run, for its log.
     """
 
     pid: int
@@ -74,6 +75,7 @@ class RunConfig(NamedTuple):
     tally: str | None = None
     is_judged: bool = False
     stats: str | None = None
+    run: str = ""
 
     def encode(self) -> str:
         """As the value of an environment variable."""
@@ -122,6 +124,7 @@ def _carry_out(orders: RunConfig) -> None:
         target=orders.target,
         replays=is_main,
         torch_when_used=True,
+        run=orders.run,
     )
     if orders.verbose and is_main:
         choices = choices._replace(report=_say)

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
 from headstart.errors import CompileError, CompileErrors, HeadstartError
@@ -110,6 +111,12 @@ class LambdaFuture(Generic[T]):
 
     def _wait(self, timeout: float | None) -> Any:
         self.want()
+        log = None if self.done() else getattr(self._pending, "log", None)
+        waits = nullcontext() if log is None else log.blocked()
+        with waits:
+            return self._answer(timeout)
+
+    def _answer(self, timeout: float | None) -> Any:
         begun = time.monotonic()
         while True:
             waited = time.monotonic() - begun
