@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import stat
@@ -263,7 +264,7 @@ def read_log(data: bytes, *, is_running: bool = False) -> Process | None:
     try:
         for record in records.records_of(data):
             if reader is None:
-                if not isinstance(record, records.Head):
+                if not isinstance(record, records.Head) or not math.isfinite(record.began + record.zero):
                     return None
                 reader = _Reader(Process(record, is_running=is_running))
             else:

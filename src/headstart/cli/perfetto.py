@@ -13,8 +13,8 @@ def trace(data: dict[str, Any]) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     for number, process in enumerate(data["processes"]):
         rank = f" rank {process['rank']}" if process["rank"] else ""
-        name = {"name": f"{data['run']['program'] or data['run']['kind']}{rank} ({process['pid']})"}
-        events.append({"ph": "M", "name": "process_name", "pid": number + 1, "tid": 0, "args": name})
+        title = {"name": f"{data['run']['program'] or data['run']['kind']}{rank} ({process['pid']})"}
+        events.append({"ph": "M", "name": "process_name", "pid": number + 1, "tid": 0, "args": title})
     for track, lane in enumerate(data["lanes"], start=1):
         where = {"pid": lane["process"] + 1, "tid": track}
         events.append({"ph": "M", "name": "thread_name", **where, "args": {"name": lane["label"]}})
@@ -28,11 +28,8 @@ def trace(data: dict[str, Any]) -> dict[str, Any]:
             }
             name = f"{kernel['name']} {kernel['label']}".strip()
             begins = {"name": name, "cat": what, "ts": _us(begun), **where, "args": {**told, "what": what}}
-            events.append(
-                {**begins, "ph": "i", "s": "t"}
-                if what == "kick-off"
-                else {**begins, "ph": "X", "dur": _us(ended - begun)}
-            )
+            shape = {"ph": "i", "s": "t"} if what == "kick-off" else {"ph": "X", "dur": _us(ended - begun)}
+            events.append({**begins, **shape})
     for name, steps in data["queue"].items():
         for at, number in steps:
             events.append({"ph": "C", "name": f"{_QUEUE} {name}", "pid": 1, "ts": _us(at), "args": {name: number}})

@@ -23,16 +23,10 @@ TRACE = Format("a trace", begins=(b'{"displayTimeUnit":"ms","otherData":{"headst
 @click.command(short_help="Show what became of a run's kernels, as one HTML page.")
 @click.option("--run", "name", metavar="ID", default="", help="Of this run. Default: the last one.")
 @click.option("--list", "as_list", is_flag=True, help="List the runs that are kept, and write nothing.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print what the page shows as one JSON object, and write no page."
-)
-@click.option(
-    "--perfetto", type=OutputFile(), metavar="F", help="Write a trace that ui.perfetto.dev opens, and no page."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print what the page shows as JSON, and write no page.")
+@click.option("--perfetto", type=OutputFile(), metavar="F", help="Write a trace for ui.perfetto.dev, and no page.")
 @click.option("-o", "--output", type=OutputFile(), metavar="F", help=f"Where the page goes. Default: {_DEFAULT}, here.")
-@click.option(
-    "--open/--no-open", "opens", default=None, help="Whether to open the page. Default: on a desktop's terminal."
-)
+@click.option("--open/--no-open", "opens", default=None, help="Show it in a browser. Default: on a desktop.")
 def report(
     name: str, as_list: bool, as_json: bool, perfetto: Path | None, output: Path | None, opens: bool | None
 ) -> None:

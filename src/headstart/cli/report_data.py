@@ -11,33 +11,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from headstart.artifacts import cubin, runs
+from headstart.artifacts import runs
 from headstart.cli import count
-from headstart.cli.run_facts import Facts, Library, source_of
+from headstart.cli.report_kernels import STAGES, Page, seconds_text, stages_of
+from headstart.cli.run_facts import Library
 from headstart.cli.stats import blocked_s
-from headstart.cli.why import COMPILED, reasons
-from headstart.errors import HeadstartError
+from headstart.cli.why import COMPILED
 
 HISTORY = 20  # runs
-_STALLS = 10
-_MAX_SOURCES = 3 << 20  # characters of all sources in a page
-_EXPLAINED = 1000  # kernels of which it is looked up why they were compiled
-_AT_ONCE = 0.01  # seconds between asking for a kernel and waiting for it that are none
-_FRONT_END = ("ir_initialization", "ttir")
-STAGES = ("front end", "ttgir", "llir", "ptx", "assembler", "other")
-_ASSEMBLER = ("cubin", "hsaco")
 
 
 def report_data(folder: Path, run: runs.Run) -> dict[str, Any]:
     """All of it, for one run of the cache folder `folder`."""
-    library = Library(folder)
-    began = run.head.began
-    page = _Page(library)
+    page = Page(Library(folder))
     for process in run.processes:
         same_host = process.head.host == run.head.host
-        page.add(process, process.head.zero - run.head.zero if same_host else process.head.began - began)
+        offset = process.head.zero - run.head.zero if same_host else process.head.began - run.head.began
+        page.add(process, offset)
     page.misses(folder, run)
-    figures = _figures(run)
+    figures = _figures(run, page)
     return {
         "headstart": 1,
         "run": _run_fields(run),
@@ -62,17 +54,20 @@ def sentence(figures: dict[str, Any], run: runs.Run) -> str:
     """What was gained, in one sentence of figures."""
     told = [count(figures["kernels"], "kernel")]
     if figures["compiled"]:
-        told.append(f"{figures['compiled']} compiled in {_seconds(figures['compile_s'])} of compiling")
+        told.append(f"{figures['compiled']} compiled in {seconds_text(figures['compile_s'])} of compiling")
     if hits := figures["hits"]:
-        saved = f", which saved {_seconds(figures['saved_s'])} of it" if figures["saved_s"] >= 0.05 else ""
+        saved = f", which saves {seconds_text(figures['saved_s'])} of it" if figures["saved_s"] >= 0.05 else ""
         told.append(f"{hits} there already{saved}")
     if figures["failed"]:
         told.append(f"{figures['failed']} failed")
     if figures["pending"]:
         told.append(f"{figures['pending']} without an answer")
-    told.append(f"{_seconds(figures['waited_s'])} waited for")
-    if figures["compiled"]:
-        told.append(f"{_seconds(figures['hidden_s'])} hidden")
+    if run.head.kind == "build":  # nobody goes on meanwhile
+        told.append(f"{seconds_text(figures['wall_s'])} with {count(run.head.workers, 'worker')}")
+    else:
+        told.append(f"{seconds_text(figures['waited_s'])} waited for")
+        if figures["compiled"]:
+            told.append(f"{seconds_text(figures['hidden_s'])} hidden")
     state = {"running": "; it still runs", "killed": "; it was killed"}.get(run.state, "")
     return f"{', '.join(told)}{state}."
 
@@ -82,20 +77,17 @@ def commands(run: runs.Run) -> list[dict[str, str]]:
     head = run.head
     if not any(kernel.origin in COMPILED for kernel in run.kernels):
         return []
-    program = " ".join(
-        map(shlex.quote, head.program.split(" ", 2) if head.program.startswith("-m ") else [head.program])
-    )
+    words = head.program.split()
+    is_module = words[:1] == ["-m"] and len(words) > 1
+    program = f"-m {shlex.quote(words[1])}" if is_module else shlex.quote(head.program or "app.py")
     if head.kind == "run" and head.record:
-        bundle = f"{Path(head.program.split()[-1]).stem or 'app'}.bundle"
-        module = head.program.split()
-        program = (
-            f"-m {shlex.quote(module[1])}" if module[:1] == ["-m"] and len(module) > 1 else shlex.quote(head.program)
-        )
+        stem = words[1] if is_module else Path(head.program).stem
+        bundle = shlex.quote(f"{stem or 'app'}.bundle")
+        built = f"headstart build --trust {shlex.quote(head.record)} -o {bundle}"
         return [
             {
                 "why": "The next start from a bundle compiles none of them:",
-                "command": f"headstart build --trust {shlex.quote(head.record)} -o {shlex.quote(bundle)} && "
-                f"headstart run --bundle {shlex.quote(bundle)} {program}",
+                "command": f"{built} && headstart run --bundle {bundle} {program}",
             }
         ]
     if head.kind == "build" and head.bundle:
@@ -105,7 +97,7 @@ def commands(run: runs.Run) -> list[dict[str, str]]:
                 "command": f"headstart run --bundle {shlex.quote(head.bundle)} app.py",
             }
         ]
-    return [{"why": "Recorded, and kicked off from the start the next time:", "command": f"headstart run {program}"}]
+    return [{"why": "Recorded, and the next time kicked off from the start:", "command": f"headstart run {program}"}]
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -122,279 +114,15 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-class _Page:
-    """Collects what is shown, process by process."""
-
-    def __init__(self, library: Library) -> None:
-        self._library = library
-        self.processes: list[dict[str, Any]] = []
-        self.kernels: list[dict[str, Any]] = []
-        self.sources: list[str] = []
-        self.lanes: list[dict[str, Any]] = []
-        self.sweeps: list[dict[str, Any]] = []
-        self.fell_back: list[dict[str, Any]] = []
-        self.missed: list[dict[str, Any]] = []
-        self._numbers: dict[tuple[int, int], int] = {}  # places in `kernels`, by process and number there
-        self._source_places: dict[str, int] = {}
-        self._source_size = 0
-
-    def add(self, process: runs.Process, offset: float) -> None:
-        """One more process, which began `offset` seconds after the run."""
-        number, head = len(self.processes), process.head
-        self.processes.append(
-            {
-                "pid": head.pid,
-                "rank": head.rank,
-                "host": head.host,
-                "parent": head.parent,
-                "state": process.state,
-                "damage": process.damage,
-                "lost": process.lost,
-                "workers": head.workers,
-                "end": round(offset + process.last, 4),
-            }
-        )
-        lanes: dict[str, list[list[Any]]] = {}
-        for kernel in process.kernels.values():
-            self._numbers[number, kernel.number] = place = len(self.kernels)
-            self.kernels.append(self._kernel(kernel, head, number, offset))
-            self._draw(kernel, place, offset, offset + process.last, lanes)
-        named = f"rank {head.rank} " if head.rank else f"{head.pid} " if len(self.processes) > 1 else ""
-        for name in sorted(lanes, key=lambda lane: (not lane.startswith("thread "), len(lane), lane)):
-            kind, _, shown = name.partition(" ")
-            label = f"{named}{shown if kind == 'thread' else name}"
-            self.lanes.append({"label": label, "kind": kind, "process": number, "bars": lanes[name]})
-        self.fell_back += [{"name": name, "why": why, "process": number} for name, why in process.fell_back]
-        self.sweeps += [found for sweep in process.sweeps if (found := self._sweep(sweep, number)) is not None]
-
-    def misses(self, folder: Path, run: runs.Run) -> None:
-        """Why kernels were compiled; those with the same reason together."""
-        compiled = [
-            (number, kernel, process.head)
-            for number, process in enumerate(run.processes)
-            for kernel in process.kernels.values()
-            if kernel.origin in COMPILED
-        ][:_EXPLAINED]
-        groups: dict[tuple[str, ...], list[int]] = {}
-        found = reasons(folder, run, [(kernel, head) for _, kernel, head in compiled])
-        for (number, kernel, _), reason in zip(compiled, found, strict=True):
-            place = self._numbers[number, kernel.number]
-            self.kernels[place]["why"] = reason.lines
-            groups.setdefault(tuple(reason.lines), []).append(place)
-        ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
-        self.missed = [{"why": list(lines), "kernels": places} for lines, places in ranked]
-
-    def queue(self) -> dict[str, list[list[float]]]:
-        """How many kernels waited for a worker, and how many were being compiled, over time."""
-        waiting: Counter[float] = Counter()
-        running: Counter[float] = Counter()
-        end = max((process["end"] for process in self.processes), default=0.0)
-        for kernel in self.kernels:
-            if kernel["origin"] == "bundle":
-                continue
-            until = kernel["answered"] if kernel["answered"] is not None else end
-            began = kernel["began"]
-            waiting[kernel["asked"]] += 1
-            waiting[max(kernel["asked"], until if began is None else began)] -= 1
-            if began is not None:
-                running[began] += 1
-                running[max(began, until)] -= 1
-        return {"waiting": _steps(waiting), "running": _steps(running)}
-
-    def stalls(self) -> list[dict[str, Any]]:
-        """The longest waits, and what would have hidden each."""
-        found = [
-            {
-                "kernel": place,
-                "thread": thread,
-                "at": at,
-                "seconds": seconds,
-                "advice": self._advice(kernel, at, seconds),
-            }
-            for place, kernel in enumerate(self.kernels)
-            for at, seconds, thread in kernel["waits"]
-        ]
-        return sorted(found, key=lambda stall: -stall["seconds"])[:_STALLS]
-
-    def _advice(self, kernel: dict[str, Any], at: float, seconds: float) -> str:
-        lead, began, end = at - kernel["asked"], kernel["began"], at + seconds
-        if kernel["origin"] == "failed":
-            return "It failed: nothing hides a failure, but a bundle that knows of it has it raised at once."
-        if kernel["origin"] != "worker" and began is None:
-            return "It was there already; what was waited for is the service and the answer, not a compile."
-        queued = 0.0 if began is None else max(0.0, min(began, end) - at)
-        workers = self.processes[kernel["process"]]["workers"]
-        earliest = min((each["began"] for each in self.kernels if each["began"] is not None), default=None)
-        asked = (
-            "asked for when it was needed" if lead < _AT_ONCE else f"asked for {_seconds(lead)} before it was needed"
-        )
-        if began is not None and began == earliest and queued > seconds / 2:
-            return (
-                f"{_seconds(queued)} of it went by until the first worker was ready: begin earlier, with headstart run, "
-                "or headstart.enable() before the imports."
-            )
-        if queued > seconds / 2:
-            return (
-                f"{_seconds(queued)} of it went by in the queue, with {count(workers, 'worker')}: more workers, or an "
-                f"earlier kick-off; it was {asked}."
-            )
-        took = (
-            f"its compile takes {_seconds(kernel['compile_s'])}" if kernel["compile_s"] else "it was not compiled yet"
-        )
-        return f"It was {asked}, and {took}: a record kicks it off at the start of the program, a bundle has it ready."
-
-    def _kernel(self, kernel: runs.Kernel, head: Any, process: int, offset: float) -> dict[str, Any]:
-        end = kernel.answered
-        fields: dict[str, Any] = {
-            "process": process,
-            "name": kernel.name,
-            "label": kernel.label,
-            "target": kernel.target,
-            "origin": kernel.origin,
-            "background": kernel.background,
-            "asked": round(offset + kernel.asked, 4),
-            "began": None if kernel.began is None else round(offset + kernel.began, 4),
-            "answered": None if end is None else round(offset + end, 4),
-            "worker": kernel.worker,
-            "compile_s": round(kernel.compile_s, 4),
-            "cpu_s": round(kernel.cpu_s, 4),
-            "saved_s": round(kernel.saved_s, 4),
-            "stages": [[name, round(seconds, 4)] for name, seconds in _stages(kernel)],
-            "waits": [
-                [round(offset + at, 4), round(took if took is not None else 0.0, 4), thread]
-                for at, took, thread in kernel.waits
-            ],
-            "waited_s": round(kernel.waited_s, 4),
-            "where": kernel.where,
-            "error": kernel.error,
-            "failed_as": kernel.kind,
-            "failed_in": kernel.stage,
-            "key": kernel.key,
-            "why": [],
-        }
-        facts = self._library.facts(kernel, head)
-        return fields | (self._made_of(facts) if facts is not None else {"source": None})
-
-    def _made_of(self, facts: Facts) -> dict[str, Any]:
-        components = dict(facts.components)
-        told: dict[str, Any] = {
-            group: {
-                name.removeprefix(f"{group}."): value
-                for name, value in components.items()
-                if name.startswith(f"{group}.")
-            }
-            for group in ("constants", "options", "signature")
-        }
-        told["found_in"] = facts.found_in
-        told["toolchain"] = components.get("toolchain", "")
-        told["source"] = None if facts.request is None else self._source(source_of(facts.request))
-        if facts.request is not None and not told["signature"]:
-            told["signature"] = {"": components.get("signature", "")}
-        if (entry := facts.entry) is not None:
-            told["path"] = "" if entry.path is None else str(entry.path)
-            told["shared"] = entry.metadata.get("shared")
-            if "cubin" in entry.artifact_names:
-                try:
-                    code = entry.artifact("cubin")
-                except (HeadstartError, OSError):
-                    return told
-                name = str(entry.metadata.get("name", facts.name))
-                told["registers"] = cubin.registers(code, name)
-                told["local_bytes"] = cubin.local_bytes(code, name)
-        return told
-
-    def _source(self, text: str) -> int | None:
-        if text not in self._source_places:
-            if self._source_size + len(text) > _MAX_SOURCES:
-                return None
-            self._source_size += len(text)
-            self._source_places[text] = len(self.sources)
-            self.sources.append(text)
-        return self._source_places[text]
-
-    @staticmethod
-    def _draw(kernel: runs.Kernel, place: int, offset: float, end: float, lanes: dict[str, list[list[Any]]]) -> None:
-        """Bars: from, to, kernel, and what it is."""
-
-        def bar(lane: str, begun: float, until: float, what: str) -> None:
-            lanes.setdefault(lane, []).append([round(begun, 4), round(max(begun, until), 4), place, what])
-
-        for at, took, thread in kernel.waits:
-            until = end if took is None else offset + at + took
-            bar(f"thread {thread}", offset + at, until, "waiting")
-        bar(f"thread {kernel.thread}", offset + kernel.asked, offset + kernel.asked, "kick-off")
-        if kernel.began is None or kernel.worker < 0:
-            return
-        at = offset + kernel.began
-        lane = f"worker {kernel.worker}"
-        for stage, seconds in _stages(kernel):
-            bar(lane, at, at + seconds, stage)
-            at += seconds
-        if not kernel.stages:
-            until = end if kernel.answered is None else offset + kernel.answered
-            bar(lane, at, until, "failed" if kernel.origin == "failed" else "other")
-
-    def _sweep(self, sweep: runs.Sweep, process: int) -> dict[str, Any] | None:
-        """A sweep over the two constants or options that vary most."""
-        cells = []
-        for number, milliseconds in sweep.times.items():
-            place = self._numbers.get((process, number))
-            if place is not None:
-                kernel = self.kernels[place]
-                cells.append((place, milliseconds, {**kernel.get("constants", {}), **kernel.get("options", {})}))
-        varying: dict[str, list[str]] = {}
-        for _, _, values in cells:
-            for name, value in values.items():
-                varying.setdefault(name, [])
-                if value not in varying[name]:
-                    varying[name].append(value)
-        axes = sorted((name for name, values in varying.items() if len(values) > 1), key=lambda n: -len(varying[n]))[:2]
-        if not axes:
-            return None
-        ordered = {axis: sorted(varying[axis], key=_as_number) for axis in axes}
-        rows = axes[1] if len(axes) > 1 else ""
-        best: dict[tuple[int, int], list[Any]] = {}
-        for place, milliseconds, values in cells:
-            x = ordered[axes[0]].index(values[axes[0]]) if axes[0] in values else 0
-            y = ordered[rows].index(values[rows]) if rows and rows in values else 0
-            known = best.get((x, y))
-            # Where several have the same place, the fastest stands for them.
-            if known is None or milliseconds < known[2]:
-                best[x, y] = [x, y, milliseconds if milliseconds < 1e9 else None, place]
-        return {
-            "name": sweep.name,
-            "x": axes[0],
-            "y": rows,
-            "xs": ordered[axes[0]],
-            "ys": ordered[rows] if rows else [""],
-            "cells": list(best.values()),
-            "configurations": len(cells),
-            "winner": self._numbers.get((process, sweep.winner)),
-        }
-
-
-def _stages(kernel: runs.Kernel) -> list[tuple[str, float]]:
-    """As they are shown: in order, and as long together as the compile."""
-    found: dict[str, float] = {}
-    for name, seconds in kernel.stages:
-        shown = "front end" if name in _FRONT_END else "assembler" if name in _ASSEMBLER else name
-        shown = shown if shown in STAGES else "other"
-        found[shown] = found.get(shown, 0.0) + seconds
-    rest = kernel.compile_s - sum(found.values())
-    if rest > 0.001 or "other" in found:
-        found["other"] = found.pop("other", 0.0) + max(0.0, rest)
-    return list(found.items())
-
-
 def _stage_totals(run: runs.Run) -> dict[str, float]:
-    total: Counter[str] = Counter()
+    total: dict[str, float] = {}
     for kernel in run.kernels:
-        for name, seconds in _stages(kernel):
-            total[name] += seconds
-    return {name: round(total[name], 3) for name in STAGES if total[name]}
+        for name, seconds in stages_of(kernel):
+            total[name] = total.get(name, 0.0) + seconds
+    return {name: round(total[name], 3) for name in STAGES if total.get(name)}
 
 
-def _figures(run: runs.Run) -> dict[str, Any]:
+def _figures(run: runs.Run, page: Page) -> dict[str, Any]:
     origins = Counter(kernel.origin for kernel in run.kernels)
     compile_s = sum(kernel.compile_s for kernel in run.kernels)
     # Ranks wait side by side: the run waits for the slowest.
@@ -408,9 +136,10 @@ def _figures(run: runs.Run) -> dict[str, Any]:
         "origins": dict(origins),
         "compile_s": round(compile_s, 3),
         "cpu_s": round(sum(kernel.cpu_s for kernel in run.kernels), 3),
-        "saved_s": round(sum(kernel.saved_s for kernel in run.kernels), 3),
+        "saved_s": round(sum(kernel["saved_s"] for kernel in page.kernels), 3),
         "waited_s": round(waited_s, 3),
         "hidden_s": round(max(0.0, compile_s - waited_s), 3),
+        "wall_s": round(max((process["end"] for process in page.processes), default=0.0), 3),
         "joined": sum(process.joined for process in run.processes),
     }
 
@@ -433,24 +162,5 @@ def _run_fields(run: runs.Run) -> dict[str, Any]:
     }
 
 
-def _steps(changes: Counter[float]) -> list[list[float]]:
-    level, steps = 0, []
-    for at in sorted(changes):
-        level += changes[at]
-        steps.append([at, level])
-    return steps
-
-
-def _as_number(text: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(text), text
-    except ValueError:
-        return 1, 0.0, text
-
-
 def _when(seconds: float) -> str:
     return dt.datetime.fromtimestamp(seconds, dt.timezone.utc).astimezone().isoformat(timespec="seconds")
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

@@ -125,11 +125,8 @@ class Page:
         queued = 0.0 if began is None else max(0.0, min(began, end) - at)
         workers = self.processes[kernel["process"]]["workers"]
         earliest = min((each["began"] for each in self.kernels if each["began"] is not None), default=None)
-        asked = (
-            "asked for when it was needed"
-            if lead < _AT_ONCE
-            else f"asked for {seconds_text(lead)} before it was needed"
-        )
+        ahead = "when" if lead < _AT_ONCE else f"{seconds_text(lead)} before"
+        asked = f"asked for {ahead} it was needed"
         if began is not None and began == earliest and queued > seconds / 2:
             return (
                 f"{seconds_text(queued)} of it went by until the first worker was ready: begin earlier, with "
@@ -137,14 +134,11 @@ class Page:
             )
         if queued > seconds / 2:
             return (
-                f"{seconds_text(queued)} of it went by in the queue, with {count(workers, 'worker')}: more workers, or an "
-                f"earlier kick-off; it was {asked}."
+                f"{seconds_text(queued)} of it went by in the queue, with {count(workers, 'worker')}: more workers, or "
+                f"an earlier kick-off; it was {asked}."
             )
-        took = (
-            f"its compile takes {seconds_text(kernel['compile_s'])}"
-            if kernel["compile_s"]
-            else "it was not compiled yet"
-        )
+        compile_s = kernel["compile_s"]
+        took = f"its compile takes {seconds_text(compile_s)}" if compile_s else "it was not compiled yet"
         return f"It was {asked}, and {took}: a record kicks it off at the start of the program, a bundle has it ready."
 
     def _kernel(self, kernel: runs.Kernel, head: Any, process: int, offset: float) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def embedded(data: Any) -> str:
 
 def asset(name: str) -> str:
     """A file that is part of the page."""
-    return resources.files("headstart.cli").joinpath("assets", name).read_text("utf-8")
+    return resources.files("headstart.cli").joinpath("assets").joinpath(name).read_text("utf-8")
 
 
 def _digest(text: str) -> str:

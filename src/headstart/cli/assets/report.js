@@ -225,12 +225,12 @@
         axisPointer: { link: [{ xAxisIndex: "all" }] },
         grid: [{ left: 128, right: 16, top: 8, height: rest }, { left: 128, right: 16, top: rest + 28, height: 60 }],
         xAxis: [{ ...axis(), type: "value", min: 0, max: end, gridIndex: 0, axisLabel: { show: false } },
-          { ...axis(), type: "value", min: 0, max: end, gridIndex: 1, axisLabel: { color: color("soft"), formatter: (value) => `${+value.toFixed(3)} s` } }],
+          { ...axis(), type: "value", min: 0, max: end, gridIndex: 1, axisLabel: { color: color("soft"), showMaxLabel: false, formatter: (value) => `${+value.toFixed(3)} s` } }],
         yAxis: [{ ...axis(), type: "category", inverse: true, data: data.lanes.map((lane) => lane.label), gridIndex: 0,
           axisLabel: { color: color("soft"), width: 118, overflow: "truncate" } },
           { ...axis(), type: "value", gridIndex: 1, minInterval: 1, name: "queue", nameLocation: "middle", nameGap: 40, splitNumber: 2 }],
         dataZoom: [{ type: "slider", xAxisIndex: [0, 1], bottom: 4, height: 22, filterMode: "weakFilter", borderColor: color("line"),
-          textStyle: { color: color("soft") }, labelFormatter: (value) => `${value.toFixed(2)} s`, fillerColor: "rgba(90, 140, 220, 0.18)", brushSelect: false },
+          textStyle: { color: color("soft") }, labelFormatter: (value) => `${value.toFixed(2)} s`, fillerColor: "rgba(90, 140, 220, 0.18)", showDataShadow: false, brushSelect: false },
           { type: "inside", xAxisIndex: [0, 1], filterMode: "weakFilter", zoomOnMouseWheel: "ctrl", moveOnMouseMove: true }],
         series: [{
           type: "custom", xAxisIndex: 0, yAxisIndex: 0, data: bars, encode: { x: [1, 2], y: 0 }, clip: true,
@@ -287,6 +287,7 @@
     for (const what of Object.keys(CLASS)) {
       if (used.has(what)) byId("legend").append(make("span", {}, swatch(CLASS[what]), SAID[what]));
     }
+    byId("legend").append(make("span", {}, "Queue: ", swatch("waiting"), "waiting for a worker, ", swatch("worker"), "being compiled"));
   }
 
   function sides() {
