@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from client.test_run_log import ask, result
 from entries import packed
 from headstart import AsyncCompile
 from headstart.artifacts import runs
@@ -24,6 +23,7 @@ from headstart.client.run_log import RunLog
 from headstart.errors import CompileError
 from headstart.model.request import CompileRequest
 from kernels import Kernel, matmul, pointwise, raises
+from run_logs import ask, result
 
 Open = Callable[..., AsyncCompile]
 

@@ -13,27 +13,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from conftest import PATIENCE, wait_until
-from headstart import AsyncCompile, wire
+from headstart import AsyncCompile
 from headstart.artifacts import run_records, runs
 from headstart.client import about, run_file, run_log
-from headstart.client.asked import Kickoff
 from headstart.client.future import LambdaFuture
-from headstart.client.policy import Policy
 from headstart.client.run_log import RunLog
-from headstart.client.timeline import Requests, TimelineEntry
 from headstart.errors import CompileError
-from headstart.model.request import CompileRequest
 from headstart.system.settings import Settings
-from kernels import TOOLCHAIN, matmul, pointwise, raises
+from kernels import matmul, pointwise, raises
+from run_logs import ask, result
 
 Open = Callable[..., AsyncCompile]
-
-STAGES = [("ir_initialization", 55_000), ("ttir", 6_000), ("ttgir", 210_000), ("llir", 674_000), ("ptx", 218_000)]
-STAGES += [("cubin", 354_000), ("store_results", 200)]
 
 
 @pytest.fixture
@@ -44,30 +37,6 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _nobody_said_what_runs() -> None:
     about.describe(about.About())
-
-
-def ask(log: RunLog, kernel: dict[str, object], answer: wire.Result | Exception | None = None) -> Kickoff:
-    """A request that is told to `log`, answered if there is an answer."""
-    request = CompileRequest.make(**{"target": "cuda:90", **kernel})
-    kickoff = Kickoff(lambda _: None, request, Policy(find=lambda: TOOLCHAIN), True, True, None, False, True)
-    Requests(log).note(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
-    if answer is None:
-        return kickoff
-    kickoff.began(time.monotonic(), 1)
-    if isinstance(answer, Exception):
-        kickoff.answer.set_exception(answer)
-    else:
-        kickoff.answer.set_result(answer)
-    return kickoff
-
-
-def result(**changes: object) -> wire.Result:
-    """As a worker's compile of a matrix product ends."""
-    now = time.monotonic()
-    made = wire.Result(
-        1, "ab" * 32, started=now - 1.5, finished=now, cpu_s=1.4, shared=512, log=wire.CompileLog(times=STAGES)
-    )
-    return msgspec.structs.replace(made, **changes)
 
 
 def the_run(cache: Path) -> runs.Run:
@@ -287,7 +256,7 @@ def test_a_note_that_goes_wrong_costs_itself_only(cache: Path) -> None:
 _FORKS = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
-from client.test_run_log import ask, result
+from run_logs import ask, result
 from headstart.client.run_log import RunLog
 from kernels import pointwise
 from pathlib import Path
@@ -318,7 +287,7 @@ def test_a_fork_has_a_file_of_its_own_in_the_same_run(cache: Path) -> None:
 _RANK = """
 import sys
 sys.path.insert(0, {tests!r})
-from client.test_run_log import ask, result
+from run_logs import ask, result
 from headstart.client.run_log import RunLog
 from kernels import pointwise
 from pathlib import Path

@@ -85,7 +85,8 @@ class Fallback:
     @property
     def use(self) -> BundleUse:
         """What no bundle could save."""
-        return BundleUse(in_process=self.counts["in_process"] - self._before, missed=list(self._left))
+        left = list(self._left)
+        return BundleUse(in_process=self.counts["in_process"] - self._before, missed=left, fell_back=left)
 
     def _leave(self, name: str, why: str) -> None:
         miss()

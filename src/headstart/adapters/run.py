@@ -188,12 +188,22 @@ def is_to_be_said(orders: RunConfig) -> bool:
 def say_use(orders: RunConfig, use: BundleUse, *, is_said: bool) -> None:
     """To a person if `is_said`, and into the file for statistics if there is to be one."""
     if is_said and (text := sentence(orders.bundle, use)):
-        _say(text)
+        _say(f"{text} (headstart report)" if _is_written_down(orders) else text)
     if orders.stats is not None:
         try:
             write_statistics(orders.stats, orders.bundle, use)
         except (OSError, UsageError) as error:
             _say(f"no statistics are written: {error}")
+
+
+def _is_written_down(orders: RunConfig) -> bool:
+    from headstart.artifacts.run_records import FOLDER
+    from headstart.system.folders import cache_dir
+
+    try:
+        return bool(orders.run) and os.path.isdir(cache_dir() / FOLDER / orders.run)
+    except UsageError:
+        return False
 
 
 def _say(text: str) -> None:

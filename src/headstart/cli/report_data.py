@@ -56,7 +56,7 @@ def sentence(figures: dict[str, Any], run: runs.Run) -> str:
     if figures["compiled"]:
         told.append(f"{figures['compiled']} compiled in {seconds_text(figures['compile_s'])} of compiling")
     if hits := figures["hits"]:
-        saved = f", which saves {seconds_text(figures['saved_s'])} of it" if figures["saved_s"] >= 0.05 else ""
+        saved = f", which saves {seconds_text(figures['saved_s'])} of compiling" if figures["saved_s"] >= 0.05 else ""
         told.append(f"{hits} there already{saved}")
     if figures["failed"]:
         told.append(f"{figures['failed']} failed")

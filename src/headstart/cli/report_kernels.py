@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ _EXPLAINED = 1000  # kernels of which it is looked up why they were compiled
 _AT_ONCE = 0.01  # seconds between asking for a kernel and waiting for it that are none
 _FRONT_END = ("ir_initialization", "ttir")
 _ASSEMBLER = ("cubin", "hsaco")
+_NOT_GIVEN = "default"
 _COULD_NOT_RUN = 1e9  # milliseconds: an autotuner says infinity
 
 
@@ -238,41 +240,42 @@ class Page:
 
     def _sweep(self, sweep: runs.Sweep, process: int) -> dict[str, Any] | None:
         """A sweep over the two constants or options that vary most."""
-        cells = []
-        for number, milliseconds in sweep.times.items():
-            place = self._numbers.get((process, number))
-            if place is not None:
-                kernel = self.kernels[place]
-                cells.append((place, milliseconds, {**kernel.get("constants", {}), **kernel.get("options", {})}))
-        varying: dict[str, list[str]] = {}
-        for _, _, values in cells:
-            for name, value in values.items():
-                varying.setdefault(name, [])
-                if value not in varying[name]:
-                    varying[name].append(value)
-        axes = sorted((name for name, values in varying.items() if len(values) > 1), key=lambda n: -len(varying[n]))[:2]
+        cells = [
+            (self._numbers[process, number], milliseconds, _values(self.kernels[self._numbers[process, number]]))
+            for number, milliseconds in sweep.times.items()
+            if (process, number) in self._numbers
+        ]
+        names = dict.fromkeys(name for _, _, values in cells for name in values)
+        varying = {name: {values.get(name, _NOT_GIVEN) for _, _, values in cells} for name in names}
+        axes = sorted((name for name in names if len(varying[name]) > 1), key=lambda name: -len(varying[name]))[:2]
         if not axes:
             return None
-        ordered = {axis: sorted(varying[axis], key=_as_number) for axis in axes}
-        rows = axes[1] if len(axes) > 1 else ""
-        best: dict[tuple[int, int], list[Any]] = {}
+        ordered = [sorted(varying[axis], key=_as_number) for axis in axes] + [[""]]
+        best: dict[tuple[int, ...], list[Any]] = {}
         for place, milliseconds, values in cells:
-            x = ordered[axes[0]].index(values[axes[0]]) if axes[0] in values else 0
-            y = ordered[rows].index(values[rows]) if rows and rows in values else 0
-            known = best.get((x, y))
+            at = [ordered[n].index(values.get(axis, _NOT_GIVEN)) for n, axis in enumerate(axes)]
+            x, y = (*at, 0)[:2]
             # Where several have the same place, the fastest stands for them.
-            if known is None or milliseconds < known[2]:
+            if (x, y) not in best or milliseconds < (best[x, y][2] or math.inf):
                 best[x, y] = [x, y, milliseconds if milliseconds < _COULD_NOT_RUN else None, place]
         return {
             "name": sweep.name,
             "x": axes[0],
-            "y": rows,
-            "xs": ordered[axes[0]],
-            "ys": ordered[rows] if rows else [""],
+            "y": (*axes, "")[1],
+            "xs": ordered[0],
+            "ys": ordered[1],
             "cells": list(best.values()),
             "configurations": len(cells),
             "winner": self._numbers.get((process, sweep.winner)),
         }
+
+
+def _values(kernel: dict[str, Any]) -> dict[str, str]:
+    """Constants and options; of a kernel that was not found anywhere, those that the log has in its label."""
+    if "constants" in kernel:
+        return {**kernel["constants"], **kernel["options"]}
+    words = (word.partition("=") for word in kernel["label"].split(" "))
+    return {name: value for name, _, value in words if value}
 
 
 def stages_of(kernel: runs.Kernel) -> list[tuple[str, float]]:

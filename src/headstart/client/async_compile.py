@@ -363,6 +363,7 @@ class AsyncCompile:
         self.use.cached += result.cached
         self.use.remote += result.remote
         self.use.compiled += not result.cached
+        self.use.compiling_s += 0.0 if result.cached else result.finished - result.started
         if self._policy.checks_limits:
             check_limits(kickoff.request, result.shared, self.client.reproduce if kickoff.vouched else None)
         if kickoff.bundled:

@@ -192,4 +192,6 @@ class BundledKernels:
 
         self._given[digest] = item.key
         log = self._asked(TimelineEntry(request.name, time.monotonic(), None, request))
-        return LambdaFuture(request.name, Answered(), finish)
+        answered = Answered()
+        answered.log = log
+        return LambdaFuture(request.name, answered, finish)

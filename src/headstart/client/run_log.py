@@ -12,7 +12,8 @@ Guarantees:
 A program never notices: a note neither waits nor does I/O, and whatever goes wrong here (no space, no permission, a bug
 of ours) is a debug line and a log that lacks something. No message about it reaches the program.
 
-A process that is killed loses what it noted in the last `GATHERED` seconds. A fork begins a file of its own. While
+A process that is killed loses what it noted in the last `GATHERED` seconds; one that has everything from a bundle, for
+which no thread is started, what it noted at all, up to a thousand kernels. A fork begins a file of its own. While
 nothing is noted no thread wakes up.
 
 What is kept is bounded: `HEADSTART_KEEP_RUNS` runs, and `MAX_BYTES` of one process.
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from headstart.system.settings import Settings
 
 GATHERED = 0.1  # seconds for which notes are gathered before they are written
+_MANY = 1000  # notes for which alone a thread is started
 _MAX_NOTES = 100_000  # that are kept in memory while they cannot be written
 _CLOSE_PATIENCE = 2.0  # seconds for what is left, on a file system that hangs
 _MAX_TEXT = 300  # characters of an error or a reason
@@ -87,7 +89,7 @@ class KernelLog:
 
     def loaded(self, seconds: float) -> None:
         """It was opened, and says that its compile took so long."""
-        self._log.put(lambda log: [records.Loaded(self.number, round(seconds / records.TICK))])
+        self._log.put(lambda log: [records.Loaded(self.number, round(seconds / records.TICK))], starts=False)
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
@@ -98,7 +100,7 @@ class KernelLog:
             yield
         finally:
             ended = time.monotonic()
-            self._log.waited_s += ended - begun
+            _waits.append(ended - begun)
             self._log.put(lambda log: log.wait(records.Unblocked, self.number, ended, thread))
 
 
@@ -109,10 +111,6 @@ class RunLog:
         cache_dir: where it goes.
         keep: how many runs are kept there; 0: nothing is written.
         workers: compiles that may run at once.
-
-    Attributes:
-        waited_s: seconds for which threads were blocked on kernels, added up.
-        compiled_s: seconds of compiling that answers told of.
     """
 
     def __init__(self, cache_dir: Path, keep: int, workers: int) -> None:
@@ -139,7 +137,6 @@ class RunLog:
         self._new: list[records.Record] = []  # texts that the next frame has to begin with
         self._tritons: set[str] = set()
         self._seen_policies: set[int] = set()
-        self.waited_s = self.compiled_s = 0.0
 
     # Notes. None of these waits or raises.
 
@@ -149,8 +146,9 @@ class RunLog:
             return None
         number, where, thread = next(self._numbers), asked_from(), threading.current_thread().name
         kernel = KernelLog(self, number)
-        self.put(lambda log: log.asked_records(number, entry, where, thread))
-        if (kickoff := entry.kickoff) is not None:
+        kickoff = entry.kickoff
+        self.put(lambda log: log.asked_records(number, entry, where, thread), starts=kickoff is not None)
+        if kickoff is not None:
             kickoff.log = kernel
             kickoff.answer.add_done_callback(lambda answer: kernel.answered(answer, lambda: kickoff.worker))
         return kernel
@@ -167,8 +165,8 @@ class RunLog:
         chosen = -1 if winner is None else winner.number
         self.put(lambda log: [records.Swept(log.ticks(at), name[:_MAX_TEXT], numbers, times, chosen)])
 
-    def put(self, note: Callable[[RunLog], list[records.Record]]) -> None:
-        """Write what `note` makes, soon."""
+    def put(self, note: Callable[[RunLog], list[records.Record]], *, starts: bool = True) -> None:
+        """Write what `note` makes, soon; without `starts`, once there is a thread for it, or many of them."""
         if self._off:
             return
         if len(self._notes) >= _MAX_NOTES:
@@ -177,7 +175,7 @@ class RunLog:
         self._notes.append(note)
         if not self._wakeup.is_set():
             self._wakeup.set()
-        if self._thread is None:
+        if self._thread is None and (starts or len(self._notes) >= _MANY):
             self._start()
 
     def close(self, joined: int = 0) -> None:
@@ -250,7 +248,6 @@ class RunLog:
         if not result.cached and result.finished:
             done.started, done.finished = self.ticks(result.started), self.ticks(result.finished)
             done.worker, done.cpu = worker, round(result.cpu_s / records.TICK)
-            self.compiled_s += result.finished - result.started
             for name, microseconds in [] if result.log is None else result.log.times:
                 done.stages += [self.text(name), round(microseconds * 1e-6 / records.TICK)]
         return [done]
@@ -344,6 +341,7 @@ def _label_of(request: CompileRequest) -> str:
 
 _lock = threading.Lock()
 _logs: dict[Path, RunLog] = {}
+_waits: list[float] = []  # seconds of each wait of this process; appending takes no lock
 _holders: dict[Path, int] = {}
 
 
@@ -372,6 +370,11 @@ def release(settings: Settings, log: RunLog) -> None:
     log.close()
 
 
+def waited_s() -> float:
+    """Seconds for which threads of this process were blocked on kernels, added up, as far as any log was kept."""
+    return sum(_waits)
+
+
 def fell_back(name: str, why: str) -> None:
     """Something is left to the program's own process, says an adapter."""
     for log in list(_logs.values()):
@@ -388,6 +391,7 @@ def _close_all() -> None:
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.Lock()
+    _waits.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -118,7 +118,7 @@
       const number = (text) => make("td", { class: "n" }, text ?? "");
       return make("tr", { tabindex: index ? "-1" : "0", "data-kernel": place },
         make("td", {}, make("div", { class: "name mono" }, kernel.name), make("small", {}, `${kernel.label} ${kernel.target}`)),
-        make("td", {}, swatch(kernel.origin), ORIGINS[kernel.origin]),
+        make("td", { class: "from" }, swatch(kernel.origin), ORIGINS[kernel.origin]),
         number(seconds(kernel.asked)), number(kernel.compile_s ? seconds(kernel.compile_s) : ""),
         number(kernel.waited_s ? seconds(kernel.waited_s) : ""), number(kernel.registers ?? ""),
         number(kernel.local_bytes ?? ""), number(kernel.shared ?? ""),
