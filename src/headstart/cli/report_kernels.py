@@ -140,6 +140,12 @@ class Page:
                 f"an earlier kick-off; it was {asked}."
             )
         compile_s = kernel["compile_s"]
+        stood = 0.0 if began is None else began - kernel["asked"]
+        if stood > max(compile_s, seconds / 2):
+            return (
+                f"It was {asked}, and stood in the queue for {seconds_text(stood)} behind others, with "
+                f"{count(workers, 'worker')}: more workers, a farm or another host's store; a bundle has it ready."
+            )
         took = f"its compile takes {seconds_text(compile_s)}" if compile_s else "it was not compiled yet"
         return f"It was {asked}, and {took}: a record kicks it off at the start of the program, a bundle has it ready."
 
