@@ -55,6 +55,7 @@ def test_a_log_says_what_was_asked_who_had_it_and_who_waited(cache: Path) -> Non
     assert LambdaFuture("matmul", kickoff, lambda answer: answer).result(PATIENCE)
     ask(log, pointwise(), result(cached=True))
     ask(log, pointwise(3.0), result(cached=True, remote=True))
+    ask(log, pointwise(6.0), result(cached=True, farm=True))
     ask(log, raises(), CompileError("it is wrong", kernel="raises", target="cuda:90", options={}, stage="ttir"))
     ask(log, pointwise(4.0))
     log.fell_back("app.kernel", "its option extern_libs names a file")
@@ -63,7 +64,7 @@ def test_a_log_says_what_was_asked_who_had_it_and_who_waited(cache: Path) -> Non
     run = the_run(cache)
     assert run.state == "ended"
     assert (run.head.kind, run.head.pid, run.head.workers, run.triton) == ("api", os.getpid(), 2, "3.9.0")
-    first, stored, remote, failed, pending = run.kernels
+    first, stored, remote, farm, failed, pending = run.kernels
     assert (first.name, first.label, first.target, first.origin) == (
         "matmul",
         "M=32 N=32 D=32 warps=8",
@@ -75,7 +76,8 @@ def test_a_log_says_what_was_asked_who_had_it_and_who_waited(cache: Path) -> Non
     assert first.compile_s == pytest.approx(1.5, abs=0.001)
     assert dict(first.stages)["llir"] == pytest.approx(0.674)
     assert 0.04 < first.waited_s < PATIENCE
-    assert (stored.origin, remote.origin, failed.origin, pending.origin) == ("store", "remote", "failed", "pending")
+    assert [each.origin for each in (stored, remote, farm)] == ["store", "remote", "farm"]
+    assert [each.origin for each in (failed, pending)] == ["failed", "pending"]
     assert (failed.kind, failed.stage, failed.error) == ("CompileError", "ttir", "it is wrong")
     assert run.processes[0].fell_back == [("app.kernel", "its option extern_libs names a file")]
 
@@ -353,11 +355,13 @@ def test_what_compiles_is_written_down_with_the_key_of_its_entry(open_compile: O
     kernel = compiler.triton(**pointwise()).result()
     compiler.close()
     with open_compile() as again:
+        assert again.triton(**pointwise()) is again.triton(**pointwise())
         again.triton(**pointwise()).result()
     first, second = sorted(the_run(compiler.cache_dir).kernels, key=lambda kernel: kernel.origin)
     assert (first.origin, second.origin) == ("store", "worker")
     assert kernel.key.startswith(second.key)
     assert len(second.key) == 32
+    assert sum(process.joined for process in the_run(compiler.cache_dir).processes) == 2
     assert first.saved_s == pytest.approx(second.compile_s, rel=0.5)
     assert {name for name, _ in second.stages} >= {"ttir", "ttgir", "llir", "ptx", "cubin"}
 

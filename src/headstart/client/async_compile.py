@@ -200,6 +200,7 @@ class AsyncCompile:
                 future = None  # what may be refused, or wrong, is not for those who vouch for it
             if future is not None and not failed_for_the_machine(future):
                 self._deduplicated += 1
+                self.client.log.joined += 1
                 if digest in self._unasked and not background:
                     self._unasked.discard(digest)
                     self.used_early.add(digest)

@@ -1,7 +1,7 @@
 """Writes a run's log: what was asked for, when, by whom, who had it, who was blocked on it.
 
     any thread: a note ──▶ in memory ──▶ thread headstart-run-log: GATHERED after the first, one frame ──▶ appended
-    (about 1 µs)                         close(): whatever is left
+    (microseconds)                       close(): whatever is left
 
 `headstart.artifacts.run_records` says what a file holds, `headstart.artifacts.runs` reads it. There is one log for each
 cache folder that this process uses, with all of its clients in it, and one file, made with the first note: a process
@@ -111,6 +111,9 @@ class RunLog:
         cache_dir: where it goes.
         keep: how many runs are kept there; 0: nothing is written.
         workers: compiles that may run at once.
+
+    Attributes:
+        joined: requests that an earlier one's future answered.
     """
 
     def __init__(self, cache_dir: Path, keep: int, workers: int) -> None:
@@ -137,6 +140,7 @@ class RunLog:
         self._new: list[records.Record] = []  # texts that the next frame has to begin with
         self._tritons: set[str] = set()
         self._seen_policies: set[int] = set()
+        self.joined = 0
 
     # Notes. None of these waits or raises.
 
@@ -178,13 +182,13 @@ class RunLog:
         if self._thread is None and (starts or len(self._notes) >= _MANY):
             self._start()
 
-    def close(self, joined: int = 0) -> None:
+    def close(self) -> None:
         """Write what is left, and that this is the end."""
         if self._off:
             return
         at = time.monotonic()
         if self._file.is_there or self._notes:
-            self._notes.append(lambda log: [records.Ended(log.ticks(at), joined)])
+            self._notes.append(lambda log: [records.Ended(log.ticks(at), log.joined)])
             self._write(_CLOSE_PATIENCE)
         self._off = True
         self._closing.set()
@@ -214,6 +218,8 @@ class RunLog:
 
     def asked_records(self, number: int, entry: AskedFor, where: str, thread: str) -> list[records.Record]:
         """See `run_records.Asked`; from a bundle, it is there as well."""
+        from headstart.model.parameters import label_of  # a start that asks for nothing does without
+
         kickoff = entry.kickoff
         request = entry.request if kickoff is None else vars(kickoff).get("request")  # one to be made stays so
         digest = "" if request is None else request.digest()
@@ -225,7 +231,7 @@ class RunLog:
             self.text(where),
             self.text("" if request is None else request.target),
             bytes.fromhex(digest)[: records.SHORT],
-            "" if request is None else _label_of(request),
+            "" if request is None else label_of(request),
             kickoff is not None and kickoff.background,
         )
         if kickoff is not None:
@@ -243,7 +249,8 @@ class RunLog:
             return [records.Failed(number, self.ticks(at), self.text(type(error).__name__), self.text(stage), summary)]
         result = answer.result()
         key = bytes.fromhex(result.key)[: records.SHORT] if result.key else b""
-        origin = records.ORIGINS.index("worker" if not result.cached else "remote" if result.remote else "store")
+        elsewhere = "farm" if result.farm else "remote" if result.remote else "store"
+        origin = records.ORIGINS.index(elsewhere if result.cached else "worker")
         done = records.Done(number, self.ticks(at), origin, key)
         if not result.cached and result.finished:
             done.started, done.finished = self.ticks(result.started), self.ticks(result.finished)
@@ -329,12 +336,6 @@ class RunLog:
             raise
         self._off = self._file.is_full
         self._lost = 0
-
-
-def _label_of(request: CompileRequest) -> str:
-    from headstart.model.parameters import label_of  # a start that asks for nothing does without
-
-    return label_of(request)
 
 
 # The logs of this process
