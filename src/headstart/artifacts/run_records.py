@@ -113,7 +113,7 @@ class Done(msgspec.Struct, array_like=True, tag=4):
         at: when this process heard of it.
         origin: see `ORIGINS`.
         key: the first bytes of the entry's key; empty: a bundle's.
-        started, finished: of the compile, in ticks; both 0: there was none.
+        started, finished: of the compile, in ticks; both None: there was none.
         worker: which; -1: none, or it is not known.
         cpu: ticks.
         stages: names, as texts, and ticks by turns.
@@ -123,8 +123,8 @@ class Done(msgspec.Struct, array_like=True, tag=4):
     at: int
     origin: int
     key: bytes
-    started: int = 0
-    finished: int = 0
+    started: int | None = None
+    finished: int | None = None
     worker: int = -1
     cpu: int = 0
     stages: list[int] = []

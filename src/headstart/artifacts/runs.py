@@ -330,7 +330,7 @@ class _Reader:
                 kernel.answered = self._seconds(record.at)
                 kernel.origin = ORIGINS[record.origin] if 0 <= record.origin < len(ORIGINS) else "store"
                 kernel.key = record.key.hex()
-                if record.finished:
+                if record.started is not None and record.finished is not None:
                     kernel.began = self._seconds(record.started)
                     kernel.compile_s = max(0, record.finished - record.started) * TICK
                     kernel.worker = record.worker if record.worker >= 0 else kernel.worker

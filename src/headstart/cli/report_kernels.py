@@ -178,6 +178,7 @@ class Page:
             "key": kernel.key,
             "why": [],
         }
+        fields["commands"] = self._library.commands(kernel, head)
         facts = self._library.facts(kernel, head)
         if facts is None:
             return fields | {"source": None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from headstart.model.request import CompileRequest
 from headstart.stores import open_store
 
 _SHORT_DIGEST = 12  # hexadecimal digits that tell toolchains apart
+_MAX_PLAN_NAME = 60  # characters of the kernel's name in that of a plan; see `artifacts.reproduce`
 _MOST_LINES = 5000  # of two sources that are compared line by line
 
 _request_decoder = msgspec.msgpack.Decoder(CompileRequest)
@@ -61,6 +63,7 @@ class Library:
     """
 
     def __init__(self, cache_dir: Path) -> None:
+        self._cache_dir = cache_dir
         self._store = open_store(cache_dir)
         self._manifests: dict[str, dict[str, tuple[str, CompileRequest]]] = {}
         self._bundles: dict[str, Bundle | None] = {}
@@ -91,6 +94,18 @@ class Library:
             if item.name == name and item.kind == "kernel" and bundle is not None:
                 with contextlib.suppress(HeadstartError, OSError):
                     yield _of_entry(bundle.entry(item.key), bundle.path.name)
+
+    def commands(self, kernel: runs.Kernel, head: Head) -> list[dict[str, str]]:
+        """What compiles a kernel again, and what for."""
+        if kernel.origin == "failed":
+            digest = kernel.digest[:_SHORT_DIGEST]
+            plan = self._cache_dir / "failed" / f"{kernel.name[:_MAX_PLAN_NAME]}-{digest}.py"
+            if digest and plan.is_file():
+                return [{"why": "Compiles it again:", "command": f"headstart build {shlex.quote(str(plan))}"}]
+        if kernel.digest and any(digest.startswith(kernel.digest) for digest in self._manifest(head.record)):
+            command = f"headstart build --trust {shlex.quote(head.record)}"
+            return [{"why": "Compiles it again, with all of its record, unless the cache has it:", "command": command}]
+        return []
 
     def _paths(self, key: str) -> list[Path]:
         if len(key) < 2:
