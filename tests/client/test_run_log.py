@@ -337,11 +337,12 @@ def test_a_run_that_is_killed_has_a_log_that_says_what_it_was_at(tmp_path: Path)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        wait_until(
-            lambda: (
-                len(the_run(cache).kernels) == 2 and the_run(cache).kernels[1].waits and the_run(cache).kernels[1].began
-            )
-        )
+
+        def is_held() -> bool:
+            kernels = the_run(cache).kernels
+            return len(kernels) == 2 and bool(kernels[1].waits) and kernels[1].began is not None
+
+        wait_until(is_held)
         assert the_run(cache).state == "running"
         process.send_signal(signal.SIGKILL)
         process.wait(PATIENCE)
