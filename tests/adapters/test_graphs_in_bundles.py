@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from headstart.adapters.bundle_use import sentence
+from headstart.adapters.bundle_use import LeftAlone, sentence
+from headstart.adapters.fallback import Fallback
 from headstart.adapters.inductor import compat, compat_artifacts
 from headstart.adapters.inductor.compat_artifacts import Artifact, LookUps
 from headstart.adapters.inductor.graphs import KIND, Graphs
@@ -270,6 +271,26 @@ def test_the_line_at_the_end_counts_graphs_beside_kernels() -> None:
     assert sentence("app.bundle", BundleUse(kernels=3, compiled=1, graphs=1, made_graphs=1)) == (
         "3 of 4 kernels and 1 of 2 graphs from app.bundle, 1 compiled"
     )
+
+
+def test_the_line_at_the_end_says_how_long_compiling_took_where_that_is_worth_telling() -> None:
+    assert sentence(None, BundleUse(compiled=2, compiling_s=22.52, waited_s=3.04)) == (
+        "2 kernels: 2 compiled, 0 from headstart's cache; 22.5 s of compiling, 3.0 s of waiting for it"
+    )
+    assert sentence("app.bundle", BundleUse(kernels=1, compiled=1, compiling_s=5.0, saved_s=4.0)) == (
+        "1 of 2 kernels from app.bundle, 1 compiled; 5.0 s of compiling; about 4 s of compiling saved"
+    )
+    assert sentence(None, BundleUse(compiled=2, compiling_s=0.5, waited_s=0.5)) == (
+        "2 kernels: 2 compiled, 0 from headstart's cache"
+    )
+
+
+def test_what_fell_back_is_told_apart_from_what_the_bundle_lacked() -> None:
+    fallback = Fallback("Triton's kernels", {"in_process": 0})
+    fallback.in_process("app.scale", "its option extern_libs names a file")
+    left = [Missed("app.scale", "compiled in the program's process: its option extern_libs names a file")]
+    assert (fallback.use.fell_back, fallback.use.missed, fallback.use.in_process) == (left, left, 1)
+    assert LeftAlone("torch.compile", "it is unknown").used().fell_back == [Missed("torch.compile", "it is unknown")]
 
 
 def test_entries_of_one_kind_are_packed_together(tmp_path: Path, torch: FakeTorch) -> None:

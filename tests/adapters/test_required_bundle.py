@@ -296,7 +296,9 @@ def test_one_line_on_a_terminal_says_what_a_recorded_run_compiled(
 ) -> None:
     app = tmp_path / "app.py"
     app.write_text(IMPORTS + KERNEL + "warm_up(32, 64)")
-    assert "headstart: 2 kernels: 2 compiled, 0 from headstart's cache" in run_on_terminal("run", *DRY, app)
+    said = run_on_terminal("run", *DRY, app)
+    assert "headstart: 2 kernels: 2 compiled, 0 from headstart's cache" in said
+    assert said.endswith(" (headstart report)\r\n")
     shutil.rmtree(os.environ["TRITON_CACHE_DIR"])
     assert "headstart: 2 kernels: 0 compiled, 2 from headstart's cache" in run_on_terminal("run", *DRY, app)
     shutil.rmtree(os.environ["TRITON_CACHE_DIR"])

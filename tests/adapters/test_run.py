@@ -382,6 +382,13 @@ def test_with_a_bundle_nothing_is_compiled_and_no_service_starts(program: Callab
     assert bundle.read_bytes() == before
 
 
+def without_times(line: str) -> str:
+    """Seconds are told on a machine where it takes one."""
+    said, _, _ = line.removesuffix(" (headstart report)").partition(";")
+    assert line.endswith(" (headstart report)")
+    return said
+
+
 @pytest.mark.triton
 def test_what_of_a_bundle_was_used_is_said_at_the_end(program: Callable[..., Path], tmp_path: Path) -> None:
     app = program("warm_up(32, 64)\nreport()\n", factor=2.0)
@@ -396,7 +403,7 @@ def test_what_of_a_bundle_was_used_is_said_at_the_end(program: Callable[..., Pat
     bundle.unlink()
     subprocess.run(["rm", "-rf", os.environ["TRITON_CACHE_DIR"]], check=True)
     told.append(run("-v", "--bundle", bundle, "--no-record", *DRY, app).stderr)
-    said = [line for text in told for line in text.splitlines() if "kernels from app.bundle" in line]
+    said = [without_times(line) for text in told for line in text.splitlines() if "kernels from app.bundle" in line]
     assert said == [
         "headstart: 0 of 2 kernels from app.bundle, 2 compiled",
         "headstart: 2 of 2 kernels from app.bundle, 0 compiled",
@@ -415,7 +422,7 @@ def test_what_children_took_from_a_bundle_is_said_by_the_program_and_counted_onc
     said = []
     for _ in range(2):
         errors = run("-v", "--bundle", bundle, "--no-record", *DRY, app).stderr
-        said += [line for line in errors.splitlines() if "from app.bundle" in line]
+        said += [without_times(line) for line in errors.splitlines() if "from app.bundle" in line]
         for folder in ("TRITON_CACHE_DIR", "HEADSTART_CACHE_DIR"):
             subprocess.run(["rm", "-rf", os.environ[folder]], check=True)
     assert said == [

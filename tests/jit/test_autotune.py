@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import Client
+from headstart.artifacts import runs
 from headstart.artifacts.manifest import Manifest
 
 pytestmark = pytest.mark.triton
@@ -103,6 +105,19 @@ def test_all_configurations_are_kicked_off_before_the_first_is_benchmarked(run: 
     assert "make_ir" in stock["stages"]
     assert (mine["best"], mine["cache"], mine["launches"]) == (stock["best"], stock["cache"], stock["launches"])
     assert (mine["best"]["num_warps"], mine["counts"]["autotuned"], mine["counts"]["late"]) == (4, 1, 0)
+
+
+def test_what_was_benchmarked_and_chosen_is_in_the_log_of_the_run(run: Run) -> None:
+    told = run(SWEEP)
+    (found,) = runs.runs(Path(os.environ["HEADSTART_CACHE_DIR"]))
+    (sweep,) = found.processes[0].sweeps
+    kernels = found.processes[0].kernels
+    assert sweep.name.endswith(".kernel")
+    times = {kernels[number].label: milliseconds for number, milliseconds in sweep.times.items()}
+    assert sorted(times.values()) == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    assert times[kernels[sweep.winner].label] == min(times.values())
+    assert kernels[sweep.winner].label == f"BLOCK={told['best']['BLOCK']}"  # four warps are what Triton does by itself
+    assert kernels[sweep.winner].where
 
 
 def test_a_winner_is_recorded_and_reused_only_if_asked_for(run: Run, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ HARMLESS = {
 }
 NEEDS_A_WORD = {
     "cache-limit": ('"1GiB"', "HEADSTART_CACHE_LIMIT"),
+    "keep-runs": ("20", "HEADSTART_KEEP_RUNS"),
     "remote": (f'"redis://me:{SECRET}@host"', "HEADSTART_REMOTE"),
     "service": ('"shared"', "HEADSTART_SERVICE"),
 }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _NAME = "headstart-bundle-use"
 _SHOWN = 40  # lines of a complaint
+_WORTH_TELLING = 1.0  # seconds
 
 
 class UsesBundle(Protocol):
@@ -104,14 +105,16 @@ class LeftAlone:
         """See `UsesBundle`."""
         from headstart.client.use import BundleUse, Missed
 
-        return BundleUse(missed=[Missed(self._whose, self._reason)])
+        left = [Missed(self._whose, self._reason)]
+        return BundleUse(missed=left, fell_back=left)
 
 
 def use_of(adapters: Iterable[UsesBundle], *, why: bool = True) -> BundleUse:
     """What they took out of bundles, together; `why`: and what they did not, and why, which may take a second."""
+    from headstart.client.run_log import waited_s
     from headstart.client.use import BundleUse
 
-    return sum((adapter.used(why=why) for adapter in adapters), BundleUse())
+    return sum((adapter.used(why=why) for adapter in adapters), BundleUse(waited_s=waited_s()))
 
 
 def statistics(bundle: str | os.PathLike[str] | None, use: BundleUse) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def sentence(bundle: str | os.PathLike[str] | None, use: BundleUse) -> str:
     asked = use.kernels + use.compiled + use.cached
     graphs = use.graphs + use.made_graphs + use.cached_graphs
     if bundle is None:
-        return f"{asked} kernels: {use.compiled} compiled, {_cached(use)}" if asked else ""
+        return f"{asked} kernels: {use.compiled} compiled, {_cached(use)}{_times(use)}" if asked else ""
     name = os.path.basename(bundle)
     if not asked and not graphs:
         return f"{name} was not used: no kernel was asked for that is not in Triton's own cache"
@@ -161,7 +164,15 @@ def sentence(bundle: str | os.PathLike[str] | None, use: BundleUse) -> str:
         said += f", {use.in_process} by Triton in the program's process"
     if use.cached:
         said += f", {_cached(use)}"
+    said += _times(use)
     return f"{said}; about {use.saved_s:.0f} s of compiling saved" if use.saved_s >= 1.0 else said
+
+
+def _times(use: BundleUse) -> str:
+    if use.compiling_s < _WORTH_TELLING:
+        return ""
+    waited = f", {use.waited_s:.1f} s of waiting for it" if use.waited_s >= _WORTH_TELLING else ""
+    return f"; {use.compiling_s:.1f} s of compiling{waited}"
 
 
 def _cached(use: BundleUse) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from headstart.client.run_log import fell_back
 from headstart.client.use import MOST_MISSED, BundleUse, Missed, miss
 from headstart.errors import ServiceError
 from headstart.system.variables import Mode, mode
@@ -84,12 +85,14 @@ class Fallback:
     @property
     def use(self) -> BundleUse:
         """What no bundle could save."""
-        return BundleUse(in_process=self.counts["in_process"] - self._before, missed=list(self._left))
+        left = list(self._left)
+        return BundleUse(in_process=self.counts["in_process"] - self._before, missed=left, fell_back=left)
 
     def _leave(self, name: str, why: str) -> None:
         miss()
         if len(self._left) < MOST_MISSED:
             self._left[Missed(name, why)] = None
+            fell_back(name, why)
 
     def report(self) -> None:
         """At the end: how many were left."""

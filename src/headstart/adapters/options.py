@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from headstart.client.about import About, describe
 from headstart.system.files import BUNDLE, MANIFEST, check_replaceable
 from headstart.system.variables import misspelt
 
@@ -36,6 +37,7 @@ class EnableOptions(NamedTuple):
             will; else they start at once.
         report: told at the end what became of the replay.
         tell_use: given at the end those that may have used the bundle; None: nobody is told.
+        run: name of the `headstart run` that this process is of; empty: it is of none.
     """
 
     manifest: StrPath | None = None
@@ -54,6 +56,12 @@ class EnableOptions(NamedTuple):
     report: Callable[[str], None] = functools.partial(_log.debug, "replay: %s")
     tell_use: Callable[[Sequence[UsesBundle]], None] | None = None
     farm: str | None = None
+    run: str = ""
+
+    def describe(self) -> None:
+        """Say it to whoever writes down what becomes of this process's kernels."""
+        given = ["" if each is None else os.path.abspath(each) for each in (self.bundle, self.record)]
+        describe(About("run" if self.run else "enable", self.program, self.run, *given))
 
     def for_client(self) -> dict[str, Any]:
         """The arguments of `client.acquire`."""

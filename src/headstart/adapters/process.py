@@ -119,6 +119,7 @@ def begin(choices: EnableOptions) -> None:
         if _current is not None or mode() is Mode.OFF:
             return
         _current = _latest = Enabled(choices)
+    choices.describe()
     try:
         _current.start()
     except BaseException:

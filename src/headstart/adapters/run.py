@@ -57,6 +57,7 @@ class RunConfig(NamedTuple):
         tally: where processes tell what they took from the bundle; see `headstart.adapters.bundle_use`.
         is_judged: whether the command waits for the program and says what there is to say.
         stats: file for the same as data; None: none.
+        run: name of this run, for its log.
     """
 
     pid: int
@@ -74,6 +75,7 @@ class RunConfig(NamedTuple):
     tally: str | None = None
     is_judged: bool = False
     stats: str | None = None
+    run: str = ""
 
     def encode(self) -> str:
         """As the value of an environment variable."""
@@ -122,6 +124,7 @@ def _carry_out(orders: RunConfig) -> None:
         target=orders.target,
         replays=is_main,
         torch_when_used=True,
+        run=orders.run,
     )
     if orders.verbose and is_main:
         choices = choices._replace(report=_say)
@@ -185,12 +188,22 @@ def is_to_be_said(orders: RunConfig) -> bool:
 def say_use(orders: RunConfig, use: BundleUse, *, is_said: bool) -> None:
     """To a person if `is_said`, and into the file for statistics if there is to be one."""
     if is_said and (text := sentence(orders.bundle, use)):
-        _say(text)
+        _say(f"{text} (headstart report)" if _is_written_down(orders) else text)
     if orders.stats is not None:
         try:
             write_statistics(orders.stats, orders.bundle, use)
         except (OSError, UsageError) as error:
             _say(f"no statistics are written: {error}")
+
+
+def _is_written_down(orders: RunConfig) -> bool:
+    from headstart.artifacts.run_records import FOLDER
+    from headstart.system.folders import cache_dir
+
+    try:
+        return bool(orders.run) and os.path.isdir(cache_dir() / FOLDER / orders.run)
+    except UsageError:
+        return False
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,7 @@
     manifest               what a run compiled; specialization: one of it; retargeting: for other devices
     comparing              two manifests, or two bundles
     last_used, pruning     when what is in a bundle was last used; what of one may go
+    run_records, runs      what a run's log is made of; reading them
     vetting                what of one from elsewhere may be compiled; vetting_words: what it may name
     reproduce              a failed request, as a plan that compiles it again
 

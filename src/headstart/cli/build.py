@@ -35,6 +35,8 @@ from headstart.cli.build_job import Build
 from headstart.cli.plans import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.cli.progress import Tally, make_progress
 from headstart.cli.publishing import Published, publishing_of, summary
+from headstart.client.about import About
+from headstart.client.about import describe as describe_run
 from headstart.errors import ServiceError, UsageError
 from headstart.model.target import Target
 from headstart.model.toolchain import find_toolchain
@@ -160,6 +162,9 @@ def build(
         click.echo(printable_lines(remark), err=True)
     started = time.monotonic()
     tally = Tally()
+    describe_run(
+        About("build", os.path.realpath(plan) if os.path.exists(plan) else plan, bundle=os.path.abspath(output))
+    )
     try:
         with _open(workers, recorded is None or trust, is_plan=recorded is None) as async_compile:
             publishing = publishing_of(async_compile.client, require_published)

@@ -16,7 +16,7 @@ from headstart.system.configuration import configuration, lookup, warn
 from headstart.system.folders import cache_dir
 from headstart.system.machine import usable_cpus
 from headstart.system.places import config_dir
-from headstart.system.settings import DEFAULT_PATIENCE, MAX_WORKERS, Settings, patience
+from headstart.system.settings import DEFAULT_KEEP_RUNS, DEFAULT_PATIENCE, MAX_WORKERS, Settings, patience
 from headstart.system.variables import KNOWN, mode
 
 # What holds where nothing is set, by variable; those that are not here: nothing.
@@ -28,6 +28,7 @@ _DEFAULTS: Mapping[str, Callable[[], object]] = {
     "HEADSTART_CONFIG_DIR": config_dir,
     "HEADSTART_EARLY_CUTOFF": lambda: "0",
     "HEADSTART_FARM": lambda: "off",
+    "HEADSTART_KEEP_RUNS": lambda: DEFAULT_KEEP_RUNS,
     "HEADSTART_MEMORY_LIMIT": lambda: "none",
     "HEADSTART_PATIENCE": lambda: f"{DEFAULT_PATIENCE:g}",
     "HEADSTART_REMOTE_TRUST": lambda: "signed",

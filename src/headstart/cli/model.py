@@ -16,6 +16,7 @@ from typing import Any
 from headstart.adapters import inductor
 from headstart.cli.plans import PlanRaised, call_function
 from headstart.cli.publishing import Published, publishing_of, summary
+from headstart.client.about import About, describe
 from headstart.errors import HeadstartError, UsageError
 from headstart.model.target import Target
 from headstart.system.files import BUNDLE, rename_onto
@@ -54,6 +55,7 @@ def build_model(
         # What torch.compile made earlier would keep it from making anything now.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         part = Path(beside, "part.bundle")
+        describe(About("build", reference, bundle=os.path.abspath(output)))
         inductor.enable(bundle=part, workers=workers)
         without_gpu.load_shim()
         adapter = inductor.current()

@@ -16,6 +16,7 @@ from headstart.adapters.run import RunConfig, become, environment, find_module, 
 from headstart.adapters.run import command as command_line
 from headstart.cli import EXIT_NOT_FROM_BUNDLE, Failure, OutputFile, count, printable_lines, say_misspelt
 from headstart.cli.pulled import BundleFile, pulled
+from headstart.client.about import new_run
 from headstart.errors import UsageError
 from headstart.model.target import Target
 from headstart.system.files import STATISTICS, check_replaceable
@@ -152,6 +153,7 @@ def run(
             verbose=verbose,
             quiet=quiet,
             stats=_absolute(stats),
+            run=new_run(),
         )
         if require_bundle:
             sys.exit(_judge(command, config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -13,6 +13,10 @@ from headstart import wire
 from headstart.client.policy import Policy
 from headstart.errors import COMPILE_ERRORS, HeadstartError, ServiceError
 from headstart.model.request import CompileRequest
+
+if TYPE_CHECKING:
+    from headstart.artifacts.entry import Entry
+    from headstart.client.run_log import KernelLog
 
 Answer = TypeVar("Answer")
 
@@ -31,9 +35,11 @@ class Asked(Generic[Answer]):
         deaths: of services, while it was being compiled.
         vouched: somebody vouches for its source.
         is_slow: its message is made in the connection's thread, for it takes longer than a kick-off may.
+        log: what of the run's log is about it.
     """
 
     is_slow = False
+    log: KernelLog | None = None
     request: CompileRequest | None = None
     vouched = True
 
@@ -55,6 +61,12 @@ class Asked(Generic[Answer]):
             ServiceError: there is no toolchain.
         """
         raise NotImplementedError
+
+    def began(self, at: float, worker: int) -> None:
+        """A worker has begun."""
+        self.started, self.worker = at, worker
+        if self.log is not None:
+            self.log.began(at, worker)
 
     def hear(self, message: Any) -> bool:
         """The service has said something; False: it is not the answer yet."""
@@ -194,6 +206,12 @@ class Kickoff(Asked[wire.Result]):
 
     def settled(self, outcome: Any) -> None:
         self.finished = time.monotonic()
+
+    def opened(self, entry: Entry) -> Entry:
+        """What it was answered by has been opened."""
+        if self.log is not None and self.answer.result().cached:
+            self.log.loaded(entry.header.compile_wall_s)
+        return entry
 
 
 Answered = Callable[[Kickoff, wire.Result], None]

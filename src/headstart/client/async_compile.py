@@ -87,7 +87,7 @@ class AsyncCompile:
         self._policy = policy or Policy(checks_limits=True, shows_output=True)
         self._vouched = vouched
         self._lock = threading.RLock()
-        self._asked: list[TimelineEntry] = []
+        self._asked = timeline.Requests(client.log)
         self._deduplicated = 0
         self._unasked: set[str] = set()  # digests of what was only kicked off in the background so far
         self._unvouched: set[str] = set()  # digests of futures that nobody vouches for
@@ -101,7 +101,7 @@ class AsyncCompile:
             self._policy,
             self.kernels,
             self._compile_again,
-            self._asked.append,
+            self._asked.note,
             self._note_saved,
             is_alone=self._owns_client,
         )
@@ -200,6 +200,7 @@ class AsyncCompile:
                 future = None  # what may be refused, or wrong, is not for those who vouch for it
             if future is not None and not failed_for_the_machine(future):
                 self._deduplicated += 1
+                self.client.log.joined += 1
                 if digest in self._unasked and not background:
                     self._unasked.discard(digest)
                     self.used_early.add(digest)
@@ -229,7 +230,7 @@ class AsyncCompile:
                 vouched=vouched,
                 triton_cache=triton_cache,
             )
-            self._asked.append(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
+            self._asked.note(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
             if was_unvouched and not background and digest in self._unasked:
                 self._unasked.discard(digest)
                 kickoff.answer.add_done_callback(functools.partial(self._note_if_stored, digest))
@@ -268,7 +269,7 @@ class AsyncCompile:
             want=want,
         )
         with self._lock:
-            self._asked.append(TimelineEntry(name, kickoff.kicked_off, kickoff))
+            self._asked.note(TimelineEntry(name, kickoff.kicked_off, kickoff))
         return LambdaFuture(name, kickoff, lambda answer: self._finish(kickoff, answer)), kickoff
 
     def note_failure(self, request: CompileRequest, digest: str, error: CompileError) -> None:
@@ -363,6 +364,7 @@ class AsyncCompile:
         self.use.cached += result.cached
         self.use.remote += result.remote
         self.use.compiled += not result.cached
+        self.use.compiling_s += 0.0 if result.cached else result.finished - result.started
         if self._policy.checks_limits:
             check_limits(kickoff.request, result.shared, self.client.reproduce if kickoff.vouched else None)
         if kickoff.bundled:
@@ -382,7 +384,7 @@ class AsyncCompile:
             self.client.store.set_aside(result.key, error.reason)
             return self.client.entry(kickoff, result)
 
-        return CompiledKernel(self.client.entry(kickoff, result), rebuild, result.log)
+        return CompiledKernel(kickoff.opened(self.client.entry(kickoff, result)), rebuild, result.log)
 
     def _compile_again(self, request: CompileRequest, vouched: bool) -> Entry:
         return self.client.compile_again(request, self._policy, self._on_answer, vouched)

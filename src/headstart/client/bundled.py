@@ -19,6 +19,7 @@ from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
 from headstart.client.kernels import Answered, CompiledTritonKernels, KernelFuture
 from headstart.client.policy import Policy
+from headstart.client.run_log import KernelLog
 from headstart.client.timeline import TimelineEntry
 from headstart.client.use import MOST_MISSED, Missed
 from headstart.errors import DamagedError
@@ -55,7 +56,7 @@ class BundledKernels:
         policy: Policy,
         kernels: CompiledTritonKernels,
         compile_again: Callable[[CompileRequest, bool], Entry],
-        asked: Callable[[TimelineEntry], None],
+        asked: Callable[[TimelineEntry], KernelLog | None],
         saved: Callable[[float], None],
         *,
         is_alone: bool,
@@ -181,6 +182,8 @@ class BundledKernels:
             try:
                 entry = bundle.entry(item.key)
                 self._saved(entry.header.compile_wall_s)
+                if log is not None:
+                    log.loaded(entry.header.compile_wall_s)
                 if item.kind == known_failure.KIND:
                     raise known_failure.unpack(entry, request)
             except DamagedError as error:
@@ -188,5 +191,7 @@ class BundledKernels:
             return CompiledKernel(entry, rebuild)
 
         self._given[digest] = item.key
-        self._asked(TimelineEntry(request.name, time.monotonic(), None))
-        return LambdaFuture(request.name, Answered(), finish)
+        log = self._asked(TimelineEntry(request.name, time.monotonic(), None, request))
+        answered = Answered()
+        answered.log = log
+        return LambdaFuture(request.name, answered, finish)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.artifacts.bundle import Bundle
 from headstart.artifacts.entry import Entry
-from headstart.client import use
+from headstart.client import run_log, use
 from headstart.client.bundler import TritonBundler
 from headstart.client.policy import Policy
 from headstart.errors import DamagedError, ServiceError, UsageError
@@ -55,6 +55,7 @@ class Client:
         uses_store: whether results may come from a bundle or the store.
         keeps: whether they are also looked up and kept in the store: not in one that others can write.
         store: where they are.
+        log: writes down what becomes of each kernel.
         bundler: notes what comes back.
 
     Raises:
@@ -83,6 +84,7 @@ class Client:
             if settings.cache_dir not in told:  # others in this program may have a Client
                 told.add(settings.cache_dir)
                 _log.warning("%s. Until then kernels are kept in memory only.", why)
+        self.log = run_log.acquire(settings, keeps=self.keeps)
         self.bundler = TritonBundler()
         self.reproduce = functools.partial(_reproduce, settings.cache_dir / "failed")
         self._connection: ServiceConnection | None = None
@@ -196,6 +198,7 @@ class Client:
             self._closed = True
             if self._connection is not None:
                 self._connection.close()
+            run_log.release(self.settings, self.log)
 
     def _service(self) -> ServiceConnection:
         if self._closed:

@@ -348,7 +348,7 @@ class ServiceConnection:
         if (asked := self._outstanding.get(message.ticket)) is None:
             return
         if isinstance(message, wire.Started):
-            asked.started, asked.worker = message.at, message.worker
+            asked.began(message.at, message.worker)
             return
         try:
             if isinstance(message, wire.Failed):

@@ -11,9 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from typing import Any, Generic, Protocol, TypeVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from headstart.errors import CompileError, CompileErrors, HeadstartError
+
+if TYPE_CHECKING:
+    from headstart.client.run_log import KernelLog
 
 T = TypeVar("T")
 
@@ -77,6 +81,11 @@ class LambdaFuture(Generic[T]):
             raise _own(self._error)
         return self._result
 
+    @property
+    def log(self) -> KernelLog | None:
+        """What of the run's log is about it, if anything is written down."""
+        return getattr(self._pending, "log", None)
+
     def failure(self) -> BaseException | None:
         """What the service answered instead of a kernel; None: a kernel, or no answer yet."""
         answer = self._pending.answer
@@ -110,6 +119,12 @@ class LambdaFuture(Generic[T]):
 
     def _wait(self, timeout: float | None) -> Any:
         self.want()
+        log = None if self.done() else self.log
+        waits = nullcontext() if log is None else log.blocked()
+        with waits:
+            return self._answer(timeout)
+
+    def _answer(self, timeout: float | None) -> Any:
         begun = time.monotonic()
         while True:
             waited = time.monotonic() - begun

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
@@ -12,6 +12,9 @@ from headstart.errors import ServiceError, UsageError
 from headstart.model.captured import CapturedSource
 from headstart.model.environment import TOOL_VARIABLES
 from headstart.model.request import CompileRequest
+
+if TYPE_CHECKING:
+    from headstart.client.run_log import KernelLog
 
 KernelFuture = LambdaFuture[CompiledKernel]
 
@@ -76,8 +79,9 @@ class CompiledTritonKernels:
 
 
 class Answered:
-    """What the future of a bundled kernel waits for: nothing."""
+    """What the future of a bundled kernel waits for: nothing. `log`: what of the run's log is about it."""
 
+    log: KernelLog | None = None
     answer: concurrent.futures.Future[None] = concurrent.futures.Future()
     answer.set_result(None)
 

@@ -10,6 +10,8 @@ import msgspec
 if TYPE_CHECKING:
     from headstart import wire
     from headstart.client.asked import Kickoff
+    from headstart.client.run_log import KernelLog, RunLog
+    from headstart.model.request import CompileRequest
 
 Origin = Literal["worker", "store", "bundle", "failed", "pending"]
 
@@ -78,11 +80,13 @@ class TimelineEntry(msgspec.Struct, frozen=True):
         name: of the kernel.
         kicked_off: `time.monotonic()` seconds.
         kickoff: its way through the service; None: a bundle had the kernel.
+        request: of one that a bundle had.
     """
 
     name: str
     kicked_off: float
     kickoff: Kickoff | None
+    request: CompileRequest | None = None
 
     @property
     def result(self) -> wire.Result | None:
@@ -108,6 +112,23 @@ class TimelineEntry(msgspec.Struct, frozen=True):
             return Span(self.name, self.kicked_off, None, self.kicked_off, -1, "bundle")
         started = result.started if result is not None and not result.cached else kickoff.started
         return Span(self.name, self.kicked_off, started, kickoff.finished, kickoff.worker, self.origin)
+
+
+class Requests(list[TimelineEntry]):
+    """The distinct requests of one AsyncCompile, in order. The run's log is told of each.
+
+    Args:
+        log: that of the client.
+    """
+
+    def __init__(self, log: RunLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def note(self, entry: TimelineEntry) -> KernelLog | None:
+        """One more; returns whom to tell more of it, if anything is written down."""
+        self.append(entry)
+        return self._log.asked(entry)
 
 
 def statistics(asked: Sequence[TimelineEntry], deduplicated: int, workers: int) -> Statistics:

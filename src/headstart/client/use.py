@@ -51,6 +51,9 @@ class BundleUse(msgspec.Struct):
         remote: how many of the `cached` ones other hosts had compiled (`HEADSTART_REMOTE`).
         in_process: how many kernels Triton compiled in the program's own process.
         missed: what was compiled or made, of each process the first `MOST_MISSED`.
+        compiling_s: seconds that the compiles took which workers did for this process.
+        waited_s: seconds for which threads were blocked on kernels, added up; 0 where no run's log is kept.
+        fell_back: what was left to the program's own process, and why; among `missed` too.
     """
 
     kernels: int = 0
@@ -63,6 +66,9 @@ class BundleUse(msgspec.Struct):
     in_process: int = 0
     remote: int = 0
     missed: list[Missed] = msgspec.field(default_factory=list)
+    compiling_s: float = 0.0
+    waited_s: float = 0.0
+    fell_back: list[Missed] = msgspec.field(default_factory=list)
 
     def __add__(self, other: BundleUse) -> BundleUse:
         mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)

@@ -12,6 +12,8 @@ from headstart.model.keys import Component
 from headstart.model.request import CompileRequest
 
 PARSED = "<only parsed>"  # the file name under which a source is parsed, for whoever watches that none is run
+_MAX_LABEL = 60  # characters
+_MAX_VALUE = 20  # characters of a constant in a label
 _POSITIONAL = ("constants.#", "attributes.#")  # beginnings of components that name a parameter by its position
 
 
@@ -63,3 +65,19 @@ def with_names(components: Sequence[Component], parameters: Callable[[], Sequenc
             name = name if better in taken else better
         found.append((name, value))
     return found
+
+
+def label_of(request: CompileRequest) -> str:
+    """What tells a kernel from others of its name: `"BLOCK_M=128 BLOCK_N=64 warps=8"`; cut short if it is long."""
+    constants = request.constants
+    known = parameters_of(request) if any(name.startswith("#") for name in constants) else ()
+    words = [
+        f"{named(name, known)}={str(value)[:_MAX_VALUE]}"
+        for name, value in constants.items()
+        if value is None or isinstance(value, (bool, int, float, str))
+    ]
+    for option, short in (("num_warps", "warps"), ("num_stages", "stages")):
+        if option in request.options:
+            words.append(f"{short}={str(request.options[option])[:_MAX_VALUE]}")
+    text = " ".join(words)
+    return text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"

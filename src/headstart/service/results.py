@@ -205,4 +205,5 @@ def answer_of(ticket: int, found: Found, wanted: bytes = b"") -> wire.Result:
         in_triton_cache=bool(wanted) and found.in_triton_cache == wanted,
         registers=found.registers,
         remote=found.remote,
+        farm=found.farm,
     )

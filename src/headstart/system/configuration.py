@@ -53,7 +53,7 @@ _ANYBODY = frozenset(
     }
 )
 # What a project's file may set once the user has allowed it.
-_ONCE_ALLOWED = frozenset({"HEADSTART_CACHE_LIMIT", "HEADSTART_REMOTE", "HEADSTART_SERVICE"})
+_ONCE_ALLOWED = frozenset({"HEADSTART_CACHE_LIMIT", "HEADSTART_KEEP_RUNS", "HEADSTART_REMOTE", "HEADSTART_SERVICE"})
 # What no file may set: where files are, and whether headstart is used, which is asked before any is looked for.
 _VARIABLES_ONLY = frozenset({"HEADSTART", "HEADSTART_CONFIG_DIR"})
 

@@ -18,6 +18,8 @@ from headstart.system.variables import switch
 
 DEFAULT_STORE_LIMIT = 10 << 30  # bytes
 DEFAULT_PATIENCE = 10.0  # seconds
+DEFAULT_KEEP_RUNS = 100
+MAX_KEEP_RUNS = 10_000
 
 MAX_WORKERS = 1024  # more than there are cores, and few enough to be looked at one by one
 
@@ -42,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True):
         remote_key: which of the user's own keys signs what goes there; empty: the only one.
         farm: `"ray"`, or the address of a Ray cluster, whose machines compile as well; empty: none does.
         farm_signs: whether what they make counts only if a trusted key has signed it.
+        keep_runs: logs of how many runs are kept, for `headstart report`; 0: none is written.
     """
 
     cache_dir: Path
@@ -58,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
     remote_key: str = ""
     farm: str = ""
     farm_signs: bool = False
+    keep_runs: int = DEFAULT_KEEP_RUNS
 
     @classmethod
     def load(
@@ -70,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True):
         """Read `HEADSTART_CACHE_DIR`, `_WORKERS`, `_COMPILE_TIMEOUT` (seconds), `_CACHE_LIMIT` and `_MEMORY_LIMIT`
         (`"10GiB"`, `"none"`), `_SERVICE` (`"auto"`, `"private"`, `"shared"`, or a path), `_EARLY_CUTOFF` and
         `_TRUST_CACHE_DIR` (`"1"`), `_REMOTE` (URLs), `_REMOTE_TRUST` (`"signed"`, `"all"`), `_REMOTE_DEADLINE`
-        (seconds), `_REMOTE_KEY` (a name) and `_FARM` (`"ray"`, `"off"`, or an address).
+        (seconds), `_REMOTE_KEY` (a name), `_FARM` (`"ray"`, `"off"`, or an address) and `_KEEP_RUNS` (a number).
 
         Raises:
             UsageError: one of them is not valid.
@@ -95,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True):
             remote_key=lookup("HEADSTART_REMOTE_KEY"),
             farm=parse_farm(lookup("HEADSTART_FARM"), origin("HEADSTART_FARM")) if farm is None else parse_farm(farm),
             farm_signs=lookup("HEADSTART_REMOTE_TRUST").lower() == "signed",
+            keep_runs=_whole_number("HEADSTART_KEEP_RUNS", DEFAULT_KEEP_RUNS, MAX_KEEP_RUNS, least=0),
         )
 
     def __repr__(self) -> str:
@@ -192,12 +197,12 @@ def _size(variable: str, default: int | None) -> int | None:
         raise UsageError(f"{origin(variable)}: {error}") from None
 
 
-def _whole_number(variable: str, default: int, most: int) -> int:
+def _whole_number(variable: str, default: int, most: int, least: int = 1) -> int:
     text = lookup(variable)
     if not text:
         return default
-    if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
-        raise UsageError(f"{origin(variable)}: expected a number from 1 to {most}, got {text!r}")
+    if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
+        raise UsageError(f"{origin(variable)}: expected a number from {least} to {most}, got {text!r}")
     return int(text)
 
 

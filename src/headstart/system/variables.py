@@ -17,6 +17,7 @@ KNOWN = {
     "HEADSTART_CONFIG_DIR": "where keys are that sign bundles, and those that are trusted",
     "HEADSTART_EARLY_CUTOFF": "whether configurations that become the same are one compile from there on",
     "HEADSTART_FARM": "ray, or the address of a Ray cluster whose machines compile as well",
+    "HEADSTART_KEEP_RUNS": "how many runs' logs are kept, for headstart report; 0: none is written",
     "HEADSTART_MEMORY_LIMIT": "what one compile may use",
     "HEADSTART_PATIENCE": "seconds that torch.compile waits for a first answer",
     "HEADSTART_REMOTE": "stores that hosts share, as URLs separated by blanks",

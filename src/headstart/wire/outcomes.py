@@ -78,7 +78,7 @@ class Result(msgspec.Struct, tag=True):
     """The entry of `key` is in the store, or, where the store could not take it, here as `entry`.
 
     `in_triton_cache`: it is where `Submit` wanted it to be, too; then `registers` per thread, if its binary says.
-    `remote`: another host had compiled it.
+    `remote`: another host had compiled it; `farm`: one that a farm had lent.
     """
 
     ticket: int
@@ -93,6 +93,7 @@ class Result(msgspec.Struct, tag=True):
     in_triton_cache: bool = False
     registers: int | None = None
     remote: bool = False
+    farm: bool = False
 
 
 class Failed(msgspec.Struct, tag=True):

@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -28,6 +28,8 @@ from headstart.adapters.triton import compat
 from headstart.adapters.triton.asks import PendingCompile
 from headstart.adapters.triton.patches import Autotuners, ChosenConfigs
 from headstart.artifacts.specialization import Tuning, tuning_digest
+from headstart.client.async_compile import AsyncCompile
+from headstart.client.run_log import KernelLog
 from headstart.errors import ServiceError
 from headstart.model.environment import step_aside_reason
 from headstart.model.target import Target
@@ -39,6 +41,7 @@ class Host(Protocol):
     """What is needed of the adapter; `Adapter` says what each does."""
 
     recorder: Recorder | None
+    compiler: AsyncCompile
     count: Callable[..., None]
 
     def note(self, ask: PendingCompile, *, winner: bool = False) -> None: ...
@@ -70,7 +73,7 @@ class _Sweep:
     Attributes:
         reused: a recorded choice makes benchmarking needless.
         begun: the configurations are kicked off.
-        asks: by the `id` of the configuration.
+        asks: by the `id` of the configuration; times: milliseconds, as the autotuner has them.
     """
 
     def __init__(self, function: Any, configs: list[Any], reused: bool) -> None:
@@ -79,6 +82,14 @@ class _Sweep:
         self.reused = reused
         self.begun = False
         self.asks: dict[int, PendingCompile] = {}
+        self.times: dict[int, Any] = {}
+
+    def measured(self) -> Iterator[tuple[KernelLog, float]]:
+        """What was benchmarked, for the run's log."""
+        for config in self.configs:
+            found, log = self.times.get(id(config)), _log_of(self.asks.get(id(config)))
+            if found is not None and log is not None:
+                yield log, float(found[0] if isinstance(found, (list, tuple)) else found)
 
 
 class Autotuning:
@@ -159,7 +170,8 @@ class Autotuning:
         outer = getattr(self._here, "benched", (None, None))
         self._here.benched = (sweep, config)
         try:
-            return stock(tuner, *args, config=config, **meta)
+            measured = sweep.times[id(config)] = stock(tuner, *args, config=config, **meta)
+            return measured
         finally:
             self._here.benched = outer
 
@@ -171,6 +183,10 @@ class Autotuning:
             return
         if sweep.begun or sweep.reused:
             self._adapter.count("reused" if sweep.reused else "autotuned")
+        if sweep.begun:
+            self._adapter.compiler.client.log.swept(
+                _name(function), sweep.measured(), _log_of(sweep.asks.get(id(config)))
+            )
         if self._adapter.recorder is None:
             return
         ask = sweep.asks.get(id(config))
@@ -232,6 +248,10 @@ class Autotuning:
             if ask is not None:
                 asks[id(config)] = ask
         return asks
+
+
+def _log_of(ask: PendingCompile | None) -> KernelLog | None:
+    return None if ask is None or ask.future is None else ask.future.log
 
 
 def _name(function: Any) -> str:
