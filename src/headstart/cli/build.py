@@ -35,8 +35,8 @@ from headstart.cli.build_job import Build
 from headstart.cli.plans import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.cli.progress import Tally, make_progress
 from headstart.cli.publishing import Published, publishing_of, summary
+from headstart.cli.targets import targets_of
 from headstart.errors import ServiceError, UsageError
-from headstart.model.target import Target
 from headstart.model.toolchain import find_toolchain
 from headstart.system.confinement import unavailable
 from headstart.system.files import BUNDLE, check_replaceable
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     metavar="TARGET",
-    help="Device to compile for, as cuda:90 or hip:gfx942; may be repeated. Applies to specs that name no target of "
-    "their own, and to every kernel of a manifest; default for a manifest: what each kernel was recorded for.",
+    help="Device to compile for, as h100, cuda:90 or hip:gfx942; may be repeated. Applies to specs that name no "
+    "target of their own, and to every kernel of a manifest; default for a manifest: what each kernel was recorded for.",
 )
 @click.option(
     "--workers",
@@ -128,7 +128,7 @@ def build(
     """
     if farm is not None:
         os.environ["HEADSTART_FARM"] = parse_farm(farm, "--farm")
-    devices = list(dict.fromkeys(Target.parse(target) for target in targets))
+    devices = targets_of(targets)
     if not plan and not model:
         raise click.UsageError("Missing argument 'PLAN', or --model FILE:FUNCTION.")
     if plan and model:

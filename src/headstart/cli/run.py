@@ -16,8 +16,8 @@ from headstart.adapters.run import RunConfig, become, environment, find_module, 
 from headstart.adapters.run import command as command_line
 from headstart.cli import EXIT_NOT_FROM_BUNDLE, Failure, OutputFile, count, printable_lines, say_misspelt
 from headstart.cli.pulled import BundleFile, pulled
+from headstart.cli.targets import target_of
 from headstart.errors import UsageError
-from headstart.model.target import Target
 from headstart.system.files import STATISTICS, check_replaceable
 from headstart.system.folders import distrust
 from headstart.system.settings import Settings
@@ -67,7 +67,7 @@ from headstart.system.variables import Mode, mode
     help="Replay a manifest whatever it may do, and load what of a bundle carries code: you know where they come from.",
 )
 @click.option("--dry-run", is_flag=True, help="Launch nothing, and need no GPU: only compile, for --target.")
-@click.option("--target", metavar="TARGET", help="Device of a dry run, as cuda:90 or hip:gfx942.")
+@click.option("--target", metavar="TARGET", help="Device of a dry run, as h100, cuda:90 or hip:gfx942.")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -148,7 +148,7 @@ def run(
             trust_bundle=trust and bundle is not None,
             reuse_tuning=reuse_tuning,
             workers=workers,
-            target=None if target is None else str(Target.parse(target)),
+            target=None if target is None else str(target_of(target)),
             verbose=verbose,
             quiet=quiet,
             stats=_absolute(stats),
