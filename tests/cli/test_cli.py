@@ -562,7 +562,8 @@ def test_verify_says_what_is_damaged(bundle: Path) -> None:
 def test_what_is_no_bundle_is_refused(command: str, content: bytes | None, bundle: Path) -> None:
     bundle.write_bytes(bundle.read_bytes()[:-5] if content is None else content)
     result = run("bundle", command, bundle)
-    assert result.exit_code == 1
+    # That a bundle is cut short is what `verify` is asked for; elsewhere it is bad input, as a file that is not there.
+    assert result.exit_code == (1 if command == "verify" and content is None else 2)
     assert result.stderr.startswith("headstart: ")
     assert run("bundle", command, "no_such.bundle").exit_code == 2
 

@@ -2,9 +2,9 @@
 
 Each subcommand is a module that is loaded when it runs, so that `headstart --help` costs no more than click.
 
-Exit codes: 0 everything done; 1 something failed; 2 the command, or the file it was given, is wrong; 3 of `run`: not
-everything came from the bundle; 130 Ctrl-C. An
-error that headstart raised on purpose is a message, never a traceback.
+Exit codes, as docs/commands.md has them: 0 everything done; 1 the work failed; 2 the command line is wrong, or a file
+that it names; 3 of `run`: not everything came from the bundle; 130 Ctrl-C. An error that headstart raised on purpose is
+a message, never a traceback.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import click
 
 from headstart import __version__
 from headstart.errors import DamagedError, HeadstartError, UsageError
+from headstart.system.files import Format, check_replaceable
 from headstart.system.variables import misspelt
 
 # Name of a subcommand (mostly of its module too) and its line in `headstart --help`.
@@ -30,6 +31,7 @@ COMMANDS = {
     "bundle": "List, compare, sign, merge, prune, push and pull bundles.",
     "key": "Make, trust and forget keys that sign bundles.",
     "manifest": "Show, merge and compare manifests: what runs compiled.",
+    "records": "List and forget what headstart wrote down of programs.",
     "cache": "Show, shrink or empty the cache of compiled kernels.",
     "remote": "Try the stores that hosts share.",
     "farm": "Have the machines of a Ray cluster compile.",
@@ -136,6 +138,20 @@ class OutputFile(click.Path):
         return super().convert(value, param, ctx)
 
 
+def check_output(path: Path, format: Format) -> None:
+    """Find out before the work is done, rather than after it, whether `path` can be written.
+
+    Raises:
+        UsageError: it cannot, or something else has that name; see `check_replaceable`.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: the folder {folder} is not writable")
+    check_replaceable(path, format)
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="headstart")
 def main() -> None:
@@ -166,13 +182,39 @@ def count(number: int, noun: str) -> str:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say which file it was; what is wrong with it the error says."""
+    """A file that the command line names is read: what is wrong with it is bad input. The message says which it was."""
+    try:
+        yield
+    except DamagedError as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        raise BadInput(_trouble(error, path)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A file is written of others: that it cannot be is a failure; what of those is damaged, bad input."""
+    try:
+        yield
+    except DamagedError as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        raise Failure(_trouble(error, path)) from error
+
+
+@contextmanager
+def using(folder: Path) -> Iterator[None]:
+    """What headstart keeps by itself is read or written: whatever is wrong with it is a failure."""
     try:
         yield
     except DamagedError as error:
         raise Failure(str(error)) from error
     except OSError as error:
-        raise Failure(f"{error.filename or path}: {error.strerror or error}") from error
+        raise Failure(_trouble(error, folder)) from error
+
+
+def _trouble(error: OSError, path: Path) -> str:
+    return f"{error.filename or path}: {error.strerror or error}"
 
 
 def printable(text: str) -> str:

@@ -26,6 +26,7 @@ from headstart.cli import (
     EXIT_USAGE,
     Failure,
     OutputFile,
+    check_output,
     count,
     human_bytes,
     printable_lines,
@@ -39,7 +40,7 @@ from headstart.cli.targets import targets_of
 from headstart.errors import ServiceError, UsageError
 from headstart.model.toolchain import find_toolchain
 from headstart.system.confinement import unavailable
-from headstart.system.files import BUNDLE, check_replaceable
+from headstart.system.files import BUNDLE
 from headstart.system.settings import parse_farm
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="TARGET",
     help="Device to compile for, as h100, cuda:90 or hip:gfx942; may be repeated. Applies to specs that name no "
-    "target of their own, and to every kernel of a manifest; default for a manifest: what each kernel was recorded for.",
+    "target of their own, and to every kernel of a manifest; default there: what each was recorded for.",
 )
 @click.option(
     "--workers",
@@ -137,14 +138,17 @@ def build(
     if model:
         from headstart.cli.model import build_model
 
-        _check_output(output)
-        outcome, published = build_model(model, devices, workers, output, require_published, partial(_say, quiet))
+        check_output(output, BUNDLE)
+        try:
+            outcome, published = build_model(model, devices, workers, output, require_published, partial(_say, quiet))
+        except PlanRaised as error:
+            raise Failure(str(error)) from error
         if as_json:
             click.echo(json.dumps(outcome))
         elif not quiet:
             click.echo(describe_model(outcome))
         _end(ctx, published, EXIT_FAILED if outcome["left_out"] else 0, require_published, quiet=quiet or as_json)
-    _check_output(output)
+    check_output(output, BUNDLE)
     recorded = _manifest_at(plan)
     if recorded is None:
         if trust:
@@ -336,13 +340,3 @@ def _bundle_name(plan: str) -> str:
     is_file = plan.endswith((".py", ".manifest")) or os.sep in plan
     stem = Path(plan).stem if is_file else plan.rpartition(".")[2]
     return f"{stem}.bundle"
-
-
-def _check_output(output: Path) -> None:
-    """Find out before the work is done rather than after it."""
-    folder = output.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"cannot write {output}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write {output}: the folder {folder} is not writable")
-    check_replaceable(output, BUNDLE)

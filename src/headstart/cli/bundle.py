@@ -16,20 +16,24 @@ from headstart.artifacts.seal import sign_bundle
 from headstart.artifacts.signing import ED25519, LOCAL, SIGSTORE, Signature
 from headstart.artifacts.trust import State, Trust, trust_of_this_user
 from headstart.cli import (
+    BadInput,
     Failure,
     OutputFile,
+    check_output,
     count,
     human_bytes,
     json_line,
     printable,
     printable_lines,
     reading,
+    using,
+    writing,
 )
 from headstart.cli.differences import diff
 from headstart.cli.registries import pull, push
 from headstart.cli.shrinking import prune
 from headstart.errors import UsageError
-from headstart.system.files import BUNDLE, check_replaceable, write_new
+from headstart.system.files import BUNDLE, carries_mark, write_new
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
@@ -76,9 +80,14 @@ def list_(path: Path, as_json: bool) -> None:
 def verify(path: Path, name: str | None) -> None:
     """Read all of BUNDLE, compare it with its checksums, and say by whom it is signed.
 
-    Exit code 1 if something is damaged, a signature is not over what BUNDLE holds, or one by --key is missing.
+    Exit code 1 if it is damaged, a signature is not over what BUNDLE holds, or one by --key is missing.
     """
-    opened = _open(path)
+    try:
+        opened = _open(path)
+    except BadInput as error:
+        if carries_mark(path.resolve(), BUNDLE):  # what is wrong with a bundle is what was asked
+            raise Failure(error.message) from error
+        raise
     with reading(path):
         problems = opened.verify()
     for problem in problems:
@@ -108,7 +117,7 @@ def sign(path: Path, names: Sequence[str], sigstore: Path | None) -> None:
     if not names and sigstore is None:
         raise UsageError("which key? expected --key NAME, or --sigstore F.json")
     keyring = Keyring()
-    with reading(keyring.folder):
+    with using(keyring.folder):
         secrets = {name: keyring.secret(name) for name in dict.fromkeys(names)}
     signers = [*secrets, *([] if sigstore is None else [str(sigstore)])]
 
@@ -118,7 +127,7 @@ def sign(path: Path, names: Sequence[str], sigstore: Path | None) -> None:
             made.append(identities.signature_of(sigstore, _small(sigstore), version, digest))
         return made
 
-    with reading(path):
+    with writing(path):
         try:
             signed = sign_bundle(path, signer)
         except ValueError as error:
@@ -138,7 +147,7 @@ def statement(path: Path, output: Path) -> None:
     index = _open(path).index
     if index.version != VERSION:
         raise UsageError(f"{path} is of an earlier format: headstart bundle merge {path} {path} makes it one of now")
-    with reading(output):
+    with writing(output):
         write_new(output, signing.message(SIGSTORE, index.version, index.digest))
     click.echo(f"{output}: sigstore sign {output}, then headstart bundle sign {path} --sigstore {output}.sigstore.json")
 
@@ -160,7 +169,7 @@ def extract(path: Path, kernels: Sequence[str], output: Path | None) -> None:
     """
     opened = _open(path)
     output = output or Path(path.stem if path.suffix else f"{path.name}.files")
-    with reading(path):
+    with writing(path):
         folders = opened.extract(output, [item.key for item in _chosen(opened, kernels)])
     click.echo(f"{count(len(folders), 'kernel')} extracted to {output}")
 
@@ -173,8 +182,8 @@ def merge(out: Path, paths: Sequence[Path]) -> None:
 
     OUT has no signature, whatever the others have.
     """
-    check_replaceable(out, BUNDLE)
-    with reading(out):
+    check_output(out, BUNDLE)
+    with writing(out):
         kernels = merge_bundles(out, *paths)
     size = human_bytes(out.stat().st_size)
     click.echo(f"{out}: {count(kernels, 'kernel')} of {count(len(paths), 'bundle')}, {size}, not signed")
@@ -234,7 +243,7 @@ def _require(opened: Bundle, name: str) -> None:
         if State.TRUSTED not in states:
             raise Failure(f"{opened.path} is not signed by your own runs")
         return
-    with reading(keyring.folder):
+    with using(keyring.folder):
         trusted = {key.name: key for key in keyring.trusted()}
         publics = {key.name: key.public for key in keyring.own()} | {key.name: key.public for key in trusted.values()}
     if name not in publics:

@@ -16,11 +16,11 @@ from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.manifest import merge as merge_manifests
 from headstart.artifacts.specialization import Specialization
-from headstart.cli import OutputFile, count, json_line, printable, reading
+from headstart.cli import OutputFile, check_output, count, json_line, printable, reading, writing
 from headstart.cli.differences import counted, difference_lines
 from headstart.model.parameters import named, parameters_of
 from headstart.model.request import CompileRequest
-from headstart.system.files import MANIFEST, check_replaceable
+from headstart.system.files import MANIFEST
 
 _MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PIPED_WIDTH = 200  # columns, where there is no terminal to ask
@@ -63,9 +63,9 @@ def show(path: Path, as_json: bool) -> None:
 )
 def merge(paths: Sequence[Path], output: Path) -> None:
     """Write what every FILE says into one manifest. Their order does not matter, and neither does merging one twice."""
-    check_replaceable(output, MANIFEST)
+    check_output(output, MANIFEST)
     merged = merge_manifests(*map(_open, paths))
-    with reading(output):
+    with writing(output):
         merged.save(output)
     click.echo(f"{output}: {_held(merged)} of {count(len(paths), 'manifest')}")
 
@@ -78,7 +78,7 @@ def diff(before: Path, after: Path) -> None:
 
     A kernel (~) of which both hold a variant that the other lacks is shown with what makes the nearest two differ.
 
-    Exit code: 0, whether they differ or not; 2 bad usage.
+    Exit code: 0, whether they differ or not; 2 bad usage, or a file that is no manifest.
     """
     difference = compare(_open(before), _open(after))
     for line in difference_lines(difference):

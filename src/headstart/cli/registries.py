@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from headstart.cli import OutputFile, human_bytes, reading
-from headstart.system.files import BUNDLE, check_replaceable
+from headstart.cli import OutputFile, check_output, human_bytes, reading, writing
+from headstart.system.files import BUNDLE
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -38,7 +38,7 @@ def pull(url: str, output: Path) -> None:
     """
     from headstart.stores.remote.oci_bundles import pull_bundle
 
-    check_replaceable(output, BUNDLE)
-    with reading(output):
+    check_output(output, BUNDLE)
+    with writing(output):
         pulled = pull_bundle(url, output)
     click.echo(f"{output}: {human_bytes(pulled.size)}, from {pulled.name}")
