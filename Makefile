@@ -22,7 +22,7 @@ FUZZ_SECONDS ?= 60
 # Of processes, sockets and folders, which are the same whichever Triton compiles: on the older one with `make test-slow`.
 OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adapters/test_run.py system/test_private.py)
 
-.PHONY: help demo test test-remote test-farm test-tritons test-slow test-torch test-torch-214 chaos fuzz check bench bench-remote
+.PHONY: help demo test test-remote test-farm test-tritons test-slow test-torch test-torch-214 chaos fuzz check man bench bench-remote
 .PHONY: bench-torch clean
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make chaos  kill, stop, fill and damage things for seven minutes while programs compile (SEED=7 SECONDS=60)"
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
 	@echo "make check  ruff, its formatter, mypy, vulture, import-linter"
+	@echo "make man    the manual pages of contrib/man, anew from what the commands say of themselves"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
 	@echo "make bench-remote   stores that hosts share, on real servers; kept as well"
 	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
@@ -93,6 +94,9 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/vulture
 	$(BIN)/lint-imports
+
+man: $(VENV)/.installed
+	$(BIN)/python contrib/make_man.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -981,3 +981,49 @@ def test_a_cache_folder_that_cannot_be_written_costs_nothing_but_the_cache(
     assert result.exit_code == 0, result.stderr
     assert outcome(result)["compiled"] == 2
     assert len(Bundle.open("plan.bundle")) == 2
+
+
+# What may fail
+
+
+@pytest.mark.parametrize(
+    ("allowed", "code"),
+    [
+        ([], 1),
+        (["2"], 0),
+        (["1"], 1),
+        (["bad1", "bad2"], 0),
+        (["bad1"], 1),
+        (["1", "bad1"], 0),
+        (["0"], 1),
+        (["good"], 1),
+    ],
+)
+def test_kernels_that_may_fail_do_not_fail_the_build(allowed: list[str], code: int, fake: list[FakeCompile]) -> None:
+    options = [word for each in allowed for word in ("--allow-failures", each)]
+    result = run("build", specs("good", "bad1", "bad2"), "--target", "h100", "--json", *options)
+    assert result.exit_code == code
+    assert outcome(result)["failed"] == 2
+    assert "bad1 (cuda:90) failed in stage ttir" in result.stderr
+    assert ("headstart: 2 failures: as --allow-failures allows" in result.stderr) is (code == 0)
+
+
+@pytest.mark.parametrize("name", ["unserved", "full"])
+def test_a_machine_that_compiles_nothing_is_not_among_what_may_fail(
+    name: str, fake: list[FakeCompile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: FakeCompile, path: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FakeCompile, "collect", full)
+    result = run("build", specs(name), "--target", "h100", "--allow-failures", "9", "--allow-failures", name)
+    assert result.exit_code == 1
+
+
+def test_a_plan_that_raises_fails_whatever_may_fail(fake: list[FakeCompile]) -> None:
+    text = "def kernels():\n    yield KernelSpec('a', name='bad', signature='')\n    raise RuntimeError\n"
+    assert run("build", plan(text), "--target", "h100", "--allow-failures", "9").exit_code == 1
+
+
+def test_two_numbers_of_failures_are_bad_usage(fake: list[FakeCompile]) -> None:
+    assert run("build", specs("a"), "--allow-failures", "1", "--allow-failures", "2").exit_code == 2

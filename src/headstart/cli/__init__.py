@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,9 @@ from headstart import __version__
 from headstart.errors import DamagedError, HeadstartError, UsageError
 from headstart.system.files import Format, check_replaceable
 from headstart.system.variables import misspelt
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Name of a subcommand (mostly of its module too) and its line in `headstart --help`.
 COMMANDS = {
@@ -42,6 +45,8 @@ COMMANDS = {
     "quiesce": "Have the compile service give its memory back.",
     "resume": "Have the compile service go on after quiesce.",
     "stop": "End the compile service.",
+    "completion": "Print what has a shell complete headstart's commands.",
+    "docs": "Show where the documentation is.",
 }
 # Where a subcommand is that does not have a module of its own name.
 _HOME = {"quiesce": "control", "resume": "control", "stop": "control"}
@@ -95,6 +100,14 @@ class LazyGroup(click.Group):
                 meant = f"Did you mean {' or '.join(map(repr, close))}?"
                 raise click.UsageError(f"{error.message} {meant}", ctx) from error
             raise
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # Nor is a module loaded for each press of a key.
+        from click.shell_completion import CompletionItem
+
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        return [CompletionItem(name, help=COMMANDS[name]) for name in names] + options
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # Click would import every command to ask for its help.
@@ -150,6 +163,13 @@ def check_output(path: Path, format: Format) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write {path}: the folder {folder} is not writable")
     check_replaceable(path, format)
+
+
+def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For an argument that may be a file, and is not checked to be one."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

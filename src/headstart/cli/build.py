@@ -27,16 +27,17 @@ from headstart.cli import (
     Failure,
     OutputFile,
     check_output,
+    complete_files,
     count,
     human_bytes,
     printable_lines,
     reading,
 )
-from headstart.cli.build_job import Build
+from headstart.cli.build_job import Allowance, Build
 from headstart.cli.plans import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.cli.progress import Tally, make_progress
 from headstart.cli.publishing import Published, publishing_of, summary
-from headstart.cli.targets import targets_of
+from headstart.cli.targets import complete_targets, targets_of
 from headstart.errors import ServiceError, UsageError
 from headstart.model.toolchain import find_toolchain
 from headstart.system.confinement import unavailable
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Compile every kernel of a plan or a manifest into a bundle.")
-@click.argument("plan", required=False, default="")
+@click.argument("plan", required=False, default="", shell_complete=complete_files)
 @click.option(
     "--model",
     metavar="FILE:FUNCTION",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     metavar="TARGET",
+    shell_complete=complete_targets,
     help="Device to compile for, as h100, cuda:90 or hip:gfx942; may be repeated. Applies to specs that name no "
     "target of their own, and to every kernel of a manifest; default there: what each was recorded for.",
 )
@@ -90,6 +92,13 @@ if TYPE_CHECKING:
     help="Have the machines of a Ray cluster compile as well. Default: HEADSTART_FARM.",
 )
 @click.option(
+    "--allow-failures",
+    "allowed",
+    multiple=True,
+    metavar="N|KERNEL",
+    help="Exit code 0 all the same if no more than N kernels fail, or only those of that name. May be repeated.",
+)
+@click.option(
     "--require-published",
     is_flag=True,
     help="Exit code 1 if anything that was compiled did not get into a store of HEADSTART_REMOTE.",
@@ -106,6 +115,7 @@ def build(
     output: Path | None,
     trust: bool,
     farm: str | None,
+    allowed: Sequence[str],
     require_published: bool,
     as_json: bool,
     quiet: bool,
@@ -124,12 +134,14 @@ def build(
     With HEADSTART_REMOTE it ends once the stores named there have what was compiled, or will not have it, which is a
     warning.
 
-    Exit code: 0 all built; 1 some kernels failed or were left out, or the plan raised (everything else is built and in
-    the bundle); 2 bad usage, or a plan that yields nothing.
+    Exit code: 0 all built, or all but what --allow-failures allows; 1 some kernels failed or were left out, or the plan
+    raised (everything else is built and in the bundle); 2 bad usage, a file that is no plan and no manifest, or a plan
+    that yields nothing.
     """
     if farm is not None:
         os.environ["HEADSTART_FARM"] = parse_farm(farm, "--farm")
     devices = targets_of(targets)
+    allowance = Allowance.parse(allowed)
     if not plan and not model:
         raise click.UsageError("Missing argument 'PLAN', or --model FILE:FUNCTION.")
     if plan and model:
@@ -147,7 +159,8 @@ def build(
             click.echo(json.dumps(outcome))
         elif not quiet:
             click.echo(describe_model(outcome))
-        _end(ctx, published, EXIT_FAILED if outcome["left_out"] else 0, require_published, quiet=quiet or as_json)
+        is_good = allowance.covers([""] * outcome["left_out"])
+        _end(ctx, published, 0 if is_good else EXIT_FAILED, require_published, quiet=quiet or as_json)
     check_output(output, BUNDLE)
     recorded = _manifest_at(plan)
     if recorded is None:
@@ -191,12 +204,15 @@ def build(
         click.echo(f"\n{failure}", err=True)
     if plan_error is not None:
         click.echo(f"\n{plan_error}\n\nWhat it had yielded before was built.", err=True)
+    is_good = plan_error is None and not job.trouble and allowance.covers(job.failed)
+    if is_good and job.failed:
+        _say(False, f"{count(len(job.failed), 'failure')}: as --allow-failures allows")
     outcome = {**summarize(statistics, job, time.monotonic() - started, bundle), **summary(published)}
     if as_json:
         click.echo(json.dumps(outcome))
     elif not quiet:
         click.echo(describe(outcome))
-    code = EXIT_FAILED if plan_error is not None or job.failures else 0
+    code = 0 if is_good else EXIT_FAILED
     if plan_error is not None and not isinstance(plan_error, PlanRaised):
         code = EXIT_USAGE
     _end(ctx, published, code, require_published, quiet=quiet or as_json)

@@ -40,6 +40,29 @@ class _Recorded(NamedTuple):
     failed: str
 
 
+class Allowance(NamedTuple):
+    """How many kernels may fail without the build failing, and which of them may besides."""
+
+    number: int = 0
+    kernels: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> Allowance:
+        """What `--allow-failures` was given.
+
+        Raises:
+            UsageError: two numbers.
+        """
+        numbers = [text for text in texts if text.isascii() and text.isdecimal()]
+        if len(numbers) > 1:
+            raise UsageError(f"--allow-failures: expected one number, got {' and '.join(numbers)}")
+        return cls(int(numbers[0]) if numbers else 0, frozenset(texts) - {*numbers})
+
+    def covers(self, failed: Sequence[str]) -> bool:
+        """Whether these kernels may fail: by name, or as many as there are."""
+        return sum(name not in self.kernels for name in failed) <= self.number
+
+
 class Build:
     """One run of `headstart build`.
 
@@ -47,6 +70,8 @@ class Build:
         devices: to compile for what names none; of a manifest, all.
         failures: what went wrong, in the order it was noticed. Reports in the same words count as one: without a
             service, every kernel says so.
+        failed: names of the kernels that failed, as often as they did; empty where a name is not known.
+        trouble: whether something went wrong that is no kernel's: no service, a bundle that cannot be written.
         refused: requests that were wrong in themselves and never reached a worker.
         as_recorded: kernels that failed as they had when they were recorded.
         used: targets compiled for, in order of first use.
@@ -64,6 +89,8 @@ class Build:
         self.failures: dict[str, None] = {}
         self._recorded: dict[int, _Recorded] = {}  # by the `id` of the future
         self._sources: SourcesBuild | None = None
+        self.failed: list[str] = []
+        self.trouble = False
         self.refused = 0
         self.as_recorded = 0
         self.used: dict[Target, None] = {}
@@ -104,6 +131,7 @@ class Build:
             return bundler.collect(output) if statistics.compiled + statistics.cached + self.as_recorded else None
         except OSError as error:
             self.failures[f"cannot write {output}: {error.strerror or error}"] = None
+            self.trouble = True
             return None
         finally:
             bundler.end_compile()
@@ -128,7 +156,8 @@ class Build:
             reason = None if self._vouched else check_request(each.request, tools=tools)
             if reason is not None:
                 self.refuse(
-                    f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust"
+                    f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust",
+                    each.request.name,
                 )
                 continue
             # Tools are this machine's; they count by content, and not as part of a request.
@@ -137,7 +166,7 @@ class Build:
             try:
                 recorded_for = Target.parse(request.target)
             except UsageError as error:
-                self.refuse(f"{_named(each)} was left out: {error}")
+                self.refuse(f"{_named(each)} was left out: {error}", each.request.name)
                 continue
             for device in self.devices or [recorded_for]:
                 yield _Recorded(retarget(request, device)[0], each.failed)
@@ -181,7 +210,7 @@ class Build:
         try:
             future = kick_off()
         except UsageError as error:
-            self.refuse(f"{what} failed: {error}")
+            self.refuse(f"{what} failed: {error}", what.rpartition(" (")[0])
             return
         if recorded is not None:
             self._recorded[id(future)] = recorded
@@ -197,8 +226,9 @@ class Build:
             self._futures[id(future)] = future
             future.add_done_callback(self._tally.unseen.put)
 
-    def refuse(self, report: str) -> None:
+    def refuse(self, report: str, kernel: str = "") -> None:
         """Count a kernel that is not even kicked off."""
+        self.failed.append(kernel)
         self.refused += 1
         self._tally.requested += 1
         self._tally.seen += 1
@@ -217,6 +247,10 @@ class Build:
             if error.raised == recorded.failed:
                 self.as_recorded += 1
                 return
+        if isinstance(error, CompileError):
+            self.failed.append(error.kernel)
+        elif isinstance(error, HeadstartError):
+            self.trouble = True
         if isinstance(error, HeadstartError):
             self._fail(str(error))
         elif error is not None:

@@ -14,7 +14,7 @@ from headstart.artifacts.index import VERSION
 from headstart.artifacts.keyring import Keyring
 from headstart.artifacts.seal import sign_bundle
 from headstart.artifacts.signing import ED25519, LOCAL, SIGSTORE, Signature
-from headstart.artifacts.trust import State, Trust, trust_of_this_user
+from headstart.artifacts.trust import Inspected, State, Trust, trust_of_this_user
 from headstart.cli import (
     BadInput,
     Failure,
@@ -77,7 +77,8 @@ def list_(path: Path, as_json: bool) -> None:
 @bundle.command(short_help="Compare BUNDLE with its checksums, and look at its signatures.")
 @click.argument("path", metavar="BUNDLE", type=_BUNDLE)
 @click.option("--key", "name", metavar="NAME", help="Fail unless it is signed by this key, of yours or trusted.")
-def verify(path: Path, name: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(path: Path, name: str | None, as_json: bool) -> None:
     """Read all of BUNDLE, compare it with its checksums, and say by whom it is signed.
 
     Exit code 1 if it is damaged, a signature is not over what BUNDLE holds, or one by --key is missing.
@@ -90,12 +91,17 @@ def verify(path: Path, name: str | None) -> None:
         raise
     with reading(path):
         problems = opened.verify()
+    if as_json:
+        signatures = [{"state": each.state.value, "detail": each.detail} for each in _signatures(opened) or ()]
+        damaged = [str(problem) for problem in problems]
+        click.echo(json_line({"path": str(path), "kernels": len(opened), "damaged": damaged, "signatures": signatures}))
     for problem in problems:
         click.echo(printable_lines(str(problem)), err=True)
     if problems:
         raise Failure(f"{path}: {len(problems)} of {count(len(opened), 'kernel')} damaged; build the bundle again")
-    click.echo(f"{path}: {count(len(opened), 'kernel')}, all good")
-    _say_signatures(opened)
+    if not as_json:
+        click.echo(f"{path}: {count(len(opened), 'kernel')}, all good")
+    _check_signatures(opened, quiet=as_json)
     if name is not None:
         _require(opened, name)
 
@@ -217,19 +223,24 @@ def _chosen(opened: Bundle, kernels: Sequence[str]) -> list[BundleItem]:
     return list(chosen.values())
 
 
-def _say_signatures(opened: Bundle) -> None:
-    """One line each; those that are not over what the bundle holds are a failure."""
-    if not opened.signatures:
-        click.echo("not signed")
-        return
+def _signatures(opened: Bundle) -> list[Inspected] | None:
+    """What is to be said of each; None: there is no folder for keys, and nothing can be said."""
     trust = trust_of_this_user(lambda text: click.echo(f"headstart: {printable_lines(text)}", err=True))
-    if trust is None:
-        click.echo(f"{count(len(opened.signatures), 'signature')}, by whom cannot be told without a folder for keys")
-        return
-    found = trust.inspect(opened.index)
-    for each in found:
-        click.echo(printable_lines(f"{each.state.value}: {each.detail}"))
-    invalid = [each for each in found if each.state is State.INVALID]
+    return None if trust is None else trust.inspect(opened.index)
+
+
+def _check_signatures(opened: Bundle, *, quiet: bool) -> None:
+    """Say one line of each, unless `quiet`; those that are not over what the bundle holds are a failure."""
+    found = _signatures(opened) if opened.signatures else []
+    if not opened.signatures:
+        lines = ["not signed"]
+    elif found is None:
+        lines = [f"{count(len(opened.signatures), 'signature')}, by whom cannot be told without a folder for keys"]
+    else:
+        lines = [f"{each.state.value}: {each.detail}" for each in found]
+    for line in () if quiet else lines:
+        click.echo(printable_lines(line))
+    invalid = [each for each in found or () if each.state is State.INVALID]
     if invalid:
         raise Failure(f"{opened.path}: {invalid[0].detail}; it was altered, or the signature comes from another bundle")
 

@@ -17,7 +17,7 @@ from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.manifest import merge as merge_manifests
 from headstart.artifacts.specialization import Specialization
 from headstart.cli import OutputFile, check_output, count, json_line, printable, reading, writing
-from headstart.cli.differences import counted, difference_lines
+from headstart.cli.differences import counted, difference_fields, difference_lines
 from headstart.model.parameters import named, parameters_of
 from headstart.model.request import CompileRequest
 from headstart.system.files import MANIFEST
@@ -73,7 +73,8 @@ def merge(paths: Sequence[Path], output: Path) -> None:
 @manifest.command(short_help="Tell two manifests apart.")
 @click.argument("before", type=_MANIFEST)
 @click.argument("after", type=_MANIFEST)
-def diff(before: Path, after: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per difference.")
+def diff(before: Path, after: Path, as_json: bool) -> None:
     """Show the kernels that only BEFORE (-) or only AFTER (+) holds.
 
     A kernel (~) of which both hold a variant that the other lacks is shown with what makes the nearest two differ.
@@ -81,6 +82,10 @@ def diff(before: Path, after: Path) -> None:
     Exit code: 0, whether they differ or not; 2 bad usage, or a file that is no manifest.
     """
     difference = compare(_open(before), _open(after))
+    if as_json:
+        for each in difference_fields(difference):
+            click.echo(json_line(each))
+        return
     for line in difference_lines(difference):
         click.echo(line)
     parts = [

@@ -8,8 +8,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from headstart.errors import ServiceError, UsageError
-from headstart.model.target import SHARED_MEMORY_LIMIT, Target
+from headstart.model.target import ALIASES, SHARED_MEMORY_LIMIT, Target
 from headstart.model.toolchain import find_toolchain
 
 _TIMEOUT = 10.0  # seconds
@@ -30,6 +32,11 @@ def target_of(text: str) -> Target:
             there = ", ".join(f"cuda:{arch}" for arch in found)
             raise UsageError(f"unknown target {text!r}: the installed ptxas compiles for {there}")
     return target
+
+
+def complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """For `--target`."""
+    return [name for name in (*ALIASES, *SHARED_MEMORY_LIMIT) if name.startswith(incomplete.lower())]
 
 
 def targets_of(texts: Sequence[str]) -> list[Target]:
