@@ -33,11 +33,12 @@ from headstart.cli import (
     printable_lines,
     reading,
 )
-from headstart.cli.build_job import Allowance, Build
+from headstart.cli.build_job import Allowance, Build, in_flight
 from headstart.cli.plans import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.cli.progress import Tally, make_progress
 from headstart.cli.publishing import Published, publishing_of, summary
 from headstart.cli.targets import complete_targets, targets_of
+from headstart.cli.time_left import TimeLeft
 from headstart.errors import ServiceError, UsageError
 from headstart.model.toolchain import find_toolchain
 from headstart.system.confinement import unavailable
@@ -180,8 +181,9 @@ def build(
     try:
         with _open(workers, recorded is None or trust, is_plan=recorded is None) as async_compile:
             publishing = publishing_of(async_compile.client, require_published)
+            tally.time_left = TimeLeft(async_compile.client.settings.workers)
             job = Build(async_compile, devices, tally, vouched=recorded is None or trust)
-            with make_progress(tally, async_compile.in_flight, quiet=quiet) as progress:
+            with make_progress(tally, partial(in_flight, async_compile.client), quiet=quiet) as progress:
                 if recorded is None:
                     plan_error = job.run(_specs(plan), progress)
                 else:

@@ -23,21 +23,24 @@ from headstart.cli.progress import Progress, Tally
 from headstart.client.future import LambdaFuture, as_completed
 from headstart.errors import CompileError, HeadstartError, UsageError
 from headstart.model.environment import TOOL_VARIABLES, fingerprint
+from headstart.model.parameters import label_of
 from headstart.model.request import CompileRequest
 from headstart.model.target import Target
 
 if TYPE_CHECKING:
     from headstart.cli.build_sources import SourcesBuild
     from headstart.client.async_compile import AsyncCompile
+    from headstart.client.client import Client
     from headstart.client.kernel import CompiledKernel
     from headstart.client.timeline import Statistics
 
 
 class _Recorded(NamedTuple):
-    """A kernel of a manifest; `failed`: see `Specialization`."""
+    """A kernel of a manifest; `failed`: see `Specialization`; `seconds`: that it took there, 0 if nobody knows."""
 
     request: CompileRequest
     failed: str
+    seconds: float
 
 
 class Allowance(NamedTuple):
@@ -169,7 +172,7 @@ class Build:
                 self.refuse(f"{_named(each)} was left out: {error}", each.request.name)
                 continue
             for device in self.devices or [recorded_for]:
-                yield _Recorded(retarget(request, device)[0], each.failed)
+                yield _Recorded(retarget(request, device)[0], each.failed, each.duration_s)
 
     def _kick_off_spec(self, spec: KernelSpec) -> None:
         devices = [spec.target] if spec.target is not None else self.devices
@@ -214,16 +217,18 @@ class Build:
             return
         if recorded is not None:
             self._recorded[id(future)] = recorded
-        self.watch(future)
+        self.watch(future, 0.0 if recorded is None else recorded.seconds)
 
-    def watch(self, future: LambdaFuture[CompiledKernel]) -> None:
-        """See to a kernel that was asked for."""
+    def watch(self, future: LambdaFuture[CompiledKernel], seconds: float = 0.0) -> None:
+        """See to a kernel that was asked for, and that took so many `seconds` when it was recorded; 0: nobody knows."""
         self._tally.requested += 1
         if id(future) in self._futures:
             # The same kernel again: its answer is counted, and its failure reported, once.
             self._tally.seen += 1
         else:
             self._futures[id(future)] = future
+            if self._tally.time_left is not None:
+                self._tally.time_left.asked(id(future), future.name, seconds)
             future.add_done_callback(self._tally.unseen.put)
 
     def refuse(self, report: str, kernel: str = "") -> None:
@@ -241,6 +246,9 @@ class Build:
     def _look_at(self, future: LambdaFuture[CompiledKernel]) -> None:
         error = future.exception()
         self._tally.seen += 1
+        if self._tally.time_left is not None:
+            kernel = future.result() if error is None else None
+            self._tally.time_left.answered(id(future), 0.0 if kernel is None else kernel.entry.header.compile_wall_s)
         recorded = self._recorded.get(id(future))
         if isinstance(error, CompileError) and recorded is not None and known_failure.is_known(error):
             self._async_compile.note_failure(recorded.request, recorded.request.digest(), error)
@@ -262,6 +270,14 @@ class Build:
         if report not in self.failures:
             self.failures[report] = None
             self._progress.failure(report)
+
+
+def in_flight(client: Client) -> list[tuple[str, float]]:
+    """What workers compile now, told apart from other configurations, and since when (`time.monotonic()` seconds)."""
+    return [
+        (asked.name if asked.request is None else label_of(asked.request), asked.started or 0.0)
+        for asked in client.in_flight()
+    ]
 
 
 def _named(each: Specialization) -> str:

@@ -47,6 +47,38 @@ def named(path: str, parameters: Sequence[str]) -> str:
     return f"{parameters[int(position)]}{dot}{rest}"
 
 
+def label_of(request: CompileRequest) -> str:
+    """A kernel and what tells its configurations apart: `"matmul BLOCK_M=128 BLOCK_N=64 warps=8 stages=3"`."""
+    constants = dict(request.constants)
+    if isinstance(request.signature, str):  # Triton's ahead-of-time form, with values among the types
+        parts = enumerate(part.strip() for part in request.signature.split(","))
+        constants |= {f"#{position}": _Literal(part) for position, part in parts if _is_literal(part)}
+    names = parameters_of(request) if any(path.startswith("#") for path in constants) else ()
+    constants = {named(path, names): value for path, value in constants.items()}
+    options = {_SHORTER.get(name, name): value for name, value in request.options.items()}
+    told = [f"{name}={_shown(value)}" for name, value in {**constants, **options}.items()]
+    return " ".join([request.name, *told])
+
+
+_SHORTER = {"num_warps": "warps", "num_stages": "stages", "num_ctas": "ctas"}
+_LONG = 24  # characters of a value
+
+
+class _Literal(str):
+    """A value as it was written."""
+
+    __slots__ = ()
+
+
+def _is_literal(part: str) -> bool:
+    return part[:1].isdigit() or part[:1] in ("-", "'", '"') or part in ("True", "False", "None")
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, _Literal) else repr(value)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
+
+
 def with_names(components: Sequence[Component], parameters: Callable[[], Sequence[str]]) -> list[Component]:
     """Components of a key, as people read them. Their names stay different from one another.
 
