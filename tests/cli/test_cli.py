@@ -200,7 +200,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompile]:
     """The compilers that were opened."""
     opened: list[FakeCompile] = []
 
-    def open_fake(workers: int | None, vouched: bool, *, is_plan: bool) -> FakeCompile:
+    def open_fake(workers: int | None, vouched: bool, *, is_plan: bool, quiet: bool) -> FakeCompile:
         opened.append(FakeCompile(workers))
         return opened[-1]
 
@@ -430,7 +430,7 @@ def test_bad_usage(arguments: list[str], said: str, fake: list[FakeCompile]) -> 
 
 
 def test_no_service_is_a_failure_not_bad_usage(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(workers: int | None, vouched: bool, *, is_plan: bool) -> FakeCompile:
+    def nothing(workers: int | None, vouched: bool, *, is_plan: bool, quiet: bool) -> FakeCompile:
         raise ServiceError("no Triton to compile with")
 
     monkeypatch.setattr(build_module, "_open", nothing)

@@ -153,7 +153,9 @@ def build(
 
         check_output(output, BUNDLE)
         try:
-            outcome, published = build_model(model, devices, workers, output, require_published, partial(_say, quiet))
+            outcome, published = build_model(
+                model, devices, workers, output, require_published, partial(_say, quiet), quiet
+            )
         except PlanRaised as error:
             raise Failure(str(error)) from error
         if as_json:
@@ -179,7 +181,7 @@ def build(
     started = time.monotonic()
     tally = Tally()
     try:
-        with _open(workers, recorded is None or trust, is_plan=recorded is None) as async_compile:
+        with _open(workers, recorded is None or trust, is_plan=recorded is None, quiet=quiet) as async_compile:
             publishing = publishing_of(async_compile.client, require_published)
             tally.time_left = TimeLeft(async_compile.client.settings.workers)
             job = Build(async_compile, devices, tally, vouched=recorded is None or trust)
@@ -287,12 +289,12 @@ def describe_model(outcome: dict[str, Any]) -> str:
     return text
 
 
-def _open(workers: int | None, vouched: bool, *, is_plan: bool) -> AsyncCompile:
+def _open(workers: int | None, vouched: bool, *, is_plan: bool, quiet: bool) -> AsyncCompile:
     from headstart.client.async_compile import AsyncCompile
     from headstart.client.policy import Policy
 
     # What a sweep has recorded may need more shared memory than there is: it is built, and Triton refuses it at launch.
-    policy = None if is_plan else Policy(shows_output=True)
+    policy = Policy(checks_limits=is_plan, shows_output=not quiet)
     return AsyncCompile(workers=workers, vouched=vouched, policy=policy)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from headstart.cli import printable
 from headstart.cli.time_left import TimeLeft, words
@@ -69,6 +69,22 @@ class Tally:
         return text if left is None else f"{text}, {words(left)}"
 
 
+class Counted(Protocol):
+    """What a display shows: see `Tally`."""
+
+    @property
+    def requested(self) -> int: ...
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def failed(self) -> int: ...
+
+    def line(self, running: Sequence[tuple[str, float]] = ()) -> str:
+        """One line that says how far it is."""
+
+
 class Progress:
     """Shows nothing: `--quiet`, and the interface of those that show something. Used as a context manager."""
 
@@ -87,7 +103,7 @@ class Progress:
 class PlainProgress(Progress):
     """Lines for a log file: every few seconds, at each failure, and at the end."""
 
-    def __init__(self, tally: Tally, in_flight: InFlight, stream: TextIO, interval: float = PLAIN_INTERVAL) -> None:
+    def __init__(self, tally: Counted, in_flight: InFlight, stream: TextIO, interval: float = PLAIN_INTERVAL) -> None:
         self._tally = tally
         self._in_flight = in_flight
         self._stream = stream
@@ -131,7 +147,7 @@ class PlainProgress(Progress):
 class LiveProgress(Progress):
     """A bar, and the kernels that have been in flight for longest, redrawn in place; failures stay above it."""
 
-    def __init__(self, tally: Tally, in_flight: InFlight, console: Console) -> None:
+    def __init__(self, tally: Counted, in_flight: InFlight, console: Console) -> None:
         from rich.live import Live
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
@@ -195,7 +211,7 @@ class LiveProgress(Progress):
         return Group(self._bar.get_renderable(), *rows)
 
 
-def make_progress(tally: Tally, in_flight: InFlight, *, quiet: bool) -> Progress:
+def make_progress(tally: Counted, in_flight: InFlight, *, quiet: bool) -> Progress:
     """The display that fits stderr."""
     if quiet or sys.stderr is None:
         return Progress()

@@ -138,7 +138,7 @@ def run(
         # What is wrong is said before the program runs.
         settings = Settings.load(workers=workers)
         if isinstance(asked_bundle, str):
-            bundle = pulled(asked_bundle, settings, required=require_bundle)
+            bundle = pulled(asked_bundle, settings, required=require_bundle, quiet=quiet)
         else:
             bundle = asked_bundle
         check_outputs(bundle, record)
