@@ -759,7 +759,7 @@ def test_a_command_that_there_is_not_names_the_one_that_may_have_been_meant(word
 
 def test_status_is_one_object_as_json_whatever_runs() -> None:
     result = run("status", "--json")
-    assert (result.exit_code, json.loads(result.stdout)) == (0, {"services": []})
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"services": [], "private": []})
     result = run("status")
     assert result.exit_code == 1
     assert result.stderr.startswith("headstart: no service runs; headstart serve starts one at ")

@@ -30,9 +30,10 @@ def test_when_piped_there_is_a_line_every_few_seconds(clock: list[float], monkey
             tell(int(clock[0]) * 1024, 20480)
         clock[0] = 60.0
         tell(20480, 20480)
-    assert sys.stderr.getvalue() == (
-        "headstart: pulling oci://host/app: 6.0 KiB of 20.0 KiB\nheadstart: pulling oci://host/app: 12.0 KiB of 20.0 KiB\n"
-    )
+    assert sys.stderr.getvalue().splitlines() == [
+        "headstart: pulling oci://host/app: 6.0 KiB of 20.0 KiB",
+        "headstart: pulling oci://host/app: 12.0 KiB of 20.0 KiB",
+    ]
 
 
 def test_on_a_terminal_there_is_a_bar_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,7 @@ def test_on_a_terminal_there_is_a_bar_that_goes(monkeypatch: pytest.MonkeyPatch)
         tell(1000, 2000)
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "pulling oci://host/[app]" in shown
-    assert shown.endswith("\x1b[2K") or "\x1b[2K" in shown  # it is taken away
+    assert "\x1b[2K" in shown  # it is taken away
 
 
 @pytest.mark.parametrize("quiet", [True, False])

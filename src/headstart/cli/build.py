@@ -189,7 +189,7 @@ def build(
                 if recorded is None:
                     plan_error = job.run(_specs(plan), progress)
                 else:
-                    sources = _sources(recorded, job, async_compile, trust)
+                    sources = _sources(recorded, job, async_compile, trust, quiet)
                     plan_error = job.run(job.recorded(recorded), progress, sources)
             bundle = job.write(output)
             statistics = job.statistics
@@ -298,7 +298,9 @@ def _open(workers: int | None, vouched: bool, *, is_plan: bool, quiet: bool) -> 
     return AsyncCompile(workers=workers, vouched=vouched, policy=policy)
 
 
-def _sources(manifest: Manifest, job: Build, async_compile: AsyncCompile, vouched: bool) -> SourcesBuild | None:
+def _sources(
+    manifest: Manifest, job: Build, async_compile: AsyncCompile, vouched: bool, quiet: bool
+) -> SourcesBuild | None:
     """What torch.compile generated; None: it is left out, or there is nothing of it."""
     if not manifest.torch_compiles:
         return None
@@ -307,7 +309,7 @@ def _sources(manifest: Manifest, job: Build, async_compile: AsyncCompile, vouche
     if (why := build_sources.why_not(vouched=vouched)) is not None:
         job.refuse(f"{count(manifest.torch_compiles, 'source')} of torch.compile's left out: {why}")
         return None
-    return build_sources.SourcesBuild(async_compile.client, manifest, job.devices, job.watch, job.refuse)
+    return build_sources.SourcesBuild(async_compile.client, manifest, job.devices, job.watch, job.refuse, quiet=quiet)
 
 
 def _specs(plan: str) -> Iterator[KernelSpec]:
