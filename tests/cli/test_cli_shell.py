@@ -15,6 +15,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from conftest import client_environment
+from headstart.artifacts.bundle import BundleWriter
 from headstart.cli import COMMANDS, main
 from headstart.cli.completion import SHELLS
 
@@ -78,6 +79,7 @@ def test_another_shell_is_bad_usage() -> None:
 # Manual pages
 
 
+@pytest.mark.filterwarnings("ignore:.*make_default_short_help.*:DeprecationWarning")  # click-man's
 def test_the_manual_pages_are_what_the_commands_say() -> None:
     """`make man` writes them anew."""
     written = runpy.run_path(str(ROOT / "contrib/make_man.py"))["pages"](main)
@@ -149,3 +151,65 @@ def test_nobody_else_is_told(options: list[str], error: str, program: Path) -> N
     done = headstart("run", *options, str(program), error)
     assert done.returncode == 1
     assert "headstart: " not in done.stderr
+
+
+# What goes wrong with the command itself
+
+
+def test_bad_usage_is_headstart_s_own_line(program: Path) -> None:
+    for arguments in (["buld"], ["build"], ["bundle", "list", "."], ["--nonsense"], ["run"]):
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 2
+        assert done.stderr.splitlines()[0].startswith("Usage: ")
+        assert done.stderr.splitlines()[-1].startswith("headstart: ")
+        assert "Error:" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["config"], ["--help"], ["docs", "--json"]])
+def test_where_nothing_can_be_printed_there_is_one_line(arguments: list[str], program: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "headstart", *arguments],
+            env={**os.environ, **client_environment()},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "headstart: what it prints: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_warnings_show_whose_they_are(program: Path) -> None:
+    script = (
+        "import logging, sys\n"
+        "from headstart.cli import main\n"
+        "from headstart.cli import config\n"
+        "config._rows = lambda: [logging.getLogger(n).warning('said') for n in ('headstart', 'other')] and ()\n"
+        "main(['config'])\n"
+    )
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, **client_environment()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.splitlines()[:2] == ["headstart: said", "said"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["build", "folder"], "folder is a folder"),
+        (["build", "made.bundle"], "is a bundle: it is built already"),
+        (["run", "--manifest", "made.bundle", "app.py"], "made.bundle is no manifest"),
+        (["run", "--manifest", "empty", "app.py"], "empty is no manifest"),
+    ],
+)
+def test_the_wrong_kind_of_file_is_named_before_anything_runs(arguments: list[str], said: str, program: Path) -> None:
+    Path("folder").mkdir()
+    Path("empty").touch()
+    with BundleWriter("made.bundle"):
+        pass
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr

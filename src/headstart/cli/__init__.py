@@ -9,10 +9,12 @@ a message, never a traceback.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -75,6 +77,15 @@ class BadInput(Failure):
     exit_code = EXIT_USAGE
 
 
+class Misused(click.UsageError):
+    """The command line is wrong, as click says, whose usage and hint come first."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self.ctx is not None:
+            click.echo(f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n", file=file, err=True)
+        click.echo(f"headstart: {printable_lines(self.format_message())}", file=file, err=True)
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported by name, and which turns headstart's exceptions into messages."""
 
@@ -114,20 +125,64 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _told():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
+        _mark_warnings()
         try:
-            return super().invoke(ctx)
+            with _told():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("headstart: interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except UsageError as error:
             raise BadInput(str(error)) from error
-        except FileNotFoundError as error:
-            if _has_a_folder():
-                raise
-            raise BadInput("the current folder has been removed; change to another one") from error
         except HeadstartError as error:
             raise Failure(str(error)) from error
+
+
+def _give_up_stdout() -> None:
+    """What could not be printed is not tried again at the end."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Misuse, and what the machine refuses, in headstart's own words."""
+    try:
+        yield
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later: it is the help
+            raise
+        raise Misused(error.format_message(), error.ctx) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # click ends without a word
+        if isinstance(error, FileNotFoundError) and not _has_a_folder():
+            raise BadInput("the current folder has been removed; change to another one") from error
+        if not error.filename:
+            _give_up_stdout()
+        raise Failure(_trouble(error, Path(error.filename or "what it prints"))) from error
+
+
+def _mark_warnings() -> None:
+    """What headstart logs shows whose it is, where nobody has said how logs are shown."""
+    import logging  # `headstart --help` does without
+
+    class Marked(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            text = super().format(record)
+            return f"headstart: {text}" if record.name.partition(".")[0] == "headstart" else text
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Marked())
 
 
 def _has_a_folder() -> bool:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from headstart.artifacts.entry import MAGIC as ENTRY_MAGIC
 from headstart.artifacts.manifest import Manifest, is_manifest
 from headstart.cli import (
     EXIT_FAILED,
@@ -42,7 +41,7 @@ from headstart.cli.time_left import TimeLeft
 from headstart.errors import ServiceError, UsageError
 from headstart.model.toolchain import find_toolchain
 from headstart.system.confinement import unavailable
-from headstart.system.files import BUNDLE
+from headstart.system.files import BUNDLE, carries_mark
 from headstart.system.settings import parse_farm
 
 if TYPE_CHECKING:
@@ -325,10 +324,10 @@ def _manifest_at(plan: str) -> Manifest | None:
         Failure: the manifest cannot be read.
     """
     path = Path(plan)
-    if path.is_file():
-        with reading(path), path.open("rb") as file:
-            if file.read(len(ENTRY_MAGIC)) == ENTRY_MAGIC:
-                raise UsageError(f"{plan} is a bundle: it is built already; headstart bundle list shows what is in it")
+    if carries_mark(path.resolve(), BUNDLE):
+        raise UsageError(f"{plan} is a bundle: it is built already; headstart bundle list shows what is in it")
+    if path.is_dir() and not (path / "__init__.py").exists():
+        raise UsageError(f"{plan} is a folder: a plan is a Python file, and a manifest is a file, too")
     if not is_manifest(path) and not (path.is_file() and path.suffix == ".manifest"):
         return None
     with reading(path):

@@ -23,6 +23,7 @@ from headstart.model.request import CompileRequest
 from headstart.system.files import MANIFEST
 
 _MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
+_LEAST_WIDTH = 80  # columns
 _PIPED_WIDTH = 200  # columns, where there is no terminal to ask
 
 
@@ -162,7 +163,8 @@ def _print_table(specializations: Sequence[Specialization], generated: Sequence[
         cells = (source.name, source.target, compiled, seconds, "", "torch.compile")
         table.add_row(*(Text(printable(cell)) for cell in cells))
     # Piped, a table is for grep: a row is not to be folded at 80 columns.
-    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+    # Where a column would be a letter wide, the terminal had better fold whole rows.
+    Console(width=max(Console().width, _LEAST_WIDTH) if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 
 def _options(request: CompileRequest) -> str:

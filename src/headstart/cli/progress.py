@@ -122,7 +122,7 @@ class PlainProgress(Progress):
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        if kind is None:
+        if kind is None and self._tally.requested:
             self._print(self._tally.line())
 
     def failure(self, message: str) -> None:

@@ -26,7 +26,7 @@ from headstart.cli import (
 from headstart.cli.pulled import BundleFile, pulled
 from headstart.cli.targets import complete_targets, target_of
 from headstart.errors import UsageError
-from headstart.system.files import STATISTICS, check_replaceable
+from headstart.system.files import MANIFEST, STATISTICS, carries_mark, check_replaceable
 from headstart.system.folders import distrust
 from headstart.system.settings import Settings
 from headstart.system.variables import Mode, mode
@@ -142,6 +142,8 @@ def run(
         else:
             bundle = asked_bundle
         check_outputs(bundle, record)
+        if manifest is not None and not carries_mark(manifest.resolve(), MANIFEST):
+            raise UsageError(f"--manifest: {manifest} is no manifest")
         if stats is not None:
             _check_statistics(stats, bundle, record)
         name = module_program(program, find_module(program)) if as_module else script_program(program)
