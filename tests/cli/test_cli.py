@@ -513,6 +513,15 @@ def test_a_guess_follows_what_is_on_record_and_what_was_compiled_meanwhile() -> 
     assert left.left([]) is None
 
 
+def test_a_guess_heeds_that_this_machine_is_slower_than_the_one_that_recorded() -> None:
+    left = TimeLeft(workers=1)
+    for number in range(4):
+        left.asked(number, f"kernel{number}", 2.0)
+    left.answered(0, 6.0)
+    left.answered(1, 6.0)
+    assert left.left([]) == 12.0
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+_COMPARED = 2  # compiles that say how much slower, or faster, this machine is than the one that recorded
 _LEAST_KNOWN = 0.5  # of what is pending, the part whose duration has to be known for a guess about all of it
 
 
@@ -31,6 +32,8 @@ class TimeLeft:
     workers: int
     _pending: dict[int, tuple[str, float]] = field(default_factory=dict)
     _known: dict[str, _Known] = field(default_factory=dict)
+    _recorded: _Known = field(default_factory=_Known)  # what was expected of those that are there
+    _took: float = 0.0  # seconds, and what they took
 
     def asked(self, which: int, kernel: str, seconds: float = 0.0) -> None:
         """A compile is asked for.
@@ -44,7 +47,10 @@ class TimeLeft:
 
     def answered(self, which: int, seconds: float = 0.0) -> None:
         """It is there, or has failed. It took so many seconds, now or when it was compiled first; 0: nobody knows."""
-        kernel, _ = self._pending.pop(which, ("", 0.0))
+        kernel, expected = self._pending.pop(which, ("", 0.0))
+        if expected > 0.0 and seconds > 0.0:
+            self._recorded.add(expected)
+            self._took += seconds
         if kernel and seconds > 0.0:
             self._known.setdefault(kernel, _Known()).add(seconds)
 
@@ -55,7 +61,8 @@ class TimeLeft:
             running: what workers compile now: the kernel's name, and for how many seconds it has been at it.
         """
         pending = list(self._pending.values())
-        expected = [seconds or self._mean(kernel) for kernel, seconds in pending]
+        slower = self._took / self._recorded.seconds if self._recorded.number >= _COMPARED else 1.0
+        expected = [seconds * slower or self._mean(kernel) for kernel, seconds in pending]
         known = [seconds for seconds in expected if seconds is not None]
         if not pending or len(known) < _LEAST_KNOWN * len(pending):
             return None
