@@ -1137,3 +1137,19 @@ def test_a_plan_that_raises_fails_whatever_may_fail(fake: list[FakeCompile]) -> 
 
 def test_two_numbers_of_failures_are_bad_usage(fake: list[FakeCompile]) -> None:
     assert run("build", specs("a"), "--allow-failures", "1", "--allow-failures", "2").exit_code == 2
+
+
+@pytest.mark.triton
+def test_what_compiles_print_is_shown_unless_quiet() -> None:
+    printing = KERNEL.replace("    i =", "    tl.static_print('said by the kernel')\n    i =")
+    text = f"SOURCE = {printing!r}\ndef kernels(): yield KernelSpec(SOURCE, signature='*fp32, i32, 2, 64')\n"
+    for options, is_shown in ((["--quiet"], False), ([], True)):
+        done = subprocess.run(
+            command("build", plan(text), "--target", "h100", *options), capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("headstart: compiling scale printed:" in done.stderr) is is_shown
+        assert ("said by the kernel" in done.stderr) is is_shown
+        if not is_shown:
+            assert (done.stdout, done.stderr) == ("", "")
+        DiskStore(cache_dir()).clear()
