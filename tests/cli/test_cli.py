@@ -592,7 +592,7 @@ def test_kernels_in_flight_are_told_apart() -> None:
             KERNEL,
             signature="*fp32, i32, 2, " + str(block),
             target="cuda:90",
-            options={"num_warps": warps},
+            options={"num_warps": warps, "debug": True},
         )
         return SimpleNamespace(name="scale", request=request, started=1.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from conftest import PATIENCE, Client, client_environment, wait_until
 from headstart.cli import main
 from headstart.client import control, sharing
 from headstart.service.runtime import Owned, owners
+from headstart.system import machine, titles
 from headstart.system.folders import runtime_dir
 from headstart.system.titles import set_title
 from kernels import pointwise
@@ -59,7 +61,7 @@ def test_a_private_service_is_shown_with_whose_it_is(open_compile: Open, monkeyp
     (told,) = json.loads(status("--json")[1])["private"]
     assert (told["pid"], told["client"]) == (owned.pid, os.getpid())
     assert told["workers"] >= 1
-    assert "python" in told["command"]
+    assert told["command"] == machine.command_of(os.getpid()) != ""
     compiler.close()
     wait_until(lambda: owners() == [])
 
@@ -132,7 +134,9 @@ def test_who_waits_at_a_quiesced_service_is_told_of_resume(
 # Names of processes
 
 
-def test_without_setproctitle_nothing_happens() -> None:
+def test_without_setproctitle_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "setproctitle", None)  # which has it raise ImportError
+    monkeypatch.setattr(titles, "_setproctitle", functools.cache(titles._setproctitle.__wrapped__))
     command = Path("/proc/self/cmdline").read_bytes()
     set_title("worker 3")
     assert Path("/proc/self/cmdline").read_bytes() == command
@@ -156,8 +160,8 @@ def test_processes_have_names_if_setproctitle_is_installed(
     monkeypatch.setenv("HEADSTART_SERVICE", "private")
     compiler = open_compile(workers=1)
     compiler.triton(**pointwise(name="scale")).result()
-    titles = told.read_text(encoding="utf-8").splitlines()
-    assert f"headstart: service of {os.getpid()}" in titles
-    assert any(title.startswith("headstart: zygote, Triton 3.") for title in titles)
-    worker = next(title for title in titles if title.startswith("headstart: worker "))
-    assert f"{worker} scale" in titles
+    found = told.read_text(encoding="utf-8").splitlines()
+    assert f"headstart: service of {os.getpid()}" in found
+    assert any(title.startswith("headstart: zygote, Triton 3.") for title in found)
+    worker = next(title for title in found if title.startswith("headstart: worker "))
+    assert f"{worker} scale" in found

@@ -55,7 +55,9 @@ def label_of(request: CompileRequest) -> str:
         constants |= {f"#{position}": _Literal(part) for position, part in parts if _is_literal(part)}
     names = parameters_of(request) if any(path.startswith("#") for path in constants) else ()
     constants = {named(path, names): value for path, value in constants.items()}
-    options = {_SHORTER.get(name, name): value for name, value in request.options.items()}
+    # Switches and texts are alike in all configurations of a sweep, almost always.
+    numbers = {name: value for name, value in request.options.items() if type(value) is int}
+    options = {_SHORTER.get(name, name): value for name, value in numbers.items()}
     told = [f"{name}={_shown(value)}" for name, value in {**constants, **options}.items()]
     return " ".join([request.name, *told])
 
