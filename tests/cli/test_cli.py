@@ -801,6 +801,7 @@ def test_clear_asks_first() -> None:
     result = run("cache", "clear", input="n\n")
     assert result.exit_code == 1
     assert "Remove 2 kernels" in result.stdout
+    assert result.stderr.endswith("headstart: nothing was done\n")
     assert store.info().entries == 2
     assert run("cache", "clear", input="y\n").exit_code == 0
     assert store.info().entries == 0

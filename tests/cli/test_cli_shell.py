@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from conftest import client_environment
 from headstart.artifacts.bundle import BundleWriter
+from headstart.artifacts.manifest import Manifest
 from headstart.cli import COMMANDS, main
 from headstart.cli.completion import SHELLS
 
@@ -203,11 +204,14 @@ def test_warnings_show_whose_they_are(program: Path) -> None:
         (["build", "made.bundle"], "is a bundle: it is built already"),
         (["run", "--manifest", "made.bundle", "app.py"], "made.bundle is no manifest"),
         (["run", "--manifest", "empty", "app.py"], "empty is no manifest"),
+        (["manifest", "show", "made.bundle"], "it is a bundle: headstart bundle list looks into it"),
+        (["bundle", "list", "made.manifest"], "it is a manifest: headstart manifest show looks into it"),
     ],
 )
 def test_the_wrong_kind_of_file_is_named_before_anything_runs(arguments: list[str], said: str, program: Path) -> None:
     Path("folder").mkdir()
     Path("empty").touch()
+    Manifest().save("made.manifest")
     with BundleWriter("made.bundle"):
         pass
     done = CliRunner().invoke(main, arguments)

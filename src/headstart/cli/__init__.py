@@ -23,7 +23,7 @@ import click
 
 from headstart import __version__
 from headstart.errors import DamagedError, HeadstartError, UsageError
-from headstart.system.files import Format, check_replaceable
+from headstart.system.files import BUNDLE, MANIFEST, Format, carries_mark, check_replaceable
 from headstart.system.variables import misspelt
 
 if TYPE_CHECKING:
@@ -139,6 +139,9 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("headstart: interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)
+        except click.Abort:  # a question was answered with no, or by nobody
+            click.echo("headstart: nothing was done", err=True)
+            ctx.exit(EXIT_FAILED)
         except UsageError as error:
             raise BadInput(str(error)) from error
         except HeadstartError as error:
@@ -261,9 +264,18 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except DamagedError as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(f"{error}{_what_it_is(path, str(error))}") from error
     except OSError as error:
         raise BadInput(_trouble(error, path)) from error
+
+
+def _what_it_is(path: Path, why: str) -> str:
+    """For a file that was taken for another kind: what it is, and what looks into that."""
+    if "not a bundle" in why and carries_mark(path.resolve(), MANIFEST):
+        return "; it is a manifest: headstart manifest show looks into it"
+    if "not a manifest" in why and carries_mark(path.resolve(), BUNDLE):
+        return "; it is a bundle: headstart bundle list looks into it"
+    return ""
 
 
 @contextmanager
