@@ -23,7 +23,7 @@ FUZZ_SECONDS ?= 60
 OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adapters/test_run.py system/test_private.py)
 
 .PHONY: help demo test test-remote test-farm test-report test-tritons test-slow test-torch test-torch-214 chaos chaos-farm
-.PHONY: fuzz check bench bench-remote bench-torch clean
+.PHONY: fuzz check man bench bench-remote bench-torch clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
@@ -39,6 +39,7 @@ help:
 	@echo "make chaos-farm  the same with a farm: actors, nodes and the head of a Ray cluster as well"
 	@echo "make fuzz   feed each decoder what it does not expect, guided by coverage (FUZZ_SECONDS=60)"
 	@echo "make check  ruff, its formatter, mypy, vulture, import-linter"
+	@echo "make man    the manual pages of contrib/man, anew from what the commands say of themselves"
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
 	@echo "make bench-remote   stores that hosts share, on real servers; kept as well"
 	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
@@ -103,6 +104,9 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/vulture
 	$(BIN)/lint-imports
+
+man: $(VENV)/.installed
+	$(BIN)/python contrib/make_man.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

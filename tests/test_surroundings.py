@@ -82,7 +82,7 @@ def command(*arguments: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
 )
 def test_a_pipe_or_a_device_is_no_file_to_wait_for(here: Path, arguments: tuple[str, ...]) -> None:
     done = CliRunner().invoke(main, arguments)
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 2, done.output
     assert "it is not a regular file" in done.output
 
 

@@ -308,10 +308,10 @@ def test_a_signature_over_something_else_is_not_put_in(path: Path, world: Sigsto
     signed = path.with_name("app.sigstore.json")
     signed.write_bytes(world.sign(b"something else", ME, ISSUER))
     result = run("bundle", "sign", path, "--sigstore", signed)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "this is a signature over something else: sign what headstart bundle statement writes" in result.stderr
     signed.write_bytes(b"garbage")
-    assert run("bundle", "sign", path, "--sigstore", signed).exit_code == 1
+    assert run("bundle", "sign", path, "--sigstore", signed).exit_code == 2
     assert path.read_bytes() == before
 
 

@@ -146,6 +146,6 @@ def test_a_damaged_bundle_is_named(damage: str) -> None:
     spoiled = data[:-1] if damage == "index" else data[:60] + bytes([data[60] ^ 1]) + data[61:]
     Path("b.bundle").write_bytes(spoiled)
     result = run("bundle", "diff", "a.bundle", "b.bundle")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("headstart: ")
     assert "b.bundle" in result.stderr

@@ -122,7 +122,7 @@ def test_forgetting_says_what_follows() -> None:
 def test_a_public_key_that_is_garbage_is_one_line(text: str) -> None:
     Path("some.pub").write_text(text)
     result = run("key", "trust", "some.pub")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert said(result).startswith(
         "headstart: some.pub: this is no key file: expected one line, headstart-ed25519 BASE64"
     )
@@ -275,10 +275,10 @@ def test_what_cannot_be_signed_says_why_and_stays(bundle: Path) -> None:
     assert bundle.read_bytes() == before
     bundle.write_bytes(before[:40] + b"\0" + before[41:])
     result = run("bundle", "sign", bundle, "--key", "release")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "some.bundle: " in said(result)
     bundle.write_bytes(before[:-3])
-    assert run("bundle", "sign", bundle, "--key", "release").exit_code == 1
+    assert run("bundle", "sign", bundle, "--key", "release").exit_code == 2
 
 
 def test_without_the_package_there_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

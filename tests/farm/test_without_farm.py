@@ -122,7 +122,7 @@ def test_what_ray_would_refuse_is_a_mistake_in_the_command(option: str, value: s
 
     result = CliRunner().invoke(main, ["farm", "up", "--address", nobody, option, value])
     assert result.exit_code == 2
-    assert f"Error: Invalid value for '{option}': " in result.output
+    assert f"headstart: Invalid value for '{option}': " in result.output
 
 
 @pytest.mark.parametrize("command", ["up", "down", "status"])

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.errors import UsageError
-from headstart.model.target import SHARED_MEMORY_LIMIT, Target
+from headstart.model.target import ALIASES, SHARED_MEMORY_LIMIT, Target
 
-cuda = st.integers(50, 130).map(lambda arch: ("cuda", str(arch)))
+cuda = st.integers(50, 199).map(lambda arch: ("cuda", str(arch)))
 hip = st.from_regex(r"gfx(9[0-9a-f]{2}|1[0-9a-f]{3})", fullmatch=True).map(lambda arch: ("hip", arch))
 targets = st.builds(lambda family, warp: Target(*family, warp), cuda | hip, st.sampled_from([32, 64]))
 
@@ -29,6 +29,35 @@ targets = st.builds(lambda family, warp: Target(*family, warp), cuda | hip, st.s
 )
 def test_a_target_is_read(text: str, target: Target) -> None:
     assert Target.parse(text) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("h100", "cuda:90"),
+        ("H200", "cuda:90"),
+        ("a100", "cuda:80"),
+        ("B200", "cuda:100"),
+        ("RTX 4090", "cuda:89"),
+        ("sm_90", "cuda:90"),
+        ("sm_90a", "cuda:90"),
+        ("sm_100f", "cuda:100"),
+        ("compute_80", "cuda:80"),
+        ("SM89", "cuda:89"),
+        ("gfx942", "hip:gfx942"),
+        ("GFX90A", "hip:gfx90a"),
+        ("mi300x", "hip:gfx942"),
+        ("MI355X", "hip:gfx950"),
+    ],
+)
+def test_what_people_and_compilers_say_is_a_target(text: str, target: str) -> None:
+    assert Target.parse(text) == Target.parse(target)
+    assert str(Target.parse(text)) == target
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_a_device_s_name_stands_for_one_whose_limits_are_known(name: str) -> None:
+    assert str(Target.parse(name)) in SHARED_MEMORY_LIMIT
 
 
 @given(targets)
@@ -61,11 +90,15 @@ def test_a_target_is_a_target_already() -> None:
         "cuda",
         "cuda:",
         "cuda:9",
+        "cuda:502",
+        "cuda:40",
         "cuda:sm_90",
         "cuda:90a",
         "cuda:90:",
         "hip:942",
         "hip:gfx",
+        "hip:gfx42",
+        "hip:gfx2000",
         "cuda:90\n",
         "cuda: 90",
     ],
@@ -75,10 +108,21 @@ def test_an_unknown_architecture_is_refused_with_examples(text: str) -> None:
         Target.parse(text)
     for part in (repr(text), "cuda:90 (H100)", "hip:gfx942 (MI300)"):
         assert part in str(refusal.value)
+    assert "\n" not in str(refusal.value)
     assert f"expected an architecture of {text.strip()[:4].rstrip(':')}" in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", ["", "90", "CUDA:90", "rocm:gfx942", "xpu:1", None, 90])
+def test_an_architecture_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(UsageError, match="70, 75, 80, 86, 87, 89, 90, 100"):
+        Target.parse("cuda:502")
+
+
+def test_a_name_that_is_nearly_right_is_refused_with_the_right_one() -> None:
+    with pytest.raises(UsageError, match=r"did you mean .*mi300x"):
+        Target.parse("mi300y")
+
+
+@pytest.mark.parametrize("text", ["", "90", "CUDA:90", "rocm:gfx942", "xpu:1", "sm_9", "sm_502", "hopper", None, 90])
 def test_an_unknown_backend_is_refused_with_those_there_are(text: str) -> None:
     with pytest.raises(UsageError, match="a backend of cuda or hip"):
         Target.parse(text)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 VARIABLE = "HEADSTART_RUN"
 VERSION = 1  # of the orders: those of another headstart are not understood
 KEPT_DAYS = 90  # days for which a kernel that no run asks for stays in a program's record
+# What Triton and torch say where there is none.
+_NO_GPU = (
+    *("0 active drivers", "No CUDA GPUs are available", "Found no NVIDIA driver", "not compiled with CUDA enabled"),
+    *("no NVIDIA GPU", "No HIP GPUs are available"),
+)
 STARTUP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup")
 
 
@@ -160,6 +166,8 @@ class _Teller:
     def __call__(self, adapters: Sequence[UsesBundle]) -> None:
         """This process ends; `adapters`: those that were of use."""
         orders, is_main = self._orders, os.getpid() == self._orders.pid
+        if is_main and not orders.quiet and orders.target is None and (hint := without_gpu(orders.program)):
+            _say(hint)
         is_asked = is_main and (orders.is_judged or orders.bundle is not None or orders.stats is not None)
         if not adapters and not is_asked:
             return  # it is much to load for nothing
@@ -178,6 +186,22 @@ class _Teller:
 
     def _who(self) -> str:
         return f"{os.getpid()} {self._begun.setdefault(os.getpid(), time.monotonic_ns())}"
+
+
+def without_gpu(program: str) -> str:
+    """What may help a program that just ended for want of a GPU; empty if it did not.
+
+    Told by the exception that it ended with, which Python has printed by now. Nothing is asked of the machine: many a
+    program does without a GPU.
+    """
+    error: BaseException | None = getattr(sys, "last_value", None)
+    if type(error) not in (RuntimeError, AssertionError) or not any(words in str(error) for words in _NO_GPU):
+        return ""
+    shown = " ".join(program.split()[:2]) if program.startswith("-m ") else shlex.quote(program)
+    return (
+        f"there is no GPU here; headstart run --dry-run --target h100 {shown} launches nothing, and compiles for one "
+        "what the program warms up"
+    )
 
 
 def is_to_be_said(orders: RunConfig) -> bool:

@@ -22,7 +22,7 @@ from headstart.artifacts.bundle import Bundle, BundleItem, BundleWriter, Signer
 from headstart.artifacts.kinds import GRAPHS
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.retargeting import retarget
-from headstart.errors import DamagedError, UsageError
+from headstart.errors import HeadstartError, UsageError
 from headstart.model.target import Target
 from headstart.system.locks import locked
 
@@ -108,7 +108,8 @@ def write(out: str | os.PathLike[str], bundle: Bundle, kept: Collection[BundleIt
     """Write these entries of a bundle as the bundle `out`, which may be its own name.
 
     Raises:
-        DamagedError: one of them is damaged, or the bundle was replaced meanwhile; `out` is as it was before.
+        DamagedError: one of them is damaged; `out` is as it was before.
+        HeadstartError: the bundle was replaced meanwhile; the same.
         UsageError: `out` is another file than a bundle.
         OSError: it cannot be read or written.
     """
@@ -118,7 +119,7 @@ def write(out: str | os.PathLike[str], bundle: Bundle, kept: Collection[BundleIt
         for item in kept:
             writer.add(bundle.entry(item.key))
         if in_place and Bundle.open(place).index != bundle.index:
-            raise DamagedError(place, "replaced meanwhile, by a program that ended just now: try again")
+            raise HeadstartError(f"{place}: replaced meanwhile, by a program that ended just now: try again")
 
 
 def _is_target(text: str) -> bool:

@@ -2,26 +2,32 @@
 
 Each subcommand is a module that is loaded when it runs, so that `headstart --help` costs no more than click.
 
-Exit codes: 0 everything done; 1 something failed; 2 the command, or the file it was given, is wrong; 3 of `run`: not
-everything came from the bundle; 130 Ctrl-C. An
-error that headstart raised on purpose is a message, never a traceback.
+Exit codes, as docs/commands.md has them: 0 everything done; 1 the work failed; 2 the command line is wrong, or a file
+that it names; 3 of `run`: not everything came from the bundle; 130 Ctrl-C. An error that headstart raised on purpose is
+a message, never a traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from headstart import __version__
 from headstart.errors import DamagedError, HeadstartError, UsageError
+from headstart.system.files import BUNDLE, MANIFEST, Format, carries_mark, check_replaceable
 from headstart.system.variables import misspelt
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Name of a subcommand (mostly of its module too) and its line in `headstart --help`.
 COMMANDS = {
@@ -33,6 +39,7 @@ COMMANDS = {
     "report": "Show what became of a run's kernels, as one HTML page.",
     "why": "Say why a kernel was compiled.",
     "stats": "Show what headstart was good for, over runs.",
+    "records": "List and forget what headstart wrote down of programs.",
     "cache": "Show, shrink or empty the cache of compiled kernels.",
     "remote": "Try the stores that hosts share.",
     "farm": "Have the machines of a Ray cluster compile.",
@@ -43,6 +50,8 @@ COMMANDS = {
     "quiesce": "Have the compile service give its memory back.",
     "resume": "Have the compile service go on after quiesce.",
     "stop": "End the compile service.",
+    "completion": "Print what has a shell complete headstart's commands.",
+    "docs": "Show where the documentation is.",
 }
 # Where a subcommand is that does not have a module of its own name.
 _HOME = {"quiesce": "control", "resume": "control", "stop": "control"}
@@ -71,6 +80,15 @@ class BadInput(Failure):
     exit_code = EXIT_USAGE
 
 
+class Misused(click.UsageError):
+    """The command line is wrong, as click says, whose usage and hint come first."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self.ctx is not None:
+            click.echo(f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n", file=file, err=True)
+        click.echo(f"headstart: {printable_lines(self.format_message())}", file=file, err=True)
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported by name, and which turns headstart's exceptions into messages."""
 
@@ -97,25 +115,80 @@ class LazyGroup(click.Group):
                 raise click.UsageError(f"{error.message} {meant}", ctx) from error
             raise
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # Nor is a module loaded for each press of a key.
+        from click.shell_completion import CompletionItem
+
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        return [CompletionItem(name, help=COMMANDS[name]) for name in names] + options
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # Click would import every command to ask for its help.
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _told():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
+        _mark_warnings()
         try:
-            return super().invoke(ctx)
+            with _told():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("headstart: interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)
+        except click.Abort:  # a question was answered with no, or by nobody
+            click.echo("headstart: nothing was done", err=True)
+            ctx.exit(EXIT_FAILED)
         except UsageError as error:
             raise BadInput(str(error)) from error
-        except FileNotFoundError as error:
-            if _has_a_folder():
-                raise
-            raise BadInput("the current folder has been removed; change to another one") from error
         except HeadstartError as error:
             raise Failure(str(error)) from error
+
+
+def _give_up_stdout() -> None:
+    """What could not be printed is not tried again at the end."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Misuse, and what the machine refuses, in headstart's own words."""
+    try:
+        yield
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later: it is the help
+            raise
+        raise Misused(error.format_message(), error.ctx) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # click ends without a word
+        if isinstance(error, FileNotFoundError) and not _has_a_folder():
+            raise BadInput("the current folder has been removed; change to another one") from error
+        if not error.filename:
+            _give_up_stdout()
+        raise Failure(_trouble(error, Path(error.filename or "what it prints"))) from error
+
+
+def _mark_warnings() -> None:
+    """What headstart logs shows whose it is, where nobody has said how logs are shown."""
+    import logging  # `headstart --help` does without
+
+    class Marked(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            text = super().format(record)
+            return f"headstart: {text}" if record.name.partition(".")[0] == "headstart" else text
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Marked())
 
 
 def _has_a_folder() -> bool:
@@ -137,6 +210,27 @@ class OutputFile(click.Path):
         if not text or text.endswith((os.sep, f"{os.sep}.")):  # a `Path` would not say so any more
             self.fail(f"{text!r} is no name of a file", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def check_output(path: Path, format: Format) -> None:
+    """Find out before the work is done, rather than after it, whether `path` can be written.
+
+    Raises:
+        UsageError: it cannot, or something else has that name; see `check_replaceable`.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: the folder {folder} is not writable")
+    check_replaceable(path, format)
+
+
+def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For an argument that may be a file, and is not checked to be one."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -169,13 +263,48 @@ def count(number: int, noun: str) -> str:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say which file it was; what is wrong with it the error says."""
+    """A file that the command line names is read: what is wrong with it is bad input. The message says which it was."""
+    try:
+        yield
+    except DamagedError as error:
+        raise BadInput(f"{error}{_what_it_is(path, str(error))}") from error
+    except OSError as error:
+        raise BadInput(_trouble(error, path)) from error
+
+
+def _what_it_is(path: Path, why: str) -> str:
+    """For a file that was taken for another kind: what it is, and what looks into that."""
+    if "not a bundle" in why and carries_mark(path.resolve(), MANIFEST):
+        return "; it is a manifest: headstart manifest show looks into it"
+    if "not a manifest" in why and carries_mark(path.resolve(), BUNDLE):
+        return "; it is a bundle: headstart bundle list looks into it"
+    return ""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A file is written of others: that it cannot be is a failure; what of those is damaged, bad input."""
+    try:
+        yield
+    except DamagedError as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        raise Failure(_trouble(error, path)) from error
+
+
+@contextmanager
+def using(folder: Path) -> Iterator[None]:
+    """What headstart keeps by itself is read or written: whatever is wrong with it is a failure."""
     try:
         yield
     except DamagedError as error:
         raise Failure(str(error)) from error
     except OSError as error:
-        raise Failure(f"{error.filename or path}: {error.strerror or error}") from error
+        raise Failure(_trouble(error, folder)) from error
+
+
+def _trouble(error: OSError, path: Path) -> str:
+    return f"{error.filename or path}: {error.strerror or error}"
 
 
 def printable(text: str) -> str:

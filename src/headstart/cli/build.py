@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from headstart.artifacts.entry import MAGIC as ENTRY_MAGIC
 from headstart.artifacts.manifest import Manifest, is_manifest
 from headstart.cli import (
     EXIT_FAILED,
@@ -26,22 +25,25 @@ from headstart.cli import (
     EXIT_USAGE,
     Failure,
     OutputFile,
+    check_output,
+    complete_files,
     count,
     human_bytes,
     printable_lines,
     reading,
 )
-from headstart.cli.build_job import Build
+from headstart.cli.build_job import Allowance, Build, in_flight
 from headstart.cli.plans import KernelSpec, PlanRaised, add_plan_folder, load_plan
 from headstart.cli.progress import Tally, make_progress
 from headstart.cli.publishing import Published, publishing_of, summary
+from headstart.cli.targets import complete_targets, targets_of
+from headstart.cli.time_left import TimeLeft
 from headstart.client.about import About
 from headstart.client.about import describe as describe_run
 from headstart.errors import ServiceError, UsageError
-from headstart.model.target import Target
 from headstart.model.toolchain import find_toolchain
 from headstart.system.confinement import unavailable
-from headstart.system.files import BUNDLE, check_replaceable
+from headstart.system.files import BUNDLE, carries_mark
 from headstart.system.settings import parse_farm
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Compile every kernel of a plan or a manifest into a bundle.")
-@click.argument("plan", required=False, default="")
+@click.argument("plan", required=False, default="", shell_complete=complete_files)
 @click.option(
     "--model",
     metavar="FILE:FUNCTION",
@@ -63,8 +65,9 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     metavar="TARGET",
-    help="Device to compile for, as cuda:90 or hip:gfx942; may be repeated. Applies to specs that name no target of "
-    "their own, and to every kernel of a manifest; default for a manifest: what each kernel was recorded for.",
+    shell_complete=complete_targets,
+    help="Device to compile for, as h100, cuda:90 or hip:gfx942; may be repeated. Applies to specs that name no "
+    "target of their own, and to every kernel of a manifest; default there: what each was recorded for.",
 )
 @click.option(
     "--workers",
@@ -91,6 +94,13 @@ if TYPE_CHECKING:
     help="Have the machines of a Ray cluster compile as well. Default: HEADSTART_FARM.",
 )
 @click.option(
+    "--allow-failures",
+    "allowed",
+    multiple=True,
+    metavar="N|KERNEL",
+    help="Exit code 0 all the same if no more than N kernels fail, or only those of that name. May be repeated.",
+)
+@click.option(
     "--require-published",
     is_flag=True,
     help="Exit code 1 if anything that was compiled did not get into a store of HEADSTART_REMOTE.",
@@ -107,6 +117,7 @@ def build(
     output: Path | None,
     trust: bool,
     farm: str | None,
+    allowed: Sequence[str],
     require_published: bool,
     as_json: bool,
     quiet: bool,
@@ -125,12 +136,14 @@ def build(
     With HEADSTART_REMOTE it ends once the stores named there have what was compiled, or will not have it, which is a
     warning.
 
-    Exit code: 0 all built; 1 some kernels failed or were left out, or the plan raised (everything else is built and in
-    the bundle); 2 bad usage, or a plan that yields nothing.
+    Exit code: 0 all built, or all but what --allow-failures allows; 1 some kernels failed or were left out, or the plan
+    raised (everything else is built and in the bundle); 2 bad usage, a file that is no plan and no manifest, or a plan
+    that yields nothing.
     """
     if farm is not None:
         os.environ["HEADSTART_FARM"] = parse_farm(farm, "--farm")
-    devices = list(dict.fromkeys(Target.parse(target) for target in targets))
+    devices = targets_of(targets)
+    allowance = Allowance.parse(allowed)
     if not plan and not model:
         raise click.UsageError("Missing argument 'PLAN', or --model FILE:FUNCTION.")
     if plan and model:
@@ -139,14 +152,20 @@ def build(
     if model:
         from headstart.cli.model import build_model
 
-        _check_output(output)
-        outcome, published = build_model(model, devices, workers, output, require_published, partial(_say, quiet))
+        check_output(output, BUNDLE)
+        try:
+            outcome, published = build_model(
+                model, devices, workers, output, require_published, partial(_say, quiet), quiet
+            )
+        except PlanRaised as error:
+            raise Failure(str(error)) from error
         if as_json:
             click.echo(json.dumps(outcome))
         elif not quiet:
             click.echo(describe_model(outcome))
-        _end(ctx, published, EXIT_FAILED if outcome["left_out"] else 0, require_published, quiet=quiet or as_json)
-    _check_output(output)
+        is_good = allowance.covers([""] * outcome["left_out"])
+        _end(ctx, published, 0 if is_good else EXIT_FAILED, require_published, quiet=quiet or as_json)
+    check_output(output, BUNDLE)
     recorded = _manifest_at(plan)
     if recorded is None:
         if trust:
@@ -166,14 +185,15 @@ def build(
         About("build", os.path.realpath(plan) if os.path.exists(plan) else plan, bundle=os.path.abspath(output))
     )
     try:
-        with _open(workers, recorded is None or trust, is_plan=recorded is None) as async_compile:
+        with _open(workers, recorded is None or trust, is_plan=recorded is None, quiet=quiet) as async_compile:
             publishing = publishing_of(async_compile.client, require_published)
+            tally.time_left = TimeLeft(async_compile.client.settings.workers)
             job = Build(async_compile, devices, tally, vouched=recorded is None or trust)
-            with make_progress(tally, async_compile.in_flight, quiet=quiet) as progress:
+            with make_progress(tally, partial(in_flight, async_compile.client), quiet=quiet) as progress:
                 if recorded is None:
                     plan_error = job.run(_specs(plan), progress)
                 else:
-                    sources = _sources(recorded, job, async_compile, trust)
+                    sources = _sources(recorded, job, async_compile, trust, quiet)
                     plan_error = job.run(job.recorded(recorded), progress, sources)
             bundle = job.write(output)
             statistics = job.statistics
@@ -192,12 +212,15 @@ def build(
         click.echo(f"\n{failure}", err=True)
     if plan_error is not None:
         click.echo(f"\n{plan_error}\n\nWhat it had yielded before was built.", err=True)
+    is_good = plan_error is None and not job.trouble and allowance.covers(job.failed)
+    if is_good and job.failed:
+        _say(False, f"{count(len(job.failed), 'failure')}: as --allow-failures allows")
     outcome = {**summarize(statistics, job, time.monotonic() - started, bundle), **summary(published)}
     if as_json:
         click.echo(json.dumps(outcome))
     elif not quiet:
         click.echo(describe(outcome))
-    code = EXIT_FAILED if plan_error is not None or job.failures else 0
+    code = 0 if is_good else EXIT_FAILED
     if plan_error is not None and not isinstance(plan_error, PlanRaised):
         code = EXIT_USAGE
     _end(ctx, published, code, require_published, quiet=quiet or as_json)
@@ -270,16 +293,18 @@ def describe_model(outcome: dict[str, Any]) -> str:
     return text
 
 
-def _open(workers: int | None, vouched: bool, *, is_plan: bool) -> AsyncCompile:
+def _open(workers: int | None, vouched: bool, *, is_plan: bool, quiet: bool) -> AsyncCompile:
     from headstart.client.async_compile import AsyncCompile
     from headstart.client.policy import Policy
 
     # What a sweep has recorded may need more shared memory than there is: it is built, and Triton refuses it at launch.
-    policy = None if is_plan else Policy(shows_output=True)
+    policy = Policy(checks_limits=is_plan, shows_output=not quiet)
     return AsyncCompile(workers=workers, vouched=vouched, policy=policy)
 
 
-def _sources(manifest: Manifest, job: Build, async_compile: AsyncCompile, vouched: bool) -> SourcesBuild | None:
+def _sources(
+    manifest: Manifest, job: Build, async_compile: AsyncCompile, vouched: bool, quiet: bool
+) -> SourcesBuild | None:
     """What torch.compile generated; None: it is left out, or there is nothing of it."""
     if not manifest.torch_compiles:
         return None
@@ -288,7 +313,7 @@ def _sources(manifest: Manifest, job: Build, async_compile: AsyncCompile, vouche
     if (why := build_sources.why_not(vouched=vouched)) is not None:
         job.refuse(f"{count(manifest.torch_compiles, 'source')} of torch.compile's left out: {why}")
         return None
-    return build_sources.SourcesBuild(async_compile.client, manifest, job.devices, job.watch, job.refuse)
+    return build_sources.SourcesBuild(async_compile.client, manifest, job.devices, job.watch, job.refuse, quiet=quiet)
 
 
 def _specs(plan: str) -> Iterator[KernelSpec]:
@@ -304,10 +329,10 @@ def _manifest_at(plan: str) -> Manifest | None:
         Failure: the manifest cannot be read.
     """
     path = Path(plan)
-    if path.is_file():
-        with reading(path), path.open("rb") as file:
-            if file.read(len(ENTRY_MAGIC)) == ENTRY_MAGIC:
-                raise UsageError(f"{plan} is a bundle: it is built already; headstart bundle list shows what is in it")
+    if carries_mark(path.resolve(), BUNDLE):
+        raise UsageError(f"{plan} is a bundle: it is built already; headstart bundle list shows what is in it")
+    if path.is_dir() and not (path / "__init__.py").exists():
+        raise UsageError(f"{plan} is a folder: a plan is a Python file, and a manifest is a file, too")
     if not is_manifest(path) and not (path.is_file() and path.suffix == ".manifest"):
         return None
     with reading(path):
@@ -341,13 +366,3 @@ def _bundle_name(plan: str) -> str:
     is_file = plan.endswith((".py", ".manifest")) or os.sep in plan
     stem = Path(plan).stem if is_file else plan.rpartition(".")[2]
     return f"{stem}.bundle"
-
-
-def _check_output(output: Path) -> None:
-    """Find out before the work is done rather than after it."""
-    folder = output.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"cannot write {output}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write {output}: the folder {folder} is not writable")
-    check_replaceable(output, BUNDLE)

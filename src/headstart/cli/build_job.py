@@ -23,21 +23,47 @@ from headstart.cli.progress import Progress, Tally
 from headstart.client.future import LambdaFuture, as_completed
 from headstart.errors import CompileError, HeadstartError, UsageError
 from headstart.model.environment import TOOL_VARIABLES, fingerprint
+from headstart.model.parameters import label_of
 from headstart.model.request import CompileRequest
 from headstart.model.target import Target
 
 if TYPE_CHECKING:
     from headstart.cli.build_sources import SourcesBuild
     from headstart.client.async_compile import AsyncCompile
+    from headstart.client.client import Client
     from headstart.client.kernel import CompiledKernel
     from headstart.client.timeline import Statistics
 
 
 class _Recorded(NamedTuple):
-    """A kernel of a manifest; `failed`: see `Specialization`."""
+    """A kernel of a manifest; `failed`: see `Specialization`; `seconds`: that it took there, 0 if nobody knows."""
 
     request: CompileRequest
     failed: str
+    seconds: float
+
+
+class Allowance(NamedTuple):
+    """How many kernels may fail without the build failing, and which of them may besides."""
+
+    number: int = 0
+    kernels: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> Allowance:
+        """What `--allow-failures` was given.
+
+        Raises:
+            UsageError: two numbers.
+        """
+        numbers = [text for text in texts if text.isascii() and text.isdecimal()]
+        if len(numbers) > 1:
+            raise UsageError(f"--allow-failures: expected one number, got {' and '.join(numbers)}")
+        return cls(int(numbers[0]) if numbers else 0, frozenset(texts) - {*numbers})
+
+    def covers(self, failed: Sequence[str]) -> bool:
+        """Whether these kernels may fail: by name, or as many as there are."""
+        return sum(name not in self.kernels for name in failed) <= self.number
 
 
 class Build:
@@ -47,6 +73,8 @@ class Build:
         devices: to compile for what names none; of a manifest, all.
         failures: what went wrong, in the order it was noticed. Reports in the same words count as one: without a
             service, every kernel says so.
+        failed: names of the kernels that failed, as often as they did; empty where a name is not known.
+        trouble: whether something went wrong that is no kernel's: no service, a bundle that cannot be written.
         refused: requests that were wrong in themselves and never reached a worker.
         as_recorded: kernels that failed as they had when they were recorded.
         used: targets compiled for, in order of first use.
@@ -64,6 +92,8 @@ class Build:
         self.failures: dict[str, None] = {}
         self._recorded: dict[int, _Recorded] = {}  # by the `id` of the future
         self._sources: SourcesBuild | None = None
+        self.failed: list[str] = []
+        self.trouble = False
         self.refused = 0
         self.as_recorded = 0
         self.used: dict[Target, None] = {}
@@ -104,6 +134,7 @@ class Build:
             return bundler.collect(output) if statistics.compiled + statistics.cached + self.as_recorded else None
         except OSError as error:
             self.failures[f"cannot write {output}: {error.strerror or error}"] = None
+            self.trouble = True
             return None
         finally:
             bundler.end_compile()
@@ -128,7 +159,8 @@ class Build:
             reason = None if self._vouched else check_request(each.request, tools=tools)
             if reason is not None:
                 self.refuse(
-                    f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust"
+                    f"{_named(each)} was left out: {reason}; if you know where the manifest comes from, pass --trust",
+                    each.request.name,
                 )
                 continue
             # Tools are this machine's; they count by content, and not as part of a request.
@@ -137,10 +169,10 @@ class Build:
             try:
                 recorded_for = Target.parse(request.target)
             except UsageError as error:
-                self.refuse(f"{_named(each)} was left out: {error}")
+                self.refuse(f"{_named(each)} was left out: {error}", each.request.name)
                 continue
             for device in self.devices or [recorded_for]:
-                yield _Recorded(retarget(request, device)[0], each.failed)
+                yield _Recorded(retarget(request, device)[0], each.failed, each.duration_s)
 
     def _kick_off_spec(self, spec: KernelSpec) -> None:
         devices = [spec.target] if spec.target is not None else self.devices
@@ -181,24 +213,27 @@ class Build:
         try:
             future = kick_off()
         except UsageError as error:
-            self.refuse(f"{what} failed: {error}")
+            self.refuse(f"{what} failed: {error}", what.rpartition(" (")[0])
             return
         if recorded is not None:
             self._recorded[id(future)] = recorded
-        self.watch(future)
+        self.watch(future, 0.0 if recorded is None else recorded.seconds)
 
-    def watch(self, future: LambdaFuture[CompiledKernel]) -> None:
-        """See to a kernel that was asked for."""
+    def watch(self, future: LambdaFuture[CompiledKernel], seconds: float = 0.0) -> None:
+        """See to a kernel that was asked for, and that took so many `seconds` when it was recorded; 0: nobody knows."""
         self._tally.requested += 1
         if id(future) in self._futures:
             # The same kernel again: its answer is counted, and its failure reported, once.
             self._tally.seen += 1
         else:
             self._futures[id(future)] = future
+            if self._tally.time_left is not None:
+                self._tally.time_left.asked(id(future), future.name, seconds)
             future.add_done_callback(self._tally.unseen.put)
 
-    def refuse(self, report: str) -> None:
+    def refuse(self, report: str, kernel: str = "") -> None:
         """Count a kernel that is not even kicked off."""
+        self.failed.append(kernel)
         self.refused += 1
         self._tally.requested += 1
         self._tally.seen += 1
@@ -211,12 +246,19 @@ class Build:
     def _look_at(self, future: LambdaFuture[CompiledKernel]) -> None:
         error = future.exception()
         self._tally.seen += 1
+        if self._tally.time_left is not None:
+            kernel = future.result() if error is None else None
+            self._tally.time_left.answered(id(future), 0.0 if kernel is None else kernel.entry.header.compile_wall_s)
         recorded = self._recorded.get(id(future))
         if isinstance(error, CompileError) and recorded is not None and known_failure.is_known(error):
             self._async_compile.note_failure(recorded.request, recorded.request.digest(), error)
             if error.raised == recorded.failed:
                 self.as_recorded += 1
                 return
+        if isinstance(error, CompileError):
+            self.failed.append(error.kernel)
+        elif isinstance(error, HeadstartError):
+            self.trouble = True
         if isinstance(error, HeadstartError):
             self._fail(str(error))
         elif error is not None:
@@ -228,6 +270,14 @@ class Build:
         if report not in self.failures:
             self.failures[report] = None
             self._progress.failure(report)
+
+
+def in_flight(client: Client) -> list[tuple[str, float]]:
+    """What workers compile now, told apart from other configurations, and since when (`time.monotonic()` seconds)."""
+    return [
+        (asked.name if asked.request is None else label_of(asked.request), asked.started or 0.0)
+        for asked in client.in_flight()
+    ]
 
 
 def _named(each: Specialization) -> str:

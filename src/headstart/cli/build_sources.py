@@ -53,6 +53,7 @@ class SourcesBuild:
         manifest: what was recorded.
         devices: to build for; empty: those that it was generated for.
         watch: told of each kernel's future; refuse: of what is left out, and why.
+        quiet: whether what compiles print is left out.
     """
 
     def __init__(
@@ -62,13 +63,15 @@ class SourcesBuild:
         devices: Collection[Target],
         watch: Callable[[LambdaFuture[CompiledKernel]], None],
         refuse: Callable[[str], None],
+        *,
+        quiet: bool = False,
     ) -> None:
         self._sources = manifest.generated_in_order()
         self._late = [each for each in manifest.in_compile_order() if each.torch]
         self._devices = devices
         self._watch = watch
         self._refuse = refuse
-        self._policy = Policy(find=toolchain.toolchain, environment=toolchain.environment, shows_output=True)
+        self._policy = Policy(find=toolchain.toolchain, environment=toolchain.environment, shows_output=not quiet)
         self._compiler = AsyncCompile(client=client, policy=self._policy, start=False)
         self._recipes = Recipes(self._policy, self._compiler.cache_dir, self._compiler.bundler)
         self._answers: queue.SimpleQueue[tuple[GeneratedSource, Answer]] = queue.SimpleQueue()

@@ -14,22 +14,26 @@ from headstart.artifacts.index import VERSION
 from headstart.artifacts.keyring import Keyring
 from headstart.artifacts.seal import sign_bundle
 from headstart.artifacts.signing import ED25519, LOCAL, SIGSTORE, Signature
-from headstart.artifacts.trust import State, Trust, trust_of_this_user
+from headstart.artifacts.trust import Inspected, State, Trust, trust_of_this_user
 from headstart.cli import (
+    BadInput,
     Failure,
     OutputFile,
+    check_output,
     count,
     human_bytes,
     json_line,
     printable,
     printable_lines,
     reading,
+    using,
+    writing,
 )
 from headstart.cli.differences import diff
 from headstart.cli.registries import pull, push
 from headstart.cli.shrinking import prune
 from headstart.errors import UsageError
-from headstart.system.files import BUNDLE, check_replaceable, write_new
+from headstart.system.files import BUNDLE, carries_mark, write_new
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SHORT_KEY = 12  # hexadecimal digits that tell kernels of one bundle apart
@@ -73,20 +77,31 @@ def list_(path: Path, as_json: bool) -> None:
 @bundle.command(short_help="Compare BUNDLE with its checksums, and look at its signatures.")
 @click.argument("path", metavar="BUNDLE", type=_BUNDLE)
 @click.option("--key", "name", metavar="NAME", help="Fail unless it is signed by this key, of yours or trusted.")
-def verify(path: Path, name: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(path: Path, name: str | None, as_json: bool) -> None:
     """Read all of BUNDLE, compare it with its checksums, and say by whom it is signed.
 
-    Exit code 1 if something is damaged, a signature is not over what BUNDLE holds, or one by --key is missing.
+    Exit code 1 if it is damaged, a signature is not over what BUNDLE holds, or one by --key is missing.
     """
-    opened = _open(path)
+    try:
+        opened = _open(path)
+    except BadInput as error:
+        if carries_mark(path.resolve(), BUNDLE):  # what is wrong with a bundle is what was asked
+            raise Failure(error.message) from error
+        raise
     with reading(path):
         problems = opened.verify()
+    if as_json:
+        signatures = [{"state": each.state.value, "detail": each.detail} for each in _signatures(opened) or ()]
+        damaged = [str(problem) for problem in problems]
+        click.echo(json_line({"path": str(path), "kernels": len(opened), "damaged": damaged, "signatures": signatures}))
     for problem in problems:
         click.echo(printable_lines(str(problem)), err=True)
     if problems:
         raise Failure(f"{path}: {len(problems)} of {count(len(opened), 'kernel')} damaged; build the bundle again")
-    click.echo(f"{path}: {count(len(opened), 'kernel')}, all good")
-    _say_signatures(opened)
+    if not as_json:
+        click.echo(f"{path}: {count(len(opened), 'kernel')}, all good")
+    _check_signatures(opened, quiet=as_json)
     if name is not None:
         _require(opened, name)
 
@@ -108,7 +123,7 @@ def sign(path: Path, names: Sequence[str], sigstore: Path | None) -> None:
     if not names and sigstore is None:
         raise UsageError("which key? expected --key NAME, or --sigstore F.json")
     keyring = Keyring()
-    with reading(keyring.folder):
+    with using(keyring.folder):
         secrets = {name: keyring.secret(name) for name in dict.fromkeys(names)}
     signers = [*secrets, *([] if sigstore is None else [str(sigstore)])]
 
@@ -118,7 +133,7 @@ def sign(path: Path, names: Sequence[str], sigstore: Path | None) -> None:
             made.append(identities.signature_of(sigstore, _small(sigstore), version, digest))
         return made
 
-    with reading(path):
+    with writing(path):
         try:
             signed = sign_bundle(path, signer)
         except ValueError as error:
@@ -138,7 +153,7 @@ def statement(path: Path, output: Path) -> None:
     index = _open(path).index
     if index.version != VERSION:
         raise UsageError(f"{path} is of an earlier format: headstart bundle merge {path} {path} makes it one of now")
-    with reading(output):
+    with writing(output):
         write_new(output, signing.message(SIGSTORE, index.version, index.digest))
     click.echo(f"{output}: sigstore sign {output}, then headstart bundle sign {path} --sigstore {output}.sigstore.json")
 
@@ -160,7 +175,7 @@ def extract(path: Path, kernels: Sequence[str], output: Path | None) -> None:
     """
     opened = _open(path)
     output = output or Path(path.stem if path.suffix else f"{path.name}.files")
-    with reading(path):
+    with writing(path):
         folders = opened.extract(output, [item.key for item in _chosen(opened, kernels)])
     click.echo(f"{count(len(folders), 'kernel')} extracted to {output}")
 
@@ -173,8 +188,8 @@ def merge(out: Path, paths: Sequence[Path]) -> None:
 
     OUT has no signature, whatever the others have.
     """
-    check_replaceable(out, BUNDLE)
-    with reading(out):
+    check_output(out, BUNDLE)
+    with writing(out):
         kernels = merge_bundles(out, *paths)
     size = human_bytes(out.stat().st_size)
     click.echo(f"{out}: {count(kernels, 'kernel')} of {count(len(paths), 'bundle')}, {size}, not signed")
@@ -208,19 +223,24 @@ def _chosen(opened: Bundle, kernels: Sequence[str]) -> list[BundleItem]:
     return list(chosen.values())
 
 
-def _say_signatures(opened: Bundle) -> None:
-    """One line each; those that are not over what the bundle holds are a failure."""
-    if not opened.signatures:
-        click.echo("not signed")
-        return
+def _signatures(opened: Bundle) -> list[Inspected] | None:
+    """What is to be said of each; None: there is no folder for keys, and nothing can be said."""
     trust = trust_of_this_user(lambda text: click.echo(f"headstart: {printable_lines(text)}", err=True))
-    if trust is None:
-        click.echo(f"{count(len(opened.signatures), 'signature')}, by whom cannot be told without a folder for keys")
-        return
-    found = trust.inspect(opened.index)
-    for each in found:
-        click.echo(printable_lines(f"{each.state.value}: {each.detail}"))
-    invalid = [each for each in found if each.state is State.INVALID]
+    return None if trust is None else trust.inspect(opened.index)
+
+
+def _check_signatures(opened: Bundle, *, quiet: bool) -> None:
+    """Say one line of each, unless `quiet`; those that are not over what the bundle holds are a failure."""
+    found = _signatures(opened) if opened.signatures else []
+    if not opened.signatures:
+        lines = ["not signed"]
+    elif found is None:
+        lines = [f"{count(len(opened.signatures), 'signature')}, by whom cannot be told without a folder for keys"]
+    else:
+        lines = [f"{each.state.value}: {each.detail}" for each in found]
+    for line in () if quiet else lines:
+        click.echo(printable_lines(line))
+    invalid = [each for each in found or () if each.state is State.INVALID]
     if invalid:
         raise Failure(f"{opened.path}: {invalid[0].detail}; it was altered, or the signature comes from another bundle")
 
@@ -234,7 +254,7 @@ def _require(opened: Bundle, name: str) -> None:
         if State.TRUSTED not in states:
             raise Failure(f"{opened.path} is not signed by your own runs")
         return
-    with reading(keyring.folder):
+    with using(keyring.folder):
         trusted = {key.name: key for key in keyring.trusted()}
         publics = {key.name: key.public for key in keyring.own()} | {key.name: key.public for key in trusted.values()}
     if name not in publics:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 import msgspec
 
-from headstart.cli import Failure, count, human_bytes, printable
-from headstart.errors import UsageError
+from headstart.cli import Failure, count, human_bytes, printable, using
+from headstart.cli.kept import Kept, kept, remove
+from headstart.errors import HeadstartError, UsageError
 from headstart.stores import open_store
 from headstart.stores.base import Listed, PruneReport
 from headstart.stores.disk import DiskStore
+from headstart.system.places import config_dir
 from headstart.system.settings import Settings, parse_size
 
 
@@ -77,16 +81,33 @@ def prune(max_size: int | None, remote: bool, older_than: str | None) -> None:
 
 
 @cache.command()
+@click.option("--all", "everything", is_flag=True, help="All else that headstart keeps in the cache folder, too.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def clear(yes: bool) -> None:
-    """Remove every kernel, of earlier formats too. Asks first."""
+def clear(everything: bool, yes: bool) -> None:
+    """Remove every kernel, of earlier formats too, and name what is left. Asks first.
+
+    With --all the records of programs go as well, failures that are remembered, bundles that were pulled, and what is
+    known of toolchains. Keys, which lie in the configuration folder, stay in any case.
+    """
     store = _store()
-    found = store.info()
+    folder = Settings.load().cache_dir
+    found, others = store.info(), kept(folder)
     if not yes:
         what = f"{count(found.entries, 'kernel')} ({human_bytes(found.bytes)}) from {found.path}"
-        click.confirm(f"Remove {what}?", abort=True)
+        besides = f", and from {folder} {_listed(others)}" if everything and others else ""
+        click.confirm(f"Remove {what}{besides}?", abort=True)
     _say(store.clear())
     _drop_earlier(store)
+    if not everything:
+        if others:
+            click.echo(f"left in {folder}: {_listed(others)}; --all removes these too")
+        return
+    with using(folder):
+        removed = remove(folder)
+    if removed:
+        click.echo(f"removed {_listed(removed)} from {folder}")
+    if keys := _keys_folder():
+        click.echo(f"keys stay, in {keys}")
 
 
 @cache.command()
@@ -104,6 +125,19 @@ def retry(kernel: str) -> None:
         click.echo(f"{each.kernel} ({each.target}) will be tried again; {each.failure.summary}")
     if not forgotten:
         raise Failure(f"no failure of {kernel!r} is remembered")
+
+
+def _listed(several: Sequence[Kept]) -> str:
+    return ", ".join(map(str, several))
+
+
+def _keys_folder() -> Path | None:
+    """Where keys are, if there are any."""
+    try:
+        folder = config_dir() / "keys"
+    except HeadstartError:  # this user has no such folder
+        return None
+    return folder if folder.is_dir() else None
 
 
 def _prune_remotes(older_than: str) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import click
 
-from headstart.cli import json_line, printable, printable_lines, reading
+from headstart.cli import json_line, printable, printable_lines, using
 from headstart.errors import HeadstartError, UsageError
 from headstart.stores.remote.urls import parse_url, parse_urls
 from headstart.system.configuration import allow as allow_settings
@@ -74,7 +74,7 @@ def _allow() -> None:
     path = configuration().unallowed
     if path is None:
         raise UsageError("there is nothing to allow: no project's file here sets what needs your word")
-    with reading(path):
+    with using(path):
         allow_settings(path)
     click.echo(f"headstart: allowed, as it stands now: {printable(str(path))}", err=True)
 

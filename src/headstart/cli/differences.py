@@ -26,7 +26,7 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
     A kernel (~) of which both hold a variant that the other lacks is shown with what makes the nearest two differ.
     Other entries (torch.compile's graphs and recipes, known failures) are compared by their keys.
 
-    Exit code: 0, whether they differ or not; 1 a bundle cannot be read; 2 bad usage.
+    Exit code: 0, whether they differ or not; 2 bad usage, or a file that is no bundle.
     """
     with reading(before):
         old = Bundle.open(before)

@@ -10,7 +10,7 @@ import click
 
 from headstart.artifacts.keyring import Keyring, TrustedKey, today
 from headstart.artifacts.signing import LOCAL, fingerprint, local_id
-from headstart.cli import json_line, reading
+from headstart.cli import json_line, reading, using
 from headstart.errors import DamagedError, UsageError
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -43,7 +43,7 @@ def key() -> None:
 def new(name: str) -> None:
     """Make a pair of Ed25519 keys called NAME. The secret one is not encrypted: whoever reads your files can sign."""
     keyring = Keyring()
-    with reading(keyring.folder):
+    with using(keyring.folder):
         path = keyring.new(name)
     click.echo(f"{path}: the public key of {name}, to be given away")
     click.echo(f"sign with it:              headstart bundle sign FILE --key {name}")
@@ -70,13 +70,15 @@ def trust(
     if file is not None:
         if identity or issuer or root is not None:
             raise UsageError("FILE.pub and --identity, --issuer, --root exclude each other")
+        with using(keyring.folder):
+            keyring.trusted()
         with reading(file):
             trusted = keyring.trust(file, name, day)
         click.echo(f"trusted: {trusted.name}, fingerprint {fingerprint(trusted.public)}{_until(trusted)}")
         return
     if not (identity and issuer and name):
         raise UsageError("expected FILE.pub, or all of --identity, --issuer and --name")
-    with reading(keyring.folder):
+    with using(keyring.folder):
         trusted = keyring.trust_identity(identity, issuer, name, day, root)
     click.echo(f"trusted: {name}, {identity} by {issuer}{_until(trusted)}")
 
@@ -86,7 +88,7 @@ def trust(
 def list_(as_json: bool) -> None:
     """Show your keys: those you trust, pairs of your own, and the local one that signs what your runs write."""
     keyring = Keyring()
-    with reading(keyring.folder):
+    with using(keyring.folder):
         rows = _rows(keyring)
     for row in rows:
         if as_json:
@@ -104,7 +106,7 @@ def list_(as_json: bool) -> None:
 def forget(name: str) -> None:
     """Have signatures by the trusted key NAME count no longer. `local`: those by your own runs until now."""
     keyring = Keyring()
-    with reading(keyring.folder):
+    with using(keyring.folder):
         path = keyring.forget(name)
     click.echo(f"removed {path}: what {'your own runs' if name == LOCAL else name} signed is not trusted any more")
 

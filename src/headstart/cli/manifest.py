@@ -16,13 +16,14 @@ from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.manifest import merge as merge_manifests
 from headstart.artifacts.specialization import Specialization
-from headstart.cli import OutputFile, count, json_line, printable, reading
-from headstart.cli.differences import counted, difference_lines
+from headstart.cli import OutputFile, check_output, count, json_line, printable, reading, writing
+from headstart.cli.differences import counted, difference_fields, difference_lines
 from headstart.model.parameters import named, parameters_of
 from headstart.model.request import CompileRequest
-from headstart.system.files import MANIFEST, check_replaceable
+from headstart.system.files import MANIFEST
 
 _MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
+_LEAST_WIDTH = 80  # columns
 _PIPED_WIDTH = 200  # columns, where there is no terminal to ask
 
 
@@ -63,9 +64,9 @@ def show(path: Path, as_json: bool) -> None:
 )
 def merge(paths: Sequence[Path], output: Path) -> None:
     """Write what every FILE says into one manifest. Their order does not matter, and neither does merging one twice."""
-    check_replaceable(output, MANIFEST)
+    check_output(output, MANIFEST)
     merged = merge_manifests(*map(_open, paths))
-    with reading(output):
+    with writing(output):
         merged.save(output)
     click.echo(f"{output}: {_held(merged)} of {count(len(paths), 'manifest')}")
 
@@ -73,14 +74,19 @@ def merge(paths: Sequence[Path], output: Path) -> None:
 @manifest.command(short_help="Tell two manifests apart.")
 @click.argument("before", type=_MANIFEST)
 @click.argument("after", type=_MANIFEST)
-def diff(before: Path, after: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per difference.")
+def diff(before: Path, after: Path, as_json: bool) -> None:
     """Show the kernels that only BEFORE (-) or only AFTER (+) holds.
 
     A kernel (~) of which both hold a variant that the other lacks is shown with what makes the nearest two differ.
 
-    Exit code: 0, whether they differ or not; 2 bad usage.
+    Exit code: 0, whether they differ or not; 2 bad usage, or a file that is no manifest.
     """
     difference = compare(_open(before), _open(after))
+    if as_json:
+        for each in difference_fields(difference):
+            click.echo(json_line(each))
+        return
     for line in difference_lines(difference):
         click.echo(line)
     parts = [
@@ -157,7 +163,8 @@ def _print_table(specializations: Sequence[Specialization], generated: Sequence[
         cells = (source.name, source.target, compiled, seconds, "", "torch.compile")
         table.add_row(*(Text(printable(cell)) for cell in cells))
     # Piped, a table is for grep: a row is not to be folded at 80 columns.
-    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+    # Where a column would be a letter wide, the terminal had better fold whole rows.
+    Console(width=max(Console().width, _LEAST_WIDTH) if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 
 def _options(request: CompileRequest) -> str:

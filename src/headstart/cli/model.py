@@ -10,16 +10,22 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headstart.adapters import inductor
+from headstart.cli.build_job import in_flight
 from headstart.cli.plans import PlanRaised, call_function
+from headstart.cli.progress import make_progress
 from headstart.cli.publishing import Published, publishing_of, summary
 from headstart.client.about import About, describe
 from headstart.errors import HeadstartError, UsageError
 from headstart.model.target import Target
 from headstart.system.files import BUNDLE, rename_onto
+
+if TYPE_CHECKING:
+    from headstart.client.timeline import Statistics
 
 
 def build_model(
@@ -29,12 +35,14 @@ def build_model(
     output: Path,
     require_published: bool,
     say: Callable[[str], None],
+    quiet: bool = False,
 ) -> tuple[dict[str, Any], Published | None]:
     """Build a model's kernels into the bundle `output`, which is replaced if it exists. Returns what became of it.
 
     Args:
         require_published: whether there has to be a store of other hosts to publish to.
         say: told how far publishing is.
+        quiet: whether not to show how far compiling is.
 
     Raises:
         UsageError: no such function, it returns something else, there is no torch, too little is known of the target,
@@ -63,7 +71,12 @@ def build_model(
             raise HeadstartError("headstart leaves torch.compile alone here, so there is nothing to build")
         try:
             publishing = publishing_of(adapter.compiler.client, require_published)
-            with without_gpu.pretend(target):
+            compiler = adapter.compiler
+            tally = _ModelTally(lambda: compiler.statistics)
+            with (
+                without_gpu.pretend(target),
+                make_progress(tally, partial(in_flight, compiler.client), quiet=quiet),
+            ):
                 _compile(reference)
             counts, compiled = dict(adapter.counts), adapter.compiler.statistics.compiled
             published = None if publishing is None else publishing.wait(say, compiled=compiled)
@@ -83,6 +96,29 @@ def build_model(
         **summary(published),
     }
     return outcome, published
+
+
+class _ModelTally:
+    """What a model has come to: how many kernels torch.compile makes of it shows as it goes."""
+
+    failed = 0
+
+    def __init__(self, statistics: Callable[[], Statistics]) -> None:
+        self._statistics = statistics
+        self._started = time.monotonic()
+
+    @property
+    def requested(self) -> int:
+        return self._statistics().requested
+
+    @property
+    def done(self) -> int:
+        found = self._statistics()
+        return found.compiled + found.cached + found.deduplicated + found.failed
+
+    def line(self, running: Sequence[tuple[str, float]] = ()) -> str:
+        """As `Tally.line`."""
+        return f"{self.done}/{self.requested} kernels so far, {time.monotonic() - self._started:.0f} s"
 
 
 def _compile(reference: str) -> None:

@@ -56,7 +56,7 @@ class KernelSpec:
         attrs: what is known of the arguments: `{"x": 16}` (divisible by 16), or Triton's own form,
             `{(0,): [["tt.divisibility", 16]]}`.
         options: compiler options, `{"num_warps": 4, "num_stages": 3}`.
-        target: `"cuda:90"`, `"hip:gfx942"`, …; None leaves it to the build.
+        target: `"cuda:90"`, `"h100"`, `"gfx942"`, …; see `Target.parse`. None leaves it to the build.
         filename: what debug lines and tracebacks show. Default: the function's file; for a text, `NAME.py`.
 
     Attributes:

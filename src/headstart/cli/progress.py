@@ -10,13 +10,14 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from headstart.cli import printable
+from headstart.cli.time_left import TimeLeft, words
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,7 +27,7 @@ PLAIN_INTERVAL = 5.0  # seconds between two lines when piped
 SHOWN = 8  # kernels in flight that a terminal shows
 LONG = 60.0  # seconds after which a compile is pointed out
 
-InFlight = Callable[[], "list[tuple[str, float]]"]  # names, and time.monotonic() of their start
+InFlight = Callable[[], "list[tuple[str, float]]"]  # what each is, and time.monotonic() of its start
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Tally:
         failed: those of them that were errors.
         complete: the plan has yielded everything, `requested` is final.
         started: `time.monotonic()`.
+        time_left: guesses when it will end; None: nobody does.
     """
 
     requested: int = 0
@@ -48,17 +50,39 @@ class Tally:
     failed: int = 0
     complete: bool = False
     started: float = field(default_factory=time.monotonic)
+    time_left: TimeLeft | None = None
 
     @property
     def done(self) -> int:
         """Kernels that have an answer, good or bad."""
         return self.seen + self.unseen.qsize()
 
-    def line(self) -> str:
-        """One line, as `"12/40 done, 1 failed, 3 s"`; a total that is still growing ends in `+`."""
+    def line(self, running: Sequence[tuple[str, float]] = ()) -> str:
+        """One line, as `"12/40 done, 1 failed, 3 s, about 9 s left"`; a total that is still growing ends in `+`."""
         failed = f", {self.failed} failed" if self.failed else ""
         total = f"{self.requested}{'' if self.complete else '+'}"
-        return f"{self.done}/{total} done{failed}, {time.monotonic() - self.started:.0f} s"
+        text = f"{self.done}/{total} done{failed}, {time.monotonic() - self.started:.0f} s"
+        if self.time_left is None or self.done >= self.requested:
+            return text
+        now = time.monotonic()
+        left = self.time_left.left([(label.partition(" ")[0], now - started) for label, started in running])
+        return text if left is None else f"{text}, {words(left)}"
+
+
+class Counted(Protocol):
+    """What a display shows: see `Tally`."""
+
+    @property
+    def requested(self) -> int: ...
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def failed(self) -> int: ...
+
+    def line(self, running: Sequence[tuple[str, float]] = ()) -> str:
+        """One line that says how far it is."""
 
 
 class Progress:
@@ -79,7 +103,7 @@ class Progress:
 class PlainProgress(Progress):
     """Lines for a log file: every few seconds, at each failure, and at the end."""
 
-    def __init__(self, tally: Tally, in_flight: InFlight, stream: TextIO, interval: float = PLAIN_INTERVAL) -> None:
+    def __init__(self, tally: Counted, in_flight: InFlight, stream: TextIO, interval: float = PLAIN_INTERVAL) -> None:
         self._tally = tally
         self._in_flight = in_flight
         self._stream = stream
@@ -98,7 +122,7 @@ class PlainProgress(Progress):
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        if kind is None:
+        if kind is None and self._tally.requested:
             self._print(self._tally.line())
 
     def failure(self, message: str) -> None:
@@ -107,12 +131,12 @@ class PlainProgress(Progress):
     def _tick(self) -> None:
         while not self._stop.wait(self._interval):
             running = sorted(self._in_flight(), key=lambda item: item[1])
-            longest = ""
+            line, longest = self._tally.line(running), ""
             if running:
                 name, started = running[0]
                 age = time.monotonic() - started
                 longest = f"; {len(running)} in flight, longest {printable(name)} for {age:.0f} s"
-            self._print(self._tally.line() + longest)
+            self._print(line + longest)
 
     def _print(self, line: str) -> None:
         # One write a line, so that lines of two threads do not mix.
@@ -121,13 +145,24 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(Progress):
-    """A bar, and the kernels that have been in flight for longest, redrawn in place."""
+    """A bar, and the kernels that have been in flight for longest, redrawn in place; failures stay above it."""
 
-    def __init__(self, tally: Tally, in_flight: InFlight, console: Console) -> None:
+    def __init__(self, tally: Counted, in_flight: InFlight, console: Console) -> None:
         from rich.live import Live
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+        from rich.table import Column
 
         self._tally = tally
         self._in_flight = in_flight
+        self._console = console
+        self._bar = Bar(
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            console=console,
+            auto_refresh=False,
+        )
+        self._task = self._bar.add_task("", total=None)
         self._live = Live(
             get_renderable=self.render,
             console=console,
@@ -146,35 +181,37 @@ class LiveProgress(Progress):
     ) -> None:
         self._live.stop()
 
+    def failure(self, message: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(message.partition("\n")[0], style="red"), soft_wrap=True)
+
     def render(self) -> RenderableType:
         """One frame."""
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
         from rich.text import Text
 
         tally = self._tally
-        head = Table.grid(padding=(0, 1))
-        head.add_row(
-            ProgressBar(total=max(tally.requested, 1), completed=tally.done, width=30),
-            Text(tally.line(), style="bold red" if tally.failed else "bold"),
-        )
         running = sorted(self._in_flight(), key=lambda item: item[1])
+        self._bar.update(
+            self._task, total=max(tally.requested, 1), completed=tally.done, description=tally.line(running)
+        )
         now = time.monotonic()
         rows = [
             Text(
-                f"  {now - started:6.1f} s  {printable(name)}",
+                f"  {now - started:6.1f} s  {printable(label)}",
                 style="yellow" if now - started > LONG else "",
                 no_wrap=True,
+                overflow="ellipsis",
             )
-            for name, started in running[:SHOWN]
+            for label, started in running[:SHOWN]
         ]
         if len(running) > SHOWN:
             rows.append(Text(f"  … and {len(running) - SHOWN} more in flight", style="dim"))
-        return Group(head, *rows)
+        return Group(self._bar.get_renderable(), *rows)
 
 
-def make_progress(tally: Tally, in_flight: InFlight, *, quiet: bool) -> Progress:
+def make_progress(tally: Counted, in_flight: InFlight, *, quiet: bool) -> Progress:
     """The display that fits stderr."""
     if quiet or sys.stderr is None:
         return Progress()

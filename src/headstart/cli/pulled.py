@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from headstart.cli import Failure, OutputFile, human_bytes, printable_lines
+from headstart.cli.transfer import transferring
 from headstart.errors import HeadstartError, UsageError
 from headstart.system.folders import distrust
 from headstart.system.locks import locked
@@ -38,7 +39,7 @@ class BundleFile(OutputFile):
         return text if text.startswith("oci://") else super().convert(value, param, ctx)
 
 
-def pulled(url: str, settings: Settings, *, required: bool) -> Path | None:
+def pulled(url: str, settings: Settings, *, required: bool, quiet: bool = False) -> Path | None:
     """The copy of a bundle that a registry has, pulled if need be.
 
     Args:
@@ -66,7 +67,8 @@ def pulled(url: str, settings: Settings, *, required: bool) -> Path | None:
         path = folder / f"{digest.removeprefix('sha256:')}.bundle"
         with locked(path):
             if not path.exists():
-                size = pull_bundle(by_digest(url, digest), path).size
+                with transferring(f"pulling {name}", quiet=quiet) as tell:
+                    size = pull_bundle(by_digest(url, digest), path, tell).size
                 click.echo(f"headstart: pulled {name}, {human_bytes(size)}", err=True)
         _note_use(path)
         _forget_old(folder)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from headstart.cli import OutputFile, human_bytes, reading
-from headstart.system.files import BUNDLE, check_replaceable
+from headstart.cli import OutputFile, check_output, human_bytes, reading, writing
+from headstart.cli.transfer import transferring
+from headstart.system.files import BUNDLE
 
 _BUNDLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -31,14 +32,15 @@ def push(path: Path, url: str) -> None:
 @click.command(short_help="Get a bundle from a container registry.")
 @click.argument("url", metavar="oci://HOST/REPOSITORY[:TAG][@sha256:DIGEST]")
 @click.option("-o", "--output", type=OutputFile(), required=True, metavar="FILE", help="Where it goes.")
-def pull(url: str, output: Path) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Do not show how far it is.")
+def pull(url: str, output: Path, quiet: bool) -> None:
     """Get a bundle from a container registry into FILE, which is replaced if it is a bundle, and only then.
 
     What comes is compared with its digest. By whom it is signed headstart bundle verify says.
     """
-    from headstart.stores.remote.oci_bundles import pull_bundle
+    from headstart.stores.remote.oci_bundles import pull_bundle, shown
 
-    check_replaceable(output, BUNDLE)
-    with reading(output):
-        pulled = pull_bundle(url, output)
+    check_output(output, BUNDLE)
+    with writing(output), transferring(f"pulling {shown(url)}", quiet=quiet) as tell:
+        pulled = pull_bundle(url, output, tell)
     click.echo(f"{output}: {human_bytes(pulled.size)}, from {pulled.name}")

@@ -14,12 +14,20 @@ from headstart.adapters.options import check_outputs
 from headstart.adapters.recording import module_program, record_path, script_program
 from headstart.adapters.run import RunConfig, become, environment, find_module, is_to_be_said, say_use
 from headstart.adapters.run import command as command_line
-from headstart.cli import EXIT_NOT_FROM_BUNDLE, Failure, OutputFile, count, printable_lines, say_misspelt
+from headstart.cli import (
+    EXIT_NOT_FROM_BUNDLE,
+    Failure,
+    OutputFile,
+    complete_files,
+    count,
+    printable_lines,
+    say_misspelt,
+)
 from headstart.cli.pulled import BundleFile, pulled
+from headstart.cli.targets import complete_targets, target_of
 from headstart.client.about import new_run
 from headstart.errors import UsageError
-from headstart.model.target import Target
-from headstart.system.files import STATISTICS, check_replaceable
+from headstart.system.files import MANIFEST, STATISTICS, carries_mark, check_replaceable
 from headstart.system.folders import distrust
 from headstart.system.settings import Settings
 from headstart.system.variables import Mode, mode
@@ -68,7 +76,12 @@ from headstart.system.variables import Mode, mode
     help="Replay a manifest whatever it may do, and load what of a bundle carries code: you know where they come from.",
 )
 @click.option("--dry-run", is_flag=True, help="Launch nothing, and need no GPU: only compile, for --target.")
-@click.option("--target", metavar="TARGET", help="Device of a dry run, as cuda:90 or hip:gfx942.")
+@click.option(
+    "--target",
+    metavar="TARGET",
+    shell_complete=complete_targets,
+    help="Device of a dry run, as h100, cuda:90 or hip:gfx942.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -77,8 +90,8 @@ from headstart.system.variables import Mode, mode
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say at the end what became of the replay, and of the bundle.")
 @click.option("-q", "--quiet", is_flag=True, help="Do not say what came from the bundle, as on a terminal.")
-@click.argument("program")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("program", shell_complete=complete_files)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_files)
 def run(
     as_module: bool,
     record: Path | None,
@@ -126,10 +139,12 @@ def run(
         # What is wrong is said before the program runs.
         settings = Settings.load(workers=workers)
         if isinstance(asked_bundle, str):
-            bundle = pulled(asked_bundle, settings, required=require_bundle)
+            bundle = pulled(asked_bundle, settings, required=require_bundle, quiet=quiet)
         else:
             bundle = asked_bundle
         check_outputs(bundle, record)
+        if manifest is not None and not carries_mark(manifest.resolve(), MANIFEST):
+            raise UsageError(f"--manifest: {manifest} is no manifest")
         if stats is not None:
             _check_statistics(stats, bundle, record)
         name = module_program(program, find_module(program)) if as_module else script_program(program)
@@ -149,7 +164,7 @@ def run(
             trust_bundle=trust and bundle is not None,
             reuse_tuning=reuse_tuning,
             workers=workers,
-            target=None if target is None else str(Target.parse(target)),
+            target=None if target is None else str(target_of(target)),
             verbose=verbose,
             quiet=quiet,
             stats=_absolute(stats),

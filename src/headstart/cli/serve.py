@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 import click
 
-from headstart.cli import say_misspelt
+from headstart.cli import count, printable, say_misspelt
 from headstart.errors import ServiceError, UsageError
 from headstart.system.settings import Settings, parse_seconds, parse_size
 
@@ -74,6 +75,20 @@ def become_service(settings: Settings, *, memory: int | None, idle: float | None
             raise ServiceError(f"a service listens at {path} already{who}; headstart stop ends it")
         fd = os.dup(listener.fileno())
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-    server.serve(
-        Config(workers=settings.workers, memory=memory, idle=idle, listener=fd, socket=str(path), persistent=True)
-    )
+    config = Config(workers=settings.workers, memory=memory, idle=idle, listener=fd, socket=str(path), persistent=True)
+    who = f"process {os.getpid()}, up to {count(settings.workers, 'worker')}"
+    _say(f"a compile service listens at {path} ({who}), until headstart stop or Ctrl-C")
+    why = "a failure"
+    try:
+        server.serve(config)
+        why = "headstart stop"
+    except SystemExit:
+        why = "a signal"
+        raise
+    finally:
+        _say(f"the compile service at {path} has stopped, by {why}")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # whoever read it may be gone
+        click.echo(f"headstart: {printable(text)}", err=True)

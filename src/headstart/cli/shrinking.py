@@ -17,13 +17,23 @@ from headstart.artifacts.generated import GeneratedSource
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.pruning import Choice, Use
 from headstart.artifacts.trust import trust_of_this_user
-from headstart.cli import Failure, OutputFile, count, human_bytes, printable, printable_lines, reading
+from headstart.cli import (
+    Failure,
+    OutputFile,
+    check_output,
+    count,
+    human_bytes,
+    printable,
+    printable_lines,
+    reading,
+    writing,
+)
 from headstart.cli.differences import counted
 from headstart.client import vouching
 from headstart.describe.plain import NotPlainDataError
 from headstart.describe.recipe import Describe, decode_jobs, decode_recipe, kernels_named, request_of
 from headstart.errors import DamagedError, UsageError
-from headstart.system.files import BUNDLE, check_replaceable
+from headstart.system.files import BUNDLE
 from headstart.system.settings import Settings
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -79,7 +89,7 @@ def prune(path: Path, output: Path | None, since: dt.date | None, manifests: Seq
     if since is None and not manifests:
         raise UsageError("what is not needed? expected --unused-since DAYS, or --keep MANIFEST")
     out = output or path
-    check_replaceable(out, BUNDLE)
+    check_output(out, BUNDLE)
     with reading(path):
         bundle = Bundle.open(path)
         choice = _chosen(bundle, since, manifests)
@@ -173,7 +183,7 @@ def _write(out: Path, bundle: Bundle, choice: Choice) -> str:
     sign = None
     if verdict is not None and verdict.trusted:
         sign = functools.partial(vouching.sign, out, set(verdict.relies_on))
-    with reading(out):
+    with writing(out):
         pruning.write(out, bundle, choice.kept, sign)
         written = Bundle.open(out)
     if written.signatures:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec.structs import asdict
 
 from headstart.cli import Failure, count, human_bytes, json_line, printable
+from headstart.system import machine
 from headstart.system.settings import Settings
 
 if TYPE_CHECKING:
+    from headstart.service.runtime import Owned
     from headstart.wire import Events, FarmReport, RemoteCounts, Report
 
 _SHOWN = 8  # kernels that a node compiles
+_COMMAND = 100  # characters of a command line
 _INTERVAL = 1.0  # seconds between two looks
 
 
@@ -27,32 +31,50 @@ _INTERVAL = 1.0  # seconds between two looks
 def status(watch: bool, as_json: bool, events: bool) -> None:
     """Show clients, queue, kernels in flight with their ages, hit rates, and the workers' memory.
 
-    Private services, which belong to one program each, are not shown. --events is for the report of a bug: it names
-    kernels, clients and workers by their numbers and keys, and shows no source.
+    Of private services, which belong to one program each, only this is shown: whose they are. --events is for the
+    report of a bug: it names kernels, clients and workers by their numbers and keys, and shows no source.
     """
     from headstart.client import control
+    from headstart.service.runtime import owners
 
     settings = Settings.load()
     while True:
         found: Sequence[tuple[Path, Report | Events]]
         found = control.events(settings) if events else control.reports(settings)
-        if watch:
+        private = [] if events or os.path.isabs(settings.service) else owners()
+        if watch and not as_json:
             click.clear()
         if as_json:
-            click.echo(json_line({"services": [{"socket": str(path), **asdict(told)} for path, told in found]}))
+            services = [{"socket": str(path), **asdict(told)} for path, told in found]
+            told_private = [private_fields(owned, workers) for owned, workers in private]
+            click.echo(json_line({"services": services, "private": told_private}))
         for path, told in [] if as_json else found:
             click.echo(_text(path, told))
+        for owned, workers in [] if as_json else private:
+            click.echo(describe_private(owned, workers))
         none = f"no service runs; headstart serve starts one at {control.socket_of(settings)}"
         if not watch:
-            if not (found or as_json):
+            if not (found or private or as_json):
                 raise Failure(none)
             return
-        if not (found or as_json):
+        if not (found or private or as_json):
             click.echo(none)
         try:
             time.sleep(_INTERVAL)
         except KeyboardInterrupt:
             return
+
+
+def private_fields(owned: Owned, workers: int) -> dict[str, Any]:
+    """What `--json` says of a private service."""
+    return {**asdict(owned), "command": machine.command_of(owned.client), "workers": workers}
+
+
+def describe_private(owned: Owned, workers: int) -> str:
+    """The same for people."""
+    command = machine.command_of(owned.client)
+    shown = command if len(command) <= _COMMAND else f"{command[: _COMMAND - 1]}…"
+    return f"private, process {owned.pid}, {count(workers, 'worker')}: of process {owned.client}, {printable(shown)}"
 
 
 def _text(path: Path, told: Report | Events) -> str:

@@ -173,9 +173,9 @@ class _Before:
 def _told(facts: Facts) -> str:
     label = ""
     if facts.request is not None:
-        from headstart.model.parameters import label_of
+        from headstart.model.parameters import configuration_of
 
-        label = label_of(facts.request)
+        label = configuration_of(facts.request)
     return f"{label or facts.digest[:12]} in {facts.found_in}"
 
 

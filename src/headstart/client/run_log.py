@@ -218,7 +218,7 @@ class RunLog:
 
     def asked_records(self, number: int, entry: AskedFor, where: str, thread: str) -> list[records.Record]:
         """See `run_records.Asked`; from a bundle, it is there as well."""
-        from headstart.model.parameters import label_of  # a start that asks for nothing does without
+        from headstart.model.parameters import configuration_of  # a start that asks for nothing does without
 
         kickoff = entry.kickoff
         request = entry.request if kickoff is None else vars(kickoff).get("request")  # one to be made stays so
@@ -231,7 +231,7 @@ class RunLog:
             self.text(where),
             self.text("" if request is None else request.target),
             bytes.fromhex(digest)[: records.SHORT],
-            "" if request is None else label_of(request),
+            "" if request is None else configuration_of(request),
             kickoff is not None and kickoff.background,
         )
         if kickoff is not None:

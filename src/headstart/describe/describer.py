@@ -36,6 +36,7 @@ from headstart.describe.recipe import (
 )
 from headstart.model.environment import FINGERPRINT_VARIABLES
 from headstart.system.spawn import die_with_parent
+from headstart.system.titles import set_title
 from headstart.wire import Answer, Awake, Deframer, frame, receive_blocking
 from headstart.wire import ToDescriber as Questions
 
@@ -145,6 +146,7 @@ def main(argument: str) -> None:
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
     describer = Describer()
+    set_title("describer")
     try:
         sock.sendall(frame(Awake()))
         sock.settimeout(IDLE_TIMEOUT)

@@ -371,7 +371,7 @@ def _ray(settings: FarmSettings) -> Cluster:
 
 def main(argument: str) -> None:
     """Run a bridge process; `argument`: the fd of its socket."""
-    sock = begin_helper(argument)
+    sock = begin_helper(argument, "bridge to a farm")
     status = 0
     try:
         asyncio.new_event_loop().run_until_complete(serve(sock, _ray))

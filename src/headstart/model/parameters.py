@@ -12,8 +12,8 @@ from headstart.model.keys import Component
 from headstart.model.request import CompileRequest
 
 PARSED = "<only parsed>"  # the file name under which a source is parsed, for whoever watches that none is run
-_MAX_LABEL = 60  # characters
-_MAX_VALUE = 20  # characters of a constant in a label
+_MAX_LABEL = 100  # characters: of what a log keeps for each kernel
+_LONG = 24  # characters of a value
 _POSITIONAL = ("constants.#", "attributes.#")  # beginnings of components that name a parameter by its position
 
 
@@ -49,6 +49,44 @@ def named(path: str, parameters: Sequence[str]) -> str:
     return f"{parameters[int(position)]}{dot}{rest}"
 
 
+def label_of(request: CompileRequest) -> str:
+    """A kernel and what tells its configurations apart: `"matmul BLOCK_M=128 BLOCK_N=64 warps=8 stages=3"`."""
+    return " ".join(filter(None, [request.name, configuration_of(request)]))
+
+
+def configuration_of(request: CompileRequest) -> str:
+    """What tells a kernel from others of its name: `"BLOCK_M=128 BLOCK_N=64 warps=8"`; cut short if it is long."""
+    constants = dict(request.constants)
+    if isinstance(request.signature, str):  # Triton's ahead-of-time form, with values among the types
+        parts = enumerate(part.strip() for part in request.signature.split(","))
+        constants |= {f"#{position}": _Literal(part) for position, part in parts if _is_literal(part)}
+    names = parameters_of(request) if any(path.startswith("#") for path in constants) else ()
+    constants = {named(path, names): value for path, value in constants.items()}
+    # Switches and texts are alike in all configurations of a sweep, almost always.
+    numbers = {name: value for name, value in request.options.items() if type(value) is int}
+    options = {_SHORTER.get(name, name): value for name, value in numbers.items()}
+    text = " ".join(f"{name}={_shown(value)}" for name, value in {**constants, **options}.items())
+    return text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"
+
+
+_SHORTER = {"num_warps": "warps", "num_stages": "stages", "num_ctas": "ctas"}
+
+
+class _Literal(str):
+    """A value as it was written."""
+
+    __slots__ = ()
+
+
+def _is_literal(part: str) -> bool:
+    return part[:1].isdigit() or part[:1] in ("-", "'", '"') or part in ("True", "False", "None")
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, _Literal) else repr(value)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
+
+
 def with_names(components: Sequence[Component], parameters: Callable[[], Sequence[str]]) -> list[Component]:
     """Components of a key, as people read them. Their names stay different from one another.
 
@@ -65,19 +103,3 @@ def with_names(components: Sequence[Component], parameters: Callable[[], Sequenc
             name = name if better in taken else better
         found.append((name, value))
     return found
-
-
-def label_of(request: CompileRequest) -> str:
-    """What tells a kernel from others of its name: `"BLOCK_M=128 BLOCK_N=64 warps=8"`; cut short if it is long."""
-    constants = request.constants
-    known = parameters_of(request) if any(name.startswith("#") for name in constants) else ()
-    words = [
-        f"{named(name, known)}={str(value)[:_MAX_VALUE]}"
-        for name, value in constants.items()
-        if value is None or isinstance(value, (bool, int, float, str))
-    ]
-    for option, short in (("num_warps", "warps"), ("num_stages", "stages")):
-        if option in request.options:
-            words.append(f"{short}={str(request.options[option])[:_MAX_VALUE]}")
-    text = " ".join(words)
-    return text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"

@@ -130,7 +130,7 @@ def _open(settings: wire.RemoteSettings, warn: Callable[[str], None]) -> Remotes
 
 def main(argument: str) -> None:
     """Run a remote process; `argument`: the fd of its socket."""
-    sock = begin_helper(argument)
+    sock = begin_helper(argument, "stores of other hosts")
     serve(sock, _open)
     sys.stderr.flush()
     os._exit(0)  # threads that wait for a network are waited for by nobody

@@ -13,15 +13,27 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from headstart.errors import ServiceError
+from headstart.system.files import replace
 from headstart.system.folders import FULL, runtime_dir, work_dirs
 from headstart.system.locks import locked_folder
+from headstart.system.private import read
 from headstart.system.space import is_short_of_space
 
 _LITTLE = 4 << 20  # bytes that a worker's folder must have room for
 _PREFIX = "service-"
+_OWNER = "owner.json"  # in the folder of a private service
 
 _log = logging.getLogger("headstart")
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """A private service, by process, and the client that it belongs to."""
+
+    pid: int
+    client: int
 
 
 class Workplace:
@@ -44,6 +56,11 @@ class Workplace:
         self.warn: Callable[[str], None] = _log.warning
         if not self._move(""):
             raise ServiceError("no folder for workers can be made; set XDG_RUNTIME_DIR to a folder of your own")
+
+    def note(self, owned: Owned) -> None:
+        """Have `owners` find this service."""
+        with contextlib.suppress(OSError):  # it is not shown then
+            replace(self.folder / _OWNER, msgspec.json.encode(owned))
 
     def new_folder(self, name: str) -> Path:
         """A new folder for one worker.
@@ -114,6 +131,21 @@ def service_folder(parent: Path | None = None) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def owners() -> list[tuple[Owned, int]]:
+    """The private services of this user that live, and how many workers each has."""
+    found = []
+    for place in work_dirs(make=False):
+        for folder in sorted(place.glob(f"{_PREFIX}*")):
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                owned = msgspec.json.decode(read(folder / _OWNER), type=Owned)
+                try:
+                    with locked_folder(folder, wait=False):
+                        continue  # nobody holds it: that service is gone
+                except BlockingIOError:
+                    found.append((owned, sum(each.is_dir() for each in folder.iterdir())))
+    return found
 
 
 def _remove_abandoned(place: Path) -> None:

@@ -44,13 +44,14 @@ from headstart.service.recipes import Recipes
 from headstart.service.remotes import Remotes
 from headstart.service.reporting import report
 from headstart.service.requests import Requests
-from headstart.service.runtime import Workplace
+from headstart.service.runtime import Owned, Workplace
 from headstart.service.scheduler import IDLE_TIMEOUT, Scheduler
-from headstart.service.sessions import Session, Sessions
+from headstart.service.sessions import QUIESCED, Session, Sessions
 from headstart.service.sources import Sources
 from headstart.system import machine
 from headstart.system.confinement import unavailable
 from headstart.system.spawn import prefer_standard_library
+from headstart.system.titles import set_title
 from headstart.wire.config import Config
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -241,6 +242,8 @@ class Server:
                     self._farms.prepare(session.preferences.farm)  # it may have ended when nothing was lent
                 self._requests.submit(session, message)
             case wire.Await(tickets):
+                if self._scheduler.quiesced:
+                    self._sessions.notify(session, QUIESCED)
                 for number in tickets:
                     if not self._sources.awaited(session, number):
                         self._requests.awaited(session, number)
@@ -304,12 +307,14 @@ class Server:
         if command in ("quiesce", "quiesce now"):
             self._draining.append(session)  # it is answered when there are no workers any more
             self._engine.happened(events.Quiesced(command == "quiesce now"))
+            self._sessions.say_quiesced()
             self._describers.end_idle()
             return
         if command == "events":
             self._loop.send(session.channel, wire.Events(now, self._engine.history.latest()))
             return
         if command == "resume":
+            self._sessions.forget_quiesced()
             self._engine.happened(events.Resumed(now))
         elif command == "stop":
             self._running = False
@@ -380,6 +385,9 @@ def serve(config: Config) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.closing(Workplace()) as workplace:
+        if config.listener < 0:
+            workplace.note(Owned(os.getpid(), os.getppid()))
+        set_title(f"service of {os.getppid()}" if config.listener < 0 else f"service at {config.socket}")
         server = Server(config, functools.partial(_process_pool, workplace))
         workplace.warn = server.warn
         server.run()

@@ -27,6 +27,7 @@ from headstart.service.loop import Loop
 from headstart.wire.config import Config
 from headstart.wire.remotes import MAX_DEADLINE
 
+QUIESCED = "the compile service is quiesced and starts no compile: what waits for a kernel waits for headstart resume"
 _PAUSE = 0.5  # seconds until those outside are asked in again
 MAX_BACKLOG = 16 << 20  # bytes of answers that are kept for a client that does not read them
 
@@ -121,6 +122,17 @@ class Sessions:
         for session in self.members():
             if cache_dir in (None, session.cache_dir):
                 self.notify(session, text)
+
+    def say_quiesced(self) -> None:
+        """Tell those who are blocked on something why it takes long."""
+        for session in self.members():
+            if session.awaited:
+                self.notify(session, QUIESCED)
+
+    def forget_quiesced(self) -> None:
+        """It is over: the next time they are told anew."""
+        for session in self.members():
+            session.told.discard(QUIESCED)
 
     def warn_users_of(self, settings: wire.RemoteSettings | wire.FarmSettings, text: str) -> None:
         """Tell those who use these stores of other hosts, or this farm."""

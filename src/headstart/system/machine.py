@@ -108,6 +108,14 @@ def name_of(pid: int, proc: Path = _PROC) -> str:
     return _text(proc / str(pid) / "comm")
 
 
+def command_of(pid: int, proc: Path = _PROC) -> str:
+    """The command line of a process, blanks between its words; empty if it is gone, or has none."""
+    with contextlib.suppress(OSError):
+        words = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
+        return b" ".join(words).decode(errors="replace").strip()
+    return ""
+
+
 def stopped(pid: int, proc: Path = _PROC) -> bool:
     """Whether somebody has stopped a process (SIGSTOP; not a debugger). False where the kernel does not tell."""
     return _state(pid, proc) == "T"

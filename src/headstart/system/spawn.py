@@ -22,6 +22,8 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from typing import IO
 
+from headstart.system.titles import set_title
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 # Only `sys`, which is built in, may be imported before the path is set: any other could be shadowed by a file in
 # the current folder.
@@ -49,13 +51,15 @@ def prefer_standard_library() -> None:
     exec(_STANDARD_FIRST, {"sys": sys})  # noqa: S102 - a constant of this module
 
 
-def begin_helper(argument: str) -> socket.socket:
+def begin_helper(argument: str, title: str) -> socket.socket:
     """The socket to the service, in a helper process that sees by its end that the service is gone.
 
     Args:
         argument: the fd of it.
+        title: what ps shows of the process.
     """
     prefer_standard_library()
+    set_title(title)
     continue_without_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of `headstart serve`'s terminal: the service says when it ends
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")

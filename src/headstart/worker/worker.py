@@ -46,6 +46,7 @@ from headstart.stores.disk import DiskStore
 from headstart.system.confinement import Unconfined, confine
 from headstart.system.folders import FULL
 from headstart.system.space import is_short_of_space
+from headstart.system.titles import set_title
 from headstart.wire import (
     Assign,
     CompileLog,
@@ -83,12 +84,14 @@ _TOOL_STAGES = frozenset({"cubin", "hsaco", "amdgcn"})  # in which tools write f
 _LITTLE = 16 << 20  # bytes; with less left, a tool's failure may be for lack of space
 
 
-def run(sock: socket.socket, folder: str, *, confined: bool = False) -> None:
+def run(sock: socket.socket, folder: str, *, confined: bool = False, title: str = "worker") -> None:
     """Serve `sock` (blocking, owned) until it closes. `folder` is this worker's own.
 
     Args:
         confined: what it compiles nobody vouches for.
+        title: what ps shows of it, before the kernel's name.
     """
+    set_title(title)
     output = Output(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     stage_file = os.open(os.path.join(folder, STAGE_FILE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -110,10 +113,12 @@ def run(sock: socket.socket, folder: str, *, confined: bool = False) -> None:
                 # A kernel's source has changed it, which must not reach the next kernel.
                 os.environ.clear()
                 os.environ.update(environment)
+            set_title(f"{title} {job.request.name}")
             if confined:
                 refusal = refusal or _vet(job.request)
             done = refusal or _do_where_there_is_space(compiler, output, job, ask, folder)
             sock.sendall(frame(done))
+            set_title(title)
             _empty(folder)
     except ConnectionError:
         return  # the service is gone, and with it the clients that wanted this

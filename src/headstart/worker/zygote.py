@@ -25,6 +25,7 @@ import traceback
 import msgspec
 
 from headstart.system.spawn import die_with_parent, reap_group
+from headstart.system.titles import set_title
 from headstart.wire import Fork, Forked, Kill, Ready, Reaped, ToZygote, Unable, decode, decoder, encode
 from headstart.worker import compiling, worker
 
@@ -52,6 +53,7 @@ def main(argument: str) -> None:
     if tasks != 1:
         _send(sock, Unable(f"importing Triton {version} started {tasks - 1} threads; forking such a process is unsafe"))
         return
+    set_title(f"zygote, Triton {version}")
     _send(sock, Ready(version, tasks))
     Zygote(sock).run()
 
@@ -128,7 +130,7 @@ class Zygote:
             _send(self._socket, Unable(f"fork: {error.strerror}", order.worker))
             return
         if pid == 0:
-            self._become_worker(zygote, os.fsdecode(order.folder), fd, order.confined)
+            self._become_worker(zygote, order, fd)
         os.close(fd)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # both sides do it, so that neither has to wait for the other
@@ -142,7 +144,7 @@ class Zygote:
         self._selector.register(pidfd, selectors.EVENT_READ, order.worker)
         _send(self._socket, Forked(order.worker, pid))
 
-    def _become_worker(self, zygote: int, folder: str, fd: int, confined: bool) -> None:
+    def _become_worker(self, zygote: int, order: Fork, fd: int) -> None:
         status = 1
         try:
             os.setpgid(0, 0)
@@ -151,7 +153,8 @@ class Zygote:
             self._socket.close()
             for _, pidfd in self._pidfds.values():
                 os.close(pidfd)
-            worker.run(socket.socket(fileno=fd), folder, confined=confined)
+            folder = os.fsdecode(order.folder)
+            worker.run(socket.socket(fileno=fd), folder, confined=order.confined, title=f"worker {order.worker}")
             status = 0
         except BaseException:  # noqa: BLE001 - the fork of a loop must not go on in it
             traceback.print_exc()

@@ -89,8 +89,11 @@ def push_bundle(path: Path, where: str) -> Artifact:
         registry.close()
 
 
-def pull_bundle(where: str, output: Path) -> Artifact:
+def pull_bundle(where: str, output: Path, tell: Callable[[int, int], object] = lambda done, total: None) -> Artifact:
     """Get a bundle from a registry into a file, which may replace a bundle and nothing else.
+
+    Args:
+        tell: told now and then, by another thread, how many bytes have come and how many there are.
 
     Raises:
         UsageError: the URL is wrong, or another file than a bundle has that name.
@@ -115,7 +118,12 @@ def pull_bundle(where: str, output: Path) -> Artifact:
             raise _no_such_bundle(url)
         layer = _layer(url, found[0])
         _check_room(url, layer.size, replacement.path)
-        registry.blob_into(layer.digest, layer.size, write)
+
+        def write_and_tell(piece: bytes) -> None:
+            write(piece)
+            tell(written, layer.size)
+
+        registry.blob_into(layer.digest, layer.size, write_and_tell)
         return layer, found[1]
 
     try:
