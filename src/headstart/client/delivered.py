@@ -66,6 +66,9 @@ class Delivered(Kickoff):
         self._note(self, answer)
         self.answer.set_result(answer)
 
+    def withdraw(self) -> None:
+        """It is part of a source that others want."""
+
     def fail(self, error: HeadstartError) -> None:
         """There is no kernel."""
         self.answer.set_exception(error)

@@ -212,9 +212,13 @@ class Server:
         self._describers.client_left(session.number)
         self._sources.client_left(session.number)
         self._engine.happened(events.ClientLeft(session.number, time.monotonic()))
+        self._give_up_dropped()
+        self._stop_if_alone()
+
+    def _give_up_dropped(self) -> None:
+        """What nobody wants any more, others need not make, or wait for."""
         self._claiming.drop()
         self._farms.unwanted(lambda key: self._scheduler.in_flight(key) is not None)
-        self._stop_if_alone()
 
     def _stop_if_alone(self) -> None:
         if not self._persistent and self._sessions.nobody:
@@ -240,10 +244,14 @@ class Server:
                 if session.preferences.farm is not None:
                     self._farms.prepare(session.preferences.farm)  # it may have ended when nothing was lent
                 self._requests.submit(session, message)
-            case wire.Await(tickets):
+            case wire.Await(tickets, withdrawn):
                 for number in tickets:
                     if not self._sources.awaited(session, number):
                         self._requests.awaited(session, number)
+                for number in withdrawn:
+                    self._requests.withdraw(session, number)
+                if withdrawn:
+                    self._give_up_dropped()
             case wire.Prepare(toolchain, environment, vouched):
                 if session.preferences.remote is not None:
                     self._remotes.prepare(session.preferences.remote)
