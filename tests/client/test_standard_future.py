@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from headstart import wire
 from headstart.client import future as future_module
 from headstart.client.asked import Asked
+from headstart.client.delivered import Delivered
 from headstart.client.future import LambdaFuture, as_completed, put_results
 from headstart.client.kernels import Answered
 from headstart.client.outstanding import Outstanding
@@ -411,6 +413,16 @@ def test_what_is_answered_cannot_be_cancelled(answer: Any) -> None:
 
 def test_what_comes_out_of_a_bundle_cannot_be_cancelled() -> None:
     assert not LambdaFuture("add_kernel", Answered(), str).cancel()
+
+
+def test_a_part_of_what_was_asked_for_as_a_whole_cannot_be_cancelled() -> None:
+    nothing: dict[str, Any] = {"use_store": True, "bundled": True, "answered": never, "note": lambda *_: None}
+    delivered = Delivered("add_kernel", Policy(), lambda: never(None), want=lambda: None, **nothing)
+    part: LambdaFuture[Any] = LambdaFuture("add_kernel", delivered, lambda answer: answer.key)
+    assert not part.cancel()
+    assert not part.cancel()
+    delivered.settle(wire.JobOutcome(0, wire.Result(1, "key", cached=True)))
+    assert part.result() == "key"
 
 
 def test_an_answer_that_arrives_while_it_is_being_cancelled_counts() -> None:
