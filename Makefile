@@ -5,6 +5,8 @@ VENV := .venv
 VENV36 := .venv-triton36
 VENV37 := .venv-triton37
 VENV38 := .venv-triton38
+VENVDIST := .venv-dist
+VENVDOCS := .venv-docs
 VENVTORCH := .venv-torch
 VENVTORCH214 := .venv-torch-214
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ FUZZ_SECONDS ?= 60
 OF_PROCESSES := tests/service tests/test_surroundings.py $(addprefix tests/,adapters/test_run.py system/test_private.py)
 
 .PHONY: help demo test test-remote test-farm test-report test-tritons test-slow test-torch test-torch-214 chaos chaos-farm
-.PHONY: fuzz check man bench bench-remote bench-torch clean
+.PHONY: fuzz check man bench bench-remote bench-torch docs dist clean
 
 help:
 	@echo "make demo   run the code generator of examples/ with no GPU and show what overlapped"
@@ -43,6 +45,8 @@ help:
 	@echo "make bench  measure, and keep the figures in benchmarks/results/"
 	@echo "make bench-remote   stores that hosts share, on real servers; kept as well"
 	@echo "make bench-torch   torch.compile's code generation, stock and headstart"
+	@echo "make docs   the documentation as a site, in site/, with its links checked"
+	@echo "make dist   build what would be published, and try the wheel in an environment of its own"
 	@echo "make clean  remove environments and what the tools left"
 
 demo: $(VENV)/.installed
@@ -117,8 +121,20 @@ bench-remote: $(VENV)/.servers
 bench-torch: $(VENVTORCH)/.installed
 	$(VENVTORCH)/bin/python benchmarks/torch_codegen.py
 
+# It opens from the file system, without a network. The variable leaves out a notice about the future of MkDocs.
+docs: $(VENVDOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENVDOCS)/bin/mkdocs build --strict --quiet
+	@echo "site/index.html is the first page"
+
+# Nothing is published. The wheel is built from the source distribution, so that this is known to be complete.
+dist: $(VENVDIST)/.installed
+	rm -rf dist
+	$(VENVDIST)/bin/python -m build
+	$(VENVDIST)/bin/python -m twine check --strict dist/*
+	$(VENVDIST)/bin/python tests/try_dist.py dist
+
 clean:
-	rm -rf $(VENV) $(VENV36) $(VENV37) $(VENV38) $(VENVTORCH) $(VENVTORCH214) build dist
+	rm -rf $(VENV) $(VENV36) $(VENV37) $(VENV38) $(VENVDIST) $(VENVDOCS) $(VENVTORCH) $(VENVTORCH214) build dist site
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -126,6 +142,16 @@ clean:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --editable '.[test]' 'triton==3.9.*'
+	touch $@
+
+$(VENVDOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENVDOCS)
+	$(VENVDOCS)/bin/python -m pip install $(PIP_FLAGS) --editable '.[docs]'
+	touch $@
+
+$(VENVDIST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENVDIST)
+	$(VENVDIST)/bin/python -m pip install $(PIP_FLAGS) 'build>=1.2' 'twine>=6.1' 'mypy>=1.11'
 	touch $@
 
 $(VENV)/.servers: $(VENV)/.installed tests/stores/remote/install_servers.sh

@@ -42,11 +42,17 @@ def test_the_code_generator_of_the_readme_prints_what_it_says(tmp_path: Path) ->
 
 def test_the_code_generator_runs_and_its_second_start_neither_compiles_nor_imports_triton(tmp_path: Path) -> None:
     report = "\nimport sys\nprint(async_compile.statistics.compiled, 'triton' in sys.modules)\n"
-    (program,) = blocks("docs/code-generators.md")
+    program, _ = blocks("docs/code-generators.md")
     (tmp_path / "generator.py").write_text(program + report)
     assert run(tmp_path, "generator.py").splitlines()[-1] == "3 False"
     assert (tmp_path / "scale.bundle").exists()
     assert run(tmp_path, "generator.py").splitlines()[-1] == "0 False"
+
+
+def test_futures_are_waited_for_as_the_page_shows(tmp_path: Path) -> None:
+    _, program = blocks("docs/code-generators.md")
+    (tmp_path / "waiting.py").write_text(program)
+    assert run(tmp_path, "waiting.py").splitlines() == ["fill None"] * 4 + ["4 set()", "dropped True"]
 
 
 def test_the_plan_builds(tmp_path: Path) -> None:

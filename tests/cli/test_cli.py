@@ -184,9 +184,8 @@ class FakeCompile:
             self.statistics.cpu_s += 1.5
             self.statistics.longest_s = 1.5
             answer.set_result(None)
-        self.futures[name, target] = LambdaFuture(
-            name, SimpleNamespace(answer=answer, want=lambda: None), lambda _: None
-        )
+        pending = SimpleNamespace(answer=answer, is_running=False, want=lambda: None, withdraw=lambda: None)
+        self.futures[name, target] = LambdaFuture(name, pending, lambda _: None)
         return self.futures[name, target]
 
     def collect(self, path: Path) -> Path:

@@ -23,6 +23,8 @@ class FakePending:
     def __init__(self, answer: Any = None) -> None:
         self.answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
         self.wanted = 0
+        self.withdrawn = 0
+        self.is_running = False
         if isinstance(answer, BaseException):
             self.answer.set_exception(answer)
         elif answer is not None:
@@ -30,6 +32,9 @@ class FakePending:
 
     def want(self) -> None:
         self.wanted += 1
+
+    def withdraw(self) -> None:
+        self.withdrawn += 1
 
 
 def identity(answer: Any) -> Any:

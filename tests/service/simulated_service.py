@@ -196,6 +196,16 @@ class SimulatedService:
                 self._drop(key)
         return self._perform(self.scheduler.client_left(client, self.now))
 
+    def withdraw(self, ticket: Ticket) -> list[Action]:
+        """Its client does not want it any more."""
+        for key, wanted in list(self.wanted.items()):
+            if ticket in wanted.tickets:
+                wanted.tickets.remove(ticket)
+                if not wanted.tickets and wanted.worker is None:
+                    self._drop(key)
+                return self._perform(self.scheduler.withdrawn(ticket, key, self.now))
+        return self._perform(self.scheduler.withdrawn(ticket, "unknown", self.now))
+
     def quiesce(self, *, kill: bool = False) -> list[Action]:
         return self._perform(self.scheduler.quiesce(kill=kill))
 

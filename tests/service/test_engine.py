@@ -83,6 +83,7 @@ def test_every_event_leads_to_a_method_of_the_plan() -> None:
         events.Ticked(1.0),
         events.ZygoteLost(PLAIN, "why", 1.0),
         events.ZygoteUnable(PLAIN, "why", 1.0),
+        events.Withdrawn(Ticket(1, 1), "a", 1.0),
         events.ClientLeft(1, 1.0),
     ):
         engine.happened(event)

@@ -374,6 +374,18 @@ def test_everybody_who_asked_meanwhile_is_answered_by_the_one_look_up(start: Sta
     assert caller.report().remote == 2
 
 
+def test_what_is_withdrawn_while_a_remote_is_asked_is_neither_answered_nor_compiled(start: Start) -> None:
+    service = start(compiled)
+    caller = service.caller()
+    caller.submit(1)
+    (wanted,) = service.wanted()
+    caller.say(wire.Await([], [1]))
+    service.find(wanted)
+    caller.say(wire.Control("status"))
+    assert isinstance(caller.hear(wire.Report, wire.Result), wire.Report)
+    assert not service.executor.orders
+
+
 def test_what_was_said_to_be_there_and_is_gone_again_is_compiled(start: Start) -> None:
     service = start(compiled)
     caller = service.caller()

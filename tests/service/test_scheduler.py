@@ -169,6 +169,50 @@ def test_two_clients_that_want_one_key_share_one_assignment() -> None:
     assert simulated.answer(mine) == simulated.answer(yours) == "entry"
 
 
+def test_what_was_withdrawn_and_nobody_else_wants_is_not_compiled() -> None:
+    simulated = service(limit=1)
+    simulated.request("a")
+    ticket, _ = simulated.request("b")
+    simulated.withdraw(ticket)
+    assert simulated.scheduler.in_flight("b") is None
+    assert assigned(simulated.finish("a")) == []
+    assert simulated.answers[ticket] == []
+
+
+def test_what_was_withdrawn_by_one_client_is_compiled_for_the_others_in_their_turn() -> None:
+    simulated = service(limit=1)
+    simulated.request("a", client=2)
+    mine, _ = simulated.request("b", client=1)
+    yours, _ = simulated.request("b", client=2)
+    third, _ = simulated.request("c", client=3)
+    simulated.withdraw(mine)
+    assert assigned(simulated.finish("a")) == ["c"], "client 2 has just had its turn"
+    assert assigned(simulated.finish("c")) == ["b"]
+    simulated.finish("b")
+    assert simulated.answers[mine] == []
+    assert simulated.answer(yours) == simulated.answer(third) == "entry"
+
+
+def test_what_was_withdrawn_while_it_runs_goes_on_and_can_be_joined() -> None:
+    simulated = service(limit=1)
+    mine, _ = simulated.request("a", client=1)
+    simulated.withdraw(mine)
+    assert simulated.running == ["a"]
+    yours, actions = simulated.request("a", client=2)
+    assert assigned(actions) == []
+    simulated.finish("a")
+    assert simulated.answers[mine] == []
+    assert simulated.answer(yours) == "entry"
+
+
+def test_a_ticket_that_was_answered_or_is_unknown_can_be_withdrawn_in_vain() -> None:
+    simulated = service(limit=1)
+    ticket, _ = simulated.request("a")
+    simulated.finish("a")
+    simulated.withdraw(ticket)
+    assert simulated.answer(ticket) == "entry"
+
+
 def test_what_is_queued_or_running_is_in_flight_and_nothing_else() -> None:
     simulated = service(limit=1)
     simulated.request("a")

@@ -104,6 +104,15 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.service.leave(client)
         self.tickets = {ticket for ticket in self.tickets if ticket.client != client}
 
+    @precondition(lambda self: self.tickets)
+    @rule(pick=any_number)
+    def withdraw(self, pick: int) -> None:
+        tickets = sorted(self.tickets)
+        ticket = tickets[pick % len(tickets)]
+        self.service.withdraw(ticket)
+        if not self.service.answers[ticket]:
+            self.tickets.remove(ticket)
+
     @rule(kill=st.booleans())
     def quiesce(self, kill: bool) -> None:
         self.service.quiesce(kill=kill)

@@ -67,6 +67,7 @@ MESSAGES: dict[str, list[msgspec.Struct]] = {
         wire.Prepare(TOOLCHAIN, {"TRITON_DEBUG": "1"}, vouched=False),
         wire.Submit(7, TOOLCHAIN, REQUEST, True, background=True),
         wire.Await([1, 2]),
+        wire.Await([], [3]),
         wire.Control("quiesce"),
         wire.Supersede(9),
         wire.PrepareDescriber(DESCRIBER),

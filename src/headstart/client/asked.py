@@ -87,6 +87,16 @@ class Asked(Generic[Answer]):
         """Somebody is blocked on this; see `headstart.client.future.Pending`."""
         self._want(self)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a worker has begun, as far as this process knows."""
+        return self.started is not None
+
+    def after_fork(self) -> None:
+        """In a fork of the process, where it has no answer: it is asked again when somebody waits."""
+        self.answer = concurrent.futures.Future()  # another thread may have held the old one's lock
+        self.started = None
+
 
 class SourceTaker(Protocol):
     """Who asks for a source of torch.compile's. Told in the connection's thread, before its answer is set."""
@@ -164,6 +174,7 @@ class Kickoff(Asked[wire.Result]):
     def __init__(
         self,
         want: Callable[[Asked[Any]], None],
+        withdraw: Callable[[Asked[Any]], None],
         request: CompileRequest,
         policy: Policy,
         use_store: bool,
@@ -174,6 +185,7 @@ class Kickoff(Asked[wire.Result]):
         triton_cache: wire.TritonCache | None = None,
     ) -> None:
         super().__init__(want, request.name, policy)
+        self._withdraw = withdraw
         self.request = request
         self.answered = answered
         self.use_store = use_store
@@ -212,6 +224,10 @@ class Kickoff(Asked[wire.Result]):
         if self.log is not None and self.answer.result().cached:
             self.log.loaded(entry.header.compile_wall_s)
         return entry
+
+    def withdraw(self) -> None:
+        """Nobody wants it any more; see `headstart.client.future.Pending`."""
+        self._withdraw(self)
 
 
 Answered = Callable[[Kickoff, wire.Result], None]

@@ -198,7 +198,7 @@ class AsyncCompile:
             was_unvouched = future is not None and vouched and digest in self._unvouched
             if was_unvouched:
                 future = None  # what may be refused, or wrong, is not for those who vouch for it
-            if future is not None and not failed_for_the_machine(future):
+            if future is not None and not failed_for_the_machine(future) and future.ask_again():
                 self._deduplicated += 1
                 self.client.log.joined += 1
                 if digest in self._unasked and not background:
@@ -372,7 +372,7 @@ class AsyncCompile:
 
     def _note_if_stored(self, digest: str, answer: concurrent.futures.Future[wire.Result]) -> None:
         """What nobody vouched for is there for those who do, once it is in the store."""
-        if answer.exception() is None and answer.result().cached:
+        if not answer.cancelled() and answer.exception() is None and answer.result().cached:
             self.used_early.add(digest)
 
     def _finish(self, kickoff: Kickoff, result: wire.Result) -> CompiledKernel:

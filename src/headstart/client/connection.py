@@ -20,7 +20,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import logging
 import os
@@ -29,7 +28,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -50,6 +49,7 @@ from headstart.system.forks import renew_in_forks
 _END_TIMEOUT = 5.0  # seconds that a service gets to clean up after its client
 _CLOSE_TIMEOUT = 4 * _END_TIMEOUT  # seconds that `close` waits for the thread, which may be starting a service
 
+_Asked = TypeVar("_Asked", bound=Asked[Any])
 _log = logging.getLogger("headstart")
 
 
@@ -74,7 +74,7 @@ class ServiceConnection:
         _connections.add(self)
         renew_in_forks(self)
 
-    def _reset(self) -> None:
+    def _reset(self, closing: bool = False) -> None:
         self._lock = threading.RLock()
         self._outstanding = Outstanding(self._lock)
         self._unsent: deque[Asked[Any]] = deque()  # slow ones that the service has not been told of
@@ -82,7 +82,7 @@ class ServiceConnection:
         self._launched: Launched | None = None
         self._thread: threading.Thread | None = None
         self._wakeup = -1
-        self._closing = False
+        self._closing = closing
         self._fruitless = 0
         self.service = ServiceState()
 
@@ -121,9 +121,7 @@ class ServiceConnection:
 
     def submit_source(self, name: str, policy: Policy, taker: SourceTaker) -> SourceKickoff:
         """Ask for all that a source of torch.compile's needs. Never waits, as `submit`; see `SourceKickoff`."""
-        asked = SourceKickoff(self.want, name, policy, taker)
-        self._submit(asked)
-        return asked
+        return self._submit(SourceKickoff(self.want, name, policy, taker))
 
     def submit(
         self,
@@ -143,9 +141,8 @@ class ServiceConnection:
             answered: called in the daemon thread before an answer is set; may raise what is set instead.
             bundled: for `answered` to know; the rest as for `wire.Submit`, with the toolchain of `policy`.
         """
-        kickoff = Kickoff(self.want, request, policy, use_store, bundled, answered, background, vouched, triton_cache)
-        self._submit(kickoff)
-        return kickoff
+        how = use_store, bundled, answered, background, vouched, triton_cache
+        return self._submit(Kickoff(self.want, self._withdraw, request, policy, *how))
 
     def want(self, kickoff: Asked[Any]) -> None:
         """Have what somebody waits for compiled before what was only kicked off."""
@@ -160,6 +157,11 @@ class ServiceConnection:
                 if kickoff not in self._unsent:
                     self._send(wire.Await([kickoff.ticket]))
                 self._wake()  # from now on the service is watched
+
+    def _withdraw(self, kickoff: Asked[Any]) -> None:
+        with self._lock:
+            if self._outstanding.forget(kickoff):
+                self._send(wire.Await([], [kickoff.ticket]))
 
     def in_flight(self) -> list[Asked[Any]]:
         """What workers are compiling now."""
@@ -188,7 +190,7 @@ class ServiceConnection:
         self._closing = True
         self._wake()
 
-    def _submit(self, kickoff: Asked[Any]) -> None:
+    def _submit(self, kickoff: _Asked) -> _Asked:
         with self._lock:
             if self._closing:
                 raise ServiceError(f"{kickoff.name}: this AsyncCompile is closed")
@@ -200,6 +202,7 @@ class ServiceConnection:
                 else:
                     self._send_kickoff(kickoff)
             self.start()
+        return kickoff
 
     def _send_prepared(self) -> None:
         if self._channel is not None:
@@ -377,18 +380,14 @@ class ServiceConnection:
     def after_fork(self) -> None:
         """See `renew_in_forks`."""
         pending, launched, wakeup = self._outstanding.all(), self._launched, self._wakeup
-        closing = self._closing
-        self._reset()
-        self._closing = closing
+        self._reset(self._closing)
         if launched is not None:
             launched.forget()
         if wakeup >= 0:
             os.close(wakeup)
         self._prepared.after_fork()
         for asked in pending:
-            # Another thread may have held the old one's lock at the moment of the fork.
-            asked.answer = concurrent.futures.Future()
-            asked.started = None
+            asked.after_fork()
 
 
 _connections: weakref.WeakSet[ServiceConnection] = weakref.WeakSet()

@@ -51,6 +51,7 @@ class Delivered(Kickoff):
         self.triton_cache = None
         self.kicked_off = time.monotonic()
         self.finished: float | None = None
+        self.answer.set_running_or_notify_cancel()  # it cannot be cancelled: others want the rest of its source
 
     @functools.cached_property
     def request(self) -> CompileRequest:  # type: ignore[override] # made when it is needed
@@ -65,6 +66,9 @@ class Delivered(Kickoff):
         self.started = answer.started or None
         self._note(self, answer)
         self.answer.set_result(answer)
+
+    def withdraw(self) -> None:
+        """It never is."""
 
     def fail(self, error: HeadstartError) -> None:
         """There is no kernel."""

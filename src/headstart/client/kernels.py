@@ -85,7 +85,12 @@ class Answered:
     answer: concurrent.futures.Future[None] = concurrent.futures.Future()
     answer.set_result(None)
 
+    is_running = False
+
     def want(self) -> None:
+        pass
+
+    def withdraw(self) -> None:
         pass
 
 

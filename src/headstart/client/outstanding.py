@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from itertools import count
 from typing import Any
@@ -61,13 +62,20 @@ class Outstanding:
         """Answer it, or fail it if the outcome is an error."""
         asked.settled(outcome)
         # Settled first and forgotten second: a fork in between finds it answered, or asks again.
-        if isinstance(outcome, HeadstartError):
-            asked.answer.set_exception(outcome)
-        else:
-            asked.answer.set_result(outcome)
+        try:
+            if isinstance(outcome, HeadstartError):
+                asked.answer.set_exception(outcome)
+            else:
+                asked.answer.set_result(outcome)
+        except concurrent.futures.InvalidStateError:
+            pass  # it was cancelled just before
+        self.forget(asked)
+
+    def forget(self, asked: Asked[Any]) -> bool:
+        """Nobody is to hear of it any more. Returns whether there was no answer yet."""
         with self._lock:
-            self._pending.pop(asked.ticket, None)
             self._awaited.discard(asked.ticket)
+            return self._pending.pop(asked.ticket, None) is not None
 
     def fail(self, error: HeadstartError) -> None:
         """Fail everything."""

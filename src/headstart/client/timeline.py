@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from headstart.client.run_log import KernelLog, RunLog
     from headstart.model.request import CompileRequest
 
-Origin = Literal["worker", "store", "bundle", "failed", "pending"]
+Origin = Literal["worker", "store", "bundle", "failed", "cancelled", "pending"]
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """What became of the requests so far. The last four counts add up to the first once nothing is pending.
+    """What became of the requests so far. What is pending or cancelled is in the first count only.
 
     Attributes:
         requested: calls of `triton`.
@@ -62,7 +62,7 @@ class Span(msgspec.Struct, frozen=True):
         started: when a worker began; None if it came from a cache.
         finished: when the result was there.
         worker: which worker compiled it, or -1.
-        origin: who had it, or `"failed"` or `"pending"`.
+        origin: who had it, or `"failed"`, `"cancelled"` or `"pending"`.
     """
 
     name: str
@@ -91,9 +91,10 @@ class TimelineEntry(msgspec.Struct, frozen=True):
     @property
     def result(self) -> wire.Result | None:
         """What the service answered, unless it failed or is pending."""
-        if self.kickoff is None or not self.kickoff.answer.done() or self.kickoff.answer.exception() is not None:
+        answer = None if self.kickoff is None else self.kickoff.answer
+        if answer is None or not answer.done() or answer.cancelled() or answer.exception() is not None:
             return None
-        return self.kickoff.answer.result()
+        return answer.result()
 
     @property
     def origin(self) -> Origin:
@@ -103,7 +104,7 @@ class TimelineEntry(msgspec.Struct, frozen=True):
         if not self.kickoff.answer.done():
             return "pending"
         if self.result is None:
-            return "failed"
+            return "cancelled" if self.kickoff.answer.cancelled() else "failed"
         return "store" if self.result.cached else "worker"
 
     def span(self) -> Span:

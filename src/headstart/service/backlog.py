@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headstart.service.actions import Action, Claim, Deliver, Lend
 from headstart.service.claims import Claims
-from headstart.service.queue import Job, Kind, Queue, Urgency
+from headstart.service.queue import Job, Kind, Queue, Ticket, Urgency
 from headstart.wire import Failure
 
 
@@ -113,6 +113,12 @@ class Backlog:
                 self.requeue(other)
             else:
                 self.compile_whole(other)
+
+    def keep_tickets(self, job: Job, tickets: list[Ticket]) -> None:
+        """Only these want a job from now on. If there are none, it is dropped, unless it has begun."""
+        job.tickets = tickets
+        if not tickets and job.worker is None:
+            self.forget(job)
 
     def forget(self, job: Job) -> None:
         """A job is dropped."""

@@ -89,6 +89,15 @@ class Elsewhere:
 
 
 @dataclass(frozen=True)
+class Withdrawn:
+    """A client does not want `key` any more."""
+
+    ticket: Ticket
+    key: str
+    now: float
+
+
+@dataclass(frozen=True)
 class ClientLeft:
     """A client is gone."""
 
@@ -246,6 +255,7 @@ Event = (
     | Elsewhere
     | Offered
     | LentBegun
+    | Withdrawn
     | ClientLeft
     | Quiesced
     | Resumed
@@ -264,6 +274,7 @@ METHODS: dict[type[Event], str] = {
     Elsewhere: "elsewhere",
     Offered: "offered",
     LentBegun: "lent_begun",
+    Withdrawn: "withdrawn",
     ClientLeft: "client_left",
     Quiesced: "quiesce",
     Resumed: "resume",

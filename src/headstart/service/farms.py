@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Set
+from collections.abc import Callable, Hashable, Iterable, Set
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -119,8 +119,10 @@ class Farms:
         """Whether an answer is to come."""
         return any(farm.out for farm in self._farms.values())
 
-    def prepare(self, settings: wire.FarmSettings) -> None:
-        """Have a bridge ready: somebody with these settings is about to ask."""
+    def prepare(self, settings: wire.FarmSettings | None) -> None:
+        """Have a bridge ready: somebody with these settings, if any, is about to ask."""
+        if settings is None:
+            return
         farm = self._farms.setdefault(settings, _Farm(settings))
         if farm.process is not None or time.monotonic() < farm.restarts_at:
             return
@@ -340,6 +342,11 @@ class Farms:
         _log.warning("%s", why)
         if farm.deaths == 1:
             self._tell(farm.settings, f"the farm is not used for {pause:.0f} s: {why}")
+
+
+def wanted_by(jobs: Iterable[Job]) -> set[Hashable]:
+    """The farms that some of these jobs wait for, among others."""
+    return {job.place[0] for job in jobs if job.place is not None and job.waiting and not job.returned}
 
 
 def _lent(out: _Out) -> wire.LentJob:

@@ -232,7 +232,7 @@ class Queue:
             if kind in blocked:
                 continue
             for (urgency, client), line in list(lines.items()):
-                while line and not (line[0].job.waiting and line[0].job.urgency == urgency):
+                while line and not _is_in_line(line[0].job, urgency, client):
                     heapq.heappop(line).job.lines.discard((urgency, client))
                 if line:
                     yield urgency, client, line[0]
@@ -240,3 +240,7 @@ class Queue:
                     del lines[urgency, client]
             if not lines:
                 del self._lines[kind]
+
+
+def _is_in_line(job: Job, urgency: Urgency, client: int) -> bool:
+    return job.waiting and job.urgency == urgency and any(ticket.client == client for ticket in job.tickets)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -188,9 +188,9 @@ class Requests:
 
     def _settle(self, asked: _Asked, found: Found) -> None:
         session, message = asked.session, asked.message
+        if message.ticket not in session.looked_up or not self._sessions.has(session):
+            return  # it was withdrawn, or all of its client's were
         session.looked_up.discard(message.ticket)
-        if not self._sessions.has(session):
-            return
         if found.shared is not None:
             self.tally.stored += not found.remote
             self.tally.remote += found.remote
@@ -282,6 +282,15 @@ class Requests:
                 self._remotes.hurry(session.preferences.remote, session.sought[ticket])
         elif ticket in session.jobs:
             self._happened(events.Awaited(session.jobs[ticket], time.monotonic()))
+
+    def withdraw(self, session: Session, tickets: Iterable[int]) -> None:
+        """A client does not want any more what it has asked for."""
+        for ticket in tickets:
+            session.looked_up.discard(ticket)
+            session.awaited.discard(ticket)
+            session.wanted.pop(ticket, None)
+            if (job_key := session.jobs.pop(ticket, None)) is not None:
+                self._happened(events.Withdrawn(Ticket(session.number, ticket), job_key, time.monotonic()))
 
     def deliver(self, job: Job, outcome: object) -> None:
         """A job is over: keep what came of it, and tell everybody who asked."""

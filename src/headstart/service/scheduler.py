@@ -8,7 +8,7 @@ Guarantees:
 
 * What somebody is blocked on goes first, and no client waits for all of another's jobs; see `queue.py`.
 * One job per key is queued or running at a time; everyone who asks meanwhile is added to it and gets its outcome.
-* Every ticket is answered exactly once, by one `Deliver`, unless its client leaves first.
+* Every ticket is answered exactly once, by one `Deliver`, unless its client leaves or withdraws it first.
 * A job for which there was no space in its worker's folder is tried once more elsewhere, then fails for the machine.
 * A job whose worker dies under it, or that runs out of time or memory, is tried once more, alone as far as that is
   possible without stopping everybody else, then fails; losing a zygote blames no job.
@@ -185,10 +185,14 @@ class Scheduler:
         self._backlog.queue.leave(client)
         self._workforce.announced.pop(client, None)
         for job in list(self._backlog.jobs.values()):
-            job.tickets = [ticket for ticket in job.tickets if ticket.client != client]
-            if not job.tickets and job.worker is None:
-                self._backlog.forget(job)
+            self._backlog.keep_tickets(job, [ticket for ticket in job.tickets if ticket.client != client])
         return [*self._dispatcher.schedule(now), *self._workforce.end_unused_zygotes()]
+
+    def withdrawn(self, ticket: Ticket, key: str, now: float) -> list[Action]:
+        """A client does not want `key` any more. What nobody else wants is dropped, unless it has begun."""
+        if (job := self._backlog.jobs.get(key)) is not None:
+            self._backlog.keep_tickets(job, [each for each in job.tickets if each != ticket])
+        return self._dispatcher.schedule(now)
 
     # What the user says
 

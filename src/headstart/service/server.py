@@ -22,7 +22,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 from headstart import wire
@@ -36,7 +36,7 @@ from headstart.service.describers import DescriberKind, Describers
 from headstart.service.engine import Engine
 from headstart.service.errands import Errands
 from headstart.service.executor import Executor
-from headstart.service.farms import Farms
+from headstart.service.farms import Farms, wanted_by
 from headstart.service.lookup import Lookup
 from headstart.service.loop import Loop
 from headstart.service.process_pool import ProcessPool
@@ -164,7 +164,7 @@ class Server:
             self._watched = now
             self._executor.check_memory(self._scheduler.memory_limits())
         self._remotes.look_around(now)
-        self._farms.look_around(now, self._wanted_farms)
+        self._farms.look_around(now, lambda: wanted_by(self._scheduler.jobs()))
         if now - self._inspected >= _STOPPED_INTERVAL and (self._scheduler.jobs() or self._others_busy):
             self._inspected = now
             self._executor.replace_stopped(now)
@@ -178,11 +178,6 @@ class Server:
             self._draining.clear()
         if self._waits_for_first_client() and now > self._started + _GREETING_TIMEOUT:
             self._running = False
-
-    def _wanted_farms(self) -> set[Hashable]:
-        """Those that jobs wait for, among others."""
-        jobs = self._scheduler.jobs()
-        return {job.place[0] for job in jobs if job.place is not None and job.waiting and not job.returned}
 
     def _waits_for_first_client(self) -> bool:
         return self._sessions.is_shared and not self._sessions.had_members and not self._persistent
@@ -213,9 +208,13 @@ class Server:
         self._describers.client_left(session.number)
         self._sources.client_left(session.number)
         self._engine.happened(events.ClientLeft(session.number, time.monotonic()))
+        self._give_up_dropped()
+        self._stop_if_alone()
+
+    def _give_up_dropped(self) -> None:
+        """What nobody wants any more, others need not make, or wait for."""
         self._claiming.drop()
         self._farms.unwanted(lambda key: self._scheduler.in_flight(key) is not None)
-        self._stop_if_alone()
 
     def _stop_if_alone(self) -> None:
         if not self._persistent and self._sessions.nobody:
@@ -238,24 +237,23 @@ class Server:
             case wire.Submit(ticket=ticket) | wire.SubmitSource(ticket=ticket) if ticket < 0:
                 self._sessions.dismiss(session)  # these are `Sources`' own
             case wire.Submit():
-                if session.preferences.farm is not None:
-                    self._farms.prepare(session.preferences.farm)  # it may have ended when nothing was lent
+                self._farms.prepare(session.preferences.farm)  # it may have ended when nothing was lent
                 self._requests.submit(session, message)
-            case wire.Await(tickets):
-                if self._scheduler.quiesced:
+            case wire.Await(tickets, withdrawn):
+                if tickets and self._scheduler.quiesced:
                     self._sessions.notify(session, QUIESCED)
                 for number in tickets:
                     if not self._sources.awaited(session, number):
                         self._requests.awaited(session, number)
-            case wire.Prepare(toolchain, environment, vouched):
+                if withdrawn:
+                    self._requests.withdraw(session, withdrawn)
+                    self._give_up_dropped()
+            case wire.Prepare(toolchain, vouched=vouched):
                 if session.preferences.remote is not None:
                     self._remotes.prepare(session.preferences.remote)
-                if session.preferences.farm is not None:
-                    self._farms.prepare(session.preferences.farm)
+                self._farms.prepare(session.preferences.farm)
                 if vouched or not unavailable():
-                    self._after_a_look(
-                        session, toolchain, lambda: self._prepare(session, toolchain, environment, vouched)
-                    )
+                    self._after_a_look(session, toolchain, lambda: self._prepare(session, message))
             case wire.PrepareDescriber(spec):
                 self._after_a_look(
                     session,
@@ -295,8 +293,8 @@ class Server:
 
         self._errands.do(look, go_on, functools.partial(self._sessions.dismiss, session))
 
-    def _prepare(self, session: Session, toolchain: Toolchain, environment: dict[str, str], vouched: bool) -> None:
-        kind = self._lookup.kind(toolchain, environment, not vouched)
+    def _prepare(self, session: Session, asked: wire.Prepare) -> None:
+        kind = self._lookup.kind(asked.toolchain, asked.environment, not asked.vouched)
         self._engine.happened(events.Announced(kind, session.number))
 
     def _describer_kind(self, spec: wire.DescriberSpec) -> DescriberKind:

@@ -125,10 +125,11 @@ class Submit(msgspec.Struct, tag=True):
     triton_cache: TritonCache | None = None
 
 
-class Await(msgspec.Struct, tag=True):
-    """Somebody is blocked on these."""
+class Await(msgspec.Struct, tag=True, omit_defaults=True):
+    """Somebody is blocked on `tickets`; nobody wants `withdrawn` any more, which are not answered then."""
 
     tickets: list[int]
+    withdrawn: list[int] = []
 
 
 # service → client
