@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from headstart.errors import CompileError, CompileErrors, HeadstartError
 
 if TYPE_CHECKING:
-    from headstart.client.run_log import KernelLog
+    from headstart.client.kernel_log import KernelLog
 
 T = TypeVar("T")
 
