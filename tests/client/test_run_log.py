@@ -18,11 +18,15 @@ from conftest import PATIENCE, wait_until
 from headstart import AsyncCompile
 from headstart.artifacts import run_records, runs
 from headstart.client import about, run_file, run_log
+from headstart.client.asked import Kickoff
 from headstart.client.future import LambdaFuture
+from headstart.client.policy import Policy
 from headstart.client.run_log import RunLog
+from headstart.client.timeline import Requests, TimelineEntry
 from headstart.errors import CompileError
+from headstart.model.request import CompileRequest
 from headstart.system.settings import Settings
-from kernels import matmul, pointwise, raises
+from kernels import TOOLCHAIN, matmul, pointwise, raises
 from run_logs import ask, result
 
 Open = Callable[..., AsyncCompile]
@@ -79,6 +83,18 @@ def test_a_log_says_what_was_asked_who_had_it_and_who_waited(cache: Path) -> Non
     assert [each.origin for each in (failed, pending)] == ["failed", "pending"]
     assert (failed.kind, failed.stage, failed.error) == ("CompileError", "ttir", "it is wrong")
     assert run.processes[0].fell_back == [("app.kernel", "its option extern_libs names a file")]
+
+
+def test_a_worker_that_begins_before_the_log_has_heard_of_the_kernel_is_in_it(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    request = CompileRequest.make(target="cuda:90", **pointwise())
+    kickoff = Kickoff(lambda _: None, request, Policy(find=lambda: TOOLCHAIN), True, True, None, False, True)
+    kickoff.began(time.monotonic(), 7)
+    Requests(log).note(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
+    log.close()
+    (kernel,) = the_run(cache).kernels
+    assert kernel.began is not None
+    assert kernel.worker == 7
 
 
 def test_a_kernel_costs_at_most_200_bytes(cache: Path) -> None:

@@ -42,6 +42,10 @@ def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         # In containers there is often no sandbox to be had, and what is shown is this test's own file.
         launched = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"], env=environment)
+        # Chromium starts helpers with its first page, which are no test's.
+        first = launched.new_page()
+        first.goto(Path(__file__).as_uri())
+        first.close()
         yield launched
         launched.close()
 

@@ -119,6 +119,8 @@ class RunLog:
         self.put(lambda log: log.asked_records(number, entry, where, thread), starts=kickoff is not None)
         if kickoff is not None:
             kickoff.log = kernel
+            if kickoff.started is not None:  # an idle worker was faster
+                kernel.began(kickoff.started, kickoff.worker)
             kickoff.answer.add_done_callback(lambda answer: kernel.answered(answer, lambda: kickoff.worker))
         return kernel
 
