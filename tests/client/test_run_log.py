@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import stat
@@ -19,11 +18,15 @@ from conftest import PATIENCE, wait_until
 from headstart import AsyncCompile
 from headstart.artifacts import run_records, runs
 from headstart.client import about, run_file, run_log
+from headstart.client.asked import Kickoff
 from headstart.client.future import LambdaFuture
+from headstart.client.policy import Policy
 from headstart.client.run_log import RunLog
+from headstart.client.timeline import Requests, TimelineEntry
 from headstart.errors import CompileError
+from headstart.model.request import CompileRequest
 from headstart.system.settings import Settings
-from kernels import matmul, pointwise, raises
+from kernels import TOOLCHAIN, matmul, pointwise, raises
 from run_logs import ask, result
 
 Open = Callable[..., AsyncCompile]
@@ -80,6 +83,18 @@ def test_a_log_says_what_was_asked_who_had_it_and_who_waited(cache: Path) -> Non
     assert [each.origin for each in (failed, pending)] == ["failed", "pending"]
     assert (failed.kind, failed.stage, failed.error) == ("CompileError", "ttir", "it is wrong")
     assert run.processes[0].fell_back == [("app.kernel", "its option extern_libs names a file")]
+
+
+def test_a_worker_that_begins_before_the_log_has_heard_of_the_kernel_is_in_it(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    request = CompileRequest.make(target="cuda:90", **pointwise())
+    kickoff = Kickoff(lambda _: None, request, Policy(find=lambda: TOOLCHAIN), True, True, None, False, True)
+    kickoff.began(time.monotonic(), 7)
+    Requests(log).note(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
+    log.close()
+    (kernel,) = the_run(cache).kernels
+    assert kernel.began is not None
+    assert kernel.worker == 7
 
 
 def test_a_kernel_costs_at_most_200_bytes(cache: Path) -> None:
@@ -374,7 +389,5 @@ def test_what_compiles_is_written_down_with_the_key_of_its_entry(open_compile: O
 def test_the_records_are_numbered_for_good() -> None:
     """A tag that changes its meaning needs another VERSION."""
     tags = {each.__struct_config__.tag: each.__name__ for each in run_records.Record.__args__}  # type: ignore[attr-defined]
-    assert json.dumps(tags) == (
-        '{"0": "Head", "1": "Text", "2": "Asked", "3": "Began", "4": "Done", "5": "Loaded", "6": "Failed", "7": '
-        '"Blocked", "8": "Unblocked", "9": "FellBack", "10": "Swept", "11": "Tool", "12": "Ended", "13": "Lost"}'
-    )
+    names = "Head Text Asked Began Done Loaded Failed Blocked Unblocked FellBack Swept Tool Ended Lost Since"
+    assert tags == dict(enumerate(names.split()))

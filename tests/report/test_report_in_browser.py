@@ -106,9 +106,9 @@ def test_stalls_reasons_sweeps_and_what_fell_back_are_there(show: Show, a_run: r
 def test_a_bar_in_the_timeline_says_what_it_is_and_opens_its_kernel(show: Show, a_run: runs.Run) -> None:
     shown = show(a_run)
     box = shown.locator("#lanes canvas").bounding_box()
-    # The first worker's lane is the last of the upper chart, and full of compiles that took as long as the run.
+    # The worker's lane is the last of the upper chart. All its compiles ended when the run did, 1.5 of 5 s long.
     lanes = shown.evaluate("JSON.parse(document.getElementById('data').textContent).lanes.length")
-    x, y = box["x"] + 140, box["y"] + 8 + 26 * lanes - 13
+    x, y = box["x"] + 128 + 0.8 * (box["width"] - 144), box["y"] + 8 + 26 * lanes - 13
     shown.mouse.move(x, y)
     shown.wait_for_selector(".tip")
     assert "compile" in shown.inner_text(".tip")

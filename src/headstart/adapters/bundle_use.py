@@ -111,7 +111,7 @@ class LeftAlone:
 
 def use_of(adapters: Iterable[UsesBundle], *, why: bool = True) -> BundleUse:
     """What they took out of bundles, together; `why`: and what they did not, and why, which may take a second."""
-    from headstart.client.run_log import waited_s
+    from headstart.client.kernel_log import waited_s
     from headstart.client.use import BundleUse
 
     return sum((adapter.used(why=why) for adapter in adapters), BundleUse(waited_s=waited_s()))

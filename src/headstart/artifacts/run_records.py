@@ -200,8 +200,31 @@ class Lost(msgspec.Struct, array_like=True, tag=13):
     count: int
 
 
+class Since(msgspec.Struct, array_like=True, tag=14):
+    """A kernel is part of something that was asked for earlier: when, and by which `thread`, and `where` (texts)."""
+
+    kernel: int
+    at: int
+    thread: int
+    where: int
+
+
 Record = (
-    Head | Text | Asked | Began | Done | Loaded | Failed | Blocked | Unblocked | FellBack | Swept | Tool | Ended | Lost
+    Head
+    | Text
+    | Asked
+    | Began
+    | Done
+    | Loaded
+    | Failed
+    | Blocked
+    | Unblocked
+    | FellBack
+    | Swept
+    | Tool
+    | Ended
+    | Lost
+    | Since
 )
 
 _encoder = msgspec.msgpack.Encoder()

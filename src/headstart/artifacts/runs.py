@@ -337,6 +337,9 @@ class _Reader:
                     kernel.cpu_s = record.cpu * TICK
                     stages = zip(record.stages[::2], record.stages[1::2], strict=False)
                     kernel.stages = [(self._text(name), ticks * TICK) for name, ticks in stages]
+            case records.Since():
+                kernel.asked = self._seconds(record.at)
+                kernel.thread, kernel.where = self._text(record.thread), self._text(record.where)
             case records.Loaded():
                 kernel.saved_s = record.took * TICK
             case records.Failed():

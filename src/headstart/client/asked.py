@@ -16,7 +16,7 @@ from headstart.model.request import CompileRequest
 
 if TYPE_CHECKING:
     from headstart.artifacts.entry import Entry
-    from headstart.client.run_log import KernelLog
+    from headstart.client.kernel_log import KernelLog
 
 Answer = TypeVar("Answer")
 

@@ -17,9 +17,9 @@ from headstart.artifacts.entry import Entry
 from headstart.client.client import Client
 from headstart.client.future import LambdaFuture
 from headstart.client.kernel import CompiledKernel
+from headstart.client.kernel_log import KernelLog
 from headstart.client.kernels import Answered, CompiledTritonKernels, KernelFuture
 from headstart.client.policy import Policy
-from headstart.client.run_log import KernelLog
 from headstart.client.timeline import TimelineEntry
 from headstart.client.use import MOST_MISSED, Missed
 from headstart.errors import DamagedError

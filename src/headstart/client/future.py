@@ -25,7 +25,7 @@ from headstart.errors import CompileError, CompileErrors, HeadstartError
 from headstart.system.forks import renew_in_forks
 
 if TYPE_CHECKING:
-    from headstart.client.run_log import KernelLog
+    from headstart.client.kernel_log import KernelLog
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from headstart.model.environment import TOOL_VARIABLES
 from headstart.model.request import CompileRequest
 
 if TYPE_CHECKING:
-    from headstart.client.run_log import KernelLog
+    from headstart.client.kernel_log import KernelLog
 
 KernelFuture = LambdaFuture[CompiledKernel]
 

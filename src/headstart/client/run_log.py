@@ -27,14 +27,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headstart.artifacts import run_records as records
 from headstart.client.about import asked_from
+from headstart.client.kernel_log import KernelLog, Note
 from headstart.client.run_file import RunFile
 from headstart.system.forks import renew_in_forks
 
@@ -69,41 +69,6 @@ class AskedFor(Protocol):
     def request(self) -> CompileRequest | None: ...
 
 
-class KernelLog:
-    """What the log is told of one request."""
-
-    __slots__ = ("_log", "number")
-
-    def __init__(self, log: RunLog, number: int) -> None:
-        self._log = log
-        self.number = number
-
-    def began(self, at: float, worker: int) -> None:
-        """A worker has begun; `at`: `time.monotonic()` seconds."""
-        self._log.put(lambda log: [records.Began(self.number, log.ticks(at), worker)])
-
-    def answered(self, answer: concurrent.futures.Future[wire.Result], worker: Callable[[], int]) -> None:
-        """There is an answer."""
-        at = time.monotonic()
-        self._log.put(lambda log: log.outcome(self.number, at, answer, worker()))
-
-    def loaded(self, seconds: float) -> None:
-        """It was opened, and says that its compile took so long."""
-        self._log.put(lambda log: [records.Loaded(self.number, round(seconds / records.TICK))], starts=False)
-
-    @contextmanager
-    def blocked(self) -> Iterator[None]:
-        """This thread waits for it in the context."""
-        begun, thread = time.monotonic(), threading.current_thread().name
-        self._log.put(lambda log: log.wait(records.Blocked, self.number, begun, thread))
-        try:
-            yield
-        finally:
-            ended = time.monotonic()
-            _waits.append(ended - begun)
-            self._log.put(lambda log: log.wait(records.Unblocked, self.number, ended, thread))
-
-
 class RunLog:
     """The log of one process for one cache folder. Use `acquire`.
 
@@ -128,7 +93,7 @@ class RunLog:
 
     def _start_over(self) -> None:
         self._off = self._keep == 0
-        self._notes: deque[Callable[[RunLog], list[records.Record]]] = deque()
+        self._notes: deque[Note] = deque()
         self._wakeup = threading.Event()
         self._closing = threading.Event()
         self._starting = threading.Lock()
@@ -149,11 +114,13 @@ class RunLog:
         if self._off:
             return None
         number, where, thread = next(self._numbers), asked_from(), threading.current_thread().name
-        kernel = KernelLog(self, number)
+        kernel = KernelLog(self.put, number)
         kickoff = entry.kickoff
         self.put(lambda log: log.asked_records(number, entry, where, thread), starts=kickoff is not None)
         if kickoff is not None:
             kickoff.log = kernel
+            if kickoff.started is not None:  # an idle worker was faster
+                kernel.began(kickoff.started, kickoff.worker)
             kickoff.answer.add_done_callback(lambda answer: kernel.answered(answer, lambda: kickoff.worker))
         return kernel
 
@@ -169,7 +136,7 @@ class RunLog:
         chosen = -1 if winner is None else winner.number
         self.put(lambda log: [records.Swept(log.ticks(at), name[:_MAX_TEXT], numbers, times, chosen)])
 
-    def put(self, note: Callable[[RunLog], list[records.Record]], *, starts: bool = True) -> None:
+    def put(self, note: Note, *, starts: bool = True) -> None:
         """Write what `note` makes, soon; without `starts`, once there is a thread for it, or many of them."""
         if self._off:
             return
@@ -342,7 +309,6 @@ class RunLog:
 
 _lock = threading.Lock()
 _logs: dict[Path, RunLog] = {}
-_waits: list[float] = []  # seconds of each wait of this process; appending takes no lock
 _holders: dict[Path, int] = {}
 
 
@@ -371,11 +337,6 @@ def release(settings: Settings, log: RunLog) -> None:
     log.close()
 
 
-def waited_s() -> float:
-    """Seconds for which threads of this process were blocked on kernels, added up, as far as any log was kept."""
-    return sum(_waits)
-
-
 def fell_back(name: str, why: str) -> None:
     """Something is left to the program's own process, says an adapter."""
     for log in list(_logs.values()):
@@ -392,7 +353,6 @@ def _close_all() -> None:
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.Lock()
-    _waits.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,7 +10,8 @@ import msgspec
 if TYPE_CHECKING:
     from headstart import wire
     from headstart.client.asked import Kickoff
-    from headstart.client.run_log import KernelLog, RunLog
+    from headstart.client.kernel_log import KernelLog
+    from headstart.client.run_log import RunLog
     from headstart.model.request import CompileRequest
 
 Origin = Literal["worker", "store", "bundle", "failed", "cancelled", "pending"]

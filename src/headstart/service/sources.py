@@ -282,8 +282,6 @@ class Sources:
         ticket = compiles.submits[index].ticket
         self._compiles.pop(ticket, None)
         source.open.discard(ticket)
-        if isinstance(answer, wire.Result) and answer.log is not None and not answer.log.text:
-            answer.log = None  # nobody looks at how long stages took
         compiles.answers[index] = answer
         if len(compiles.answers) == len(compiles.submits):
             compiles.then(

@@ -2,6 +2,7 @@
 
     adapter                what Inductor's replaced names lead to; host: what the others need of it
     pool, source           what stands in for Inductor's pool; one generated source on its way to the service and back
+    asking                 who asked for a source, and who waits for it
     jobs, layout           one compile each; its kernel as Triton's cache entry
     describing             the describer, as far as this process knows it
     recorded               torch.compile in the record: what is noted of a source, and how it is kicked off again

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from headstart.adapters.inductor.asking import Asking
 from headstart.adapters.inductor.describing import Describing
 from headstart.adapters.inductor.jobs import Expected, StartedJob
 from headstart.adapters.inductor.layout import Made
@@ -84,6 +85,7 @@ class Described(Protocol):
     described: Describe
     variables: dict[str, str]
     use_store: bool
+    asking: Asking
 
     def arguments(self) -> dict[str, Any]: ...
 

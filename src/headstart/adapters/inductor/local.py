@@ -45,6 +45,7 @@ class LocalCompiles:
             self._source.settle()
         for job in wanted:
             future = self._kick_off(job)
+            self._source.asking.is_for(future.log)
             if not future.done():
                 # ptxas writes the file's time and size into debug lines. No worker gets that far before it is there.
                 self._source.ensure_file()

@@ -55,7 +55,8 @@ class PoolFuture(concurrent.futures.Future[Any]):
                 if self._made is None:
                     self._made = self._load_here()
                 return self._made
-        reason = self._wait(timeout)
+        with contextlib.nullcontext() if self.done() else self._source.asking.waits():
+            reason = self._wait(timeout)
         with self._making:
             if self._made is None:
                 self._made = self._ours() if reason is None else self._in_process(reason)

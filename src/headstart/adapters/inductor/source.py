@@ -21,6 +21,7 @@ import msgspec
 
 from headstart import wire
 from headstart.adapters.inductor import caches, compat, layout
+from headstart.adapters.inductor.asking import Asking
 from headstart.adapters.inductor.host import Host
 from headstart.adapters.inductor.jobs import Expected
 from headstart.adapters.inductor.local import LocalCompiles
@@ -82,6 +83,7 @@ class Source:
         self._describing = adapter.describing_with(settings)
         self._shared_stem = ""  # of what is described, which is for device 0
         self._started = time.monotonic()
+        self.asking = Asking()
         self._finished = 0.0
         self._device: int | None = None  # what its recipe does not say: on which GPU it runs; None: its recipe says so
         self._recipe: Recipe | None = None  # for any GPU of this kind
@@ -308,7 +310,7 @@ class Source:
         )
 
     def _expect(self, job: RecipeJob) -> Expected | None:
-        return self.adapter.expect_job(
+        expected = self.adapter.expect_job(
             job,
             text=self._known_recipe().text,
             path=self.path(),
@@ -318,6 +320,9 @@ class Source:
             use_store=self.use_store,
             want=self.want,
         )
+        if expected is not None:
+            self.asking.is_for(expected.delivered.log)
+        return expected
 
     # What its compiles need
 

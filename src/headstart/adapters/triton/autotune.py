@@ -29,7 +29,7 @@ from headstart.adapters.triton.asks import PendingCompile
 from headstart.adapters.triton.patches import Autotuners, ChosenConfigs
 from headstart.artifacts.specialization import Tuning, tuning_digest
 from headstart.client.async_compile import AsyncCompile
-from headstart.client.run_log import KernelLog
+from headstart.client.kernel_log import KernelLog
 from headstart.errors import ServiceError
 from headstart.model.environment import step_aside_reason
 from headstart.model.target import Target

@@ -9,7 +9,7 @@
   const CLASS = { "front end": "front", ttgir: "ttgir", llir: "llir", ptx: "ptx", assembler: "assembler", other: "other",
     waiting: "waiting", "kick-off": "kickoff", failed: "failed" };
   const SAID = { "front end": "front end (Python to TTIR)", ttgir: "TTGIR passes", llir: "LLVM IR", ptx: "PTX or AMDGCN",
-    assembler: "assembler (ptxas, lld)", other: "other", waiting: "blocked on a kernel", "kick-off": "asked for",
+    assembler: "assembler (ptxas, lld)", other: "other, or not measured", waiting: "blocked on a kernel", "kick-off": "asked for",
     failed: "failed" };
   const MOST_ROWS = 3000;
 
