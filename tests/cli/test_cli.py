@@ -1048,7 +1048,8 @@ def test_ctrl_c_ends_a_build_promptly() -> None:
         def kernels():
             yield KernelSpec(SOURCE, name="scale", signature="*fp32, i32, 2, 64")
             print("yielded", flush=True)
-            time.sleep(60)
+            for _ in range(600):
+                time.sleep(0.1)  # a signal that comes just before it does not cut it short
         """
     )
     process = subprocess.Popen(

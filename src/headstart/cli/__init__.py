@@ -56,6 +56,8 @@ COMMANDS = {
 # Where a subcommand is that does not have a module of its own name.
 _HOME = {"quiesce": "control", "resume": "control", "stop": "control"}
 
+_NOT_PRINTED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of stdout's file
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NOT_FROM_BUNDLE = 3
@@ -169,13 +171,16 @@ def _told() -> Iterator[None]:
             raise
         raise Misused(error.format_message(), error.ctx) from error
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise  # click ends without a word
+        if error.errno in (None, errno.EPIPE):
+            raise  # no answer of the system's; or click ends without a word
         if isinstance(error, FileNotFoundError) and not _has_a_folder():
             raise BadInput("the current folder has been removed; change to another one") from error
-        if not error.filename:
-            _give_up_stdout()
-        raise Failure(_trouble(error, Path(error.filename or "what it prints"))) from error
+        if error.filename:
+            raise Failure(_trouble(error, Path(error.filename))) from error
+        if error.errno not in _NOT_PRINTED:
+            raise Failure(error.strerror or str(error)) from error
+        _give_up_stdout()
+        raise Failure(f"what it prints: {error.strerror}") from error
 
 
 def _mark_warnings() -> None:

@@ -19,7 +19,6 @@ from typing import Any
 import click
 
 from headstart.cli import Failure, OutputFile, human_bytes, printable_lines
-from headstart.cli.transfer import transferring
 from headstart.errors import HeadstartError, UsageError
 from headstart.system.folders import distrust
 from headstart.system.locks import locked
@@ -54,6 +53,7 @@ def pulled(url: str, settings: Settings, *, required: bool, quiet: bool = False)
         UsageError: the URL is wrong.
         Failure: it cannot be had, and is required.
     """
+    from headstart.cli.transfer import transferring  # a program without such a bundle starts faster without
     from headstart.stores.remote.oci_bundles import by_digest, digest_in, pull_bundle, shown
 
     name = shown(url)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import click
 
 from headstart.errors import ServiceError, UsageError
 from headstart.model.target import ALIASES, SHARED_MEMORY_LIMIT, Target
-from headstart.model.toolchain import find_toolchain
 
 _TIMEOUT = 10.0  # seconds
 _ASSEMBLERS = {"ptxas": "TRITON_PTXAS_PATH", "ptxas-blackwell": "TRITON_PTXAS_BLACKWELL_PATH"}
@@ -46,6 +44,8 @@ def targets_of(texts: Sequence[str]) -> list[Target]:
 
 def architectures(tool: Path) -> list[str]:
     """Compute capabilities times ten that a ptxas compiles for, ascending; none if it does not say."""
+    import subprocess  # for what is not known only
+
     try:
         done = subprocess.run(
             [tool, "--help"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT, check=False, text=True
@@ -57,6 +57,8 @@ def architectures(tool: Path) -> list[str]:
 
 def _assemblers() -> list[Path]:
     """Every ptxas that Triton may call: which one for which device differs between its versions. None: no Triton."""
+    from headstart.model.toolchain import find_toolchain  # the same
+
     try:
         folder = Path(find_toolchain().triton_dir, "backends", "nvidia", "bin")
     except ServiceError:

@@ -46,7 +46,7 @@ class AsyncCompile:
     The service is this client's own, or shared with other processes: see `HEADSTART_SERVICE` in docs/service.md.
 
     Args:
-        target: what to compile for, e.g. `"cuda:90"`; may be given per kernel instead.
+        target: what to compile for, e.g. `"cuda:90"` or `"h100"`; may be given per kernel instead.
         workers: compiles that may run at once; default: the CPUs this process may use.
         cache_dir: where compiled kernels are kept; default: `HEADSTART_CACHE_DIR`, or the platform's cache folder.
         bundle: a bundle file. If it exists, its kernels are there without compiling, and no service starts until one is

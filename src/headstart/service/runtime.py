@@ -60,7 +60,7 @@ class Workplace:
     def note(self, owned: Owned) -> None:
         """Have `owners` find this service."""
         with contextlib.suppress(OSError):  # it is not shown then
-            replace(self.folder / _OWNER, msgspec.json.encode(owned))
+            replace(self.folder / _OWNER, msgspec.json.encode(owned), mode=0o600)
 
     def new_folder(self, name: str) -> Path:
         """A new folder for one worker.
