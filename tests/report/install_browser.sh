@@ -4,8 +4,6 @@
 set -eu
 
 folder=$1
-mkdir -p "$folder/archives/partial" "$folder/lists/partial"
-folder=$(cd "$folder" && pwd)
 
 if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then
     echo "there is a Chromium"
@@ -15,6 +13,9 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
     echo "there is no apt-get here: install chromium by hand, or the tests of pages are skipped"
     exit 0
 fi
+
+mkdir -p "$folder/archives/partial" "$folder/lists/partial"
+folder=$(cd "$folder" && pwd)
 
 # Lists and archives of its own, so that none of the machine's has to be locked or written.
 set -- -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder" -o "Dir::Cache::archives=$folder/archives" \
