@@ -279,7 +279,7 @@ def read_log(data: bytes, *, is_running: bool = False) -> Process | None:
 
 
 def _is_a_time(head: records.Head) -> bool:
-    return 0.0 <= head.began < _END_OF_TIME and math.isfinite(head.zero)
+    return 0.0 <= head.began < _END_OF_TIME and 0.0 <= head.zero < _END_OF_TIME
 
 
 class _Reader:
@@ -312,7 +312,8 @@ class _Reader:
                 self._seconds(record.at)
                 process.fell_back.append((record.name, record.why))
             case records.Swept():
-                times = dict(zip(record.kernels, record.times, strict=False))
+                measured = [each if math.isfinite(each) else math.inf for each in record.times]
+                times = dict(zip(record.kernels, measured, strict=False))
                 process.sweeps.append(Sweep(record.name, self._seconds(record.at), times, record.winner))
             case records.Tool():
                 process.tritons.append(record.triton)
