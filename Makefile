@@ -98,7 +98,7 @@ chaos-farm: $(VENV)/.ray
 
 fuzz: $(VENV)/.installed
 	-$(BIN)/python -m pip install $(PIP_FLAGS) atheris
-	for decoder in entry bundle manifest message captured failure; do \
+	for decoder in entry bundle manifest message captured failure run; do \
 		PYTHONPATH=tests $(BIN)/python -m fuzz $$decoder --seconds $(FUZZ_SECONDS) || exit 1; \
 	done
 

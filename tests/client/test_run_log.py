@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import stat
@@ -384,6 +385,18 @@ def test_what_compiles_is_written_down_with_the_key_of_its_entry(open_compile: O
     assert sum(process.joined for process in the_run(compiler.cache_dir).processes) == 2
     assert first.saved_s == pytest.approx(second.compile_s, rel=0.5)
     assert {name for name, _ in second.stages} >= {"ttir", "ttgir", "llir", "ptx", "cubin"}
+
+
+def test_times_that_are_none_are_not_believed() -> None:
+    def read(began: float, *more: run_records.Record) -> runs.Process | None:
+        head = run_records.Head("0000000a", "run", "app.py", 7, 0, "", "host", began, 5.0, "0.1.0", "3.11", "", "", 2)
+        return runs.read_log(run_records.beginning() + run_records.frame([head, *more]))
+
+    for began in (-1.0, 1e300, math.nan, math.inf):
+        assert read(began) is None
+    process = read(1e9, run_records.Swept(0, "k", [0, 1, 2], [-math.inf, math.nan, 1.5], 0))
+    assert process is not None
+    assert process.sweeps[0].times == {0: math.inf, 1: math.inf, 2: 1.5}
 
 
 def test_the_records_are_numbered_for_good() -> None:

@@ -11,6 +11,7 @@ import os
 import struct
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any
 import msgspec
 
 from headstart import wire
-from headstart.artifacts import comparing, entry, index, manifest
+from headstart.artifacts import comparing, entry, index, manifest, run_records, runs
 from headstart.artifacts.bundle import Bundle, BundleWriter
 from headstart.artifacts.entry import Entry, pack_entry
 from headstart.artifacts.manifest import Manifest
 from headstart.artifacts.specialization import Origin, Specialization, Tuning
+from headstart.cli import report_page, stats
+from headstart.cli.report_data import report_data
 from headstart.client import asked
 from headstart.errors import DamagedError, HeadstartError
 from headstart.model.captured import CapturedFunction, CapturedSource, Constant, Items
@@ -188,6 +191,18 @@ def _identify(request: CompileRequest) -> None:
     assert all(isinstance(text, str) for pair in request.components() for text in pair)
 
 
+def read_run(data: bytes) -> None:
+    """A run's log, and `data` as the one frame of one; what can be read is shown."""
+    framed = run_records.beginning() + struct.pack("<II", len(data), zlib.crc32(data)) + data
+    for each in (data, framed):
+        process = runs.read_log(each)
+        if process is not None:
+            found = runs.Run("0000000a", [process])
+            with tempfile.TemporaryDirectory() as folder:
+                report_page.embedded(report_data(Path(folder), found))
+                msgspec.json.encode(stats.totals([found], 5))
+
+
 UNIONS = (
     *(wire.FromClient, wire.FromService, wire.ToZygote, wire.FromZygote, wire.FromWorker, wire.Assign),
     *(wire.ToRemote, wire.FromRemote),
@@ -201,6 +216,7 @@ TARGETS: dict[str, Target] = {
     "message": read_message,
     "captured": read_captured,
     "failure": read_failure,
+    "run": read_run,
 }
 
 
@@ -291,6 +307,30 @@ def _bundle() -> bytes:
         return Path(folder, "one.bundle").read_bytes()
 
 
+RUN = run_records.beginning() + run_records.frame(
+    [
+        run_records.Head(
+            "0000000a", "run", "app.py", 7, 0, "0", "host", 1e9, 5.0, "0.1.0", "3.11.7", "app.bundle", "app.manifest", 2
+        ),
+        run_records.Text(0, "kernel"),
+        run_records.Tool("3.9.0"),
+        run_records.Asked(0, 10, 0, 0, 0, 0, b"12345678", "BLOCK=64 warps=8", False),
+        run_records.Asked(1, 12, 0, 0, 0, 0, b"", "BLOCK=128 warps=8", True),
+        run_records.Began(0, 20, 1),
+        run_records.Blocked(0, 20, 0),
+        run_records.Done(0, 99, 0, b"12345678", 20, 90, 1, 60, [0, 30]),
+        run_records.Unblocked(0, 99, 0),
+        run_records.Loaded(0, 3),
+        run_records.Failed(1, 99, 0, 0, "it is wrong"),
+        run_records.Since(1, 5, 0, 0),
+        run_records.FellBack(50, "app.scale", "it cannot travel"),
+        run_records.Swept(99, "app.kernel", [0, 1], [1.0, 2.0], 0),
+        run_records.Lost(1),
+        run_records.Ended(100, 3),
+    ]
+)
+
+
 def _inside(file: bytes, prefix: str) -> bytes:
     """What the checksum at the head of `file` covers."""
     size = struct.calcsize(prefix)
@@ -311,12 +351,13 @@ def bodies(name: str) -> list[bytes]:
         "failure": [
             msgspec.json.encode(each) for each in (FAILURE, msgspec.structs.replace(FAILURE, memory_limit=1 << 30))
         ],
+        "run": [RUN[run_records.HEADER_BYTES + 8 :]],
     }[name]
 
 
 def seeds(name: str) -> list[bytes]:
     """Valid inputs of a target, whole files and frames among them."""
-    whole = {"entry": [ENTRY], "bundle": [_bundle()], "manifest": [MANIFEST.encode()]}
+    whole = {"entry": [ENTRY], "bundle": [_bundle()], "manifest": [MANIFEST.encode()], "run": [RUN]}
     whole["failure"] = [f"{kind}\nit died\nllir\nwords".encode() for kind in REMEMBERED_KINDS]
     framed = [wire.frame(message) for message in MESSAGES] if name == "message" else []
     return [*bodies(name), *whole.get(name, []), *framed]

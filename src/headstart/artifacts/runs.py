@@ -24,6 +24,7 @@ from headstart.errors import UsageError
 from headstart.system.private import Swept
 
 MAX_BYTES = 64 << 20  # of one file that is read; what writes stops long before
+_END_OF_TIME = 253402300800.0  # the year 10000, seconds since 1970
 _NAME = re.compile(r"[0-9a-f]{8}")
 _FILE = re.compile(r"[0-9]+-[0-9a-f]{8}\.run")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -264,7 +265,7 @@ def read_log(data: bytes, *, is_running: bool = False) -> Process | None:
     try:
         for record in records.records_of(data):
             if reader is None:
-                if not isinstance(record, records.Head) or not math.isfinite(record.began + record.zero):
+                if not isinstance(record, records.Head) or not _is_a_time(record):
                     return None
                 reader = _Reader(Process(record, is_running=is_running))
             else:
@@ -275,6 +276,10 @@ def read_log(data: bytes, *, is_running: bool = False) -> Process | None:
         return None
     reader.process.damage = damage
     return reader.process
+
+
+def _is_a_time(head: records.Head) -> bool:
+    return 0.0 <= head.began < _END_OF_TIME and 0.0 <= head.zero < _END_OF_TIME
 
 
 class _Reader:
@@ -307,7 +312,8 @@ class _Reader:
                 self._seconds(record.at)
                 process.fell_back.append((record.name, record.why))
             case records.Swept():
-                times = dict(zip(record.kernels, record.times, strict=False))
+                measured = [each if math.isfinite(each) else math.inf for each in record.times]
+                times = dict(zip(record.kernels, measured, strict=False))
                 process.sweeps.append(Sweep(record.name, self._seconds(record.at), times, record.winner))
             case records.Tool():
                 process.tritons.append(record.triton)

@@ -77,7 +77,7 @@ class Library:
     def entry_facts(self, key: str) -> Facts | None:
         """Of the store's entry whose key begins so."""
         for path in self._paths(key):
-            with contextlib.suppress(HeadstartError, OSError):
+            with contextlib.suppress(HeadstartError, OSError, ValueError):
                 return _of_entry(Entry.open(path), "the cache")
         return None
 
@@ -92,7 +92,7 @@ class Library:
         bundle = self._bundle(head.bundle)
         for item in bundle or ():
             if item.name == name and item.kind == "kernel" and bundle is not None:
-                with contextlib.suppress(HeadstartError, OSError):
+                with contextlib.suppress(HeadstartError, OSError, ValueError):
                     yield _of_entry(bundle.entry(item.key), bundle.path.name)
 
     def commands(self, kernel: runs.Kernel, head: Head) -> list[dict[str, str]]:
@@ -121,7 +121,7 @@ class Library:
             return None
         for item in bundle:
             if item.request_digest.startswith(kernel.digest):
-                with contextlib.suppress(HeadstartError, OSError):
+                with contextlib.suppress(HeadstartError, OSError, ValueError):
                     return _of_entry(bundle.entry(item.key), bundle.path.name)
         return None
 
@@ -137,7 +137,7 @@ class Library:
         if path not in self._bundles:
             self._bundles[path] = None
             if path:
-                with contextlib.suppress(HeadstartError, OSError):
+                with contextlib.suppress(HeadstartError, OSError, ValueError):
                     self._bundles[path] = Bundle.open(path)
         return self._bundles[path]
 
@@ -145,7 +145,7 @@ class Library:
         if path not in self._manifests:
             self._manifests[path] = {}
             if path:
-                with contextlib.suppress(HeadstartError, OSError):
+                with contextlib.suppress(HeadstartError, OSError, ValueError):
                     found = Manifest.open(path).specializations
                     self._manifests[path] = {
                         digest: (each.request.name, each.request) for digest, each in found.items()
