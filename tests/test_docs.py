@@ -127,7 +127,7 @@ def test_the_exit_codes_are_those_of_the_commands() -> None:
     from headstart import cli
 
     codes = {str(value) for name, value in vars(cli).items() if name.startswith("EXIT_")} | {"0"}
-    assert set(re.findall(r"^\| (\d+) \|", read("reference/exit-codes.md"), re.M)) == codes
+    assert set(re.findall(r"^\| (\d+) \|", read("commands.md"), re.M)) == codes
 
 
 def test_the_commands_are_made_from_the_command_itself() -> None:

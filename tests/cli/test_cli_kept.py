@@ -41,10 +41,19 @@ NAMES = {
     "plans to reproduce a failure": "failed/scale-0123456789ab.py",
     "bundles pulled": f"pulled/0123456789abcdef/{DIGEST}.bundle",
     "notes on what bundles were used for": "bundles/app-0123456789abcdef.used",
+    "logs of runs": "runs/01234567/17-89abcdef.run",
     "digests of toolchains": f"toolchains/{DIGEST}.sha256",
     "stand-ins for torch's CUDA": "torch/shim-0123456789abcdef.so",
 }
-OTHERS = ("manifests/mine.manifest", "failed/notes.py", "pulled/mine/x.bundle", "torch/model.pt", "notes.txt")
+OTHERS = (
+    "manifests/mine.manifest",
+    "runs/01234567/mine.run",
+    "runs/mine/1-01234567.run",
+    "failed/notes.py",
+    "pulled/mine/x.bundle",
+    "torch/model.pt",
+    "notes.txt",
+)
 
 
 @pytest.fixture(autouse=True)

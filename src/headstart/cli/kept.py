@@ -46,10 +46,11 @@ KINDS = (
     Kind("plan to reproduce a failure", "failed", re.compile(r".+-[0-9a-f]{12}\.py")),
     Kind("bundle pulled", "pulled/*", re.compile(r"[0-9a-f]{64}\.bundle"), re.compile(_LOCK)),
     Kind("note on what bundles were used for", "bundles", re.compile(r".+-[0-9a-f]{16}\.used"), re.compile(_LOCK)),
+    Kind("log of runs", "runs/*", re.compile(r"[0-9]+-[0-9a-f]{8}\.run")),
     Kind("digest of toolchains", "toolchains", re.compile(r"[0-9a-f]{64}\.sha256")),
     Kind("stand-in for torch's CUDA", "torch", re.compile(r"shim-[0-9a-f]+\.so")),
 )
-_OWN_FOLDER = re.compile(r"[0-9a-f]{16}")
+_OWN_FOLDER = re.compile(r"[0-9a-f]{8}([0-9a-f]{8})?")
 
 
 class Kept(NamedTuple):

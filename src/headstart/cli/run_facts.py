@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +89,10 @@ class Library:
                 yield _of_request(request, digest, Path(head.record).name)
 
     def bundled(self, head: Head, name: str) -> Iterator[Facts]:
-        """All that the run's bundle has of that name."""
+        """All that the run's bundle has of that name, unless the run has written it: then it was not there before."""
+        with contextlib.suppress(OSError):
+            if os.stat(head.bundle).st_mtime >= head.began:
+                return
         bundle = self._bundle(head.bundle)
         for item in bundle or ():
             if item.name == name and item.kind == "kernel" and bundle is not None:
