@@ -21,7 +21,9 @@ STAGES += [("cubin", 354_000), ("store_results", 200)]
 def ask(log: RunLog, kernel: dict[str, object], answer: wire.Result | Exception | None = None) -> Kickoff:
     """A request that is told to `log`, answered if there is an answer."""
     request = CompileRequest.make(**{"target": "cuda:90", **kernel})
-    kickoff = Kickoff(lambda _: None, request, Policy(find=lambda: TOOLCHAIN), True, True, None, False, True)
+    kickoff = Kickoff(
+        lambda _: None, lambda _: None, request, Policy(find=lambda: TOOLCHAIN), True, True, None, False, True
+    )
     Requests(log).note(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
     if answer is None:
         return kickoff

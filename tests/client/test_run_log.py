@@ -89,13 +89,23 @@ def test_a_log_says_what_was_asked_who_had_it_and_who_waited(cache: Path) -> Non
 def test_a_worker_that_begins_before_the_log_has_heard_of_the_kernel_is_in_it(cache: Path) -> None:
     log = RunLog(cache, 5, 2)
     request = CompileRequest.make(target="cuda:90", **pointwise())
-    kickoff = Kickoff(lambda _: None, request, Policy(find=lambda: TOOLCHAIN), True, True, None, False, True)
+    kickoff = Kickoff(
+        lambda _: None, lambda _: None, request, Policy(find=lambda: TOOLCHAIN), True, True, None, False, True
+    )
     kickoff.began(time.monotonic(), 7)
     Requests(log).note(TimelineEntry(request.name, kickoff.kicked_off, kickoff))
     log.close()
     (kernel,) = the_run(cache).kernels
     assert kernel.began is not None
     assert kernel.worker == 7
+
+
+def test_what_was_cancelled_is_neither_compiled_nor_failed(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    assert LambdaFuture("matmul", ask(log, matmul(32, 32, 32)), lambda answer: answer).cancel()
+    ask(log, matmul(64, 64, 64), result())
+    log.close()
+    assert [kernel.origin for kernel in the_run(cache).kernels] == ["cancelled", "worker"]
 
 
 def test_a_kernel_costs_at_most_200_bytes(cache: Path) -> None:

@@ -32,8 +32,8 @@ _FRAME = struct.Struct("<II")
 HEADER_BYTES = _PREFIX.size
 MAX_FRAME = 64 << 20  # bytes
 
-# `Done.origin`, by number: who had a kernel.
-ORIGINS = ("worker", "store", "bundle", "remote", "farm")
+# `Done.origin`, by number: who had a kernel; or that nobody wanted it any more.
+ORIGINS = ("worker", "store", "bundle", "remote", "farm", "cancelled")
 
 
 class Head(msgspec.Struct, array_like=True, tag=0):

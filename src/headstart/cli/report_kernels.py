@@ -12,7 +12,7 @@ from headstart.cli import count
 from headstart.cli.run_facts import Facts, Library, source_of
 from headstart.cli.why import COMPILED, reasons
 from headstart.errors import HeadstartError
-from headstart.model.parameters import label_of
+from headstart.model.parameters import configuration_of
 
 STAGES = ("front end", "ttgir", "llir", "ptx", "assembler", "other")
 _STALLS = 10
@@ -186,7 +186,7 @@ class Page:
         if facts.entry is not None and kernel.origin not in COMPILED:
             fields["saved_s"] = fields["saved_s"] or round(facts.entry.header.compile_wall_s, 4)
         if facts.request is not None:  # of a source of torch.compile's the log knows the names only
-            fields["label"] = kernel.label or label_of(facts.request)
+            fields["label"] = kernel.label or configuration_of(facts.request)
             fields["target"] = kernel.target or facts.request.target
         return fields | self._made_of(facts)
 

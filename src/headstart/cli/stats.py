@@ -21,9 +21,11 @@ _ORIGINS = {
     "remote": "from other hosts",
     "farm": "by a farm",
     "failed": "failed",
+    "cancelled": "cancelled",
     "pending": "not answered",
 }
-_FRONT_END = ("ir_initialization", "ttir", "store_results")
+_STAGES = dict.fromkeys(("ir_initialization", "ttir", "store_results"), "front end")
+_STAGES |= dict.fromkeys(("cubin", "hsaco"), "assembler")
 _SLOWEST, _SLOWEST_VERBOSE = 5, 30
 _WIDTH = 24  # columns of a name
 
@@ -117,7 +119,7 @@ def totals(found: Iterable[runs.Run], most: int) -> Totals:
                 total.compile_s += kernel.compile_s
                 total.cpu_s += kernel.cpu_s
                 for stage, seconds in kernel.stages:
-                    name = "front end" if stage in _FRONT_END else stage
+                    name = _STAGES.get(stage, stage)
                     total.stages[name] = total.stages.get(name, 0.0) + seconds
                 if kernel.origin == "failed":
                     failures[kernel.name, kernel.error] += 1

@@ -14,6 +14,7 @@ from headstart.artifacts.run_records import Head
 from headstart.cli import BadInput, Failure, count, json_line, printable
 from headstart.cli.run_facts import Facts, Library, explain, nearest
 from headstart.errors import UsageError
+from headstart.model.parameters import configuration_of
 from headstart.system.folders import cache_dir
 
 COMPILED = ("worker", "failed", "pending")  # origins of what had to be compiled
@@ -118,7 +119,7 @@ class _Before:
             if each.name != run.name and each.head.began < run.head.began:
                 for process in each.processes:
                     for kernel in process.kernels.values():
-                        if kernel.name in names and kernel.origin != "pending":
+                        if kernel.name in names and kernel.origin not in ("pending", "cancelled"):
                             self._earlier.setdefault(kernel.name, []).append((kernel, process.head))
 
     def reason(self, kernel: runs.Kernel, head: Head) -> Reason:
@@ -126,6 +127,9 @@ class _Before:
         earlier = self._earlier.get(kernel.name, [])
         same = next((each for each in earlier if kernel.digest and each[0].digest == kernel.digest), None)
         facts = self._library.facts(kernel, head)
+        if facts is not None and facts.request is not None and not kernel.label:
+            # Of a source of torch.compile's the log knows the names only.
+            kernel.label, kernel.target = configuration_of(facts.request), facts.request.target
         if same is not None and (line := self._again(kernel, *same)):
             return Reason(kernel, head, [line], f"run {same[1].run}")
         if facts is None:
@@ -173,8 +177,6 @@ class _Before:
 def _told(facts: Facts) -> str:
     label = ""
     if facts.request is not None:
-        from headstart.model.parameters import configuration_of
-
         label = configuration_of(facts.request)
     return f"{label or facts.digest[:12]} in {facts.found_in}"
 

@@ -209,7 +209,9 @@ class RunLog:
         self, number: int, at: float, answer: concurrent.futures.Future[wire.Result], worker: int
     ) -> list[records.Record]:
         """See `run_records.Done` and `Failed`."""
-        error = None if answer.cancelled() else answer.exception()
+        if answer.cancelled():
+            return [records.Done(number, self.ticks(at), records.ORIGINS.index("cancelled"), b"")]
+        error = answer.exception()
         if error is not None:
             summary = str(getattr(error, "summary", "") or error).strip().partition("\n")[0][:_MAX_TEXT]
             stage = str(getattr(error, "stage", ""))

@@ -5,7 +5,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const kernels = data.kernels;
   const ORIGINS = { worker: "compiled", store: "from the cache", bundle: "from a bundle", remote: "from other hosts",
-    farm: "by a farm", failed: "failed", pending: "no answer" };
+    farm: "by a farm", failed: "failed", cancelled: "cancelled", pending: "no answer" };
   const CLASS = { "front end": "front", ttgir: "ttgir", llir: "llir", ptx: "ptx", assembler: "assembler", other: "other",
     waiting: "waiting", "kick-off": "kickoff", failed: "failed" };
   const SAID = { "front end": "front end (Python to TTIR)", ttgir: "TTGIR passes", llir: "LLVM IR", ptx: "PTX or AMDGCN",
