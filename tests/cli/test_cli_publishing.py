@@ -309,3 +309,13 @@ def test_a_build_that_must_publish_needs_a_store(tmp_path: Path, monkeypatch: py
     result = CliRunner().invoke(main, ["build", str(path), "--require-published"])
     assert result.exit_code == 2
     assert "HEADSTART_REMOTE names no store" in result.stderr
+
+
+def test_a_build_says_what_other_hosts_and_a_farm_had_made() -> None:
+    from headstart.cli.build import describe
+
+    counts = {"requested": 12, "compiled": 3, "cached": 9, "remote": 4, "farm": 3, "deduplicated": 0, "failed": 0}
+    told = describe(
+        {**counts, "failed_as_recorded": 0, "targets": ["cuda:90"], "wall_s": 1.0, "workers": 2, "bundle": None}
+    )
+    assert "3 compiled, 2 from the cache, 4 from other hosts, 3 compiled by the farm\n" in told

@@ -254,6 +254,8 @@ def summarize(statistics: Statistics, job: Build, wall_s: float, bundle: Path | 
         "requested": statistics.requested + job.refused,
         "compiled": statistics.compiled,
         "cached": statistics.cached,
+        "remote": statistics.remote,
+        "farm": statistics.farm,
         "deduplicated": statistics.deduplicated,
         "failed": statistics.failed + job.refused - job.as_recorded,
         "failed_as_recorded": job.as_recorded,
@@ -270,7 +272,10 @@ def summarize(statistics: Statistics, job: Build, wall_s: float, bundle: Path | 
 def describe(outcome: dict[str, Any]) -> str:
     """The same for people."""
     kernels, workers = count(outcome["requested"], "kernel"), count(outcome["workers"], "worker")
-    parts = [f"{outcome['compiled']} compiled", f"{outcome['cached']} from the cache"]
+    here = outcome["cached"] - outcome["remote"] - outcome["farm"]
+    parts = [f"{outcome['compiled']} compiled", f"{here} from the cache"]
+    elsewhere = {"remote": "from other hosts", "farm": "compiled by the farm"}
+    parts += [f"{outcome[what]} {where}" for what, where in elsewhere.items() if outcome[what]]
     told = ("deduplicated", "failed", "failed_as_recorded")
     parts += [f"{outcome[what]} {what.replace('_', ' ')}" for what in told if outcome[what]]
     lines = [

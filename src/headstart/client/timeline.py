@@ -29,6 +29,8 @@ class Statistics(msgspec.Struct, frozen=True):
         cpu_s: CPU seconds of all compiles, tools included.
         longest_s: CPU seconds of the longest one.
         workers: how many compiles may run at once.
+        remote: of the cached ones, those that other hosts had compiled (`HEADSTART_REMOTE`).
+        farm: of the cached ones, those that a farm has compiled for this request (`HEADSTART_FARM`).
     """
 
     requested: int
@@ -39,6 +41,8 @@ class Statistics(msgspec.Struct, frozen=True):
     cpu_s: float
     longest_s: float
     workers: int
+    remote: int = 0
+    farm: int = 0
 
     def __add__(self, other: Statistics) -> Statistics:
         """Of both, which have the same workers."""
@@ -51,6 +55,8 @@ class Statistics(msgspec.Struct, frozen=True):
             cpu_s=self.cpu_s + other.cpu_s,
             longest_s=max(self.longest_s, other.longest_s),
             workers=self.workers,
+            remote=self.remote + other.remote,
+            farm=self.farm + other.farm,
         )
 
 
@@ -136,7 +142,8 @@ class Requests(list[TimelineEntry]):
 def statistics(asked: Sequence[TimelineEntry], deduplicated: int, workers: int) -> Statistics:
     """The counts over `asked`, of which each is distinct, and over `deduplicated` requests that were not."""
     origins = [request.origin for request in asked]
-    seconds = [request.result.cpu_s for request in asked if request.result is not None]
+    results = [result for request in asked if (result := request.result) is not None]
+    seconds = [result.cpu_s for result in results]
     return Statistics(
         requested=len(asked) + deduplicated,
         compiled=origins.count("worker"),
@@ -146,4 +153,6 @@ def statistics(asked: Sequence[TimelineEntry], deduplicated: int, workers: int) 
         cpu_s=sum(seconds),
         longest_s=max(seconds, default=0.0),
         workers=workers,
+        remote=sum(result.remote for result in results),
+        farm=sum(result.farm for result in results),
     )
