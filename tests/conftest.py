@@ -27,6 +27,10 @@ from headstart.system.confinement import unavailable
 
 T = TypeVar("T")
 
+# Started in the background by a shell, a process ignores Ctrl-C, and so would those that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PATIENCE = 30.0  # seconds that a test waits for something that must happen
 PROMPT = 5.0  # seconds within which processes whose client is gone must have ended
 

@@ -34,6 +34,8 @@ RECIPE = Recipe(
 
 
 class Delivered:
+    log = None  # of no run
+
     def __init__(self) -> None:
         self.answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
 

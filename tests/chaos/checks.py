@@ -25,7 +25,7 @@ EXCUSES = {
     "ServiceError": 2,  # the service died twice, or a zygote three times, with nothing compiled between
 }
 _KNOWN = re.compile(
-    r"store(/v2(/(tmp|damaged|[0-9a-f]{2}))?)?|toolchains|failed|manifests"
+    r"store(/v2(/(tmp|damaged|[0-9a-f]{2}))?)?|toolchains|failed|manifests|runs(/[0-9a-f]{8}(/\d+-[0-9a-f]{8}\.run)?)?"
     r"|store/v2/(prune|compiling)\.lock|store/v2/tmp/[0-9a-f]{32}"
     r"|store/v2/([0-9a-f]{2}|damaged)/[0-9a-f]{64}\.hse|toolchains/[^/.][^/]*|failed/[^/.][^/]*\.(py|json)"
 )

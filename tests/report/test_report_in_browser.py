@@ -12,6 +12,7 @@ import pytest
 from headstart.artifacts import runs
 from headstart.cli.report_data import report_data
 
+pytest_plugins = ["pages"]
 pytestmark = [pytest.mark.report, pytest.mark.timeout(300)]
 
 Show = Callable[..., Any]
