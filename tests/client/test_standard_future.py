@@ -7,6 +7,7 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,12 +15,16 @@ import pytest
 from headstart import wire
 from headstart.client import future as future_module
 from headstart.client.asked import Asked
+from headstart.client.connection import ServiceConnection
 from headstart.client.delivered import Delivered
 from headstart.client.future import LambdaFuture, as_completed, put_results
 from headstart.client.kernels import Answered
+from headstart.client.launch import Launched
 from headstart.client.outstanding import Outstanding
 from headstart.client.policy import Policy
-from headstart.errors import CompileErrors, ServiceError, SourceError
+from headstart.errors import CompileErrors, HeadstartError, ServiceError, SourceError
+from headstart.model.request import CompileRequest
+from kernels import pointwise
 
 SECONDS = 10  # of patience
 
@@ -507,3 +512,34 @@ def test_wait_of_a_scope_puts_the_others_in_place_before_it_says_what_was_cancel
     scope["failed"] = make(FakePending(refused()))
     with pytest.raises(CompileErrors):
         put_results(scope)
+
+
+def test_who_waits_for_several_while_no_service_can_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that tells them holds the connection's lock, and `wait` those of the futures that it has come to."""
+    start, telling, wants = threading.Event(), threading.Event(), count(1)
+
+    def launch() -> Launched:
+        start.wait(SECONDS)
+        raise ServiceError("it cannot be started")
+
+    def want(self: ServiceConnection, kickoff: Any) -> None:
+        if next(wants) == 2:
+            start.set()
+            telling.wait(SECONDS)
+        real_want(self, kickoff)
+
+    def fail(self: Outstanding, error: HeadstartError) -> None:
+        telling.set()
+        real_fail(self, error)
+
+    real_want, real_fail = ServiceConnection.want, Outstanding.fail
+    monkeypatch.setattr(ServiceConnection, "want", want)
+    monkeypatch.setattr(Outstanding, "fail", fail)
+    connection = ServiceConnection(launch, lambda request: "", wire.Preferences(b"/cache"))
+    requests = [CompileRequest.make(**pointwise(float(number)), target="cuda:90") for number in range(3)]
+    futures = [LambdaFuture("k", connection.submit(each, Policy(), True), lambda answer: answer) for each in requests]
+    waiting = threading.Thread(target=concurrent.futures.wait, args=(futures, SECONDS), daemon=True)
+    waiting.start()
+    waiting.join(SECONDS)
+    assert not waiting.is_alive()
+    assert [str(each.exception(0)) for each in futures] == ["it cannot be started"] * 3

@@ -237,3 +237,19 @@ def test_what_was_claimed_and_lent_and_comes_back_is_compiled_here_without_anoth
     assert lent(made.pass_time(0.0)) == ["job 0"]
     assert claimed(made.come_back("job 0")) == []
     assert assigned(made.finish("local 0")) == ["job 0"]
+
+
+def test_what_came_back_and_waits_for_a_worker_here_keeps_nothing_from_being_claimed_for_the_farm() -> None:
+    made = shared(10)
+    made.offer(1, room=4, delay=0.01)
+    made.come_back("job 0")
+    made.come_back("job 1")
+    assert lent(made.pass_time(0.0)) == ["job 0", "job 1"]
+    made.come_back("job 0")  # nothing came of it
+    for _ in range(3):
+        made.offer(8, room=32, delay=0.01)
+        for key in made.away:
+            if made.wanted[key].claiming:
+                made.come_back(key)
+        made.pass_time(0.0)
+    assert [key for key, wanted in made.wanted.items() if not wanted.away] == ["local 0", "job 0"]

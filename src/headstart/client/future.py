@@ -17,8 +17,9 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from headstart.errors import CompileError, CompileErrors, HeadstartError
@@ -32,7 +33,7 @@ T = TypeVar("T")
 SLOW_COMPILE = 60.0  # seconds of waiting after which a kernel's name is shown, and again each time
 
 _STANDARD = frozenset(vars(concurrent.futures.Future()))  # names of what `Future.__init__` makes
-_brief = threading.Lock()  # never held while anything else runs
+_brief = threading.RLock()  # never held while anything else runs, but for what a signal's handler does
 
 _log = logging.getLogger("headstart")
 
@@ -241,13 +242,14 @@ class LambdaFuture(concurrent.futures.Future[T]):
         if name not in _STANDARD:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         with _brief:
-            is_first, self._is_standard = not self._is_standard, True
+            is_first = not self._is_standard
             if is_first:
                 super().__init__()
+                self._is_standard = True
         if is_first:
             renew_in_forks(self)
             self._pending.answer.add_done_callback(self._tell_waiters)
-            self.want()
+            _want_soon(self)
         return self.__dict__[name]
 
     def _tell_waiters(self, answer: concurrent.futures.Future[Any]) -> None:
@@ -344,9 +346,40 @@ def _own(error: BaseException) -> BaseException:
     return error.fresh() if isinstance(error, CompileError) else error
 
 
+_wanted: deque[LambdaFuture[Any]] = deque()
+_wanting = False  # whether a thread goes through these
+
+
+def _want_soon(future: LambdaFuture[Any]) -> None:
+    """In another thread. `concurrent.futures.wait` holds locks of futures here, for which those who settle them wait,
+    with the connection's lock, which `want` takes."""
+    global _wanting
+    _wanted.append(future)
+    with _brief:
+        is_first, _wanting = not _wanting, True
+    if is_first:
+        try:
+            threading.Thread(target=_want_all, name="headstart-want", daemon=True).start()
+        except RuntimeError:  # no more threads: they come in their turn
+            _wanting = False
+
+
+def _want_all() -> None:
+    global _wanting
+    while True:
+        while _wanted:
+            with suppress(HeadstartError):  # whoever waits is told by the answer
+                _wanted.popleft().want()
+        with _brief:
+            if not _wanted:
+                _wanting = False
+                return
+
+
 def _after_fork_in_child() -> None:
-    global _brief
-    _brief = threading.Lock()
+    global _brief, _wanting
+    _brief, _wanting = threading.RLock(), False
+    _wanted.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

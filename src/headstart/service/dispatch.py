@@ -17,6 +17,7 @@ from headstart.service.lending import Lending
 from headstart.service.queue import Job, Kind, Urgency
 from headstart.service.workforce import PooledWorker, WorkerState, Workforce
 
+_MOST_PASSED = 64  # jobs, for one that may be claimed for a farm
 EXCLUSIVE_TIMEOUT = 10.0  # seconds for which others wait for a second attempt to begin, and again while it runs
 
 
@@ -37,6 +38,7 @@ class Dispatcher:
         """Give workers to the jobs whose turn it is, as far as there are any, and see to it that there will be."""
         actions: list[Action] = []
         blocked: set[Kind] = set()
+        is_held_up = False
         while not self.quiesced and (job := self._next(blocked)) is not None:
             if self._must_wait(job):
                 break
@@ -49,6 +51,7 @@ class Dispatcher:
             worker = self._workforce.idle(job.kind)
             if worker is None:
                 blocked.add(job.kind)
+                is_held_up |= job.claimed
                 actions += self._make_room(job.kind)
                 if job in self._backlog.exclusive:
                     break
@@ -62,6 +65,24 @@ class Dispatcher:
             if job in self._backlog.exclusive:
                 job.exclusive_until = now + EXCLUSIVE_TIMEOUT
             actions.append(Assign(worker.number, job))
+        return [*actions, *self._claim_for_farms()] if is_held_up else actions
+
+    def _claim_for_farms(self) -> list[Action]:
+        """Claim what would begin at once on a farm, though what was claimed before it waits for a worker here."""
+        actions: list[Action] = []
+        queue = self._backlog.queue
+        passed: list[Job] = []
+        ready = 0  # claimed, and about to be lent
+        while len(passed) < _MOST_PASSED and (job := queue.first()) is not None:
+            idle = self._lending.idle_for(job)
+            if job.unclaimed and len(self._backlog.claiming) + ready < idle:
+                actions.append(self._backlog.send_away(job))
+                continue
+            queue.drop(job)
+            passed.append(job)
+            ready += bool(idle and not job.unclaimed)
+        for job in passed:
+            queue.put(job)  # where it was
         return actions
 
     def lend(self, now: float) -> list[Action]:
