@@ -1140,6 +1140,18 @@ def test_two_numbers_of_failures_are_bad_usage(fake: list[FakeCompile]) -> None:
     assert run("build", specs("a"), "--allow-failures", "1", "--allow-failures", "2").exit_code == 2
 
 
+@pytest.mark.parametrize("text", ["", "10%", "-3", "1.5"])
+def test_what_may_fail_is_a_number_or_a_kernel_s_name(text: str) -> None:
+    result = run("build", specs("a"), f"--allow-failures={text}")
+    assert result.exit_code == 2
+    assert "expected a number or a kernel's name" in result.stderr
+
+
+def test_a_build_of_which_everything_failed_is_none_whatever_is_allowed(fake: list[FakeCompile]) -> None:
+    result = run("build", specs("bad1"), "--target", "h100", "--allow-failures", "9")
+    assert result.exit_code == 1  # else an earlier bundle would pass for what was built
+
+
 @pytest.mark.triton
 def test_what_compiles_print_is_shown_unless_quiet() -> None:
     printing = KERNEL.replace("    i =", "    tl.static_print('said by the kernel')\n    i =")

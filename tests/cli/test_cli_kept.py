@@ -237,3 +237,14 @@ def test_a_folder_that_others_can_write_is_left_alone(cache: Path) -> None:
     assert result.exit_code == 2
     assert path.exists()
     assert cache_dir() == cache
+
+
+def test_a_module_s_record_is_forgotten_by_an_option_and_no_other_goes_with_it(cache: Path) -> None:
+    record("-m package.train /src/train.py", "scale")
+    record("-m package.train_more /src/more.py", "scale")
+    record("/src/my app.py", "scale")
+    assert run("records", "forget", "-m", "package.train").exit_code == 0
+    assert run("records", "forget", "/src/my").exit_code == 2
+    assert run("records", "forget", "--", "-m").exit_code == 2
+    left = [json.loads(line)["programs"] for line in run("records", "list", "--json").stdout.splitlines()]
+    assert sorted(left) == [["-m package.train_more /src/more.py"], ["/src/my app.py"]]

@@ -213,6 +213,7 @@ def build(
     if plan_error is not None:
         click.echo(f"\n{plan_error}\n\nWhat it had yielded before was built.", err=True)
     is_good = plan_error is None and not job.trouble and allowance.covers(job.failed)
+    is_good = is_good and not (job.failed and bundle is None)  # else an earlier bundle would pass for this one
     if is_good and job.failed:
         _say(False, f"{count(len(job.failed), 'failure')}: as --allow-failures allows")
     outcome = {**summarize(statistics, job, time.monotonic() - started, bundle), **summary(published)}

@@ -54,8 +54,11 @@ class Allowance(NamedTuple):
         """What `--allow-failures` was given.
 
         Raises:
-            UsageError: two numbers.
+            UsageError: two numbers, or what is neither a number nor a kernel's name.
         """
+        for text in texts:
+            if not (text.isascii() and text.isdecimal()) and not text.isidentifier():
+                raise UsageError(f"--allow-failures: expected a number or a kernel's name, got {text!r}")
         numbers = [text for text in texts if text.isascii() and text.isdecimal()]
         if len(numbers) > 1:
             raise UsageError(f"--allow-failures: expected one number, got {' and '.join(numbers)}")

@@ -139,9 +139,10 @@ class PlainProgress(Progress):
             self._print(line + longest)
 
     def _print(self, line: str) -> None:
-        # One write a line, so that lines of two threads do not mix.
-        self._stream.write(f"headstart: {line}\n")
-        self._stream.flush()
+        # One write a line, so that lines of two threads do not mix. Nobody may read them: the work goes on.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(f"headstart: {line}\n")
+            self._stream.flush()
 
 
 class LiveProgress(Progress):

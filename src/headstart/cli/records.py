@@ -38,8 +38,9 @@ class Record(NamedTuple):
         """Whether `program` is a name of it: its path, as `headstart run` takes it, `-m module`, or the file's name."""
         if program in (self.path.name, self.path.stem, os.fspath(self.path)):
             return True
-        real = os.path.realpath(program)
-        return any(each in (program, real) or each.startswith(f"{program} ") for each in self.programs)
+        if program.startswith("-m "):
+            return any(each == program or each.startswith(f"{program} ") for each in self.programs)
+        return any(each in (program, os.path.realpath(program)) for each in self.programs)
 
 
 @click.group(short_help="List and forget what headstart wrote down of programs.")
@@ -63,14 +64,16 @@ def list_(as_json: bool) -> None:
 
 @records.command()
 @click.argument("programs", metavar="[PROGRAM]...", nargs=-1)
+@click.option("-m", "--module", "modules", metavar="MODULE", multiple=True, help="That of headstart run -m MODULE.")
 @click.option("--all", "everything", is_flag=True, help="Every record.")
-def forget(programs: Sequence[str], everything: bool) -> None:
+def forget(programs: Sequence[str], modules: Sequence[str], everything: bool) -> None:
     """Forget PROGRAM's record: its next start is like its first, but for kernels that the cache has.
 
-    PROGRAM is a file, as headstart run takes it, "-m module", or a record's name as headstart records list shows it.
+    PROGRAM is a file, as headstart run takes it, or a record's name as headstart records list shows it.
     """
+    programs = [*programs, *(f"-m {module}" for module in modules)]
     if bool(programs) == everything:
-        raise UsageError("which record? expected PROGRAM, or --all")
+        raise UsageError("which record? expected PROGRAM, -m MODULE, or --all")
     folder = _folder()
     with using(folder):
         if everything:

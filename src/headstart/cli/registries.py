@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from headstart.cli import OutputFile, check_output, human_bytes, reading, writing
+from headstart.cli import OutputFile, check_output, human_bytes, reading, using
 from headstart.cli.transfer import transferring
 from headstart.system.files import BUNDLE
 
@@ -21,10 +21,12 @@ def push(path: Path, url: str) -> None:
 
     Prints its name by digest, with which nothing else can be pulled. Who may push there is as for docker push.
     """
+    from headstart.artifacts.bundle import Bundle
     from headstart.stores.remote.oci_bundles import push_bundle  # other commands start faster without
 
     with reading(path):
-        pushed = push_bundle(path, url)
+        Bundle.open(path)  # what goes wrong after that is the registry's
+    pushed = push_bundle(path, url)
     click.echo(f"{path}: pushed, {human_bytes(pushed.size)}", err=True)
     click.echo(pushed.name)
 
@@ -41,6 +43,6 @@ def pull(url: str, output: Path, quiet: bool) -> None:
     from headstart.stores.remote.oci_bundles import pull_bundle, shown
 
     check_output(output, BUNDLE)
-    with writing(output), transferring(f"pulling {shown(url)}", quiet=quiet) as tell:
+    with using(output), transferring(f"pulling {shown(url)}", quiet=quiet) as tell:
         pulled = pull_bundle(url, output, tell)
     click.echo(f"{output}: {human_bytes(pulled.size)}, from {pulled.name}")

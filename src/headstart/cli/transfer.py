@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from headstart.cli import human_bytes, printable
 from headstart.cli.progress import PLAIN_INTERVAL
@@ -46,6 +46,7 @@ def transferring(what: str, *, quiet: bool) -> Iterator[Transferred]:
         nonlocal said
         if (now := time.monotonic()) - said >= PLAIN_INTERVAL and done < total:
             said = now
-            sys.stderr.write(f"headstart: {printable(what)}: {human_bytes(done)} of {human_bytes(total)}\n")
+            with suppress(OSError, ValueError):  # nobody may read it
+                sys.stderr.write(f"headstart: {printable(what)}: {human_bytes(done)} of {human_bytes(total)}\n")
 
     yield tell

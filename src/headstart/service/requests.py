@@ -285,7 +285,7 @@ class Requests:
 
     def withdraw(self, session: Session, tickets: Iterable[int]) -> None:
         """A client does not want any more what it has asked for."""
-        for ticket in tickets:
+        for ticket in (each for each in tickets if each >= 0):  # the others are those of `Sources`
             session.looked_up.discard(ticket)
             session.awaited.discard(ticket)
             session.wanted.pop(ticket, None)
