@@ -362,7 +362,7 @@ def test_what_is_not_there_or_no_bundle_is_said(bundle: Path, repository: str) -
 def test_what_is_no_bundle_is_not_pushed(repository: str) -> None:
     Path("notes.py").write_text(NOTES)
     result = run("bundle", "push", "notes.py", repository)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "notes.py" in result.stderr
 
 
