@@ -567,7 +567,7 @@ def test_progress_fits_the_terminal(width: int) -> None:
     if width >= 60:
         assert "60/120+ done, 1 failed, 0 s, about 5 min left" in lines[0]
         assert "━" in lines[0]
-        assert "5.0 s  matmul BLOCK_M=128 BLOCK_N=256" in lines[1]
+        assert re.search(r"[5-9]\.\d s  matmul BLOCK_M=128 BLOCK_N=256", lines[1])
 
 
 def test_failures_stay_above_the_bar() -> None:
@@ -616,7 +616,7 @@ def test_on_a_terminal_the_longest_running_kernels_are_shown() -> None:
         console.print(progress.render())
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "5/20+ done" in shown
-    assert re.search(r"12\.\d s  kernel_12", shown)
+    assert re.search(r"1[2-9]\.\d s  kernel_12", shown)
     assert "kernel_4" not in shown
     assert "… and 4 more in flight" in shown
 
