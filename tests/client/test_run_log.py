@@ -143,7 +143,7 @@ def test_nothing_is_written_where_no_runs_are_kept(cache: Path, monkeypatch: pyt
     log = run_log.acquire(settings, keeps=True)
     ask(log, pointwise(), result())
     log.close()
-    run_log.release(settings, log)
+    run_log.release(log)
     assert not cache.exists()
 
 
@@ -259,7 +259,7 @@ def test_a_file_system_that_hangs_keeps_nobody_waiting(cache: Path, monkeypatch:
         return len(data)
 
     monkeypatch.setattr(run_file.os, "write", hang)
-    monkeypatch.setattr(run_log, "_CLOSE_PATIENCE", 0.01)
+    monkeypatch.setattr(run_log, "CLOSE_PATIENCE", 0.01)
     ask(log, pointwise())
     assert entered.wait(PATIENCE)
     begun = time.monotonic()

@@ -219,8 +219,10 @@ class LambdaFuture(concurrent.futures.Future[T]):
         self.add_done_callback(tell)
         self.want()
         begun = time.monotonic()
-        while not (await asyncio.wait([arrived], timeout=SLOW_COMPILE))[0]:
-            self._warn_of_wait(begun)
+        if not (await asyncio.wait([arrived], timeout=NOTED_WAIT))[0]:
+            with self._waits(begun):
+                while not (await asyncio.wait([arrived], timeout=SLOW_COMPILE))[0]:
+                    self._warn_of_wait(begun)
         if self.cancelled():
             raise asyncio.CancelledError(f"{self.name} was cancelled")
         return self.result(0)
@@ -269,18 +271,15 @@ class LambdaFuture(concurrent.futures.Future[T]):
 
     def _wait(self, timeout: float | None) -> Any:
         self.want()
-        log = None if self.done() else self.log
-        waits = nullcontext() if log is None else log.blocked()
-        with waits:
-            return self._answer(timeout)
-
-    def _answer(self, timeout: float | None) -> Any:
         begun = time.monotonic()
         while True:
             waited = time.monotonic() - begun
-            patience = SLOW_COMPILE if timeout is None else min(SLOW_COMPILE, max(0.0, timeout - waited))
+            # The first moments are not in the run's log: see `NOTED_WAIT`.
+            longest = SLOW_COMPILE if waited >= NOTED_WAIT else NOTED_WAIT
+            patience = longest if timeout is None else min(longest, max(0.0, timeout - waited))
             try:
-                return self._pending.answer.result(patience)
+                with nullcontext() if longest == NOTED_WAIT else self._waits(begun):
+                    return self._pending.answer.result(patience)
             except concurrent.futures.CancelledError:
                 raise concurrent.futures.CancelledError(f"{self.name} was cancelled") from None
             except concurrent.futures.TimeoutError:
@@ -289,7 +288,8 @@ class LambdaFuture(concurrent.futures.Future[T]):
                     raise _own(error) from None
                 if timeout is not None and time.monotonic() - begun >= timeout:
                     raise TimeoutError(f"{self.name} is not compiled after {timeout:g} s") from None
-                self._warn_of_wait(begun)
+                if time.monotonic() - begun >= SLOW_COMPILE:
+                    self._warn_of_wait(begun)
             except Exception as error:  # noqa: BLE001 - raised at once
                 raise _own(error) from None
 
