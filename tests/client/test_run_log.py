@@ -18,7 +18,7 @@ import pytest
 from conftest import PATIENCE, wait_until
 from headstart import AsyncCompile
 from headstart.artifacts import run_records, runs
-from headstart.client import about, run_file, run_log
+from headstart.client import about, run_file, run_log, run_notes
 from headstart.client.asked import Kickoff
 from headstart.client.future import LambdaFuture
 from headstart.client.policy import Policy
@@ -115,7 +115,7 @@ def test_a_kernel_costs_at_most_200_bytes(cache: Path) -> None:
         kickoff.began(time.monotonic(), 1)
         waiting = LambdaFuture("matmul", kickoff, lambda answer: answer)
         with pytest.raises(TimeoutError):
-            waiting.result(0.0)
+            waiting.result(0.002)
         kickoff.answer.set_result(result())
     log.close()
     assert len(the_run(cache).kernels) == 1000
@@ -277,6 +277,154 @@ def test_a_note_that_goes_wrong_costs_itself_only(cache: Path) -> None:
     log.close()
     assert the_run(cache).processes[0].lost == 1
     assert len(the_run(cache).kernels) == 1
+
+
+def test_a_file_of_the_programs_own_is_never_written_or_cut(cache: Path, tmp_path: Path) -> None:
+    """A daemon closes descriptors that it did not open, and opens files of its own then."""
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log._write(PATIENCE)
+    number = log._file._fd
+    own = os.open(tmp_path / "own", os.O_RDWR | os.O_CREAT)
+    os.dup2(own, number)  # which closes ours
+    os.write(own, b"mine")
+    ask(log, pointwise(5.0), result())
+    log._write(PATIENCE)
+    log.close()
+    assert (tmp_path / "own").read_bytes() == b"mine"
+    assert os.fstat(number).st_ino == os.fstat(own).st_ino
+    os.close(own)
+    os.close(number)
+    assert [kernel.name for kernel in the_run(cache).kernels] == ["pointwise"]
+
+
+_HANDLER = """
+import signal, sys, threading
+sys.path.insert(0, {tests!r})
+from run_logs import ask, result
+from headstart.client.run_log import RunLog
+from kernels import pointwise
+from pathlib import Path
+log = RunLog(Path({cache!r}), 5, 2)
+signal.signal(signal.SIGUSR1, lambda *_: ask(log, pointwise(5.0), result()))
+start = threading.Thread.start
+def interrupted(thread):
+    signal.raise_signal(signal.SIGUSR1)
+    start(thread)
+    signal.raise_signal(signal.SIGUSR1)
+threading.Thread.start = interrupted
+ask(log, pointwise(), result())
+log.close(5.0)
+"""
+
+
+def test_a_signal_handler_may_ask_while_the_first_note_is_made(cache: Path) -> None:
+    script = _HANDLER.format(tests=str(Path(__file__).parent.parent), cache=str(cache))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE)
+    assert len(the_run(cache).kernels) == 3
+
+
+def test_an_end_that_finds_no_thread_is_not_kept_waiting_either(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(cache, 5, 2)
+    hangs = threading.Event()
+
+    def hang(*_: object) -> int:
+        hangs.wait(PATIENCE)
+        raise OSError(5, "it hangs")
+
+    monkeypatch.setattr(run_file.os, "open", hang)
+    request = CompileRequest.make(target="cuda:90", **pointwise())
+    log.asked(TimelineEntry(request.name, time.monotonic(), None, request))
+    assert log._thread is None
+    begun = time.monotonic()
+    log.close()
+    assert time.monotonic() - begun < PATIENCE / 2
+    hangs.set()
+
+
+def test_notes_for_which_the_end_has_no_time_are_counted(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log._write(PATIENCE)
+    log._until = 0.0
+    log.put(lambda log: [run_records.Tool("never")], starts=False)
+    log._write(PATIENCE, is_last=True)
+    (process,) = the_run(cache).processes
+    assert (process.lost, process.state, process.tritons) == (1, "ended", ["3.9.0"])
+
+
+def test_labels_that_take_long_are_left_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_notes, "LABELLING", -1.0)
+    log = RunLog(cache, 5, 2)
+    ask(log, matmul(num_warps=8), result())
+    log.close(PATIENCE)
+    assert [(kernel.name, kernel.label) for kernel in the_run(cache).kernels] == [("matmul", "")]
+
+
+def test_clients_that_come_and_go_have_one_file(cache: Path) -> None:
+    settings = Settings.load(cache_dir=cache)
+    for number in range(3):
+        log = run_log.acquire(settings, keeps=True)
+        ask(log, pointwise(float(number)), result())
+        run_log.release(log)
+        assert the_run(cache).state == "ended"
+    assert len(files(cache)) == 1
+    assert len(the_run(cache).kernels) == 3
+    again = run_log.acquire(settings, keeps=True)
+    assert again is log
+    ask(again, pointwise(9.0), result())
+    again._write(PATIENCE)
+    assert runs.read_log(files(cache)[0].read_bytes()).state == "killed"  # type: ignore[union-attr]
+    run_log.release(again)
+    files(cache)[0].unlink()
+    another = run_log.acquire(settings, keeps=True)
+    ask(another, pointwise(9.0), result())
+    run_log.release(another)
+    assert [len(process.kernels) for process in the_run(cache).processes] == [1]
+
+
+def test_a_full_log_says_at_the_end_that_it_lacks_something(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log._write(PATIENCE)
+    thread = log._thread
+    monkeypatch.setattr(run_file, "MAX_BYTES", files(cache)[0].stat().st_size)
+    ask(log, pointwise(5.0), result())
+    log._write(PATIENCE)
+    ask(log, pointwise(6.0), result())
+    log.close(PATIENCE)
+    (process,) = the_run(cache).processes
+    assert (process.state, len(process.kernels), process.lost) == ("ended", 1, 4)
+    assert thread is not None
+    assert not thread.is_alive()
+    assert not log._file.is_there
+
+
+def test_names_that_are_no_utf_8_cost_nothing(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    kickoff = ask(log, pointwise())
+    log.fell_back("app\udce4.kernel", "its file is m\udce4x.py")
+    log.put(lambda log: [run_records.Tool("\udce4")])  # which nobody has cleaned: it costs itself
+    log._maker.text("m\udce4x.py")
+    kickoff.answer.set_exception(CompileError("\udce4", kernel="raises", target="cuda:90", options={}))
+    log.close(PATIENCE)
+    (process,) = the_run(cache).processes
+    assert [kernel.error for kernel in process.kernels.values()] == ["?"]
+    assert process.fell_back == [("app?.kernel", "its file is m?x.py")]
+    assert (process.state, process.tritons) == ("ended", ["3.9.0"])
+
+
+def test_no_empty_file_is_left(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    log = RunLog(cache, 5, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_file.os, "write", full)
+        ask(log, pointwise(), result())
+        log.close(PATIENCE)
+    assert files(cache) == []
+    assert runs.names(cache) == []
 
 
 # In processes

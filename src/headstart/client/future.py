@@ -17,10 +17,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from headstart.client.kernel_log import NOTED_WAIT
 from headstart.errors import CompileError, CompileErrors, HeadstartError
 from headstart.system.forks import renew_in_forks
 
@@ -272,14 +273,31 @@ class LambdaFuture(concurrent.futures.Future[T]):
     def _wait(self, timeout: float | None) -> Any:
         self.want()
         begun = time.monotonic()
+        with nullcontext() if self._comes_at_once(timeout) else self._waits(begun):
+            return self._answer(begun, timeout)
+
+    def _comes_at_once(self, timeout: float | None) -> bool:
+        """Whether there is no wait that the run's log is to be told of; waits until that is known."""
+        longest = NOTED_WAIT if timeout is None else min(NOTED_WAIT, max(0.0, timeout))
+        try:
+            self._pending.answer.exception(longest)
+        except concurrent.futures.CancelledError:
+            return True
+        except concurrent.futures.TimeoutError:
+            return longest < NOTED_WAIT
+        return True
+
+    def _waits(self, begun: float) -> AbstractContextManager[None]:
+        """This thread has waited since then, and waits in the context."""
+        log = self.log
+        return nullcontext() if log is None else log.blocked(begun)
+
+    def _answer(self, begun: float, timeout: float | None) -> Any:
         while True:
             waited = time.monotonic() - begun
-            # The first moments are not in the run's log: see `NOTED_WAIT`.
-            longest = SLOW_COMPILE if waited >= NOTED_WAIT else NOTED_WAIT
-            patience = longest if timeout is None else min(longest, max(0.0, timeout - waited))
+            patience = SLOW_COMPILE if timeout is None else min(SLOW_COMPILE, max(0.0, timeout - waited))
             try:
-                with nullcontext() if longest == NOTED_WAIT else self._waits(begun):
-                    return self._pending.answer.result(patience)
+                return self._pending.answer.result(patience)
             except concurrent.futures.CancelledError:
                 raise concurrent.futures.CancelledError(f"{self.name} was cancelled") from None
             except concurrent.futures.TimeoutError:
@@ -288,8 +306,7 @@ class LambdaFuture(concurrent.futures.Future[T]):
                     raise _own(error) from None
                 if timeout is not None and time.monotonic() - begun >= timeout:
                     raise TimeoutError(f"{self.name} is not compiled after {timeout:g} s") from None
-                if time.monotonic() - begun >= SLOW_COMPILE:
-                    self._warn_of_wait(begun)
+                self._warn_of_wait(begun)
             except Exception as error:  # noqa: BLE001 - raised at once
                 raise _own(error) from None
 
@@ -311,12 +328,27 @@ def as_completed(futures: Iterable[LambdaFuture[T]], timeout: float | None = Non
     for future in dict.fromkeys(futures):
         by_answer.setdefault(future._pending.answer, []).append(future)
         future.want()
-    try:
-        for answer in concurrent.futures.as_completed(list(by_answer), timeout):
-            yield from by_answer[answer]
-    except concurrent.futures.TimeoutError:
-        left = [future.name for future in (f for group in by_answer.values() for f in group) if not future.done()]
-        raise TimeoutError(f"{len(left)} kernels are not compiled after {timeout:g} s: {', '.join(left[:5])}") from None
+    answers = concurrent.futures.as_completed(list(by_answer), timeout)
+    while True:
+        begun = time.monotonic()
+        try:
+            arrived = by_answer[next(answers)]
+        except StopIteration:
+            return
+        except concurrent.futures.TimeoutError:
+            left = [future for group in by_answer.values() for future in group if not future.done()]
+            _note_wait(left, begun)
+            names = ", ".join(future.name for future in left[:5])
+            raise TimeoutError(f"{len(left)} kernels are not compiled after {timeout:g} s: {names}") from None
+        _note_wait(arrived, begun)
+        yield from arrived
+
+
+def _note_wait(futures: Sequence[LambdaFuture[Any]], begun: float) -> None:
+    """This thread has waited since then, for the first of these."""
+    log = futures[0].log if futures else None
+    if log is not None:
+        log.waited(begun)
 
 
 def put_results(scope: MutableMapping[str, Any]) -> None:
