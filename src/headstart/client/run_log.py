@@ -101,6 +101,7 @@ class RunLog:
     def asked(self, entry: AskedFor) -> KernelLog | None:
         """A kernel was asked for, or came out of a bundle."""
         if self._off:
+            self._lost += 1
             return None
         try:
             return self._asked(entry)
