@@ -386,6 +386,16 @@ def test_clients_that_come_and_go_have_one_file(cache: Path) -> None:
     assert [len(process.kernels) for process in the_run(cache).processes] == [1]
 
 
+def test_clients_of_one_run_after_another_have_a_file_in_each(cache: Path) -> None:
+    settings = Settings.load(cache_dir=cache)
+    for name in ("0000000a", "0000000b"):
+        about.describe(about.About(run=name))
+        log = run_log.acquire(settings, keeps=True)
+        ask(log, pointwise(), result())
+        run_log.release(log)
+    assert sorted(run.name for run in runs.runs(cache)) == ["0000000a", "0000000b"]
+
+
 def test_a_full_log_says_at_the_end_that_it_lacks_something(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = RunLog(cache, 5, 2)
     ask(log, pointwise(), result())
@@ -642,6 +652,29 @@ def test_forks_of_a_process_are_one_run_that_ends_when_it_does(cache: Path, asks
     assert run.state == "ended"
     assert [len(process.kernels) for process in run.processes] == [1] * (4 if asks else 2)
     assert sorted(process.state for process in run.processes) == ["ended"] * (3 if asks else 2) + ["killed"] * asks
+
+
+_NOWHERE = """
+import os, sys, tempfile
+import headstart
+from headstart.client import about
+place = tempfile.mkdtemp()
+os.chdir(place)
+os.rmdir(place)
+{call}
+print(about.described())
+"""
+
+
+def test_what_runs_is_described_wherever_it_is_and_however_its_files_are_named() -> None:
+    from headstart.adapters.options import EnableOptions
+
+    EnableOptions(bundle=b"m\xe4x.bundle").describe()  # type: ignore[arg-type]
+    assert about.described().bundle.endswith("/m\udce4x.bundle")
+    call = "from headstart.adapters.options import EnableOptions; EnableOptions(bundle='x.bundle').describe()"
+    script = _NOWHERE.format(call=call)
+    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE, capture_output=True, text=True)
+    assert "bundle='x.bundle'" in done.stdout
 
 
 _ELSEWHERE = """

@@ -64,7 +64,7 @@ def asked_from() -> str:
 
 
 def thread_name() -> str:
-    """Of this thread. One that Python did not start has none, and gets none: `current_thread` would list it for good."""
+    """Of this thread. One that Python did not start has none, and `current_thread` would list it for good."""
     number = threading.get_ident()
     known: dict[int, threading.Thread] = getattr(threading, "_active", {})
     try:

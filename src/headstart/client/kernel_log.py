@@ -70,8 +70,9 @@ class KernelLog:
         self._note(lambda log: [records.Since(self.number, log.ticks(at), log.text(thread), log.text(where))])
 
     @contextmanager
-    def blocked(self, begun: float) -> Iterator[None]:
-        """This thread waits for it, since then and in the context."""
+    def blocked(self, begun: float | None = None) -> Iterator[None]:
+        """This thread waits for it in the context, and has since `begun`."""
+        begun = time.monotonic() if begun is None else begun
         thread = thread_name()
         own = _waits_here()
         own.begin(begun)

@@ -1,4 +1,4 @@
-"""The file of a run's log: made with the first frame, appended to, closed and opened again; what it says of this process.
+"""The file of a run's log: made with the first frame, appended to, closed, opened again; what it says of this process.
 
 `headstart.artifacts.run_records` says what is in it, `headstart.client.run_log` what becomes of a program meanwhile.
 """
@@ -38,11 +38,11 @@ _JOBS = (
 class RunFile:
     """The file of one process, in one cache folder.
 
-    A program that closes descriptors that it did not open (a daemon does) may have ours, and then one of its own files has
-    that number. Before each use of it the file behind it is compared with the one that was made.
+    A program that closes descriptors that it did not open (a daemon does) may have closed ours, and then one of its own
+    files has that number. Before each use of it the file behind it is compared with the one that was made.
 
     Args:
-        cache_dir: of which folder. What is missing of the way there now is made; what is there now and gone later is not.
+        cache_dir: of which folder. What is missing above it is made; what is there now, and gone later, is not.
         keep: how many runs stay there when a new one begins; 0: there will be no file.
         workers, zero, parent: see `run_records.Head`.
 
@@ -61,6 +61,7 @@ class RunFile:
         self._path: Path | None = None
         self._identity = (-1, -1)  # device and inode
         self._above = cache_dir
+        self._about = described()
         self.size = 0
         self.is_full = False
         if keep:
@@ -112,9 +113,11 @@ class RunFile:
                 os.close(fd)
 
     def reopen(self) -> bool:
-        """Go on with a file that was closed, if it was; False: it is there no more, or somebody else has written to it."""
+        """Go on with a file that was closed, if it was; False: it is there no more, or is about something else."""
         if self._path is None or self._fd >= 0:
             return True
+        if self._about != described():  # something else runs
+            return False
         try:
             self._fd = os.open(self._path, _AGAIN)
             status = os.fstat(self._fd)
@@ -187,7 +190,7 @@ class RunFile:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _head(self) -> records.Head:
-        about = described()
+        about = self._about = described()
         return records.Head(
             run=about.run or _run_of_this_process(),
             kind=about.kind,
