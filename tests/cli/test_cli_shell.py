@@ -129,7 +129,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_program_that_ends_for_want_of_a_gpu_is_told_of_dry_runs(error: str, program: Path) -> None:
-    done = headstart("run", str(program), error)
+    done = headstart("run", "-v", str(program), error)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.splitlines()[-1] == (
@@ -141,6 +141,7 @@ def test_a_program_that_ends_for_want_of_a_gpu_is_told_of_dry_runs(error: str, p
 @pytest.mark.parametrize(
     ("options", "error"),
     [
+        ([], "RuntimeError('No CUDA GPUs are available')"),  # stderr is no terminal
         (["-q"], "RuntimeError('No CUDA GPUs are available')"),
         (["--dry-run", "--target", "h100"], "RuntimeError('No CUDA GPUs are available')"),
         ([], "RuntimeError('something else')"),

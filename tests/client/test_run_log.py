@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
+import asyncio
+import errno
 import math
 import os
 import signal
@@ -18,9 +21,9 @@ import pytest
 from conftest import PATIENCE, wait_until
 from headstart import AsyncCompile
 from headstart.artifacts import run_records, runs
-from headstart.client import about, run_file, run_log
+from headstart.client import about, kernel_log, run_file, run_log, run_notes
 from headstart.client.asked import Kickoff
-from headstart.client.future import LambdaFuture
+from headstart.client.future import LambdaFuture, as_completed
 from headstart.client.policy import Policy
 from headstart.client.run_log import RunLog
 from headstart.client.timeline import Requests, TimelineEntry
@@ -115,7 +118,7 @@ def test_a_kernel_costs_at_most_200_bytes(cache: Path) -> None:
         kickoff.began(time.monotonic(), 1)
         waiting = LambdaFuture("matmul", kickoff, lambda answer: answer)
         with pytest.raises(TimeoutError):
-            waiting.result(0.0)
+            waiting.result(0.002)
         kickoff.answer.set_result(result())
     log.close()
     assert len(the_run(cache).kernels) == 1000
@@ -143,7 +146,7 @@ def test_nothing_is_written_where_no_runs_are_kept(cache: Path, monkeypatch: pyt
     log = run_log.acquire(settings, keeps=True)
     ask(log, pointwise(), result())
     log.close()
-    run_log.release(settings, log)
+    run_log.release(log)
     assert not cache.exists()
 
 
@@ -259,7 +262,7 @@ def test_a_file_system_that_hangs_keeps_nobody_waiting(cache: Path, monkeypatch:
         return len(data)
 
     monkeypatch.setattr(run_file.os, "write", hang)
-    monkeypatch.setattr(run_log, "_CLOSE_PATIENCE", 0.01)
+    monkeypatch.setattr(run_log, "CLOSE_PATIENCE", 0.01)
     ask(log, pointwise())
     assert entered.wait(PATIENCE)
     begun = time.monotonic()
@@ -277,6 +280,309 @@ def test_a_note_that_goes_wrong_costs_itself_only(cache: Path) -> None:
     log.close()
     assert the_run(cache).processes[0].lost == 1
     assert len(the_run(cache).kernels) == 1
+
+
+def test_a_file_of_the_programs_own_is_never_written_or_cut(cache: Path, tmp_path: Path) -> None:
+    """A daemon closes descriptors that it did not open, and opens files of its own then."""
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log._write(PATIENCE)
+    number = log._file._fd
+    own = os.open(tmp_path / "own", os.O_RDWR | os.O_CREAT)
+    os.dup2(own, number)  # which closes ours
+    os.write(own, b"mine")
+    ask(log, pointwise(5.0), result())
+    log._write(PATIENCE)
+    log.close()
+    assert (tmp_path / "own").read_bytes() == b"mine"
+    assert os.fstat(number).st_ino == os.fstat(own).st_ino
+    os.close(own)
+    os.close(number)
+    assert [kernel.name for kernel in the_run(cache).kernels] == ["pointwise"]
+
+
+_HANDLER = """
+import signal, sys, threading
+sys.path.insert(0, {tests!r})
+from run_logs import ask, result
+from headstart.client.run_log import RunLog
+from kernels import pointwise
+from pathlib import Path
+log = RunLog(Path({cache!r}), 5, 2)
+signal.signal(signal.SIGUSR1, lambda *_: ask(log, pointwise(5.0), result()))
+start = threading.Thread.start
+def interrupted(thread):
+    signal.raise_signal(signal.SIGUSR1)
+    start(thread)
+    signal.raise_signal(signal.SIGUSR1)
+threading.Thread.start = interrupted
+ask(log, pointwise(), result())
+log.close(5.0)
+"""
+
+
+def test_a_signal_handler_may_ask_while_the_first_note_is_made(cache: Path) -> None:
+    script = _HANDLER.format(tests=str(Path(__file__).parent.parent), cache=str(cache))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE)
+    assert len(the_run(cache).kernels) == 3
+
+
+def test_an_end_that_finds_no_thread_is_not_kept_waiting_either(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(cache, 5, 2)
+    hangs = threading.Event()
+
+    def hang(*_: object) -> int:
+        hangs.wait(PATIENCE)
+        raise OSError(5, "it hangs")
+
+    monkeypatch.setattr(run_file.os, "open", hang)
+    request = CompileRequest.make(target="cuda:90", **pointwise())
+    log.asked(TimelineEntry(request.name, time.monotonic(), None, request))
+    assert log._thread is None
+    begun = time.monotonic()
+    log.close()
+    assert time.monotonic() - begun < PATIENCE / 2
+    hangs.set()
+
+
+def test_notes_for_which_the_end_has_no_time_are_counted(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log._write(PATIENCE)
+    log._until = 0.0
+    log.put(lambda log: [run_records.Tool("never")], starts=False)
+    log._write(PATIENCE, is_last=True)
+    (process,) = the_run(cache).processes
+    assert (process.lost, process.state, process.tritons) == (1, "ended", ["3.9.0"])
+
+
+def test_labels_that_take_long_are_left_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_notes, "LABELLING", -1.0)
+    log = RunLog(cache, 5, 2)
+    ask(log, matmul(num_warps=8), result())
+    log.close(PATIENCE)
+    assert [(kernel.name, kernel.label) for kernel in the_run(cache).kernels] == [("matmul", "")]
+
+
+def test_clients_that_come_and_go_have_one_file(cache: Path) -> None:
+    settings = Settings.load(cache_dir=cache)
+    for number in range(3):
+        log = run_log.acquire(settings, keeps=True)
+        ask(log, pointwise(float(number)), result())
+        run_log.release(log)
+        assert the_run(cache).state == "ended"
+    assert len(files(cache)) == 1
+    assert len(the_run(cache).kernels) == 3
+    again = run_log.acquire(settings, keeps=True)
+    assert again is log
+    ask(again, pointwise(9.0), result())
+    again._write(PATIENCE)
+    assert runs.read_log(files(cache)[0].read_bytes()).state == "killed"  # type: ignore[union-attr]
+    run_log.release(again)
+    files(cache)[0].unlink()
+    another = run_log.acquire(settings, keeps=True)
+    ask(another, pointwise(9.0), result())
+    run_log.release(another)
+    assert [len(process.kernels) for process in the_run(cache).processes] == [1]
+
+
+def test_clients_of_one_run_after_another_have_a_file_in_each(cache: Path) -> None:
+    settings = Settings.load(cache_dir=cache)
+    for name in ("0000000a", "0000000b"):
+        about.describe(about.About(run=name))
+        log = run_log.acquire(settings, keeps=True)
+        ask(log, pointwise(), result())
+        run_log.release(log)
+    assert sorted(run.name for run in runs.runs(cache)) == ["0000000a", "0000000b"]
+
+
+def test_a_full_log_says_at_the_end_that_it_lacks_something(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log._write(PATIENCE)
+    thread = log._thread
+    monkeypatch.setattr(run_file, "MAX_BYTES", files(cache)[0].stat().st_size)
+    ask(log, pointwise(5.0), result())
+    log._write(PATIENCE)
+    ask(log, pointwise(6.0), result())
+    log.close(PATIENCE)
+    (process,) = the_run(cache).processes
+    assert (process.state, len(process.kernels), process.lost) == ("ended", 1, 4)
+    assert thread is not None
+    assert not thread.is_alive()
+    assert not log._file.is_there
+
+
+def test_names_that_are_no_utf_8_cost_nothing(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    kickoff = ask(log, pointwise())
+    log.fell_back("app\udce4.kernel", "its file is m\udce4x.py")
+    log.put(lambda log: [run_records.Tool("\udce4")])  # which nobody has cleaned: it costs itself
+    log._maker.text("m\udce4x.py")
+    kickoff.answer.set_exception(CompileError("\udce4", kernel="raises", target="cuda:90", options={}))
+    log.close(PATIENCE)
+    (process,) = the_run(cache).processes
+    assert [kernel.error for kernel in process.kernels.values()] == ["?"]
+    assert process.fell_back == [("app?.kernel", "its file is m?x.py")]
+    assert (process.state, process.tritons) == ("ended", ["3.9.0"])
+
+
+def test_no_empty_file_is_left(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    log = RunLog(cache, 5, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_file.os, "write", full)
+        ask(log, pointwise(), result())
+        log.close(PATIENCE)
+    assert files(cache) == []
+    assert runs.names(cache) == []
+
+
+def test_who_only_looks_whether_a_kernel_is_there_waits_for_none(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    polled, waited = ask(log, matmul(32, 32, 32)), ask(log, matmul(64, 64, 64))
+    before = kernel_log.waited_s()
+    for kickoff, patience in ((polled, 0.0), (polled, 0.0), (waited, 0.005)):
+        with pytest.raises(TimeoutError):
+            LambdaFuture("matmul", kickoff, lambda answer: answer).result(patience)
+    log.close(PATIENCE)
+    first, second = the_run(cache).kernels
+    assert first.waits == []
+    assert len(second.waits) == 1
+    assert kernel_log.waited_s() - before >= 0.004
+
+
+def test_waiting_by_await_and_as_completed_is_waiting(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    kickoffs = [ask(log, matmul(size, 32, 32)) for size in (32, 64, 128)]
+    futures = [LambdaFuture("matmul", kickoff, lambda answer: answer) for kickoff in kickoffs]
+    before, begun = kernel_log.waited_s(), time.monotonic()
+
+    async def wait() -> None:
+        await asyncio.gather(futures[0], futures[0], futures[1])
+
+    for kickoff, after in zip(kickoffs, (0.02, 0.05, 0.1), strict=True):
+        threading.Timer(after, kickoff.answer.set_result, [result()]).start()
+    asyncio.run(wait())
+    assert list(as_completed(futures, PATIENCE))[-1] is futures[2]
+    took = time.monotonic() - begun
+    log.close(PATIENCE)
+    assert [len(kernel.waits) for kernel in the_run(cache).kernels] == [1, 1, 1]
+    assert all(took is not None and took > 0.001 for kernel in the_run(cache).kernels for _, took, _ in kernel.waits)
+    assert 0.04 < kernel_log.waited_s() - before <= took
+
+
+def test_a_thread_that_python_did_not_start_is_not_listed_for_that(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    asked = threading.Event()
+
+    def foreign() -> None:
+        ask(log, pointwise(), result())
+        asked.set()
+
+    before = set(threading.enumerate())
+    _thread.start_new_thread(foreign, ())
+    assert asked.wait(PATIENCE)
+    assert {each.name for each in set(threading.enumerate()) - before} <= {"headstart-run-log"}
+    log.close(PATIENCE)
+    assert the_run(cache).kernels[0].thread.startswith("thread ")
+
+
+def test_a_thread_whose_name_goes_wrong_may_ask(cache: Path) -> None:
+    class Nameless(threading.Thread):
+        @property
+        def name(self) -> str:  # type: ignore[override]
+            if threading.get_ident() == self.ident:
+                raise RuntimeError("it has none")
+            return "nameless"
+
+        def run(self) -> None:
+            ask(log, pointwise(), result())
+
+    log = RunLog(cache, 5, 2)
+    thread = Nameless()
+    thread.start()
+    thread.join(PATIENCE)
+    log.close(PATIENCE)
+    assert len(the_run(cache).kernels) == 1
+
+
+def test_where_files_have_no_locks_a_run_ends_and_goes_as_elsewhere(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run_file.fcntl, "flock", refuse)
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log.close(PATIENCE)
+    assert the_run(cache).state == "ended"
+    assert runs.forget(cache, 0) == 1
+
+
+def test_a_run_that_only_has_its_folder_yet_is_the_latest(cache: Path) -> None:
+    for name in ("0000000a", "0000000b"):
+        (cache / "runs" / name).mkdir(parents=True)
+    old = cache / "runs" / "0000000b" / "1-00000000.run"
+    old.write_bytes(b"")
+    os.utime(old, (1, 1))
+    assert runs.names(cache) == ["0000000a", "0000000b"]
+
+
+def test_a_folder_that_somebody_removes_meanwhile_is_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, removed = run_file.make_folder, []
+
+    def make_and_remove(folder: Path) -> None:
+        make(folder)
+        if not removed:
+            removed.append(folder)
+            folder.rmdir()
+
+    monkeypatch.setattr(run_file, "make_folder", make_and_remove)
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log.close(PATIENCE)
+    assert len(the_run(cache).kernels) == 1
+
+
+def test_a_file_has_its_lock_before_it_has_its_name(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `headstart stats --reset` could remove what is about to be written."""
+    rename, removed = os.rename, []
+
+    def look(old: Path, new: Path) -> None:
+        removed.append(runs.forget(cache, 0))
+        rename(old, new)
+        removed.append(runs.forget(cache, 0))
+
+    monkeypatch.setattr(run_file.os, "rename", look)
+    log = RunLog(cache, 5, 2)
+    ask(log, pointwise(), result())
+    log.close(PATIENCE)
+    assert removed == [0, 0]
+    assert len(the_run(cache).kernels) == 1
+
+
+def test_what_the_program_has_removed_is_not_made_again(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    log = RunLog(place / "cache", 5, 2)
+    place.rmdir()
+    ask(log, pointwise(), result())
+    log.close(PATIENCE)
+    assert not place.exists()
+
+
+def test_the_request_of_a_bundled_kernel_is_let_go_of(cache: Path) -> None:
+    log = RunLog(cache, 5, 2)
+    request = CompileRequest.make(target="cuda:90", **matmul(num_warps=8))
+    requests = Requests(log)
+    requests.note(TimelineEntry(request.name, time.monotonic(), None, request))
+    log.close(PATIENCE)
+    assert requests[0].request is None
+    assert [kernel.label for kernel in the_run(cache).kernels] == ["M=32 N=32 D=32 warps=8"]
 
 
 # In processes
@@ -310,6 +616,86 @@ def test_a_fork_has_a_file_of_its_own_in_the_same_run(cache: Path) -> None:
     assert [kernel.name for kernel in parent.kernels.values()] == ["pointwise", "in_parent"]
     assert [kernel.name for kernel in child.kernels.values()] == ["in_child"]
     assert (parent.state, child.state) == ("ended", "ended")
+
+
+_POOL = """
+import multiprocessing, os, sys
+sys.path.insert(0, {tests!r})
+from run_logs import ask, result
+from headstart.client.run_log import RunLog
+from kernels import pointwise
+from pathlib import Path
+log = RunLog(Path({cache!r}), 5, 2)
+context = multiprocessing.get_context("fork")
+several = [context.Process(target=lambda: ask(log, pointwise(), result())) for _ in range(2)]
+for process in several:
+    process.start()
+for process in several:
+    process.join()
+if {asks!r}:
+    ask(log, pointwise(), result())
+    if os.fork() == 0:
+        ask(log, pointwise(5.0), result())
+        log._write(-1)
+        os._exit(0)
+    os.wait()
+    log.close(5.0)
+"""
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_forks_of_a_process_are_one_run_that_ends_when_it_does(cache: Path, asks: bool) -> None:
+    """Those of multiprocessing end without atexit, others by `os._exit`, with which nothing of Python runs."""
+    script = _POOL.format(tests=str(Path(__file__).parent.parent), cache=str(cache), asks=asks)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE)
+    run = the_run(cache)
+    assert run.state == "ended"
+    assert [len(process.kernels) for process in run.processes] == [1] * (4 if asks else 2)
+    assert sorted(process.state for process in run.processes) == ["ended"] * (3 if asks else 2) + ["killed"] * asks
+
+
+_NOWHERE = """
+import os, sys, tempfile
+import headstart
+from headstart.client import about
+place = tempfile.mkdtemp()
+os.chdir(place)
+os.rmdir(place)
+{call}
+print(about.described())
+"""
+
+
+def test_what_runs_is_described_wherever_it_is_and_however_its_files_are_named() -> None:
+    from headstart.adapters.options import EnableOptions
+
+    EnableOptions(bundle=b"m\xe4x.bundle").describe()  # type: ignore[arg-type]
+    assert about.described().bundle.endswith("/m\udce4x.bundle")
+    call = "from headstart.adapters.options import EnableOptions; EnableOptions(bundle='x.bundle').describe()"
+    script = _NOWHERE.format(call=call)
+    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE, capture_output=True, text=True)
+    assert "bundle='x.bundle'" in done.stdout
+
+
+_ELSEWHERE = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from run_logs import ask, result
+from headstart.client.run_log import RunLog
+from kernels import pointwise
+from pathlib import Path
+log = RunLog(Path({cache!r}), 5, 2)
+os.chdir("/")
+ask(log, pointwise(), result())
+log.close(5.0)
+"""
+
+
+def test_the_program_is_named_as_it_was_called_wherever_it_goes(cache: Path, tmp_path: Path) -> None:
+    script = _ELSEWHERE.format(tests=str(Path(__file__).parent.parent), cache=str(cache))
+    (tmp_path / "app.py").write_text(script)
+    subprocess.run([sys.executable, "app.py"], check=True, timeout=PATIENCE, cwd=tmp_path)
+    assert the_run(cache).head.program == str(tmp_path / "app.py")
 
 
 _RANK = """

@@ -120,6 +120,24 @@ def test_what_was_benchmarked_and_chosen_is_in_the_log_of_the_run(run: Run) -> N
     assert kernels[sweep.winner].where
 
 
+def test_times_that_are_no_numbers_are_not_in_the_log_and_all_else_is_as_ever(run: Run, tmp_path: Path) -> None:
+    """Triton only compares what a benchmark returns."""
+    record = str(tmp_path / "it.manifest")
+    lengths = """
+    import datetime
+    numbers = benchmark
+    def benchmark(call, quantiles):
+        return datetime.timedelta(milliseconds=numbers(call, quantiles)[0])
+    """
+    told = run(textwrap.dedent(lengths) + textwrap.dedent(SWEEP), RECORD=record)
+    assert told["best"]["num_warps"] == 4
+    assert [each.configuration for each in Manifest.open(record).tunings.values()] == [told["best"]]
+    assert "headstart" not in told["log"]
+    (found,) = runs.runs(Path(os.environ["HEADSTART_CACHE_DIR"]))
+    assert len(found.kernels) == 6
+    assert found.processes[0].sweeps == []
+
+
 def test_a_winner_is_recorded_and_reused_only_if_asked_for(run: Run, tmp_path: Path) -> None:
     record = str(tmp_path / "it.manifest")
     first = run(SWEEP, RECORD=record)

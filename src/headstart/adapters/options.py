@@ -59,13 +59,23 @@ class EnableOptions(NamedTuple):
     run: str = ""
 
     def describe(self) -> None:
-        """Say it to whoever writes down what becomes of this process's kernels."""
-        given = ["" if each is None else os.path.abspath(each) for each in (self.bundle, self.record)]
+        """Say it to whoever writes down what becomes of this process's kernels. Never raises."""
+        given = [_shown(each) for each in (self.bundle, self.record)]
         describe(About("run" if self.run else "enable", self.program, self.run, *given))
 
     def for_client(self) -> dict[str, Any]:
         """The arguments of `client.acquire`."""
         return {each: getattr(self, each) for each in ("bundle", "trust_bundle", "workers", "cache_dir", "farm")}
+
+
+def _shown(path: StrPath | None) -> str:
+    """A path that is one from anywhere, if that can be told."""
+    if path is None:
+        return ""
+    try:
+        return os.fsdecode(os.path.abspath(path))
+    except (OSError, ValueError):  # the current folder is gone
+        return os.fsdecode(path)
 
 
 def check_outputs(bundle: StrPath | None, record: StrPath | None) -> None:

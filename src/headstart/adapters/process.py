@@ -119,8 +119,8 @@ def begin(choices: EnableOptions) -> None:
         if _current is not None or mode() is Mode.OFF:
             return
         _current = _latest = Enabled(choices)
-    choices.describe()
     try:
+        choices.describe()
         _current.start()
     except BaseException:
         disable()

@@ -166,7 +166,7 @@ class _Teller:
     def __call__(self, adapters: Sequence[UsesBundle]) -> None:
         """This process ends; `adapters`: those that were of use."""
         orders, is_main = self._orders, os.getpid() == self._orders.pid
-        if is_main and not orders.quiet and orders.target is None and (hint := without_gpu(orders.program)):
+        if is_main and self._is_said and orders.target is None and (hint := without_gpu(orders.program)):
             _say(hint)
         is_asked = is_main and (orders.is_judged or orders.bundle is not None or orders.stats is not None)
         if not adapters and not is_asked:

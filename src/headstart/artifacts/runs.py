@@ -8,6 +8,7 @@ Nothing is executed, and names in a log are whatever a program had: whoever show
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import math
 import os
@@ -138,9 +139,15 @@ class Run(msgspec.Struct):
 
     @property
     def state(self) -> str:
-        """As of a process: running if one is, killed if one was."""
-        states = {process.state for process in self.processes}
-        return next(state for state in ("running", "killed", "ended") if state in states)
+        """As of a process: running if one is, killed if one was that is no fork of another one.
+
+        A fork may end by `os._exit`, with which nothing of Python runs.
+        """
+        if any(process.is_running for process in self.processes):
+            return "running"
+        known = {(process.head.host, process.head.pid) for process in self.processes}
+        first = [each for each in self.processes if (each.head.host, each.head.parent) not in known]
+        return "ended" if all(process.state == "ended" for process in first or self.processes) else "killed"
 
     @property
     def triton(self) -> str:
@@ -164,7 +171,7 @@ def names(cache_dir: Path) -> list[str]:
         with contextlib.suppress(OSError):
             if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 files = [each.stat().st_mtime for each in os.scandir(entry.path) if _FILE.fullmatch(each.name)]
-                found.append((max(files, default=0.0), entry.name))
+                found.append((max(files, default=entry.stat().st_mtime), entry.name))  # one may just be made there
     return [name for _, name in sorted(found, reverse=True)]
 
 
@@ -230,8 +237,8 @@ def _open(path: Path) -> int | None:
 def _is_locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)  # others: the file system has no locks
     return False
 
 
@@ -293,6 +300,8 @@ class _Reader:
     def take(self, record: records.Record) -> None:
         """One more. What is about a kernel of which nothing else is known (asked for before a fork) is left out."""
         process = self.process
+        if not isinstance(record, (records.Lost, records.Ended)):
+            process.ended = None  # it had no client for a while
         match record:
             case records.Text():
                 self._texts[record.number] = record.text

@@ -7,7 +7,8 @@
     launch, sharing        how a service is started, and where a shared one is found; control: what it can be told
     bundler, bundled       reading and writing bundles; what they hold as answers
     vouching               what of bundles is trusted, and signed
-    run_log, run_file      what is written down of a run, as it goes; kernel_log: of one request; about: what runs
+    run_log, run_file      what is written down of a run, as it goes; kernel_log: of one request; run_notes: how; about:
+                           what runs
     timeline, use          what became of the requests; what came out of bundles, and what did not
 
 It imports neither `service` nor `worker`.

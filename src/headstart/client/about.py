@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 from typing import NamedTuple
 
 # Whose frames do not say where a program asks for a kernel.
@@ -60,6 +61,21 @@ def asked_from() -> str:
         if not (isinstance(module, str) and _is_of_a_library(module)):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return ""
+
+
+def thread_name() -> str:
+    """Of this thread. One that Python did not start has none, and `current_thread` would list it for good."""
+    number = threading.get_ident()
+    known: dict[int, threading.Thread] = getattr(threading, "_active", {})
+    try:
+        return str(known[number].name)
+    except Exception:  # noqa: BLE001 - not there; or a class of the program's own, whose `name` goes wrong
+        return f"thread {number}"
+
+
+def plain(text: object) -> str:
+    """A text as it can be written: names of files, and so of modules, need not be UTF-8."""
+    return str(text).encode(errors="replace").decode()
 
 
 @functools.lru_cache(maxsize=1024)

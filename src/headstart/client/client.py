@@ -198,7 +198,7 @@ class Client:
             self._closed = True
             if self._connection is not None:
                 self._connection.close()
-            run_log.release(self.settings, self.log)
+            run_log.release(self.log)
 
     def _service(self) -> ServiceConnection:
         if self._closed:

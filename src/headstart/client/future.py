@@ -18,10 +18,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from headstart.client.kernel_log import NOTED_WAIT
 from headstart.errors import CompileError, CompileErrors, HeadstartError
 from headstart.system.forks import renew_in_forks
 
@@ -220,8 +221,10 @@ class LambdaFuture(concurrent.futures.Future[T]):
         self.add_done_callback(tell)
         self.want()
         begun = time.monotonic()
-        while not (await asyncio.wait([arrived], timeout=SLOW_COMPILE))[0]:
-            self._warn_of_wait(begun)
+        if not (await asyncio.wait([arrived], timeout=NOTED_WAIT))[0]:
+            with self._waits(begun):
+                while not (await asyncio.wait([arrived], timeout=SLOW_COMPILE))[0]:
+                    self._warn_of_wait(begun)
         if self.cancelled():
             raise asyncio.CancelledError(f"{self.name} was cancelled")
         return self.result(0)
@@ -271,13 +274,27 @@ class LambdaFuture(concurrent.futures.Future[T]):
 
     def _wait(self, timeout: float | None) -> Any:
         self.want()
-        log = None if self.done() else self.log
-        waits = nullcontext() if log is None else log.blocked()
-        with waits:
-            return self._answer(timeout)
-
-    def _answer(self, timeout: float | None) -> Any:
         begun = time.monotonic()
+        with nullcontext() if self._comes_at_once(timeout) else self._waits(begun):
+            return self._answer(begun, timeout)
+
+    def _comes_at_once(self, timeout: float | None) -> bool:
+        """Whether there is no wait that the run's log is to be told of; waits until that is known."""
+        longest = NOTED_WAIT if timeout is None else min(NOTED_WAIT, max(0.0, timeout))
+        try:
+            self._pending.answer.exception(longest)
+        except concurrent.futures.CancelledError:
+            return True
+        except concurrent.futures.TimeoutError:
+            return longest < NOTED_WAIT
+        return True
+
+    def _waits(self, begun: float) -> AbstractContextManager[None]:
+        """This thread has waited since then, and waits in the context."""
+        log = self.log
+        return nullcontext() if log is None else log.blocked(begun)
+
+    def _answer(self, begun: float, timeout: float | None) -> Any:
         while True:
             waited = time.monotonic() - begun
             patience = SLOW_COMPILE if timeout is None else min(SLOW_COMPILE, max(0.0, timeout - waited))
@@ -313,12 +330,27 @@ def as_completed(futures: Iterable[LambdaFuture[T]], timeout: float | None = Non
     for future in dict.fromkeys(futures):
         by_answer.setdefault(future._pending.answer, []).append(future)
         future.want()
-    try:
-        for answer in concurrent.futures.as_completed(list(by_answer), timeout):
-            yield from by_answer[answer]
-    except concurrent.futures.TimeoutError:
-        left = [future.name for future in (f for group in by_answer.values() for f in group) if not future.done()]
-        raise TimeoutError(f"{len(left)} kernels are not compiled after {timeout:g} s: {', '.join(left[:5])}") from None
+    answers = concurrent.futures.as_completed(list(by_answer), timeout)
+    while True:
+        begun = time.monotonic()
+        try:
+            arrived = by_answer[next(answers)]
+        except StopIteration:
+            return
+        except concurrent.futures.TimeoutError:
+            left = [future for group in by_answer.values() for future in group if not future.done()]
+            _note_wait(left, begun)
+            names = ", ".join(future.name for future in left[:5])
+            raise TimeoutError(f"{len(left)} kernels are not compiled after {timeout:g} s: {names}") from None
+        _note_wait(arrived, begun)
+        yield from arrived
+
+
+def _note_wait(futures: Sequence[LambdaFuture[Any]], begun: float) -> None:
+    """This thread has waited since then, for the first of these."""
+    log = futures[0].log if futures else None
+    if log is not None:
+        log.waited(begun)
 
 
 def put_results(scope: MutableMapping[str, Any]) -> None:

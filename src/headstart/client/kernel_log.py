@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headstart.artifacts import run_records as records
+from headstart.client.about import thread_name
 
 if TYPE_CHECKING:
     import concurrent.futures
 
     from headstart import wire
 
-_waits: list[float] = []  # seconds of each wait of this process; appending takes no lock
+NOTED_WAIT = 1e-3  # seconds: who asks again and again whether a kernel is there waits for none
 
 
 class Writer(Protocol):
@@ -44,10 +45,11 @@ class KernelLog:
         number: of the request, in its process.
     """
 
-    __slots__ = ("_put", "number")
+    __slots__ = ("_put", "_waiting", "number")
 
     def __init__(self, put: Callable[..., None], number: int) -> None:
         self._put = put
+        self._waiting: dict[str, int] = {}  # how often by thread: coroutines of one may wait for the same kernel
         self.number = number
 
     def began(self, at: float, worker: int) -> None:
@@ -68,33 +70,75 @@ class KernelLog:
         self._note(lambda log: [records.Since(self.number, log.ticks(at), log.text(thread), log.text(where))])
 
     @contextmanager
-    def blocked(self) -> Iterator[None]:
-        """This thread waits for it in the context."""
-        begun, thread = time.monotonic(), threading.current_thread().name
-        self._note(lambda log: log.wait(records.Blocked, self.number, begun, thread))
+    def blocked(self, begun: float | None = None) -> Iterator[None]:
+        """This thread waits for it in the context, and has since `begun`."""
+        begun = time.monotonic() if begun is None else begun
+        thread = thread_name()
+        own = _waits_here()
+        own.begin(begun)
+        self._waiting[thread] = among = self._waiting.get(thread, 0) + 1
+        if among == 1:
+            self._note(lambda log: log.wait(records.Blocked, self.number, begun, thread))
         try:
             yield
         finally:
-            self._unblocked(begun, thread)
+            own.end()
+            self._waiting[thread] = among = self._waiting.get(thread, 1) - 1
+            if among == 0:
+                self._unblocked(thread)
 
     def waited(self, begun: float) -> None:
-        """This thread has waited for it since then."""
-        thread = threading.current_thread().name
+        """This thread has waited for it since then, if that is worth a word."""
+        if time.monotonic() - begun < NOTED_WAIT:
+            return
+        thread = thread_name()
+        own = _waits_here()
+        own.begin(begun)
+        own.end()
         self._note(lambda log: log.wait(records.Blocked, self.number, begun, thread))
-        self._unblocked(begun, thread)
+        self._unblocked(thread)
 
-    def _unblocked(self, begun: float, thread: str) -> None:
+    def _unblocked(self, thread: str) -> None:
         ended = time.monotonic()
-        _waits.append(ended - begun)
         self._note(lambda log: log.wait(records.Unblocked, self.number, ended, thread))
 
     def _note(self, note: Callable[[Writer], list[records.Record]]) -> None:
         self._put(note)
 
 
+class _Waits:
+    """Of one thread: for how long it has waited. What it waits for at once counts once."""
+
+    __slots__ = ("_at_once", "_begun", "_until", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._at_once = 0
+        self._begun = 0.0
+        self._until = 0.0  # what was before has been counted
+
+    def begin(self, begun: float) -> None:
+        if self._at_once == 0:
+            self._begun = max(begun, self._until)
+        self._at_once += 1
+
+    def end(self) -> None:
+        self._at_once -= 1
+        if self._at_once == 0:
+            self._until = time.monotonic()
+            self.seconds += self._until - self._begun
+
+
+_waits: dict[int, _Waits] = {}  # by thread; each adds to its own, so that no lock is needed
+
+
+def _waits_here() -> _Waits:
+    return _waits.setdefault(threading.get_ident(), _Waits())
+
+
 def waited_s() -> float:
     """Seconds for which threads of this process were blocked on kernels, added up, as far as any log was kept."""
-    return sum(_waits)
+    return sum(each.seconds for each in list(_waits.values()))
 
 
 os.register_at_fork(after_in_child=_waits.clear)

@@ -5,12 +5,14 @@
 
 `headstart.artifacts.run_records` says what a file holds, `headstart.artifacts.runs` reads it. There is one log for each
 cache folder that this process uses, with all of its clients in it, and one file, made with the first note: a process
-that asks for no kernel leaves none.
+that asks for no kernel leaves none. With the last client the file is closed, and with the next one it is opened again.
 
 Guarantees:
 
-A program never notices: a note neither waits nor does I/O, and whatever goes wrong here (no space, no permission, a bug
-of ours) is a debug line and a log that lacks something. No message about it reaches the program.
+A program never notices: a note does no I/O, takes no lock that a signal handler could wait for, and waits for nothing
+(the first one starts the thread, which is what takes longest: about 100 µs). Whatever goes wrong here (no space, no
+permission, a bug of ours) is a debug line and a log that lacks something. No message about it reaches the program. Nor
+does its end: for what is left it waits `CLOSE_PATIENCE` at most.
 
 A process that is killed loses what it noted in the last `GATHERED` seconds; one that has everything from a bundle, for
 which no thread is started, what it noted at all, up to a thousand kernels. A fork begins a file of its own. While
@@ -22,51 +24,34 @@ What is kept is bounded: `HEADSTART_KEEP_RUNS` runs, and `MAX_BYTES` of one proc
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from headstart.artifacts import run_records as records
-from headstart.client.about import asked_from
+from headstart.client.about import asked_from, thread_name
 from headstart.client.kernel_log import KernelLog, Note
 from headstart.client.run_file import RunFile
+from headstart.client.run_notes import AskedFor, RecordMaker, shown
 from headstart.system.forks import renew_in_forks
 
 if TYPE_CHECKING:
-    import concurrent.futures
-
-    from headstart import wire
-    from headstart.model.request import CompileRequest
     from headstart.system.settings import Settings
 
 GATHERED = 0.1  # seconds for which notes are gathered before they are written
 _MANY = 1000  # notes for which alone a thread is started
 _MAX_NOTES = 100_000  # that are kept in memory while they cannot be written
-_CLOSE_PATIENCE = 2.0  # seconds for what is left, on a file system that hangs
-_MAX_TEXT = 300  # characters of an error or a reason
+CLOSE_PATIENCE = 0.2  # seconds that a program's end waits for what is left
 _log = logging.getLogger("headstart")
-
-
-class AskedFor(Protocol):
-    """A request as the log is told of it; `headstart.client.timeline.TimelineEntry` says what is in it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def kicked_off(self) -> float: ...
-
-    @property
-    def kickoff(self) -> Any: ...
-
-    @property
-    def request(self) -> CompileRequest | None: ...
 
 
 class RunLog:
@@ -79,6 +64,7 @@ class RunLog:
 
     Attributes:
         joined: requests that an earlier one's future answered.
+        clients: one for each that has it.
     """
 
     def __init__(self, cache_dir: Path, keep: int, workers: int) -> None:
@@ -86,25 +72,28 @@ class RunLog:
         self._keep = keep
         self._workers = workers
         self._numbers = count()
-        self.zero = time.monotonic()
+        self._zero = time.monotonic()
         self._parent = 0
+        self._closed = keep == 0
+        self._failed = False
+        self.clients: list[None] = []
         self._start_over()
         renew_in_forks(self)
 
     def _start_over(self) -> None:
-        self._off = self._keep == 0
+        self._off = self._closed or self._failed  # what is noted is dropped
         self._notes: deque[Note] = deque()
-        self._wakeup = threading.Event()
-        self._closing = threading.Event()
+        self._wakeups: SimpleQueue[None] = SimpleQueue()  # `put` may be interrupted by a handler that calls it
+        self._is_awake = False
+        self._closing = False
+        self._until = float("inf")  # when notes are no longer looked at
+        self._finished = False
         self._starting = threading.Lock()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._file = RunFile(self._cache_dir, self._keep, self._workers, self.zero, self._parent)
+        self._file = RunFile(self._cache_dir, self._keep, self._workers, self._zero, self._parent)
+        self._maker = RecordMaker(self._zero)
         self._lost = 0
-        self._texts: dict[str, int] = {}
-        self._new: list[records.Record] = []  # texts that the next frame has to begin with
-        self._tritons: set[str] = set()
-        self._seen_policies: set[int] = set()
         self.joined = 0
 
     # Notes. None of these waits or raises.
@@ -112,8 +101,16 @@ class RunLog:
     def asked(self, entry: AskedFor) -> KernelLog | None:
         """A kernel was asked for, or came out of a bundle."""
         if self._off:
+            self._lost += 1
             return None
-        number, where, thread = next(self._numbers), asked_from(), threading.current_thread().name
+        try:
+            return self._asked(entry)
+        except Exception:  # noqa: BLE001 - the kernel is what counts
+            _log.debug("a kernel is not in the run's log", exc_info=True)
+            return None
+
+    def _asked(self, entry: AskedFor) -> KernelLog:
+        number, where, thread = next(self._numbers), asked_from(), thread_name()
         kernel = KernelLog(self.put, number)
         kickoff = entry.kickoff
         self.put(lambda log: log.asked_records(number, entry, where, thread), starts=kickoff is not None)
@@ -127,191 +124,171 @@ class RunLog:
     def fell_back(self, name: str, why: str) -> None:
         """Something is left to the program's own process."""
         at = time.monotonic()
-        self.put(lambda log: [records.FellBack(log.ticks(at), name[:_MAX_TEXT], why[:_MAX_TEXT])])
+        self.put(lambda log: [records.FellBack(log.ticks(at), shown(name), shown(why))])
 
     def swept(self, name: str, timed: Iterable[tuple[KernelLog, float]], winner: KernelLog | None) -> None:
         """An autotuner has chosen; milliseconds of each configuration."""
         at, known = time.monotonic(), list(timed)
         numbers, times = [kernel.number for kernel, _ in known], [ms for _, ms in known]
         chosen = -1 if winner is None else winner.number
-        self.put(lambda log: [records.Swept(log.ticks(at), name[:_MAX_TEXT], numbers, times, chosen)])
+        self.put(lambda log: [records.Swept(log.ticks(at), shown(name), numbers, times, chosen)])
 
     def put(self, note: Note, *, starts: bool = True) -> None:
         """Write what `note` makes, soon; without `starts`, once there is a thread for it, or many of them."""
-        if self._off:
-            return
-        if len(self._notes) >= _MAX_NOTES:
+        if self._off or len(self._notes) >= _MAX_NOTES:
             self._lost += 1
             return
         self._notes.append(note)
-        if not self._wakeup.is_set():
-            self._wakeup.set()
+        if not self._is_awake:
+            self._is_awake = True
+            self._wakeups.put(None)
         if self._thread is None and (starts or len(self._notes) >= _MANY):
             self._start()
 
-    def close(self) -> None:
-        """Write what is left, and that this is the end."""
-        if self._off:
+    def close(self, patience: float | None = None) -> None:
+        """Write what is left, and that this is the end; wait for that, for `CLOSE_PATIENCE` seconds or fewer."""
+        if self._closed:
             return
-        at = time.monotonic()
-        if self._file.is_there or self._notes:
-            self._notes.append(lambda log: [records.Ended(log.ticks(at), log.joined)])
-            self._write(_CLOSE_PATIENCE)
-        self._off = True
-        self._closing.set()
-        self._wakeup.set()
-        self._file.close()
+        self._closed = self._off = True
+        patience = CLOSE_PATIENCE if patience is None else patience
+        self._until = time.monotonic() + patience / 2
+        self._closing = True
+        if self._thread is None and (self._notes or self._file.is_there):
+            self._start()
+        thread = self._thread
+        if thread is not None:
+            self._wakeups.put(None)
+            thread.join(patience)
+            if thread.is_alive():  # it hangs in a write, and the file is its own
+                self._failed = True
+                return
+        self._finish(patience)  # unless the thread has
+
+    def resume(self) -> bool:
+        """Take notes again after `close`; False: this cannot be. Does nothing while it takes them."""
+        if not self._closed:
+            return True
+        if self._failed or not self._file.reopen():
+            return False
+        self._thread, self._closing, self._finished, self._is_awake = None, False, False, False
+        self._wakeups, self._until = SimpleQueue(), float("inf")
+        self._closed, self._off = False, self._file.is_full
+        return True
 
     def after_fork(self) -> None:
         """See `renew_in_forks`. The file is the parent's."""
         self._file.close()
-        self._parent, off = os.getppid(), self._off
+        self._parent = os.getppid()
         self._start_over()
-        self._off = off
-
-    # What notes become, in the thread that writes
-
-    def ticks(self, at: float) -> int:
-        """A time as it is written; below 0: somebody else had asked before this process began."""
-        return round((at - self.zero) / records.TICK)
-
-    def text(self, text: str) -> int:
-        """The number of a text that comes often."""
-        number = self._texts.get(text)
-        if number is None:
-            number = self._texts[text] = len(self._texts)
-            self._new.append(records.Text(number, text))
-        return number
-
-    def asked_records(self, number: int, entry: AskedFor, where: str, thread: str) -> list[records.Record]:
-        """See `run_records.Asked`; from a bundle, it is there as well."""
-        from headstart.model.parameters import configuration_of  # a start that asks for nothing does without
-
-        kickoff = entry.kickoff
-        request = entry.request if kickoff is None else vars(kickoff).get("request")  # one to be made stays so
-        digest = "" if request is None else request.digest()
-        asked = records.Asked(
-            number,
-            self.ticks(entry.kicked_off),
-            self.text(entry.name),
-            self.text(thread),
-            self.text(where),
-            self.text("" if request is None else request.target),
-            bytes.fromhex(digest)[: records.SHORT],
-            "" if request is None else configuration_of(request),
-            kickoff is not None and kickoff.background,
-        )
-        if kickoff is not None:
-            return [*self._tool(kickoff.policy), asked]
-        return [asked, records.Done(number, asked.at, records.ORIGINS.index("bundle"), b"")]
-
-    def outcome(
-        self, number: int, at: float, answer: concurrent.futures.Future[wire.Result], worker: int
-    ) -> list[records.Record]:
-        """See `run_records.Done` and `Failed`."""
-        if answer.cancelled():
-            return [records.Done(number, self.ticks(at), records.ORIGINS.index("cancelled"), b"")]
-        error = answer.exception()
-        if error is not None:
-            summary = str(getattr(error, "summary", "") or error).strip().partition("\n")[0][:_MAX_TEXT]
-            stage = str(getattr(error, "stage", ""))
-            return [records.Failed(number, self.ticks(at), self.text(type(error).__name__), self.text(stage), summary)]
-        result = answer.result()
-        key = bytes.fromhex(result.key)[: records.SHORT] if result.key else b""
-        elsewhere = "farm" if result.farm else "remote" if result.remote else "store"
-        origin = records.ORIGINS.index(elsewhere if result.cached else "worker")
-        done = records.Done(number, self.ticks(at), origin, key)
-        if not result.cached and result.finished:
-            done.started, done.finished = self.ticks(result.started), self.ticks(result.finished)
-            done.worker, done.cpu = worker, round(result.cpu_s / records.TICK)
-            for name, microseconds in [] if result.log is None else result.log.times:
-                done.stages += [self.text(name), round(microseconds * 1e-6 / records.TICK)]
-        return [done]
-
-    def wait(self, kind: Any, number: int, at: float, thread: str) -> list[records.Record]:
-        """See `run_records.Blocked` and `Unblocked`."""
-        return [kind(number, self.ticks(at), self.text(thread))]
-
-    def _tool(self, policy: Any) -> list[records.Record]:
-        if id(policy) in self._seen_policies:
-            return []
-        self._seen_policies.add(id(policy))
-        version = policy.toolchain().triton_version
-        if version in self._tritons:
-            return []
-        self._tritons.add(version)
-        return [records.Tool(version)]
+        util: Any = sys.modules.get("multiprocessing.util")
+        if util is not None:  # its forks end without atexit
+            util.register_after_fork(self, lambda log: util.Finalize(None, log.close, exitpriority=-1))
 
     # Writing
 
+    def start(self) -> None:
+        """Have a thread for what is noted already, if anything is."""
+        if self._thread is None and self._notes:
+            self._start()
+
     def _start(self) -> None:
-        with self._starting:
+        # Who holds it starts the thread: another thread, or this one, which was interrupted by a signal meanwhile.
+        if not self._starting.acquire(blocking=False):
+            return
+        try:
             if self._thread is None:
                 thread = threading.Thread(target=self._write_later, name="headstart-run-log", daemon=True)
-                try:
-                    thread.start()
-                    self._thread = thread
-                except RuntimeError:
-                    pass  # no more threads, or the end of the process: `close` writes, or a later note tries again
+                thread.start()
+                self._thread = thread
+        except Exception:  # noqa: BLE001 - no more threads, or the end: `close` writes, or a later note tries again
+            _log.debug("no thread for the run's log", exc_info=True)
+        finally:
+            self._starting.release()
 
     def _write_later(self) -> None:
-        while True:
-            self._wakeup.wait()
-            self._closing.wait(GATHERED)
-            if self._closing.is_set():
-                return
-            self._wakeup.clear()
-            self._write(-1)
+        while not self._closing:
+            self._wakeups.get()
+            if not self._closing:
+                with contextlib.suppress(Empty):
+                    self._wakeups.get(timeout=GATHERED)  # which `close` cuts short
+            self._is_awake = False
+            if not self._closing:
+                self._write(-1)
+        self._finish(-1)
 
-    def _write(self, patience: float) -> None:
+    def _finish(self, patience: float) -> None:
+        self._write(patience, is_last=True)
+
+    def _write(self, patience: float, *, is_last: bool = False) -> None:
         """Everything that was noted so far; gives up on a file system that hangs, after so many seconds."""
         if not self._writing.acquire(timeout=patience):
             return
         try:
-            self._write_notes()
+            if not (self._failed or self._finished):
+                self._finished = is_last
+                self._write_notes(is_last=is_last)
         except OSError as error:
-            self._off = not self._file.is_there  # it cannot even be made
+            self._failed = not self._file.is_there  # it cannot even be made
             _log.debug("the run's log lacks something: %s", error)
         except Exception:  # noqa: BLE001 - nothing that is said of a program may be its problem
-            self._off = True
+            self._failed = True
             _log.debug("the run's log ends here; this is a bug", exc_info=True)
         finally:
+            self._off = self._off or self._failed
+            if is_last:
+                self._file.close()
             self._writing.release()
 
-    def _write_notes(self) -> None:
+    def _write_notes(self, *, is_last: bool) -> None:
+        made, taken = self._made()
+        end: list[records.Record] = []
+        if is_last and (made or self._file.is_there):
+            end.append(records.Ended(self._maker.ticks(time.monotonic()), self.joined))
+        if not self._file.is_full and (made or end):
+            try:
+                unsaid = self._file.append([*made, *self._lost_records(), *end], is_last=is_last)
+            except OSError:
+                self._lost += taken
+                self._maker = RecordMaker(self._zero)
+                raise
+            if not self._file.is_full:
+                self._lost = unsaid
+                return
+        self._off = self._off or self._file.is_full
+        self._lost += taken
+        if end:
+            self._file.append([*self._lost_records(), *end], is_last=True)
+
+    def _lost_records(self) -> list[records.Record]:
+        return [records.Lost(self._lost)] if self._lost else []
+
+    def _made(self) -> tuple[list[records.Record], int]:
+        """What notes have become, and how many those were."""
         made: list[records.Record] = []
         taken = 0
+        self._maker.begin_frame()
         while self._notes:
             note = self._notes.popleft()
+            if time.monotonic() > self._until:
+                self._lost += 1 + len(self._notes)
+                self._notes.clear()
+                break
             taken += 1
             try:
-                found = note(self)
+                found = note(self._maker)
             except Exception:  # noqa: BLE001 - what one kernel was must not cost what others were
                 self._lost += 1
                 _log.debug("something is not in the run's log", exc_info=True)
                 continue
-            made += self._new
-            self._new = []
+            made += self._maker.new_texts()
             made += found
-        if not made:
-            return
-        if self._lost:
-            made.append(records.Lost(self._lost))
-        try:
-            self._file.append(made)
-        except OSError:
-            self._lost += taken
-            self._texts, self._new = {}, []
-            raise
-        self._off = self._file.is_full
-        self._lost = 0
+        return made, taken
 
 
 # The logs of this process
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # which a signal handler may take that interrupts who has it
 _logs: dict[Path, RunLog] = {}
-_holders: dict[Path, int] = {}
 
 
 def acquire(settings: Settings, *, keeps: bool) -> RunLog:
@@ -320,23 +297,20 @@ def acquire(settings: Settings, *, keeps: bool) -> RunLog:
         return RunLog(settings.cache_dir, 0, settings.workers)
     with _lock:
         place = settings.cache_dir
-        if place not in _logs:
-            _logs[place] = RunLog(place, settings.keep_runs, settings.workers)
-        _holders[place] = _holders.get(place, 0) + 1
-        return _logs[place]
+        log = _logs.get(place)
+        if log is None or not log.resume():
+            log = _logs[place] = RunLog(place, settings.keep_runs, settings.workers)
+        log.clients.append(None)
+        return log
 
 
-def release(settings: Settings, log: RunLog) -> None:
+def release(log: RunLog) -> None:
     """A client has ended; with the last one its log is closed."""
-    place = settings.cache_dir
     with _lock:
-        if _logs.get(place) is not log:
-            return
-        _holders[place] -= 1
-        if _holders[place]:
-            return
-        del _logs[place], _holders[place]
-    log.close()
+        if log.clients:
+            log.clients.pop()
+        if not log.clients:
+            log.close()
 
 
 def fell_back(name: str, why: str) -> None:
@@ -345,16 +319,25 @@ def fell_back(name: str, why: str) -> None:
         log.fell_back(name, why)
 
 
+def _start_all() -> None:
+    for log in list(_logs.values()):
+        log.start()
+
+
 @atexit.register
 def _close_all() -> None:
     """Whoever has a client and does not close it."""
+    until = time.monotonic() + CLOSE_PATIENCE
     for log in list(_logs.values()):
-        log.close()
+        log.close(max(0.0, until - time.monotonic()))
 
 
 def _after_fork_in_child() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+with contextlib.suppress(AttributeError, RuntimeError):
+    # Comes before atexit, where no thread can be started from Python 3.12 on: the end would have to write by itself.
+    threading._register_atexit(_start_all)  # type: ignore[attr-defined] # as concurrent.futures does

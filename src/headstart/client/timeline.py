@@ -87,7 +87,7 @@ class TimelineEntry(msgspec.Struct, frozen=True):
         name: of the kernel.
         kicked_off: `time.monotonic()` seconds.
         kickoff: its way through the service; None: a bundle had the kernel.
-        request: of one that a bundle had.
+        request: of one that a bundle had, for the run's log.
     """
 
     name: str
@@ -135,7 +135,8 @@ class Requests(list[TimelineEntry]):
 
     def note(self, entry: TimelineEntry) -> KernelLog | None:
         """One more; returns whom to tell more of it, if anything is written down."""
-        self.append(entry)
+        # A bundled kernel's request, with its source, is for the log alone: it need not be kept as long as this list.
+        self.append(entry if entry.request is None else msgspec.structs.replace(entry, request=None))
         return self._log.asked(entry)
 
 

@@ -85,11 +85,13 @@ class _Sweep:
         self.times: dict[int, Any] = {}
 
     def measured(self) -> Iterator[tuple[KernelLog, float]]:
-        """What was benchmarked, for the run's log."""
+        """What was benchmarked, for the run's log: an autotuner only compares, and its times need not be numbers."""
         for config in self.configs:
             found, log = self.times.get(id(config)), _log_of(self.asks.get(id(config)))
-            if found is not None and log is not None:
-                yield log, float(found[0] if isinstance(found, (list, tuple)) else found)
+            if isinstance(found, (list, tuple)):
+                found = found[0] if found else None
+            if isinstance(found, (int, float)) and log is not None:
+                yield log, float(found)
 
 
 class Autotuning:
@@ -183,18 +185,19 @@ class Autotuning:
             return
         if sweep.begun or sweep.reused:
             self._adapter.count("reused" if sweep.reused else "autotuned")
-        if sweep.begun:
-            self._adapter.compiler.client.log.swept(
-                _name(function), sweep.measured(), _log_of(sweep.asks.get(id(config)))
-            )
-        if self._adapter.recorder is None:
-            return
+        try:
+            if self._adapter.recorder is not None:
+                self._record(self._adapter.recorder, sweep, function, key, config)
+        finally:
+            self._tell(sweep, function, config)
+
+    def _record(self, recorder: Recorder, sweep: _Sweep, function: Any, key: tuple[Any, ...], config: Any) -> None:
         ask = sweep.asks.get(id(config))
         if ask is not None:
             self._adapter.note(ask, winner=True)
         else:
             self._here.pending_winner = function  # the launch that follows asks for it, unless it was compiled before
-        self._adapter.recorder.note_tuning(
+        recorder.note_tuning(
             Tuning(
                 autotuner=_name(function),
                 key=_plain(key),
@@ -203,6 +206,16 @@ class Autotuning:
                 recorded_at=time.time(),
             )
         )
+
+    def _tell(self, sweep: _Sweep, function: Any, config: Any) -> None:
+        """The run's log, if anything was measured."""
+        try:
+            measured = list(sweep.measured()) if sweep.begun else []
+            if measured:
+                winner = _log_of(sweep.asks.get(id(config)))
+                self._adapter.compiler.client.log.swept(_name(function), measured, winner)
+        except Exception:  # noqa: BLE001 - it is about the sweep, and no part of it
+            _log.debug("a sweep is not in the run's log", exc_info=True)
 
     # Inside
 
