@@ -17,12 +17,12 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from headstart.client.kernel_log import NOTED_WAIT
+from headstart.client.wanting import want_soon
 from headstart.errors import CompileError, CompileErrors, HeadstartError
 from headstart.system.forks import renew_in_forks
 
@@ -252,7 +252,7 @@ class LambdaFuture(concurrent.futures.Future[T]):
         if is_first:
             renew_in_forks(self)
             self._pending.answer.add_done_callback(self._tell_waiters)
-            _want_soon(self)
+            want_soon(self.want)
         return self.__dict__[name]
 
     def _tell_waiters(self, answer: concurrent.futures.Future[Any]) -> None:
@@ -378,40 +378,9 @@ def _own(error: BaseException) -> BaseException:
     return error.fresh() if isinstance(error, CompileError) else error
 
 
-_wanted: deque[LambdaFuture[Any]] = deque()
-_wanting = False  # whether a thread goes through these
-
-
-def _want_soon(future: LambdaFuture[Any]) -> None:
-    """In another thread. `concurrent.futures.wait` holds locks of futures here, for which those who settle them wait,
-    with the connection's lock, which `want` takes."""
-    global _wanting
-    _wanted.append(future)
-    with _brief:
-        is_first, _wanting = not _wanting, True
-    if is_first:
-        try:
-            threading.Thread(target=_want_all, name="headstart-want", daemon=True).start()
-        except RuntimeError:  # no more threads: they come in their turn
-            _wanting = False
-
-
-def _want_all() -> None:
-    global _wanting
-    while True:
-        while _wanted:
-            with suppress(HeadstartError):  # whoever waits is told by the answer
-                _wanted.popleft().want()
-        with _brief:
-            if not _wanted:
-                _wanting = False
-                return
-
-
 def _after_fork_in_child() -> None:
-    global _brief, _wanting
-    _brief, _wanting = threading.RLock(), False
-    _wanted.clear()
+    global _brief
+    _brief = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
