@@ -13,6 +13,7 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Kernel(msgspec.Struct):
         saved_s: what the compile had taken of which this was spared; 0: not known.
         stages: names and seconds.
         error, kind, stage: of a failure.
-        waits: when threads began to be blocked on it, how long (None: to the end), and which.
+        waits: when threads began to be blocked on it, how long (one that never ended: as long as is known), and which.
     """
 
     number: int
@@ -68,14 +69,14 @@ class Kernel(msgspec.Struct):
     error: str = ""
     kind: str = ""
     stage: str = ""
-    waits: list[tuple[float, float | None, str]] = []
+    waits: list[tuple[float, float, str]] = []
 
     @property
     def waited_s(self) -> float:
         """Seconds for which somebody was blocked on it; threads that wait at once count once."""
         total, until = 0.0, float("-inf")
         for begun, took, _ in sorted(self.waits, key=lambda wait: wait[0]):
-            end = begun + (took or 0.0)
+            end = begun + took
             total += max(0.0, end - max(begun, until))
             until = max(until, end)
         return total
@@ -97,7 +98,7 @@ class Process(msgspec.Struct):
         fell_back: names and reasons, in order.
         ended: when it ended by its own will, or None.
         is_running: somebody writes it just now.
-        last: the latest time that is in it.
+        last: the latest time that is known of it: in its log, or now if a thread is blocked now.
         damage: why not all of it could be read; empty: all was.
         lost: records that could not be written.
     """
@@ -255,11 +256,16 @@ def _read(path: Path) -> Process | None:
             data = file.read()
         except OSError:
             return None
-    return read_log(data, is_running=is_running)
+        until = time.time() if is_running else os.fstat(fd).st_mtime
+    return read_log(data, is_running=is_running, until=until)
 
 
-def read_log(data: bytes, *, is_running: bool = False) -> Process | None:
-    """What a file says; None if it does not say whose it is."""
+def read_log(data: bytes, *, is_running: bool = False, until: float = 0.0) -> Process | None:
+    """What a file says; None if it does not say whose it is.
+
+    Args:
+        until: when its process was there still, seconds since 1970.
+    """
     reader: _Reader | None = None
     damage = ""
     try:
@@ -275,6 +281,7 @@ def read_log(data: bytes, *, is_running: bool = False) -> Process | None:
     if reader is None:
         return None
     reader.process.damage = damage
+    reader.end_waits(until)
     return reader.process
 
 
@@ -288,7 +295,7 @@ class _Reader:
     def __init__(self, process: Process) -> None:
         self.process = process
         self._texts: dict[int, str] = {}
-        self._blocked: dict[tuple[int, int], int] = {}  # when, in place in `Kernel.waits`, by kernel and thread
+        self._blocked: dict[tuple[int, int], int] = {}  # the place in `Kernel.waits`, by kernel and thread
 
     def take(self, record: records.Record) -> None:
         """One more. What is about a kernel of which nothing else is known (asked for before a fork) is left out."""
@@ -357,7 +364,7 @@ class _Reader:
                 )
             case records.Blocked():
                 self._blocked[record.kernel, record.thread] = len(kernel.waits)
-                kernel.waits.append((self._seconds(record.at), None, self._text(record.thread)))
+                kernel.waits.append((self._seconds(record.at), 0.0, self._text(record.thread)))
             case records.Unblocked():
                 place = self._blocked.pop((record.kernel, record.thread), None)
                 if place is not None:
@@ -365,6 +372,16 @@ class _Reader:
                     kernel.waits[place] = begun, max(0.0, self._seconds(record.at) - begun), thread
             case _:
                 pass
+
+    def end_waits(self, until: float) -> None:
+        """Those that never ended last as long as is known of the process."""
+        process = self.process
+        if self._blocked and process.ended is None:
+            process.last = max(process.last, until - process.head.began)
+        for (number, _), place in self._blocked.items():
+            waits = process.kernels[number].waits
+            begun, _, thread = waits[place]
+            waits[place] = begun, max(0.0, process.last - begun), thread
 
     def _text(self, number: int) -> str:
         return self._texts.get(number, "")
