@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from entries import packed
 from headstart.artifacts import run_records as records
 from headstart.artifacts import runs
 from headstart.cli import main
 from headstart.cli.report_data import report_data
+from headstart.cli.run_facts import Facts, Library
 from headstart.cli.run_times import union, without
 
 RUN = "0000000a"
@@ -150,6 +152,99 @@ def test_a_wait_that_never_ended_counts_as_long_as_is_known() -> None:
     assert data["figures"]["waited_s"] == pytest.approx(58.0, abs=2.0)
     assert stats()["waited_s"] == pytest.approx(58.0, abs=2.0)
     assert stall["advice"].startswith("There was no answer before the process was killed; a worker was at it for 59")
+
+
+def reason(run: str, *more: str) -> str:
+    done = CliRunner().invoke(main, ["why", "--run", run, "--json", *more])
+    assert done.exit_code == 0, done.output
+    (said,) = json.loads(done.stdout.splitlines()[0])["reasons"]
+    return str(said)
+
+
+def entry(key: bytes, at: float) -> None:
+    path = cache() / "store" / "v2" / f"{key.hex()[:2]}" / f"{key.hex() * 2}.hse"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(packed(key.hex() * 2, "cd" * 32, components=[("name", "matmul")]))
+    os.utime(path, (at, at))
+
+
+FIRST = "first seen: nothing before this run has a kernel named matmul"
+
+
+def test_before_is_before_the_kernel_was_asked_for_and_not_before_the_run() -> None:
+    now, key = time.time(), b"k" * 16
+    # A server that began earlier has it from the cache, after this run has compiled it.
+    hit = records.Done(0, ticks(950.0), 1, key)
+    written(asked(0, 940.0, digest=key), hit, run="0000000b", began=now - 1000.0, ended=999.0)
+    written(asked(0, digest=key), compiled(0, 0.0, 1.0, key=key))
+    assert reason(RUN) == FIRST
+    written(asked(0, 95.0, digest=key), compiled(0, 95.0, 96.0, key=key))
+    assert reason(RUN).startswith("the same was there in run 0000000b, and is in the cache no more")
+
+
+def test_the_cache_is_not_said_to_lack_what_it_has() -> None:
+    now, key = time.time(), b"k" * 16
+    written(asked(0, digest=key), compiled(0, 0.0, 1.0, key=key), run="0000000b", began=now - 1000.0)
+    written(asked(0, digest=key), ended=None)
+    entry(key, now - 500.0)
+    assert "and is in the cache: no answer had come" in reason(RUN)
+    written(asked(0, digest=key), compiled(0, 0.0, 1.0, key=key))
+    assert "and is in the cache, which was not to be used" in reason(RUN)
+    entry(key, now)
+    assert "and is in the cache no more" in reason(RUN)
+
+
+def test_what_has_no_digest_is_known_by_its_key() -> None:
+    asks, made = asked(0), compiled(0, 0.0, 1.0, key=b"k" * 16)
+    asks.digest = b""  # type: ignore[union-attr]
+    written(asks, made, run="0000000b", began=time.time() - 1000.0)
+    written(asks, made)
+    assert reason(RUN).startswith("the same was there in run 0000000b")
+
+
+def test_a_name_that_the_run_does_not_have_is_said_to_be_none() -> None:
+    written(asked(0), compiled(0, 0.0, 1.0))
+    done = CliRunner().invoke(main, ["why", "--run", RUN, "matmu"])
+    assert (done.exit_code, done.stderr) == (1, f"headstart: run {RUN} asked for no kernel named matmu\n")
+
+
+def test_kernels_are_compared_with_each_other_kernel_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    facts = Library.facts
+
+    def noted(self: Library, kernel: runs.Kernel, head: records.Head) -> Facts | None:
+        looked.append(kernel.name)
+        return facts(self, kernel, head)
+
+    monkeypatch.setattr(Library, "facts", noted)
+    key = b"k" * 16
+    entry(b"n" * 16, time.time())
+    for number in range(10):
+        hit = records.Done(0, ticks(1.0), 1, key)
+        written(asked(0, digest=key), hit, run=f"{number + 16:08x}", began=time.time() - 1000.0 - number)
+    written(asked(0, digest=b"n" * 16), compiled(0, 0.0, 1.0, key=b"n" * 16))
+    assert reason(RUN) == FIRST
+    assert len(looked) == 2
+
+
+def test_a_kernel_whose_key_is_not_known_was_spared_nobody_knows_what() -> None:
+    bundled = [each for kernel in range(1, 6) for each in (asked(kernel), records.Done(kernel, ticks(1.0), 2, b""))]
+    made = compiled(0, 0.0, 10.0)
+    made.key = b""  # type: ignore[union-attr]
+    written(asked(0), made, *bundled)
+    assert stats()["saved_s"] == 0.0
+
+
+def test_a_log_with_names_that_are_none_costs_no_page() -> None:
+    (cache() / "failed" / "x").mkdir(parents=True)
+    (cache() / "failed" / f"evil-{'00' * 6}.py").write_text("")
+    TEXTS.append("x/../evil")
+    try:
+        failed = records.Failed(0, ticks(1.0), number("ptx"), number("ptx"), "no")
+        written(asked(0, name="x/../evil", digest=bytes(16)), failed, bundle="a\0b", record="a\0b")
+        assert shown()["kernels"][0]["commands"] == []
+    finally:
+        TEXTS.pop()
 
 
 def test_spans_are_taken_from_spans() -> None:

@@ -339,6 +339,16 @@ def test_ranks_of_one_job_are_one_run_and_two_programs_are_two(cache: Path) -> N
     assert sorted(process.head.rank for process in found[1].processes) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize(
+    "library",
+    ["torch._functorch._aot_autograd.graph_compile", "torch.nn.modules.module", "importlib._bootstrap", "runpy"],
+)
+def test_who_asks_through_a_library_is_the_program(library: str) -> None:
+    named = {"__name__": library, "asked_from": about.asked_from}
+    exec(compile("def call(): return asked_from()", f"/site-packages/{library}.py", "exec"), named)
+    assert named["call"]().startswith(f"{__file__}:")  # type: ignore[operator]
+
+
 _KILLED = """
 import sys
 sys.path.insert(0, {tests!r})

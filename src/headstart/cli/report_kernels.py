@@ -62,10 +62,10 @@ class Page:
         lanes: dict[str, list[list[Any]]] = {}
         for kernel in process.kernels.values():
             self._numbers[number, kernel.number] = place = len(self.kernels)
-            shown = self._kernel(kernel, head, number, offset)
-            shown["shared_compile"] = bool(kernel.compile_s) and not self._compiles.told(kernel, head)[1]
-            self.kernels.append(shown)
-            self._draw(kernel, place, offset, offset + process.last, lanes, is_shared=shown["shared_compile"])
+            fields = self._kernel(kernel, head, number, offset)
+            fields["shared_compile"] = bool(kernel.compile_s) and not self._compiles.told(kernel, head)[1]
+            self.kernels.append(fields)
+            self._draw(kernel, place, offset, offset + process.last, lanes, is_shared=fields["shared_compile"])
         named = f"rank {head.rank} " if head.rank else f"{head.pid} " if len(self.processes) > 1 else ""
         for name in sorted(lanes, key=lambda lane: (not lane.startswith("thread "), len(lane), lane)):
             kind, _, shown = name.partition(" ")
@@ -258,7 +258,7 @@ class Page:
         *,
         is_shared: bool,
     ) -> None:
-        """Bars: from, to, kernel, and what it is. A compile that is shown with another process (`is_shared`) has none."""
+        """Bars: from, to, kernel, and what it is. `is_shared`: the compile is shown with another process."""
 
         def bar(lane: str, begun: float, until: float, what: str) -> None:
             lanes.setdefault(lane, []).append([round(begun, 4), round(max(begun, until), 4), place, what])
