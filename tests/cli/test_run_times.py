@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,37 @@ def test_a_log_with_names_that_are_none_costs_no_page() -> None:
         assert shown()["kernels"][0]["commands"] == []
     finally:
         TEXTS.pop()
+
+
+def test_a_run_in_the_last_year_of_all_costs_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        written(asked(0), began=253402300799.0, run="0000000b")
+        written(asked(0))
+        done = CliRunner().invoke(main, ["report", "--list"])
+        assert (done.exit_code, done.stdout.count("\n")) == (0, 1)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_what_is_read_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(*(asked(number % 200) for number in range(1000)))
+    monkeypatch.setattr(runs, "_MAX_RECORDS", 500)
+    found = runs.open_run(cache(), RUN)
+    assert found is not None
+    assert "more than 500 records" in found.processes[0].damage
+    monkeypatch.setattr(runs, "_MAX_RUN_BYTES", path.stat().st_size + 5)
+    written(asked(0), pid=2)
+    found = runs.open_run(cache(), RUN)
+    assert found is not None
+    assert len(found.processes) == 1
+    monkeypatch.undo()
+    many = b"\xdd" + (2_000_000).to_bytes(4, "big") + b"\x92\x0d\x00" * 2_000_000
+    frame = records._FRAME.pack(len(many), zlib.crc32(many)) + many
+    with pytest.raises(records.Damage, match="too many records"):
+        list(records.records_of(records.beginning() + frame))
 
 
 def test_spans_are_taken_from_spans() -> None:

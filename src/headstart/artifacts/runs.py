@@ -24,8 +24,10 @@ from headstart.artifacts.run_records import FOLDER, ORIGINS, SUFFIX, TICK, Damag
 from headstart.errors import UsageError
 from headstart.system.private import Swept
 
-MAX_BYTES = 64 << 20  # of one file that is read; what writes stops long before
-_END_OF_TIME = 253402300800.0  # the year 10000, seconds since 1970
+MAX_BYTES = 33 << 20  # of one file that is read; what writes stops before, see `headstart.client.run_file`
+_MAX_RUN_BYTES = 256 << 20  # of all files of one run
+_MAX_RECORDS = 2_000_000  # of one file: a byte there may be 30 in memory
+_END_OF_TIME = 221845392000.0  # the year 9000, seconds since 1970: far enough from what no time zone can say
 _NAME = re.compile(r"[0-9a-f]{8}")
 _FILE = re.compile(r"[0-9]+-[0-9a-f]{8}\.run")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -101,6 +103,7 @@ class Process(msgspec.Struct):
         last: the latest time that is known of it: in its log, or now if a thread is blocked now.
         damage: why not all of it could be read; empty: all was.
         lost: records that could not be written.
+        size: bytes that were read.
     """
 
     head: records.Head
@@ -114,6 +117,7 @@ class Process(msgspec.Struct):
     last: float = 0.0
     damage: str = ""
     lost: int = 0
+    size: int = 0
 
     @property
     def state(self) -> str:
@@ -173,7 +177,12 @@ def open_run(cache_dir: Path, name: str) -> Run | None:
     """One run; None if nothing of it can be read."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no run; headstart report --list names them")
-    processes = [process for path in _files(folder_of(cache_dir) / name) if (process := _read(path)) is not None]
+    processes: list[Process] = []
+    left = _MAX_RUN_BYTES
+    for path in _files(folder_of(cache_dir) / name):
+        if (process := _read(path, left)) is not None:
+            processes.append(process)
+            left -= process.size
     processes.sort(key=lambda process: (process.head.began, process.head.pid))
     return Run(name, processes) if processes else None
 
@@ -246,18 +255,24 @@ def _is_written(path: Path) -> bool:
         os.close(fd)
 
 
-def _read(path: Path) -> Process | None:
+def _read(path: Path, most: int) -> Process | None:
+    """The log of one process; of one with more bytes than `most`, what they say."""
     fd = _open(path)
     if fd is None:
         return None
     with os.fdopen(fd, "rb") as file:
         is_running = _is_locked(fd)
         try:
-            data = file.read()
+            data = file.read(most)
+            is_whole = not file.read(1)
         except OSError:
             return None
         until = time.time() if is_running else os.fstat(fd).st_mtime
-    return read_log(data, is_running=is_running, until=until)
+    process = read_log(data, is_running=is_running, until=until)
+    if process is not None:
+        process.size = len(data)
+        process.damage = process.damage or ("" if is_whole else "the logs of its run are too large to be read")
+    return process
 
 
 def read_log(data: bytes, *, is_running: bool = False, until: float = 0.0) -> Process | None:
@@ -269,7 +284,9 @@ def read_log(data: bytes, *, is_running: bool = False, until: float = 0.0) -> Pr
     reader: _Reader | None = None
     damage = ""
     try:
-        for record in records.records_of(data):
+        for number, record in enumerate(records.records_of(data)):
+            if number >= _MAX_RECORDS:
+                raise Damage(f"it has more than {_MAX_RECORDS:,} records")
             if reader is None:
                 if not isinstance(record, records.Head) or not _is_a_time(record):
                     return None

@@ -205,7 +205,8 @@ class Page:
         if facts is None:
             return fields | {"source": None}
         if facts.entry is not None and kernel.origin not in COMPILED:
-            fields["saved_s"] = fields["saved_s"] or round(facts.entry.header.compile_wall_s, 4)
+            took = facts.entry.header.compile_wall_s  # of a bundle that anybody may have made
+            fields["saved_s"] = fields["saved_s"] or (round(took, 4) if math.isfinite(took) else 0.0)
         if facts.request is not None:  # of a source of torch.compile's the log knows the names only
             fields["label"] = kernel.label or configuration_of(facts.request)
             fields["target"] = kernel.target or facts.request.target
@@ -228,7 +229,8 @@ class Page:
             told["signature"] = {"": components.get("signature", "")}
         if (entry := facts.entry) is not None:
             told["path"] = "" if entry.path is None else str(entry.path)
-            told["shared"] = entry.metadata.get("shared")
+            shared = entry.metadata.get("shared")
+            told["shared"] = shared if isinstance(shared, int) else None
             if "cubin" in entry.artifact_names:
                 try:
                     code = entry.artifact("cubin")
