@@ -79,7 +79,7 @@ def test_a_log_says_what_was_asked_who_had_it_and_who_waited(cache: Path) -> Non
     assert first.thread == threading.current_thread().name
     assert first.compile_s == pytest.approx(1.5, abs=0.001)
     assert dict(first.stages)["llir"] == pytest.approx(0.674)
-    assert 0.04 < first.waited_s < PATIENCE
+    assert 0.04 < sum(took for _, took, _ in first.waits) < PATIENCE
     assert [each.origin for each in (stored, remote, farm)] == ["store", "remote", "farm"]
     assert [each.origin for each in (failed, pending)] == ["failed", "pending"]
     assert (failed.kind, failed.stage, failed.error) == ("CompileError", "ttir", "it is wrong")
@@ -434,7 +434,7 @@ def test_a_run_that_is_killed_has_a_log_that_says_what_it_was_at(tmp_path: Path)
     done, held = run.kernels
     assert (done.origin, held.origin, held.name) == ("worker", "pending", "held")
     assert held.began is not None
-    assert held.waits[0][1] is None
+    assert held.waits[0][1] > 0.0
 
 
 @pytest.mark.triton

@@ -73,16 +73,6 @@ class Kernel(msgspec.Struct):
     stage: str = ""
     waits: list[tuple[float, float, str]] = []
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds for which somebody was blocked on it; threads that wait at once count once."""
-        total, until = 0.0, float("-inf")
-        for begun, took, _ in sorted(self.waits, key=lambda wait: wait[0]):
-            end = begun + took
-            total += max(0.0, end - max(begun, until))
-            until = max(until, end)
-        return total
-
 
 class Sweep(msgspec.Struct):
     """What an autotuner benchmarked: milliseconds by the kernel's number, infinite where it could not run."""
@@ -288,7 +278,9 @@ def read_log(data: bytes, *, is_running: bool = False, until: float = 0.0) -> Pr
             if number >= _MAX_RECORDS:
                 raise Damage(f"it has more than {_MAX_RECORDS:,} records")
             if reader is None:
-                if not isinstance(record, records.Head) or not _is_a_time(record):
+                if not isinstance(record, records.Head) or not all(
+                    0 <= t < _END_OF_TIME for t in (record.began, record.zero)
+                ):
                     return None
                 reader = _Reader(Process(record, is_running=is_running))
             else:
@@ -300,10 +292,6 @@ def read_log(data: bytes, *, is_running: bool = False, until: float = 0.0) -> Pr
     reader.process.damage = damage
     reader.end_waits(until)
     return reader.process
-
-
-def _is_a_time(head: records.Head) -> bool:
-    return 0.0 <= head.began < _END_OF_TIME and 0.0 <= head.zero < _END_OF_TIME
 
 
 class _Reader:

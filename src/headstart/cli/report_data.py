@@ -15,7 +15,7 @@ from headstart.artifacts import runs
 from headstart.cli import count
 from headstart.cli.report_kernels import STAGES, Page, seconds_text, stages_of
 from headstart.cli.run_facts import Library
-from headstart.cli.run_times import blocked_s, compiles, hidden_s, offset_of, seconds, union
+from headstart.cli.run_times import blocked_s, compiles, hidden_s, offset_of, total_s, union
 from headstart.cli.why import COMPILED
 
 HISTORY = 20  # runs
@@ -139,7 +139,7 @@ def _figures(run: runs.Run, page: Page) -> dict[str, Any]:
         "pending": origins["pending"],
         "origins": dict(origins),
         "compile_s": round(sum(each.kernel.compile_s for each in made), 3),
-        "compiling_for_s": round(seconds(union(each.span for each in made)), 3),
+        "compiling_for_s": round(total_s(union(each.span for each in made)), 3),
         "cpu_s": round(sum(each.kernel.cpu_s for each in made), 3),
         "saved_s": round(sum(kernel["saved_s"] for kernel in page.kernels), 3),
         "waited_s": round(waited_s, 3),

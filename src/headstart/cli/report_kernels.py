@@ -10,7 +10,7 @@ from typing import Any
 from headstart.artifacts import cubin, runs
 from headstart.cli import count
 from headstart.cli.run_facts import Facts, Library, source_of
-from headstart.cli.run_times import Compiles
+from headstart.cli.run_times import Compiles, total_s, union
 from headstart.cli.why import COMPILED, reasons
 from headstart.errors import HeadstartError
 from headstart.model.parameters import configuration_of
@@ -192,7 +192,7 @@ class Page:
             "saved_s": round(kernel.saved_s, 4),
             "stages": [[name, round(seconds, 4)] for name, seconds in stages_of(kernel)],
             "waits": [[round(offset + at, 4), round(took, 4), thread] for at, took, thread in kernel.waits],
-            "waited_s": round(kernel.waited_s, 4),
+            "waited_s": round(total_s(union((at, at + took) for at, took, _ in kernel.waits)), 4),
             "where": kernel.where,
             "error": kernel.error,
             "failed_as": kernel.kind,

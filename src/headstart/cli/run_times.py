@@ -12,7 +12,7 @@ from headstart.artifacts import runs
 from headstart.artifacts.run_records import TICK, Head
 
 Span = tuple[float, float]  # from, to; seconds
-Identity = tuple[str, str, int, int]  # host, key, worker, and which of those
+Identity = tuple[str, str, int, int]  # host, key and digest, worker, and which of those
 
 _SAME = 3 * TICK  # seconds: two processes count ticks from different beginnings on
 
@@ -40,7 +40,7 @@ class Compiles:
 
     def told(self, kernel: runs.Kernel, head: Head) -> tuple[Identity, bool]:
         """What tells the compile that answered `kernel` from others, and whether this is the first time."""
-        which = (head.host, kernel.key, kernel.worker)
+        which = (head.host, f"{kernel.key} {kernel.digest}", kernel.worker)
         began = head.zero + (kernel.began or 0.0)
         known = self._begun.setdefault(which, [])
         number = next((n for n, each in enumerate(known) if kernel.key and abs(each - began) < _SAME), len(known))
@@ -82,7 +82,7 @@ def blocked(process: runs.Process) -> list[Span]:
 
 def blocked_s(process: runs.Process) -> float:
     """Seconds in which any of its threads was blocked on a kernel."""
-    return seconds(blocked(process))
+    return total_s(blocked(process))
 
 
 def hidden_s(run: runs.Run, made: list[Compile]) -> float:
@@ -97,7 +97,7 @@ def hidden_s(run: runs.Run, made: list[Compile]) -> float:
     groups: dict[frozenset[int], list[Span]] = {}
     for each in made:
         groups.setdefault(frozenset(each.askers), []).append(each.span)
-    return seconds(
+    return total_s(
         union(
             span
             for askers, spans in groups.items()
@@ -134,6 +134,6 @@ def without(spans: list[Span], others: list[Span]) -> Iterator[Span]:
             yield at, ended
 
 
-def seconds(spans: Iterable[Span]) -> float:
+def total_s(spans: Iterable[Span]) -> float:
     """How long all of them are."""
     return sum(ended - begun for begun, ended in spans)
