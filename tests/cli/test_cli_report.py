@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from hashlib import sha256
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from entries import packed
 from headstart.artifacts import runs
 from headstart.cli import main, report_kernels, report_page
 from headstart.cli.report_data import report_data
@@ -70,6 +72,44 @@ def test_it_writes_one_page_and_says_what_was_gained(here: Path) -> None:
     assert re.findall(r"@[A-Z]+@", text) == []
     assert re.findall(r"(?:src|href|action)\s*=\s*[\"']?https?:", text) == []
     assert os.listdir(here) == [path]
+
+
+def test_a_page_that_nobody_named_is_for_this_user_and_follows_no_link(here: Path) -> None:
+    log_of().close()
+    assert run("report").exit_code == 0
+    page = here / "headstart-report.html"
+    assert page.stat().st_mode & 0o777 == 0o600
+    page.unlink()
+    page.symlink_to(here / "anywhere.html")
+    done = run("report")
+    assert done.exit_code == 2
+    assert "is a symbolic link" in done.stderr
+    assert not (here / "anywhere.html").exists()
+
+
+@pytest.mark.parametrize("more", [["--run", "0000000a"], ["--perfetto", "t.json"], ["-o", "a.html"], ["--open"]])
+def test_a_list_is_nothing_but_a_list(here: Path, more: list[str]) -> None:
+    log_of().close()
+    done = run("report", "--list", *more)
+    assert done.exit_code == 2
+    assert "--list" in done.stderr
+    assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize("option", ["-o", "--perfetto"])
+def test_a_device_is_no_place_for_a_page(option: str) -> None:
+    log_of().close()
+    done = run("report", option, "/dev/null")
+    assert done.exit_code == 2
+    assert "/dev/null is not a regular file" in done.stderr
+    reading, writing = os.pipe()
+    try:
+        done = run("report", option, f"/proc/self/fd/{writing}")
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert done.exit_code == 2
+    assert "is not a regular file" in done.stderr
 
 
 def test_a_page_replaces_a_page_and_nobody_else_s_file(here: Path) -> None:
@@ -179,6 +219,20 @@ def test_ranks_are_on_one_clock() -> None:
     first, second = page.kernels
     assert second["asked"] - first["asked"] == pytest.approx(2.5, abs=0.5)
     assert len({lane["label"] for lane in page.lanes}) == len(page.lanes)
+
+
+def test_figures_that_are_none_cost_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_of().close()
+    key = "ab" * 32
+    place = cache() / "store" / "v2" / "ab" / f"{key}.hse"
+    place.parent.mkdir(parents=True)
+    metadata = {"name": "matmul", "shared": math.nan}
+    place.write_bytes(packed(key, "cd" * 32, metadata=metadata, compile_wall_s=math.inf, compile_cpu_s=1.0))
+    assert run("report").exit_code == 0
+    assert run("report", "--json", "--perfetto", "t.json").exit_code == 0
+    kernels = json.loads(run("report", "--json").stdout)["kernels"]
+    assert kernels[0]["shared"] is None
+    assert kernels[1]["saved_s"] == 0.0
 
 
 def test_nothing_in_embedded_data_can_end_its_element() -> None:

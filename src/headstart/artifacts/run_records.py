@@ -31,6 +31,7 @@ _PREFIX = struct.Struct("<8sH")
 _FRAME = struct.Struct("<II")
 HEADER_BYTES = _PREFIX.size
 MAX_FRAME = 64 << 20  # bytes
+_MAX_RECORDS = 1_000_000  # of a frame: it is decoded as a whole
 
 # `Done.origin`, by number: who had a kernel; or that nobody wanted it any more.
 ORIGINS = ("worker", "store", "bundle", "remote", "farm", "cancelled")
@@ -270,6 +271,9 @@ def records_of(data: bytes) -> Iterator[Record]:
             return  # its writer was killed, or is at it
         if zlib.crc32(body) != checksum:
             raise Damage(f"it is damaged at byte {at}")
+        # The first bytes of a long list say how long it is.
+        if body[:1] == b"\xdd" and int.from_bytes(body[1:5], "big") > _MAX_RECORDS:
+            raise Damage(f"it has too many records at byte {at}")
         at += length
         try:
             yield from _decoder.decode(body)

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from headstart.artifacts.run_records import FOLDER, ORIGINS, SUFFIX, TICK, Damag
 from headstart.errors import UsageError
 from headstart.system.private import Swept
 
-MAX_BYTES = 64 << 20  # of one file that is read; what writes stops long before
-_END_OF_TIME = 253402300800.0  # the year 10000, seconds since 1970
+MAX_BYTES = 33 << 20  # of one file that is read; what writes stops before, see `headstart.client.run_file`
+_MAX_RUN_BYTES = 256 << 20  # of all files of one run
+_MAX_RECORDS = 2_000_000  # of one file: a byte there may be 30 in memory
+_END_OF_TIME = 221845392000.0  # the year 9000, seconds since 1970: far enough from what no time zone can say
 _NAME = re.compile(r"[0-9a-f]{8}")
 _FILE = re.compile(r"[0-9]+-[0-9a-f]{8}\.run")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -45,7 +48,7 @@ class Kernel(msgspec.Struct):
         saved_s: what the compile had taken of which this was spared; 0: not known.
         stages: names and seconds.
         error, kind, stage: of a failure.
-        waits: when threads began to be blocked on it, how long (None: to the end), and which.
+        waits: when threads began to be blocked on it, how long (one that never ended: as long as is known), and which.
     """
 
     number: int
@@ -69,17 +72,7 @@ class Kernel(msgspec.Struct):
     error: str = ""
     kind: str = ""
     stage: str = ""
-    waits: list[tuple[float, float | None, str]] = []
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds for which somebody was blocked on it; threads that wait at once count once."""
-        total, until = 0.0, float("-inf")
-        for begun, took, _ in sorted(self.waits, key=lambda wait: wait[0]):
-            end = begun + (took or 0.0)
-            total += max(0.0, end - max(begun, until))
-            until = max(until, end)
-        return total
+    waits: list[tuple[float, float, str]] = []
 
 
 class Sweep(msgspec.Struct):
@@ -98,9 +91,10 @@ class Process(msgspec.Struct):
         fell_back: names and reasons, in order.
         ended: when it ended by its own will, or None.
         is_running: somebody writes it just now.
-        last: the latest time that is in it.
+        last: the latest time that is known of it: in its log, or now if a thread is blocked now.
         damage: why not all of it could be read; empty: all was.
         lost: records that could not be written.
+        size: bytes that were read.
     """
 
     head: records.Head
@@ -114,6 +108,7 @@ class Process(msgspec.Struct):
     last: float = 0.0
     damage: str = ""
     lost: int = 0
+    size: int = 0
 
     @property
     def state(self) -> str:
@@ -179,7 +174,12 @@ def open_run(cache_dir: Path, name: str) -> Run | None:
     """One run; None if nothing of it can be read."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no run; headstart report --list names them")
-    processes = [process for path in _files(folder_of(cache_dir) / name) if (process := _read(path)) is not None]
+    processes: list[Process] = []
+    left = _MAX_RUN_BYTES
+    for path in _files(folder_of(cache_dir) / name):
+        if (process := _read(path, left)) is not None:
+            processes.append(process)
+            left -= process.size
     processes.sort(key=lambda process: (process.head.began, process.head.pid))
     return Run(name, processes) if processes else None
 
@@ -252,27 +252,42 @@ def _is_written(path: Path) -> bool:
         os.close(fd)
 
 
-def _read(path: Path) -> Process | None:
+def _read(path: Path, most: int) -> Process | None:
+    """The log of one process; of one with more bytes than `most`, what they say."""
     fd = _open(path)
     if fd is None:
         return None
     with os.fdopen(fd, "rb") as file:
         is_running = _is_locked(fd)
         try:
-            data = file.read()
+            data = file.read(most)
+            is_whole = not file.read(1)
         except OSError:
             return None
-    return read_log(data, is_running=is_running)
+        until = time.time() if is_running else os.fstat(fd).st_mtime
+    process = read_log(data, is_running=is_running, until=until)
+    if process is not None:
+        process.size = len(data)
+        process.damage = process.damage or ("" if is_whole else "the logs of its run are too large to be read")
+    return process
 
 
-def read_log(data: bytes, *, is_running: bool = False) -> Process | None:
-    """What a file says; None if it does not say whose it is."""
+def read_log(data: bytes, *, is_running: bool = False, until: float = 0.0) -> Process | None:
+    """What a file says; None if it does not say whose it is.
+
+    Args:
+        until: when its process was there still, seconds since 1970.
+    """
     reader: _Reader | None = None
     damage = ""
     try:
-        for record in records.records_of(data):
+        for number, record in enumerate(records.records_of(data)):
+            if number >= _MAX_RECORDS:
+                raise Damage(f"it has more than {_MAX_RECORDS:,} records")
             if reader is None:
-                if not isinstance(record, records.Head) or not _is_a_time(record):
+                if not isinstance(record, records.Head) or not all(
+                    0 <= t < _END_OF_TIME for t in (record.began, record.zero)
+                ):
                     return None
                 reader = _Reader(Process(record, is_running=is_running))
             else:
@@ -282,11 +297,8 @@ def read_log(data: bytes, *, is_running: bool = False) -> Process | None:
     if reader is None:
         return None
     reader.process.damage = damage
+    reader.end_waits(until)
     return reader.process
-
-
-def _is_a_time(head: records.Head) -> bool:
-    return 0.0 <= head.began < _END_OF_TIME and 0.0 <= head.zero < _END_OF_TIME
 
 
 class _Reader:
@@ -295,7 +307,7 @@ class _Reader:
     def __init__(self, process: Process) -> None:
         self.process = process
         self._texts: dict[int, str] = {}
-        self._blocked: dict[tuple[int, int], int] = {}  # when, in place in `Kernel.waits`, by kernel and thread
+        self._blocked: dict[tuple[int, int], int] = {}  # the place in `Kernel.waits`, by kernel and thread
 
     def take(self, record: records.Record) -> None:
         """One more. What is about a kernel of which nothing else is known (asked for before a fork) is left out."""
@@ -366,7 +378,7 @@ class _Reader:
                 )
             case records.Blocked():
                 self._blocked[record.kernel, record.thread] = len(kernel.waits)
-                kernel.waits.append((self._seconds(record.at), None, self._text(record.thread)))
+                kernel.waits.append((self._seconds(record.at), 0.0, self._text(record.thread)))
             case records.Unblocked():
                 place = self._blocked.pop((record.kernel, record.thread), None)
                 if place is not None:
@@ -374,6 +386,16 @@ class _Reader:
                     kernel.waits[place] = begun, max(0.0, self._seconds(record.at) - begun), thread
             case _:
                 pass
+
+    def end_waits(self, until: float) -> None:
+        """Those that never ended last as long as is known of the process."""
+        process = self.process
+        if self._blocked and process.ended is None:
+            process.last = max(process.last, until - process.head.began)
+        for (number, _), place in self._blocked.items():
+            waits = process.kernels[number].waits
+            begun, _, thread = waits[place]
+            waits[place] = begun, max(0.0, process.last - begun), thread
 
     def _text(self, number: int) -> str:
         return self._texts.get(number, "")

@@ -13,6 +13,7 @@ import click
 
 from headstart.artifacts import runs
 from headstart.cli import BadInput, Failure, OutputFile, count, json_line, printable
+from headstart.errors import UsageError
 from headstart.system.files import Format, replace
 from headstart.system.folders import cache_dir
 
@@ -33,12 +34,14 @@ def report(
     """Write one HTML file that shows what became of the kernels of the last run: who waited for what, what the workers
     did, where kernels came from, and what would have hidden the longest waits.
 
-    The file needs no network, now or later. It has names, constants and sources of kernels in it: what you would not
-    show, do not send. A run that was killed, or still runs, has a page too.
+    The file needs no network, now or later; without -o, nobody else may read it. It has names, constants and sources of
+    kernels in it: what you would not show, do not send. A run that was killed, or still runs, has a page too.
 
     Exit code: 0; 1 there is no run yet, or the file cannot be written; 2 bad usage, or no run of that name.
     """
     folder = cache_dir()
+    if as_list and (name or perfetto or output or opens is not None):
+        raise UsageError("--list names the runs and writes nothing: it takes --json only")
     if as_list:
         _list(folder, as_json=as_json)
         return
@@ -60,7 +63,12 @@ def report(
     from headstart.cli.report_page import REPORT, page
 
     path = output or Path(_DEFAULT)
-    _write(path, page(data), REPORT)
+    if output is None and path.is_symlink():  # anybody may have put it into a folder like /tmp
+        raise BadInput(
+            f"{_DEFAULT} is a symbolic link, which is not followed; name the file with -o, or remove the link"
+        )
+    # Nobody chose who may read it, and sources are in it.
+    _write(path, page(data), REPORT, 0o600 if output is None else 0o666)
     click.echo(data["sentence"], err=as_json)
     click.echo(printable(str(path)), err=as_json)
     if _is_to_be_opened() if opens is None else opens:
@@ -112,9 +120,11 @@ def _list(folder: Path, *, as_json: bool) -> None:
         )
 
 
-def _write(path: Path, data: bytes, format: Format) -> None:
+def _write(path: Path, data: bytes, format: Format, mode: int = 0o666) -> None:
+    if path.exists() and not path.is_file():  # a pipe behind /dev/stdout has no name that could be replaced
+        raise BadInput(f"{printable(str(path))} is not a regular file, so it is not replaced; choose another name")
     try:
-        replace(path, data, format)
+        replace(path, data, format, mode)
     except OSError as error:
         raise Failure(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -15,7 +15,7 @@ from headstart.artifacts import runs
 from headstart.cli import count
 from headstart.cli.report_kernels import STAGES, Page, seconds_text, stages_of
 from headstart.cli.run_facts import Library
-from headstart.cli.stats import blocked_s
+from headstart.cli.run_times import blocked_s, compiles, hidden_s, offset_of, total_s, union
 from headstart.cli.why import COMPILED
 
 HISTORY = 20  # runs
@@ -25,9 +25,7 @@ def report_data(folder: Path, run: runs.Run) -> dict[str, Any]:
     """All of it, for one run of the cache folder `folder`."""
     page = Page(Library(folder))
     for process in run.processes:
-        same_host = process.head.host == run.head.host
-        offset = process.head.zero - run.head.zero if same_host else process.head.began - run.head.began
-        page.add(process, offset)
+        page.add(process, offset_of(process.head, run.head))
     page.misses(folder, run)
     figures = _figures(run, page)
     return {
@@ -54,7 +52,11 @@ def sentence(figures: dict[str, Any], run: runs.Run) -> str:
     """What was gained, in one sentence of figures."""
     told = [count(figures["kernels"], "kernel")]
     if figures["compiled"]:
-        told.append(f"{figures['compiled']} compiled in {seconds_text(figures['compile_s'])} of compiling")
+        side_by_side = figures["compile_s"] - figures["compiling_for_s"] > max(0.05, figures["compile_s"] / 20)
+        parallel = f" ({seconds_text(figures['compiling_for_s'])} in parallel)" if side_by_side else ""
+        told.append(f"{figures['compiled']} compiled in {seconds_text(figures['compile_s'])} of compiling{parallel}")
+    if figures["shared"]:
+        told.append(f"{figures['shared']} answered by the same compiles")
     if hits := figures["hits"]:
         saved = f", which saves {seconds_text(figures['saved_s'])} of compiling" if figures["saved_s"] >= 0.05 else ""
         told.append(f"{hits} there already{saved}")
@@ -116,29 +118,32 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 def _stage_totals(run: runs.Run) -> dict[str, float]:
     total: dict[str, float] = {}
-    for kernel in run.kernels:
-        for name, seconds in stages_of(kernel):
-            total[name] = total.get(name, 0.0) + seconds
+    for each in compiles(run):
+        for name, took in stages_of(each.kernel):
+            total[name] = total.get(name, 0.0) + took
     return {name: round(total[name], 3) for name in STAGES if total.get(name)}
 
 
 def _figures(run: runs.Run, page: Page) -> dict[str, Any]:
     origins = Counter(kernel.origin for kernel in run.kernels)
-    compile_s = sum(kernel.compile_s for kernel in run.kernels)
+    made = compiles(run)
+    answered = sum(bool(kernel.compile_s) for kernel in run.kernels)
     # Ranks wait side by side: the run waits for the slowest.
     waited_s = max((blocked_s(process) for process in run.processes), default=0.0)
     return {
         "kernels": origins.total(),
-        "compiled": origins["worker"],
+        "compiled": origins["worker"] - (answered - len(made)),
+        "shared": answered - len(made),
         "hits": origins["store"] + origins["bundle"] + origins["remote"] + origins["farm"],
         "failed": origins["failed"],
         "pending": origins["pending"],
         "origins": dict(origins),
-        "compile_s": round(compile_s, 3),
-        "cpu_s": round(sum(kernel.cpu_s for kernel in run.kernels), 3),
+        "compile_s": round(sum(each.kernel.compile_s for each in made), 3),
+        "compiling_for_s": round(total_s(union(each.span for each in made)), 3),
+        "cpu_s": round(sum(each.kernel.cpu_s for each in made), 3),
         "saved_s": round(sum(kernel["saved_s"] for kernel in page.kernels), 3),
         "waited_s": round(waited_s, 3),
-        "hidden_s": round(max(0.0, compile_s - waited_s), 3),
+        "hidden_s": round(hidden_s(run, made), 3),
         "wall_s": round(max((process["end"] for process in page.processes), default=0.0), 3),
         "joined": sum(process.joined for process in run.processes),
     }

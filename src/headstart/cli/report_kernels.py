@@ -10,6 +10,7 @@ from typing import Any
 from headstart.artifacts import cubin, runs
 from headstart.cli import count
 from headstart.cli.run_facts import Facts, Library, source_of
+from headstart.cli.run_times import Compiles, total_s, union
 from headstart.cli.why import COMPILED, reasons
 from headstart.errors import HeadstartError
 from headstart.model.parameters import configuration_of
@@ -37,6 +38,7 @@ class Page:
         self.sweeps: list[dict[str, Any]] = []
         self.fell_back: list[dict[str, Any]] = []
         self.missed: list[dict[str, Any]] = []
+        self._compiles = Compiles()
         self._numbers: dict[tuple[int, int], int] = {}  # places in `kernels`, by process and number there
         self._source_places: dict[str, int] = {}
         self._source_size = 0
@@ -60,8 +62,10 @@ class Page:
         lanes: dict[str, list[list[Any]]] = {}
         for kernel in process.kernels.values():
             self._numbers[number, kernel.number] = place = len(self.kernels)
-            self.kernels.append(self._kernel(kernel, head, number, offset))
-            self._draw(kernel, place, offset, offset + process.last, lanes)
+            fields = self._kernel(kernel, head, number, offset)
+            fields["shared_compile"] = bool(kernel.compile_s) and not self._compiles.told(kernel, head)[1]
+            self.kernels.append(fields)
+            self._draw(kernel, place, offset, offset + process.last, lanes, is_shared=fields["shared_compile"])
         named = f"rank {head.rank} " if head.rank else f"{head.pid} " if len(self.processes) > 1 else ""
         for name in sorted(lanes, key=lambda lane: (not lane.startswith("thread "), len(lane), lane)):
             kind, _, shown = name.partition(" ")
@@ -99,7 +103,7 @@ class Page:
             began = kernel["began"]
             waiting[kernel["asked"]] += 1
             waiting[max(kernel["asked"], until if began is None else began)] -= 1
-            if began is not None:
+            if began is not None and not kernel["shared_compile"]:
                 running[began] += 1
                 running[max(began, until)] -= 1
         return {"waiting": _steps(waiting), "running": _steps(running)}
@@ -123,6 +127,10 @@ class Page:
         lead, began, end = at - kernel["asked"], kernel["began"], at + seconds
         if kernel["origin"] == "failed":
             return "It failed: nothing hides a failure, but a bundle that knows of it has it raised at once."
+        if kernel["origin"] == "pending":
+            return self._unanswered(kernel)
+        if kernel["origin"] == "cancelled":
+            return "Nobody wanted it any more: it was cancelled."
         if kernel["origin"] != "worker" and began is None:
             return "It was there already; what was waited for is the service and the answer, not a compile."
         queued = 0.0 if began is None else max(0.0, min(began, end) - at)
@@ -150,6 +158,22 @@ class Page:
         took = f"its compile takes {seconds_text(compile_s)}" if compile_s else "it was not compiled yet"
         return f"It was {asked}, and {took}: a record kicks it off at the start of the program, a bundle has it ready."
 
+    def _unanswered(self, kernel: dict[str, Any]) -> str:
+        process = self.processes[kernel["process"]]
+        began = kernel["began"]
+        until = process["end"]
+        compiled = (
+            "no worker had begun it" if began is None else f"a worker was at it for {seconds_text(until - began)}"
+        )
+        if process["state"] == "running":
+            return f"There is no answer yet: so far {compiled}. headstart status shows what workers do now."
+        if process["state"] == "killed":
+            return (
+                f"There was no answer before the process was killed; {compiled}, or longer: when it was killed is not "
+                "in its log. headstart build of the kernel alone shows whether its compile ends."
+            )
+        return f"There was no answer before the process ended; {compiled}."
+
     def _kernel(self, kernel: runs.Kernel, head: Any, process: int, offset: float) -> dict[str, Any]:
         end = kernel.answered
         fields: dict[str, Any] = {
@@ -167,11 +191,8 @@ class Page:
             "cpu_s": round(kernel.cpu_s, 4),
             "saved_s": round(kernel.saved_s, 4),
             "stages": [[name, round(seconds, 4)] for name, seconds in stages_of(kernel)],
-            "waits": [
-                [round(offset + at, 4), round(took if took is not None else 0.0, 4), thread]
-                for at, took, thread in kernel.waits
-            ],
-            "waited_s": round(kernel.waited_s, 4),
+            "waits": [[round(offset + at, 4), round(took, 4), thread] for at, took, thread in kernel.waits],
+            "waited_s": round(total_s(union((at, at + took) for at, took, _ in kernel.waits)), 4),
             "where": kernel.where,
             "error": kernel.error,
             "failed_as": kernel.kind,
@@ -184,7 +205,8 @@ class Page:
         if facts is None:
             return fields | {"source": None}
         if facts.entry is not None and kernel.origin not in COMPILED:
-            fields["saved_s"] = fields["saved_s"] or round(facts.entry.header.compile_wall_s, 4)
+            took = facts.entry.header.compile_wall_s  # of a bundle that anybody may have made
+            fields["saved_s"] = fields["saved_s"] or (round(took, 4) if math.isfinite(took) else 0.0)
         if facts.request is not None:  # of a source of torch.compile's the log knows the names only
             fields["label"] = kernel.label or configuration_of(facts.request)
             fields["target"] = kernel.target or facts.request.target
@@ -207,7 +229,8 @@ class Page:
             told["signature"] = {"": components.get("signature", "")}
         if (entry := facts.entry) is not None:
             told["path"] = "" if entry.path is None else str(entry.path)
-            told["shared"] = entry.metadata.get("shared")
+            shared = entry.metadata.get("shared")
+            told["shared"] = shared if isinstance(shared, int) else None
             if "cubin" in entry.artifact_names:
                 try:
                     code = entry.artifact("cubin")
@@ -228,17 +251,24 @@ class Page:
         return self._source_places[text]
 
     @staticmethod
-    def _draw(kernel: runs.Kernel, place: int, offset: float, end: float, lanes: dict[str, list[list[Any]]]) -> None:
-        """Bars: from, to, kernel, and what it is."""
+    def _draw(
+        kernel: runs.Kernel,
+        place: int,
+        offset: float,
+        end: float,
+        lanes: dict[str, list[list[Any]]],
+        *,
+        is_shared: bool,
+    ) -> None:
+        """Bars: from, to, kernel, and what it is. `is_shared`: the compile is shown with another process."""
 
         def bar(lane: str, begun: float, until: float, what: str) -> None:
             lanes.setdefault(lane, []).append([round(begun, 4), round(max(begun, until), 4), place, what])
 
         for at, took, thread in kernel.waits:
-            until = end if took is None else offset + at + took
-            bar(f"thread {thread}", offset + at, until, "waiting")
+            bar(f"thread {thread}", offset + at, offset + at + took, "waiting")
         bar(f"thread {kernel.thread}", offset + kernel.asked, offset + kernel.asked, "kick-off")
-        if kernel.began is None or kernel.worker < 0:
+        if kernel.began is None or kernel.worker < 0 or is_shared:
             return
         at = offset + kernel.began
         lane = f"worker {kernel.worker}"

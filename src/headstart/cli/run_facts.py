@@ -82,6 +82,13 @@ class Library:
                 return _of_entry(Entry.open(path), "the cache")
         return None
 
+    def there_since(self, key: str) -> float | None:
+        """When the store's entry was last used or made, seconds since 1970: it was there then. None: it has none."""
+        for path in self._paths(key):
+            with contextlib.suppress(OSError):
+                return path.lstat().st_mtime
+        return None
+
     def recorded(self, head: Head, name: str) -> Iterator[Facts]:
         """All that the manifest of a run's program has of that name."""
         for digest, (recorded_as, request) in self._manifest(head.record).items():
@@ -90,7 +97,7 @@ class Library:
 
     def bundled(self, head: Head, name: str) -> Iterator[Facts]:
         """All that the run's bundle has of that name, unless the run has written it: then it was not there before."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # no file, no name of one
             if os.stat(head.bundle).st_mtime >= head.began:
                 return
         bundle = self._bundle(head.bundle)
@@ -103,8 +110,10 @@ class Library:
         """What compiles a kernel again, and what for."""
         if kernel.origin == "failed":
             digest = kernel.digest[:_SHORT_DIGEST]
-            plan = self._cache_dir / "failed" / f"{kernel.name[:_MAX_PLAN_NAME]}-{digest}.py"
-            if digest and plan.is_file():
+            file = f"{kernel.name[:_MAX_PLAN_NAME]}-{digest}.py"
+            plan = self._cache_dir / "failed" / file
+            # The log may say anything; a kernel's name is one of Python's.
+            if digest and kernel.name.isidentifier() and os.path.isfile(plan):
                 return [{"why": "Compiles it again:", "command": f"headstart build {shlex.quote(str(plan))}"}]
         if kernel.digest and any(digest.startswith(kernel.digest) for digest in self._manifest(head.record)):
             command = f"headstart build --trust {shlex.quote(head.record)}"

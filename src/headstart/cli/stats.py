@@ -12,6 +12,7 @@ import msgspec
 
 from headstart.artifacts import runs
 from headstart.cli import count, json_line, printable
+from headstart.cli.run_times import Compiles, blocked_s
 from headstart.system.folders import cache_dir
 
 _ORIGINS = {
@@ -56,7 +57,7 @@ class Totals(msgspec.Struct):
         asked: requests, those not counted that an earlier one's future answered, which are
         joined.
         origins: requests by who had them; see `runs.Kernel.origin`.
-        compile_s: of compiling, and by `stages`.
+        compile_s: of compiling, one compile once, and by `stages`.
         saved_s: that were not compiled again, as far as it is known how long they took.
         waited_s: in which somebody was blocked on a kernel.
     """
@@ -99,7 +100,8 @@ def stats(verbose: bool, reset: bool, as_json: bool) -> None:
 def totals(found: Iterable[runs.Run], most: int) -> Totals:
     """Over these runs; of lists, the first `most`."""
     total = Totals()
-    known: dict[str, float] = {}  # seconds by key
+    compiles = Compiles()
+    known: dict[str, float] = {}  # seconds by key; the key of a kernel from a bundle is not in the log
     spared: list[runs.Kernel] = []
     slow: dict[tuple[str, str, str], Slow] = {}
     failures: Counter[tuple[str, str]] = Counter()
@@ -116,15 +118,17 @@ def totals(found: Iterable[runs.Run], most: int) -> Totals:
             fell_back.update(process.fell_back)
             for kernel in process.kernels.values():
                 origins[kernel.origin] += 1
-                total.compile_s += kernel.compile_s
-                total.cpu_s += kernel.cpu_s
-                for stage, seconds in kernel.stages:
-                    name = _STAGES.get(stage, stage)
-                    total.stages[name] = total.stages.get(name, 0.0) + seconds
+                if kernel.compile_s and compiles.told(kernel, process.head)[1]:
+                    total.compile_s += kernel.compile_s
+                    total.cpu_s += kernel.cpu_s
+                    for stage, seconds in kernel.stages:
+                        name = _STAGES.get(stage, stage)
+                        total.stages[name] = total.stages.get(name, 0.0) + seconds
                 if kernel.origin == "failed":
                     failures[kernel.name, kernel.error] += 1
                 elif kernel.compile_s:
-                    known[kernel.key] = max(known.get(kernel.key, 0.0), kernel.compile_s)
+                    if kernel.key:
+                        known[kernel.key] = max(known.get(kernel.key, 0.0), kernel.compile_s)
                     which = (kernel.name, kernel.label, kernel.target)
                     if which not in slow or slow[which].compile_s < kernel.compile_s:
                         slow[which] = Slow(*which, kernel.compile_s, process.head.program)
@@ -136,20 +140,6 @@ def totals(found: Iterable[runs.Run], most: int) -> Totals:
     total.slowest = sorted(slow.values(), key=lambda each: -each.compile_s)[:most]
     total.failures = [Trouble(*what, times) for what, times in failures.most_common(most)]
     total.fell_back = [Trouble(*what, times) for what, times in fell_back.most_common(most)]
-    return total
-
-
-def blocked_s(process: runs.Process) -> float:
-    """Seconds in which any of its threads was blocked on a kernel; a wait that never ended counts to the end."""
-    waits = sorted(
-        (begun, begun + (max(0.0, process.last - begun) if took is None else took))
-        for kernel in process.kernels.values()
-        for begun, took, _ in kernel.waits
-    )
-    total, until = 0.0, float("-inf")
-    for begun, ended in waits:
-        total += max(0.0, ended - max(begun, until))
-        until = max(until, ended)
     return total
 
 

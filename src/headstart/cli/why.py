@@ -19,6 +19,7 @@ from headstart.system.folders import cache_dir
 
 COMPILED = ("worker", "failed", "pending")  # origins of what had to be compiled
 _SHOWN = 40  # kernels, without --all
+_COMPARED = 500  # kernels of a name, of which the nearest is told
 
 
 class Reason(NamedTuple):
@@ -82,7 +83,9 @@ def why(kernel: str, last: bool, run_name: str, every: bool, as_json: bool) -> N
     ]
     if not found:
         what = f"a kernel named {printable(kernel)}" if kernel else "a kernel"
-        raise Failure(f"no run that is kept compiled {what}" if kernel and not run_name else _nothing(run, what))
+        raise Failure(
+            f"no run that is kept compiled {what}" if kernel and not run_name else _nothing(run, what, kernel)
+        )
     shown = found if every or as_json else found[:_SHOWN]
     explained = reasons(folder, run, shown)
     if as_json:
@@ -107,36 +110,51 @@ def reasons(folder: Path, run: runs.Run, kernels: list[tuple[runs.Kernel, Head]]
         yield before.reason(kernel, head)
 
 
+class _Earlier(NamedTuple):
+    """A kernel of another run, and when that had its answer, seconds since 1970."""
+
+    answered: float
+    kernel: runs.Kernel
+    head: Head
+
+
 class _Before:
     """What was there before a run, of some names."""
 
     def __init__(self, folder: Path, run: runs.Run, library: Library, names: set[str]) -> None:
         self._library = library
-        self._earlier: dict[str, list[tuple[runs.Kernel, Head]]] = {}
-        self._facts: dict[str, list[Facts]] = {}
+        self._earlier: dict[str, list[_Earlier]] = {}
+        self._facts: dict[str, list[tuple[float, Facts]]] = {}
         self._run = run
+        latest = max((_when(each.last, each.head) for each in run.processes), default=0.0)
         for each in runs.runs(folder):
-            if each.name != run.name and each.head.began < run.head.began:
+            if each.name != run.name and each.head.began < latest:
                 for process in each.processes:
                     for kernel in process.kernels.values():
-                        if kernel.name in names and kernel.origin not in ("pending", "cancelled"):
-                            self._earlier.setdefault(kernel.name, []).append((kernel, process.head))
+                        if kernel.name in names and kernel.answered is not None and kernel.origin != "cancelled":
+                            answered = _when(kernel.answered, process.head)
+                            self._earlier.setdefault(kernel.name, []).append(_Earlier(answered, kernel, process.head))
 
     def reason(self, kernel: runs.Kernel, head: Head) -> Reason:
         """Why it was compiled."""
-        earlier = self._earlier.get(kernel.name, [])
-        same = next((each for each in earlier if kernel.digest and each[0].digest == kernel.digest), None)
+        asked = _when(kernel.asked, head)
+        earlier = [each for each in self._earlier.get(kernel.name, []) if each.answered <= asked]
+        same = _same(kernel, earlier)
         facts = self._library.facts(kernel, head)
         if facts is not None and facts.request is not None and not kernel.label:
             # Of a source of torch.compile's the log knows the names only.
             kernel.label, kernel.target = configuration_of(facts.request), facts.request.target
-        if same is not None and (line := self._again(kernel, *same)):
-            return Reason(kernel, head, [line], f"run {same[1].run}")
+        if same is not None and (line := self._again(kernel, asked, same)):
+            return Reason(kernel, head, [line], f"run {same.head.run}")
         if facts is None:
             if not earlier:
                 return Reason(kernel, head, [self._first(kernel)], "")
             return Reason(kernel, head, ["what it was made of is not known any more: its entry is gone"], "")
-        candidates = [each for each in self._candidates(kernel.name, head) if each.components != facts.components]
+        candidates = [
+            each
+            for there, each in self._candidates(kernel.name, head)
+            if there <= asked and each.components != facts.components
+        ][:_COMPARED]
         if (other := self._other_toolchain(candidates, facts)) is not None:
             return Reason(kernel, head, explain(other, facts), _told(other))
         closest = nearest(candidates, facts)
@@ -147,31 +165,58 @@ class _Before:
     def _first(self, kernel: runs.Kernel) -> str:
         return f"first seen: nothing before this run has a kernel named {kernel.name}"
 
-    def _again(self, kernel: runs.Kernel, before: runs.Kernel, head: Head) -> str:
+    def _again(self, kernel: runs.Kernel, asked: float, same: _Earlier) -> str:
         """The very same was asked for before; empty: by another toolchain."""
+        before, run = same.kernel, same.head.run
         if before.origin == "failed":
-            return f"the same was compiled in run {head.run}, where it failed: {before.error}"
+            return f"the same was compiled in run {run}, where it failed: {before.error}"
         if before.key and kernel.key and before.key != kernel.key:
             return ""
         if before.origin == "bundle":
-            return f"the same came from a bundle in run {head.run}, which this run was not given, or which lacks it"
-        return f"the same was there in run {head.run}, and is in the cache no more: evicted, removed, or not kept"
+            return f"the same came from a bundle in run {run}, which this run was not given, or which lacks it"
+        there = self._library.there_since(kernel.key or before.key)
+        if there is not None and there < asked:
+            if kernel.origin == "pending":
+                return f"the same was there in run {run}, and is in the cache: no answer had come when the log ended"
+            return (
+                f"the same was there in run {run}, and is in the cache, which was not to be used, or could not be read"
+            )
+        return f"the same was there in run {run}, and is in the cache no more: evicted, removed, or not kept"
 
     @staticmethod
     def _other_toolchain(candidates: list[Facts], facts: Facts) -> Facts | None:
         return next((each for each in candidates if each.digest == facts.digest and each.entry is not None), None)
 
-    def _candidates(self, name: str, head: Head) -> list[Facts]:
-        """The nearest in time first: the run's bundle, earlier runs, the record."""
+    def _candidates(self, name: str, head: Head) -> list[tuple[float, Facts]]:
+        """The nearest in time first, and since when they were there: the run's bundle, earlier runs, the record."""
         if name not in self._facts:
             own = {kernel.digest for kernel in self._run.kernels if kernel.origin in COMPILED}
-            found = list(self._library.bundled(head, name))
-            for kernel, earlier in self._earlier.get(name, []):
-                if (facts := self._library.facts(kernel, earlier)) is not None:
-                    found.append(facts)
-            found += [each for each in self._library.recorded(head, name) if each.digest[:32] not in own]
+            found = [(0.0, each) for each in self._library.bundled(head, name)]
+            first: dict[tuple[str, str], _Earlier] = {}  # many runs ask for the same
+            for each in self._earlier.get(name, []):
+                what = (each.kernel.key, each.kernel.digest)
+                if what not in first or each.answered < first[what].answered:
+                    first[what] = each
+            found += [
+                (each.answered, facts)
+                for each in first.values()
+                if (facts := self._library.facts(each.kernel, each.head)) is not None
+            ]
+            found += [(0.0, each) for each in self._library.recorded(head, name) if each.digest[:32] not in own]
             self._facts[name] = found
         return self._facts[name]
+
+
+def _when(at: float, head: Head) -> float:
+    """Seconds since 1970."""
+    return head.began + at
+
+
+def _same(kernel: runs.Kernel, earlier: list[_Earlier]) -> _Earlier | None:
+    """By key, which says more than the digest, and is all that is known of kernels of torch.compile."""
+    by_key = (each for each in earlier if kernel.key and each.kernel.key == kernel.key)
+    by_digest = (each for each in earlier if kernel.digest and each.kernel.digest == kernel.digest)
+    return next(by_key, None) or next(by_digest, None)
 
 
 def _told(facts: Facts) -> str:
@@ -202,10 +247,13 @@ def _run(folder: Path, name: str, kernel: str) -> runs.Run:
     return latest
 
 
-def _nothing(run: runs.Run, what: str) -> str:
-    asked = count(len(run.kernels), "kernel")
-    told = f"of {asked}" if len(run.kernels) != 1 else "of the one"
-    return f"run {run.name} compiled no {what.removeprefix('a ')}: {told} that it asked for, all were there"
+def _nothing(run: runs.Run, what: str, kernel: str) -> str:
+    if kernel and not any(_is_meant(each, kernel) for each in run.kernels):
+        return f"run {run.name} asked for no {what.removeprefix('a ')}"
+    meant = [each for each in run.kernels if not kernel or _is_meant(each, kernel)]
+    told = f"of {count(len(meant), 'kernel')}" if len(meant) != 1 else "of the one"
+    wanted = "all were there" if all(each.origin != "cancelled" for each in meant) else "none had to be"
+    return f"run {run.name} compiled no {what.removeprefix('a ')}: {told} that it asked for, {wanted}"
 
 
 def _text(alike: list[Reason]) -> str:

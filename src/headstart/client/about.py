@@ -16,8 +16,11 @@ _NOT_THE_PROGRAM = (
     "contextlib",
     "threading",
     "concurrent",
-    "torch._inductor",
-    "torch._dynamo",
+    "importlib",
+    "_frozen_importlib",
+    "_frozen_importlib_external",
+    "runpy",
+    "torch",
 )
 
 

@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -28,11 +29,9 @@ _LAST_BYTES = 4096  # of a full file, for what says that it is
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _AGAIN = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _log = logging.getLogger("headstart")
-# Of a launcher of processes: what its processes have in common, and which one this is.
-_JOBS = (
-    (("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"), "RANK"),
-    (("SLURM_JOB_ID", "SLURM_STEP_ID"), "SLURM_PROCID"),
-)
+# What the processes of a launcher have in common.
+_TORCHRUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
+_STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID")
 
 
 class RunFile:
@@ -211,18 +210,43 @@ class RunFile:
 
 @functools.cache
 def _run_of_this_process() -> str:
-    """The same for all processes of one torchrun, or of one step of SLURM's, on all of its hosts."""
-    for shared, _ in _JOBS:
-        if shared[0] in os.environ:
-            # What torchrun calls its runs may be the same each time; its agent is the parent of all ranks of a host.
-            is_unique = os.environ[shared[0]] not in ("", "none")
-            said = [os.environ.get(name, "") for name in shared] + ([] if is_unique else [str(os.getppid())])
-            return hashlib.sha256("\n".join(said).encode(errors="replace")).hexdigest()[:8]
-    return new_run()
+    """The same for all processes of one torchrun, or of one step of SLURM's, on all of its hosts.
+
+    What a user calls a torchrun may be the same each time: of one on a single host, what its agent made for it is part
+    of the name. A shell of salloc's or of srun's, in which one program is started after another, makes no run.
+    """
+    said = _torchrun(os.environ) or _slurm_step(os.environ)
+    if not said:
+        return new_run()
+    return hashlib.sha256("\n".join(said).encode(errors="replace")).hexdigest()[:8]
+
+
+def _torchrun(variables: Mapping[str, str]) -> list[str]:
+    if "TORCHELASTIC_RUN_ID" not in variables:
+        return []
+    said = [variables.get(name, "") for name in _TORCHRUN]
+    if _number(variables.get("LOCAL_WORLD_SIZE", "")) >= _number(variables.get("WORLD_SIZE", "")):
+        # In a new folder of the agent's, by attempt and rank; what a rank starts inherits it, but not its parent.
+        errors = variables.get("TORCHELASTIC_ERROR_FILE", "")
+        said.append(os.path.dirname(os.path.dirname(errors)) or str(os.getppid()))
+    return said
+
+
+def _slurm_step(variables: Mapping[str, str]) -> list[str]:
+    is_launched = all(variables.get(name) for name in (*_STEP, "SLURM_PROCID"))
+    if not is_launched or _number(variables.get("SLURM_STEP_NUM_TASKS", "")) < 2:
+        return []
+    return [variables[name] for name in _STEP] + [variables.get("SLURM_RESTART_COUNT", "")]
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _rank() -> str:
-    return next((os.environ[rank] for shared, rank in _JOBS if shared[0] in os.environ and rank in os.environ), "")
+    if _torchrun(os.environ):
+        return os.environ.get("RANK", "")
+    return os.environ["SLURM_PROCID"] if _slurm_step(os.environ) else ""
 
 
 @functools.cache
