@@ -16,6 +16,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -180,19 +181,13 @@ def open_run(cache_dir: Path, name: str) -> Run | None:
         if (process := _read(path, left)) is not None:
             processes.append(process)
             left -= process.size
-    processes.sort(key=lambda process: (process.head.began, process.head.pid))
+    processes.sort(key=lambda each: (round(each.head.began, 2), bool(each.head.parent), each.head.pid))  # forks later
     return Run(name, processes) if processes else None
 
 
 def runs(cache_dir: Path, most: int | None = None) -> Iterator[Run]:
     """Those that can be read, the latest first; at most so many."""
-    given = 0
-    for name in names(cache_dir):
-        if most is not None and given >= most:
-            return
-        if (run := open_run(cache_dir, name)) is not None:
-            given += 1
-            yield run
+    return islice(filter(None, (open_run(cache_dir, name) for name in names(cache_dir))), most)
 
 
 def forget(cache_dir: Path, keep: int) -> int:
@@ -202,10 +197,8 @@ def forget(cache_dir: Path, keep: int) -> int:
         folder = folder_of(cache_dir) / name
         with Swept(folder) as swept:
             files = [each for each, _ in swept.files()]
-            if not all(_FILE.fullmatch(each) for each in files):
-                continue  # somebody keeps other things there
-            if any(_is_written(folder / each) for each in files):
-                continue
+            if not all(_FILE.fullmatch(each) and not _is_written(folder / each) for each in files):
+                continue  # or somebody keeps other things there
             with contextlib.suppress(OSError):
                 for each in files:
                     swept.remove(each)
@@ -246,10 +239,8 @@ def _is_written(path: Path) -> bool:
     fd = _open(path)
     if fd is None:
         return False
-    try:
+    with os.fdopen(fd):
         return _is_locked(fd)
-    finally:
-        os.close(fd)
 
 
 def _read(path: Path, most: int) -> Process | None:
