@@ -38,7 +38,7 @@ def test_it_renders_light_and_dark_and_asks_nobody_for_anything(show: Show, a_ru
     shown = show(a_run, scheme=scheme)
     assert shown.title() == "headstart: app.py"
     sentence = shown.inner_text("h1")
-    assert sentence.startswith("12 kernels, 10 compiled in 15.0 s of compiling, 1 there already, ")
+    assert sentence.startswith("12 kernels, 10 compiled in 15.0 s of compiling (1.")
     assert "1 failed" in sentence
     for chart in ("lanes", "history", "sweep-0"):
         assert drawn(shown, chart) > 5, chart
