@@ -68,8 +68,10 @@ def test_a_source_is_one_message_and_its_kernels_are_none(everything: dict[str, 
     assert sent["Submit"] == counts["late"]
 
 
-def test_one_thread_of_headstarts_is_left_in_the_program(everything: dict[str, Any]) -> None:
-    assert everything["threads"] == ["headstart"]
+def test_of_headstart_s_threads_the_connection_s_and_the_log_s_are_left_in_the_program(
+    everything: dict[str, Any],
+) -> None:
+    assert sorted(everything["threads"]) == ["headstart", "headstart-run-log"]
 
 
 def test_workers_put_kernels_into_tritons_cache_and_say_how_many_registers_they_take(
