@@ -27,7 +27,7 @@ SERVERS = ("redis", "s3", "registry")
 # Who may ask for the time of day: for the age of files, for people, and for the day on which a kernel was used.
 TIME_OF_DAY = {
     *("stores/disk.py", "stores/remote/folder.py", "artifacts/reproduce.py", "cli/pulled.py"),
-    "client/run_file.py",
+    *("client/run_file.py", "artifacts/runs.py"),
     *("adapters/recording.py", "adapters/triton/autotune.py", "adapters/inductor/compat_artifacts.py"),
 }  # files, and what people read
 

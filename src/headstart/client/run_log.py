@@ -30,11 +30,11 @@ import os
 import sys
 import threading
 import time
+from _queue import Empty, SimpleQueue  # not by `queue`: a module of the program may be called so
 from collections import deque
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from headstart.artifacts import run_records as records
