@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,10 @@ def a_run(cache: Path) -> runs.Run:
     ask(first, matmul(num_warps=4), result())
     first.close()
     about.describe(about.About(run="0000000b", program="/srv/app.py", kind="run", record="/srv/app.manifest"))
-    log = RunLog(cache, 100, 2)
-    log.zero -= 5.0  # the program is some seconds old
+    with pytest.MonkeyPatch.context() as patched:
+        begun = time.monotonic() - 5.0  # the program is some seconds old
+        patched.setattr(time, "monotonic", lambda: begun)
+        log = RunLog(cache, 100, 2)
     swept = [ask(log, matmul(16 << (n // 3), 32, num_warps=1 << (n % 3)), result()) for n in range(9)]
     log.swept("app.matmul", [(kickoff.log, 1.0 + n) for n, kickoff in enumerate(swept) if kickoff.log], swept[0].log)
     ask(log, pointwise(), result(cached=True))
