@@ -530,24 +530,8 @@ def test_a_job_s_own_cluster_gets_actors_if_nobody_has_started_any(start: Start,
     running.close()
 
 
-def test_when_a_call_fails_less_is_asked_for_at_once(start: Start) -> None:
-    """The results may have been too much for an object store that is full."""
-    node = FakeNode()
-    node.outcome = never
-    running = start(a=node)
-    running.has_nodes()
-    running.lend(1)
-    running.hear(wire.Begun)
-    node.is_full = True
-    node.finish()
-    running.made()
-    assert node.calls[-1].most == attending.SMALL
-
-
-def test_a_while_after_a_call_has_failed_as_much_as_ever_is_asked_for(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attending, "FULL", 0.0)
+def after_a_call_has_failed(start: Start) -> FakeNode:
+    """A node whose results were too much for an object store that is full, and were then asked for once more."""
     node = FakeNode()
     node.outcome = never
     running = start(a=node)
@@ -558,4 +542,15 @@ def test_a_while_after_a_call_has_failed_as_much_as_ever_is_asked_for(
     node.finish()
     running.made()
     assert not node.is_full, "a call has failed"
-    assert {call.most for call in node.calls} == {attending.MOST}
+    return node
+
+
+def test_when_a_call_fails_less_is_asked_for_at_once(start: Start) -> None:
+    assert after_a_call_has_failed(start).calls[-1].most == attending.SMALL
+
+
+def test_a_while_after_a_call_has_failed_as_much_as_ever_is_asked_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attending, "FULL", 0.0)
+    assert {call.most for call in after_a_call_has_failed(start).calls} == {attending.MOST}

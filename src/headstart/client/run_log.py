@@ -10,7 +10,7 @@ that asks for no kernel leaves none. With the last client the file is closed, an
 Guarantees:
 
 A program never notices: a note does no I/O, takes no lock that a signal handler could wait for, and waits for nothing
-(the first one starts the thread, which is what takes longest: about 100 µs). Whatever goes wrong here (no space, no
+(the first one starts the thread, which is what takes longest). Whatever goes wrong here (no space, no
 permission, a bug of ours) is a debug line and a log that lacks something. No message about it reaches the program. Nor
 does its end: for what is left it waits `CLOSE_PATIENCE` at most.
 
